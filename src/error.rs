@@ -1,0 +1,128 @@
+//! The one error type. Each variant is something a caller can act on, and says what was wrong, what was
+//! expected and what to do.
+
+use std::path::PathBuf;
+
+/// The cause of an error, kept for `source()`.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Everything that can go wrong between a model folder and a vector.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument or option has an unusable value.
+    #[error("{argument}: expected {expected}, found {found}")]
+    InvalidArgument {
+        /// Name of the argument or option, as the caller wrote it.
+        argument: &'static str,
+        /// What would have been accepted.
+        expected: String,
+        /// What was passed.
+        found: String,
+    },
+    /// The model folder or one of its files does not exist.
+    #[error("{}: not found; {hint}", path.display())]
+    ModelNotFound {
+        /// The missing folder or file.
+        path: PathBuf,
+        /// What belongs there.
+        hint: String,
+    },
+    /// A file of the model folder is damaged or contradicts another one.
+    #[error("{}: {problem}", path.display())]
+    ModelInvalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what was expected.
+        problem: String,
+        /// The parser's own error, if one was the reason.
+        source: Option<Cause>,
+    },
+    /// A tensor of the checkpoint is not what the configuration asks for.
+    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", path.display())]
+    TensorInvalid {
+        /// The checkpoint file, or the folder when no file holds the tensor.
+        path: PathBuf,
+        /// The tensor's name in the checkpoint.
+        tensor: String,
+        /// Shape, dtype or values expected.
+        expected: String,
+        /// What the checkpoint holds.
+        found: String,
+    },
+    /// The model asks for something that this library does not compute.
+    #[error("{}: {feature} is not supported; {hint}", path.display())]
+    ModelUnsupported {
+        /// The file that asks for it.
+        path: PathBuf,
+        /// The setting, by name and value.
+        feature: String,
+        /// What is supported, or which option helps.
+        hint: String,
+    },
+    /// The tokenizer failed on a text.
+    #[error("tokenization failed: {reason}")]
+    TokenizationFailed {
+        /// What the tokenizer said.
+        reason: String,
+    },
+    /// A runtime cannot be started on this machine.
+    #[error("the {backend} backend is not available: {reason}")]
+    BackendUnavailable {
+        /// Name of the backend as in the option `backend`.
+        backend: &'static str,
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// A runtime failed while computing, or produced values that are not numbers.
+    #[error("inference failed: {reason}")]
+    InferenceFailed {
+        /// What the runtime said.
+        reason: String,
+    },
+    /// The process-wide model was used before `init`.
+    #[error("no model is loaded: call init(modelDir) before embed() and isGpu()")]
+    NotInitialized,
+    /// `init` was called again with another model or other options.
+    #[error(
+        "init was already called with {loaded:?}, and a process has one such model: \
+         use Embedder.load() for {requested:?}"
+    )]
+    AlreadyInitialized {
+        /// Folder of the loaded model.
+        loaded: PathBuf,
+        /// Folder of the refused one.
+        requested: PathBuf,
+    },
+    /// The model was closed.
+    #[error("the model is closed: load it again to embed more texts")]
+    Closed,
+}
+
+impl Error {
+    /// The stable code that JavaScript sees as `error.code`.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidArgument { .. } => "INVALID_ARGUMENT",
+            Self::ModelNotFound { .. } => "MODEL_NOT_FOUND",
+            Self::ModelInvalid { .. } | Self::TensorInvalid { .. } => "MODEL_INVALID",
+            Self::ModelUnsupported { .. } => "MODEL_UNSUPPORTED",
+            Self::TokenizationFailed { .. } => "TOKENIZATION_FAILED",
+            Self::BackendUnavailable { .. } => "BACKEND_UNAVAILABLE",
+            Self::InferenceFailed { .. } => "INFERENCE_FAILED",
+            Self::NotInitialized => "NOT_INITIALIZED",
+            Self::AlreadyInitialized { .. } => "ALREADY_INITIALIZED",
+            Self::Closed => "CLOSED",
+        }
+    }
+
+    pub(crate) fn inference(error: &impl std::fmt::Display) -> Self {
+        Self::InferenceFailed {
+            reason: error.to_string(),
+        }
+    }
+}
+
+/// The crate's result type.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,49 @@
+//! Text and code embeddings for semantic search, computed inside a Node.js process.
+//!
+//! # From texts to vectors
+//!
+//! ```text
+//! string[]  →  TypeScript   checks arguments, chooses the backend
+//!           →  node         strings cross into Rust; everything below runs off the JavaScript thread
+//!           →  engine       one queue per model, one thread per worker
+//!           →  tokenizer    texts → ids, cut to the token limit, counted
+//!           →  batch        lengths → batches (pure)
+//!           →  runtime      ids → pooled vectors, [texts, dimension]
+//!           →  vector       NaN check, L2 normalization (pure)
+//!           →  one Float32Array, handed out as one view per text
+//! ```
+//!
+//! # Where things are
+//!
+//! - [`model_dir`] reads a model folder, [`options`] what the caller may decide, [`checkpoint`] the weights.
+//! - [`arch`] holds the encoders. Each is written once over the trait [`arch::Ops`]; a new architecture is one file.
+//! - [`runtime`] implements [`arch::Ops`]. [`runtime::onnx`] records the forward pass as an ONNX graph whose initializers
+//!   point into the mapped safetensors file.
+//! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
+//! - [`engine`] owns the threads. [`model`] puts all of it together; it is the Rust API.
+//! - `node` is the only code that knows Node.js. It is behind the default feature `node`, so that tests link without.
+//!
+//! # Promises
+//!
+//! - The vector of a text does not depend on the texts beside it: batches are never padded on the CPU.
+//! - Pooling, prompts and limits come from the model folder or from the caller. Where neither says, that is an error.
+//! - No panic and no NaN leaves this crate.
+
+pub mod arch;
+pub mod batch;
+pub mod checkpoint;
+pub mod engine;
+pub mod error;
+pub mod model;
+pub mod model_dir;
+#[cfg(feature = "node")]
+mod node;
+pub mod options;
+pub mod runtime;
+pub mod tokenizer;
+pub mod vector;
+
+pub use engine::Embeddings;
+pub use error::{Error, Result};
+pub use model::{Model, export_onnx};
+pub use options::Options;

@@ -1,0 +1,165 @@
+//! A loaded model: folder, tokenizer, encoder, runtime and threads put together.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+
+use crate::arch::Encoder;
+use crate::checkpoint::Checkpoint;
+use crate::engine::{Embeddings, Engine, Reply};
+use crate::error::{Error, Result};
+use crate::model_dir::ModelDir;
+use crate::options::Options;
+use crate::runtime::onnx;
+use crate::tokenizer::{TokenizedText, Tokenizer};
+
+/// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
+pub const EXPORTED_GRAPH: &str = "semantic-search-native.onnx";
+
+/// A model that embeds texts. All methods take `&self` and may be called from any thread.
+pub struct Model {
+    dir: ModelDir,
+    engine: Engine,
+    fingerprint: String,
+    backend: &'static str,
+    is_gpu: bool,
+    threads: usize,
+}
+
+impl Model {
+    /// Loads the model of a folder.
+    ///
+    /// # Errors
+    /// The folder cannot be used, or no runtime works; the error names the file and what was expected.
+    pub fn load(path: &Path, options: &Options) -> Result<Self> {
+        let dir = ModelDir::read(path, options)?;
+        let tokenizer = Tokenizer::load(&dir)?;
+        let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
+        let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
+        let checkpoint = Arc::new(checkpoint);
+        let threads = match options.threads {
+            Some(0) => {
+                return Err(Error::InvalidArgument {
+                    argument: "threads",
+                    expected: "a positive number".to_owned(),
+                    found: "0".to_owned(),
+                });
+            }
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        // Reading every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
+        let (checked, runtime) = std::thread::scope(|scope| {
+            let check = scope.spawn(|| checkpoint.check_finite().map(|()| checkpoint.digests()));
+            let runtime = onnx::load(
+                options.onnx_runtime_library.as_deref(),
+                &encoder,
+                Arc::clone(&checkpoint),
+                &dir.pooling,
+                dir.dimension(),
+                threads,
+            );
+            (
+                check.join().expect("reading mapped bytes does not panic"),
+                runtime,
+            )
+        });
+        let (digests, runtime) = (checked?, runtime?);
+        Ok(Self {
+            fingerprint: dir.fingerprint(&digests, runtime.dtype)?,
+            backend: runtime.backend,
+            is_gpu: runtime.is_gpu,
+            threads,
+            engine: Engine::start(runtime, tokenizer, dir.dimension(), dir.normalize)?,
+            dir,
+        })
+    }
+
+    /// Embeds `texts` and waits for the vectors.
+    ///
+    /// # Errors
+    /// A text cannot be tokenized, the runtime fails, or the model is closed.
+    pub fn embed(&self, texts: Vec<String>, is_query: bool) -> Result<Embeddings> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let reply = move |result| {
+            // The receiver waits below; it cannot be gone.
+            let _ = sender.send(result);
+        };
+        self.submit(texts, is_query, Box::new(reply));
+        receiver.recv().unwrap_or(Err(Error::Closed))
+    }
+
+    /// Embeds `texts` without waiting; `reply` is called exactly once, on another thread.
+    pub fn submit(&self, texts: Vec<String>, is_query: bool, reply: Reply) {
+        self.engine.submit(texts, is_query, reply);
+    }
+
+    /// The token ids of a text, as the model would see them.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn tokenize(&self, text: &str, is_query: bool) -> Result<TokenizedText> {
+        self.engine.tokenizer().tokenize(text, is_query)
+    }
+
+    /// Ends the model's threads and frees its weights; waits for batches that are being computed.
+    pub fn close(&self) {
+        self.engine.close();
+    }
+
+    /// What the folder and the options say.
+    #[must_use]
+    pub fn dir(&self) -> &ModelDir {
+        &self.dir
+    }
+
+    /// See [`ModelDir::fingerprint`].
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// The backend that computes, as users name it.
+    #[must_use]
+    pub fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    /// Whether a GPU computes.
+    #[must_use]
+    pub fn is_gpu(&self) -> bool {
+        self.is_gpu
+    }
+
+    /// Threads that compute.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+}
+
+/// Writes the model's graph as [`EXPORTED_GRAPH`] into its folder and returns the path. The file holds no weights: its
+/// initializers point into the checkpoint's files. Input `input_ids` (int64 `[batch, length]`, texts of equal length),
+/// output `last_hidden_state` (float `[batch, length, width]`).
+///
+/// # Errors
+/// The folder cannot be used or written.
+pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
+    let dir = ModelDir::read(path, options)?;
+    let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
+    let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
+    let graph = onnx::export(&encoder, &checkpoint, dir.config.width())?;
+    let folder = dir.weights[0].parent().unwrap_or(&dir.path);
+    let target = folder.join(EXPORTED_GRAPH);
+    let partial = folder.join(format!("{EXPORTED_GRAPH}.{}.part", std::process::id()));
+    std::fs::write(&partial, graph)
+        .and_then(|()| std::fs::rename(&partial, &target))
+        .map_err(|error| {
+            let _ = std::fs::remove_file(&partial);
+            Error::ModelInvalid {
+                path: target.clone(),
+                problem: format!("cannot be written: {error}"),
+                source: Some(error.into()),
+            }
+        })?;
+    Ok(target)
+}

@@ -1,0 +1,106 @@
+//! What a caller may decide about a model. Everything else comes from the model folder.
+
+use std::path::PathBuf;
+
+use crate::arch::Pooling;
+use crate::error::{Error, Result};
+
+/// Options of [`crate::Model::load`]. The default follows the model folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Overrides the folder's pooling; needed where the folder does not say.
+    pub pooling: Option<Pooling>,
+    /// Overrides the text put in front of queries.
+    pub query_prompt: Option<String>,
+    /// Overrides the text put in front of documents.
+    pub document_prompt: Option<String>,
+    /// Most tokens of a text, special tokens included; clipped to the model's own limit. Default
+    /// [`Options::DEFAULT_MAX_TOKENS`].
+    pub max_tokens: Option<usize>,
+    /// Leaves vectors at the length that pooling gives them, instead of scaling them to 1.
+    pub keep_length: bool,
+    /// Number format of the weights while computing.
+    pub dtype: Dtype,
+    /// Which runtime computes.
+    pub backend: Backend,
+    /// Threads of the ONNX backend. Default: what the machine, or its cgroup, offers.
+    pub threads: Option<usize>,
+    /// ONNX Runtime's shared library. Default: the environment variable `ORT_DYLIB_PATH`, then the system's
+    /// `libonnxruntime`.
+    pub onnx_runtime_library: Option<PathBuf>,
+}
+
+impl Options {
+    /// Token limit where neither the caller nor the model asks for less.
+    pub const DEFAULT_MAX_TOKENS: usize = 512;
+}
+
+/// Number format of the weights while computing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Dtype {
+    /// What suits the backend: float32 on CPU.
+    #[default]
+    Auto,
+    /// float32.
+    F32,
+}
+
+impl std::str::FromStr for Dtype {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            _ => Err(Error::InvalidArgument {
+                argument: "dtype",
+                expected: "\"auto\" or \"f32\"".to_owned(),
+                found: format!("{name:?}"),
+            }),
+        }
+    }
+}
+
+/// A runtime, by the name users give it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// The fastest that works here.
+    #[default]
+    Auto,
+    /// ONNX Runtime on the CPU.
+    Onnx,
+}
+
+impl std::str::FromStr for Backend {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "onnx" => Ok(Self::Onnx),
+            "mlx" => Err(Error::BackendUnavailable {
+                backend: "mlx",
+                reason: "this build of the addon has no MLX runtime".to_owned(),
+            }),
+            _ => Err(Error::InvalidArgument {
+                argument: "backend",
+                expected: "\"auto\", \"mlx\" or \"onnx\"".to_owned(),
+                found: format!("{name:?}"),
+            }),
+        }
+    }
+}
+
+impl std::str::FromStr for Pooling {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::from_name(name).ok_or_else(|| Error::InvalidArgument {
+            argument: "pooling",
+            expected: Self::ALL
+                .map(|pooling| format!("{:?}", pooling.name()))
+                .join(", "),
+            found: format!("{name:?}"),
+        })
+    }
+}

@@ -1,0 +1,286 @@
+//! ONNX Runtime on the CPU.
+//!
+//! The encoder is recorded as a graph ([`graph`]) and each worker has a session of its own, since `Session::run`
+//! takes `&mut self`. All sessions share one copy of the weights as the kernels want them (ONNX Runtime's container of
+//! prepacked weights), and that copy is made from initializers that point into the mapped checkpoint: beyond
+//! activations, memory does not grow with the number of workers.
+//!
+//! Bulk work runs on workers with one thread each and batches without padding; a lone text runs on one more session
+//! that uses all threads.
+
+pub mod graph;
+mod proto;
+
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::environment::Environment;
+use ort::session::Session;
+use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights, SessionBuilder};
+use ort::value::TensorRef;
+use ort::{AsPointer, logging::LogLevel};
+
+use self::graph::GraphBuilder;
+use super::{Runtime, Worker};
+use crate::arch::{Encoder, Pooling, Tokens};
+use crate::batch::{Batch, Limits};
+use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
+use crate::error::{Error, Result};
+
+/// Tokens of a bulk batch. More texts per run spare little once a run has this many rows, and cost memory.
+const BUDGET_TOKENS: usize = 512;
+
+/// Loads an encoder.
+///
+/// # Errors
+/// The library cannot be loaded, or refuses the graph.
+pub fn load(
+    library: Option<&Path>,
+    encoder: &Encoder,
+    checkpoint: Arc<Checkpoint>,
+    pooling: &[Pooling],
+    dimension: usize,
+    threads: usize,
+) -> Result<Runtime> {
+    let environment = environment(library)?;
+    let mut builder = GraphBuilder::default();
+    let output = encoder.embed(&mut builder, pooling)?;
+    // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside the folder.
+    let file = checkpoint.files()[0]
+        .path
+        .canonicalize()
+        .map_err(|error| Error::inference(&error))?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let file_name = Path::new(file.file_name().unwrap_or_default());
+    let (graph, weights) = builder.finish_pooled(&output, dimension, file_name);
+    let weights = SharedWeights::new(checkpoint, weights)?;
+    let blueprint = Arc::new(Blueprint {
+        environment,
+        graph,
+        folder: folder.display().to_string(),
+        weights,
+    });
+    let session = |threads| OnnxWorker::new(&blueprint, threads);
+    let workers = (0..threads)
+        .map(|_| Ok(Box::new(session(1)?) as Box<dyn Worker>))
+        .collect::<Result<Vec<_>>>()?;
+    let lone = match threads {
+        1 => None,
+        _ => Some(Box::new(session(threads)?) as Box<dyn Worker>),
+    };
+    Ok(Runtime {
+        backend: "onnx",
+        is_gpu: false,
+        dtype: "f32",
+        limits: Limits {
+            budget_tokens: BUDGET_TOKENS,
+            padding_ratio: 1.0,
+        },
+        workers,
+        lone,
+    })
+}
+
+/// The encoder as an ONNX file for the model's folder, its initializers pointing at the checkpoint's files there.
+///
+/// # Errors
+/// None today; the forward pass that records the graph may fail in principle.
+pub fn export(encoder: &Encoder, checkpoint: &Checkpoint, width: usize) -> Result<Vec<u8>> {
+    let mut builder = GraphBuilder::default();
+    let output = encoder.forward(&mut builder, Tokens::All)?;
+    Ok(builder.finish_exported(&output, width, checkpoint))
+}
+
+/// The process's one ONNX Runtime environment; the first library that loads stays.
+fn environment(library: Option<&Path>) -> Result<Environment> {
+    static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
+    let mut current = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(environment) = current.as_ref() {
+        return Ok(environment.clone());
+    }
+    let path = library.map_or_else(default_library, Path::to_owned);
+    let unavailable = |reason: &dyn std::fmt::Display| Error::BackendUnavailable {
+        backend: "onnx",
+        reason: format!(
+            "{reason}; install the npm package onnxruntime-node, or name a libonnxruntime of version 1.24 or newer with \
+             the option `onnxRuntimeLibrary` or the environment variable ORT_DYLIB_PATH"
+        ),
+    };
+    let environment = ort::init_from(&path)
+        .map_err(|error| unavailable(&error))?
+        .with_name(env!("CARGO_PKG_NAME"))
+        .with_telemetry(false)
+        // Failures come back as errors; nothing may be written to a host's standard error.
+        .with_logger(Arc::new(|_, _, _, _, _| {}))
+        .build()
+        .map_err(|error| unavailable(&error))?;
+    environment.set_log_level(LogLevel::Fatal);
+    *current = Some(environment.clone());
+    Ok(environment)
+}
+
+fn default_library() -> PathBuf {
+    std::env::var_os("ORT_DYLIB_PATH")
+        .map_or_else(|| PathBuf::from(libloading_name()), PathBuf::from)
+}
+
+/// What the dynamic linker knows ONNX Runtime as.
+fn libloading_name() -> String {
+    format!(
+        "{}onnxruntime{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    )
+}
+
+/// The graph's weights as float32, and their packed form, shared by all sessions.
+struct SharedWeights {
+    initializers: Vec<(CString, TensorRef<'static, f32>)>,
+    prepacked: PrepackedWeights,
+    /// What `initializers` point into.
+    _checkpoint: Arc<Checkpoint>,
+    _converted: Vec<Box<[f32]>>,
+}
+
+impl SharedWeights {
+    fn new(checkpoint: Arc<Checkpoint>, weights: Vec<TensorSlice>) -> Result<Self> {
+        let mut converted = Vec::new();
+        let mut initializers = Vec::with_capacity(weights.len());
+        for weight in weights {
+            let bytes = checkpoint.bytes(&weight);
+            let values = match in_place(weight.dtype, bytes) {
+                Some(values) => std::ptr::from_ref(values),
+                None => {
+                    converted.push(to_f32(weight.dtype, bytes));
+                    std::ptr::from_ref(&*converted[converted.len() - 1])
+                }
+            };
+            // SAFETY: the values lie in the mapped checkpoint or in a boxed slice, neither of which moves, and this
+            // struct keeps both for as long as the tensors exist: fields drop in order of declaration.
+            let values: &'static [f32] = unsafe { &*values };
+            let tensor = TensorRef::from_array_view((weight.shape.clone(), values))
+                .map_err(|error| Error::inference(&error))?;
+            let name = CString::new(weight.name).map_err(|error| Error::inference(&error))?;
+            initializers.push((name, tensor));
+        }
+        Ok(Self {
+            initializers,
+            prepacked: PrepackedWeights::new(),
+            _checkpoint: checkpoint,
+            _converted: converted,
+        })
+    }
+
+    /// Hands the initializers to a session under construction.
+    fn add_to(&self, builder: &mut SessionBuilder) -> Result<(), ort::Error> {
+        for (name, tensor) in &self.initializers {
+            // SAFETY: both pointers are valid for the call, and the name is copied. The session keeps the tensor's
+            // data pointer; its worker holds an `Arc` of `self` until the session is gone.
+            unsafe {
+                let status =
+                    (ort::api().AddInitializer)(builder.ptr_mut(), name.as_ptr(), tensor.ptr());
+                ort::Error::result_from_status(status)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bytes as they are, where they are aligned little-endian float32.
+fn in_place(dtype: WeightType, bytes: &[u8]) -> Option<&[f32]> {
+    if dtype != WeightType::F32 || cfg!(target_endian = "big") {
+        return None;
+    }
+    // SAFETY: every bit pattern is a float32.
+    let (before, values, after) = unsafe { bytes.align_to::<f32>() };
+    (before.is_empty() && after.is_empty()).then_some(values)
+}
+
+fn to_f32(dtype: WeightType, bytes: &[u8]) -> Box<[f32]> {
+    let halves = || bytes.as_chunks::<2>().0.iter();
+    match dtype {
+        WeightType::F32 => {
+            let words = bytes.as_chunks::<4>().0.iter();
+            words.map(|word| f32::from_le_bytes(*word)).collect()
+        }
+        WeightType::F16 => halves()
+            .map(|half| half::f16::from_le_bytes(*half).to_f32())
+            .collect(),
+        WeightType::BF16 => halves()
+            .map(|half| half::bf16::from_le_bytes(*half).to_f32())
+            .collect(),
+    }
+}
+
+/// What every session of a model is made from.
+struct Blueprint {
+    environment: Environment,
+    graph: Vec<u8>,
+    /// Where the graph's external data lies.
+    folder: String,
+    weights: SharedWeights,
+}
+
+impl Blueprint {
+    fn session(&self, threads: usize) -> Result<Session, ort::Error> {
+        let mut builder = Session::builder(&self.environment)?
+            .with_log_level(LogLevel::Fatal)?
+            .with_optimization_level(GraphOptimizationLevel::Level1)?
+            .with_intra_threads(threads)?
+            // Idle threads must not burn CPU in somebody else's process.
+            .with_intra_op_spinning(false)?
+            .with_config_entry(
+                "session.model_external_initializers_file_folder_path",
+                &self.folder,
+            )?
+            .with_prepacked_weights(&self.weights.prepacked)?;
+        self.weights.add_to(&mut builder)?;
+        builder.commit_from_memory(&self.graph)
+    }
+}
+
+/// One session, declared before the weights that it points into, so that it is dropped first.
+struct OnnxWorker {
+    session: Session,
+    _blueprint: Arc<Blueprint>,
+}
+
+impl OnnxWorker {
+    fn new(blueprint: &Arc<Blueprint>, threads: usize) -> Result<Self> {
+        let session = blueprint
+            .session(threads)
+            .map_err(|error| Error::InferenceFailed {
+                reason: format!("ONNX Runtime refused the model's graph: {error}"),
+            })?;
+        Ok(Self {
+            session,
+            _blueprint: Arc::clone(blueprint),
+        })
+    }
+
+    /// Runs texts of equal length.
+    fn run(&mut self, ids: &[u32], texts: usize) -> Result<Vec<f32>, ort::Error> {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let input = TensorRef::from_array_view(([texts, ids.len() / texts], &*ids))?;
+        let outputs = self.session.run(ort::inputs![graph::INPUT => input])?;
+        let (_, vectors) = outputs[graph::EMBEDDING].try_extract_tensor::<f32>()?;
+        Ok(vectors.to_vec())
+    }
+}
+
+impl Worker for OnnxWorker {
+    /// Texts of different lengths run one group of equal neighbours after the other; nothing is padded.
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let texts: Vec<&[u32]> = batch.texts().collect();
+        let mut vectors = Vec::new();
+        for group in texts.chunk_by(|a, b| a.len() == b.len()) {
+            let ids = group.concat();
+            let part = self
+                .run(&ids, group.len())
+                .map_err(|error| Error::inference(&error))?;
+            vectors.extend(part);
+        }
+        Ok(vectors)
+    }
+}

@@ -1,0 +1,182 @@
+//! Texts to token ids.
+//!
+//! The token limit comes from the model folder and the caller, never from the truncation that `tokenizer.json`
+//! happens to carry, and special tokens always survive it.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use tokenizers::{
+    PostProcessor, PreTokenizerWrapper, Tokenizer as HfTokenizer, TruncationDirection,
+    TruncationParams, TruncationStrategy,
+};
+
+use crate::error::{Error, Result};
+use crate::model_dir::ModelDir;
+
+/// Length of the first prefix that is tokenized of a long text, per token of the limit. Most texts have fewer bytes
+/// per token.
+const BYTES_PER_TOKEN: usize = 16;
+
+/// The ids of one text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizedText {
+    /// Token ids, special tokens included.
+    pub ids: Vec<u32>,
+    /// Whether tokens were cut off to stay within the limit.
+    pub truncated: bool,
+}
+
+/// A tokenizer with the model's prompts and token limit.
+pub struct Tokenizer {
+    inner: HfTokenizer,
+    max_tokens: usize,
+    lower_case: bool,
+    query_prompt: String,
+    document_prompt: String,
+    /// Whether a text may be cut at whitespace before it is tokenized, without changing the tokens before the cut.
+    splits_at_whitespace: bool,
+}
+
+impl Tokenizer {
+    /// Loads the folder's tokenizer.
+    ///
+    /// # Errors
+    /// The file is malformed, its ids exceed the model's vocabulary, or the limit leaves no room for text.
+    pub fn load(model: &ModelDir) -> Result<Self> {
+        let path = &model.tokenizer;
+        let mut inner = HfTokenizer::from_file(path).map_err(|error| Error::ModelInvalid {
+            path: path.clone(),
+            problem: format!("is not a tokenizer: {error}"),
+            source: Some(error),
+        })?;
+        check_vocabulary(path, &inner, model.config.vocabulary())?;
+        let special_tokens = inner
+            .get_post_processor()
+            .map_or(0, |processor| processor.added_tokens(false));
+        if model.max_tokens <= special_tokens {
+            return Err(Error::InvalidArgument {
+                argument: "maxTokens",
+                expected: format!(
+                    "more than the {special_tokens} special tokens that this model adds to a text"
+                ),
+                found: model.max_tokens.to_string(),
+            });
+        }
+        let truncation = TruncationParams {
+            max_length: model.max_tokens,
+            strategy: TruncationStrategy::LongestFirst,
+            stride: 0,
+            direction: if model.truncate_left {
+                TruncationDirection::Left
+            } else {
+                TruncationDirection::Right
+            },
+        };
+        inner.with_padding(None);
+        inner
+            .with_truncation(Some(truncation))
+            .map_err(|error| Error::ModelInvalid {
+                path: path.clone(),
+                problem: format!(
+                    "does not take a limit of {} tokens: {error}",
+                    model.max_tokens
+                ),
+                source: Some(error),
+            })?;
+        let splits_at_whitespace = !model.truncate_left
+            && matches!(
+                inner.get_pre_tokenizer(),
+                Some(PreTokenizerWrapper::BertPreTokenizer(_))
+            )
+            && inner
+                .get_added_tokens_decoder()
+                .values()
+                .all(|token| !token.content.contains(char::is_whitespace));
+        Ok(Self {
+            inner,
+            max_tokens: model.max_tokens,
+            lower_case: model.lower_case,
+            query_prompt: model.query_prompt.clone(),
+            document_prompt: model.document_prompt.clone(),
+            splits_at_whitespace,
+        })
+    }
+
+    /// The ids of `text` behind the prompt of its kind.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text, or finds no token in it.
+    pub fn tokenize(&self, text: &str, is_query: bool) -> Result<TokenizedText> {
+        let prompt = if is_query {
+            &self.query_prompt
+        } else {
+            &self.document_prompt
+        };
+        let mut text = Cow::Borrowed(text);
+        if !prompt.is_empty() {
+            text = Cow::Owned(format!("{prompt}{text}"));
+        }
+        if self.lower_case {
+            text = Cow::Owned(text.to_lowercase());
+        }
+        let mut bytes = self.max_tokens * BYTES_PER_TOKEN;
+        let tokenized = loop {
+            let prefix = self.prefix(&text, bytes);
+            let tokenized = self.encode(prefix)?;
+            if tokenized.truncated || prefix.len() == text.len() {
+                break tokenized;
+            }
+            bytes *= 4;
+        };
+        if tokenized.ids.is_empty() {
+            return Err(Error::TokenizationFailed {
+                reason: "the tokenizer gives no token for a text, not even a special one"
+                    .to_owned(),
+            });
+        }
+        Ok(tokenized)
+    }
+
+    /// The beginning of a text, at least this long and cut at whitespace. Tokens before the cut are those of the
+    /// whole text, so once more than the limit came out of a prefix the rest need not be looked at.
+    fn prefix<'a>(&self, text: &'a str, bytes: usize) -> &'a str {
+        if !self.splits_at_whitespace {
+            return text;
+        }
+        let rest = text.as_bytes().get(bytes..).unwrap_or_default();
+        match rest.iter().position(u8::is_ascii_whitespace) {
+            Some(distance) => &text[..bytes + distance],
+            None => text,
+        }
+    }
+
+    fn encode(&self, text: &str) -> Result<TokenizedText> {
+        let encoding =
+            self.inner
+                .encode_fast(text, true)
+                .map_err(|error| Error::TokenizationFailed {
+                    reason: error.to_string(),
+                })?;
+        Ok(TokenizedText {
+            truncated: !encoding.get_overflowing().is_empty(),
+            ids: encoding.get_ids().to_vec(),
+        })
+    }
+}
+
+/// Every id must have a row in the embedding table.
+fn check_vocabulary(path: &Path, tokenizer: &HfTokenizer, rows: usize) -> Result<()> {
+    let vocabulary = tokenizer.get_vocab(true);
+    match vocabulary.iter().max_by_key(|(_, id)| **id) {
+        Some((token, &id)) if id as usize >= rows => Err(Error::ModelInvalid {
+            path: path.to_owned(),
+            problem: format!(
+                "token {token:?} has id {id}, but the model embeds only ids below {rows} (vocab_size); \
+                 tokenizer and weights are of different models"
+            ),
+            source: None,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,125 @@
+//! Vectors against those of `transformers` and `sentence-transformers`; see `tests/fixtures/README.md`.
+
+mod setup;
+
+use std::collections::HashMap;
+
+use semantic_search_native::Model;
+use semantic_search_native::arch::Pooling;
+use semantic_search_native::options::Options;
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Golden {
+    max_tokens: usize,
+    prompts: HashMap<String, String>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Case {
+    name: String,
+    text: Text,
+    kind: String,
+    pooling: Option<serde_json::Value>,
+    max_tokens: Option<usize>,
+    ids: Option<Vec<u32>>,
+    token_count: usize,
+    truncated: bool,
+    vector: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Text {
+    Whole(String),
+    Repeated { repeat: String, times: usize },
+}
+
+impl Text {
+    fn build(&self) -> String {
+        match self {
+            Self::Whole(text) => text.clone(),
+            Self::Repeated { repeat, times } => repeat.repeat(*times),
+        }
+    }
+}
+
+fn check(fixture: &str) {
+    let path = setup::fixture("golden").join(format!("{fixture}.json"));
+    let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    // One model for each set of options that the cases ask for.
+    let mut models: HashMap<(Option<&str>, usize), Model> = HashMap::new();
+    for case in &golden.cases {
+        let pooling = match &case.pooling {
+            // Several poolings cannot be asked for by option; the fixture nomic_partial has them in its folder.
+            Some(serde_json::Value::Array(_)) => continue,
+            Some(name) => name.as_str(),
+            None => None,
+        };
+        let max_tokens = case.max_tokens.unwrap_or(golden.max_tokens);
+        let model = models.entry((pooling, max_tokens)).or_insert_with(|| {
+            let options = Options {
+                pooling: pooling.map(|name| Pooling::from_name(name).unwrap()),
+                max_tokens: Some(max_tokens),
+                threads: Some(1),
+                ..setup::options()
+            };
+            Model::load(&setup::fixture(fixture), &options).unwrap()
+        });
+        assert_eq!(model.dir().query_prompt, golden.prompts["query"]);
+        assert_eq!(model.dir().document_prompt, golden.prompts["document"]);
+
+        let what = format!("{fixture}/{}", case.name);
+        let text = case.text.build();
+        let is_query = case.kind == "query";
+        let tokenized = model.tokenize(&text, is_query).unwrap();
+        assert_eq!(
+            tokenized.ids.len(),
+            case.token_count,
+            "{what}: number of tokens"
+        );
+        assert_eq!(tokenized.truncated, case.truncated, "{what}: truncated");
+        if let Some(ids) = &case.ids {
+            assert_eq!(&tokenized.ids, ids, "{what}: token ids");
+        }
+        let embeddings = model.embed(vec![text], is_query).unwrap();
+        assert_eq!(
+            embeddings.truncated,
+            if case.truncated { vec![0] } else { vec![] }
+        );
+        setup::assert_equal(&what, &embeddings.vectors, &case.vector);
+    }
+}
+
+#[test]
+fn nomic_cls() {
+    check("nomic_cls");
+}
+
+#[test]
+fn nomic_mean_dynamic() {
+    check("nomic_mean_dynamic");
+}
+
+#[test]
+fn nomic_partial() {
+    check("nomic_partial");
+}
+
+#[test]
+fn bert_mean() {
+    check("bert_mean");
+}
+
+#[test]
+fn bert_cls_f16() {
+    check("bert_cls_f16");
+}
+
+#[test]
+fn bert_cls_bf16() {
+    check("bert_cls_bf16");
+}

@@ -1,0 +1,106 @@
+//! What every test needs: where the fixtures lie, ONNX Runtime's library, and how vectors are compared.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::path::{Path, PathBuf};
+
+use semantic_search_native::options::Options;
+
+/// A model folder of `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+/// The fixtures that have golden vectors.
+pub const FIXTURES: [&str; 6] = [
+    "nomic_cls",
+    "nomic_mean_dynamic",
+    "nomic_partial",
+    "bert_mean",
+    "bert_cls_f16",
+    "bert_cls_bf16",
+];
+
+/// Options that find the ONNX Runtime of the npm package `onnxruntime-node`, unless `ORT_DYLIB_PATH` is set.
+pub fn options() -> Options {
+    Options {
+        onnx_runtime_library: Some(onnx_runtime_library()),
+        ..Options::default()
+    }
+}
+
+pub fn onnx_runtime_library() -> PathBuf {
+    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH") {
+        return path.into();
+    }
+    let (platform, pattern) = match std::env::consts::OS {
+        "macos" => ("darwin", "libonnxruntime."),
+        "windows" => ("win32", "onnxruntime.dll"),
+        other => (other, "libonnxruntime.so"),
+    };
+    let arch = match std::env::consts::ARCH {
+        "aarch64" => "arm64",
+        _ => "x64",
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("node_modules/onnxruntime-node/bin/napi-v6")
+        .join(platform)
+        .join(arch);
+    std::fs::read_dir(&folder)
+        .unwrap_or_else(|error| panic!("{}: {error}; run `npm ci` first", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .find(|path| {
+            path.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with(pattern)
+        })
+        .expect("onnxruntime-node holds its library")
+}
+
+/// Where the starter model lies, if `npm test` or `npm run demo` brought it.
+pub fn starter_model() -> PathBuf {
+    let cache = std::env::var_os("SEMANTIC_SEARCH_CACHE").map_or_else(
+        || {
+            let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(
+                || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
+                PathBuf::from,
+            );
+            base.join("semantic-search-native")
+        },
+        PathBuf::from,
+    );
+    cache.join("models/all-MiniLM-L6-v2")
+}
+
+/// Largest difference of two vectors' elements.
+pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of different length");
+    a.iter()
+        .zip(b)
+        .map(|(x, y)| (x - y).abs())
+        .fold(0.0, f32::max)
+}
+
+/// Cosine of two vectors, in double precision.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter()
+            .zip(b)
+            .map(|(x, y)| f64::from(*x) * f64::from(*y))
+            .sum()
+    };
+    dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt())
+}
+
+/// The project's meaning of "equal" for unit vectors in float32.
+pub fn assert_equal(what: &str, actual: &[f32], expected: &[f32]) {
+    let difference = max_difference(actual, expected);
+    let cosine = cosine(actual, expected);
+    assert!(
+        difference <= 1e-5 && cosine >= 0.99999,
+        "{what}: largest difference {difference:e}, cosine {cosine}"
+    );
+}
