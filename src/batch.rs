@@ -68,15 +68,12 @@ pub fn plan(lengths: &[usize], limits: Limits) -> Vec<Vec<usize>> {
             let real = real_tokens + lengths[text];
             padded <= limits.budget_tokens && padded as f64 <= real as f64 * limits.padding_ratio
         });
-        match batches.last_mut().filter(|_| fits) {
-            Some(batch) => {
-                batch.push(text);
-                real_tokens += lengths[text];
-            }
-            None => {
-                batches.push(vec![text]);
-                real_tokens = lengths[text];
-            }
+        if let Some(batch) = batches.last_mut().filter(|_| fits) {
+            batch.push(text);
+            real_tokens += lengths[text];
+        } else {
+            batches.push(vec![text]);
+            real_tokens = lengths[text];
         }
     }
     batches

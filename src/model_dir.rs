@@ -74,20 +74,9 @@ impl ModelDir {
         let config_bytes = read_required(&config_path, "the architecture's settings")?;
         let config_json: Value = parse(&config_path, &config_bytes)?;
         let config = Config::from_json(&config_path, &config_json)?;
+        let width = config.width();
         let known = KnownModel::of(&config_json);
 
-        let pooling = match (options.pooling, &modules.pooling, &known) {
-            (Some(pooling), _, _) => vec![pooling],
-            (None, Some(path), _) => PoolingConfig::read(path)?.modes(path, config.width())?,
-            (None, None, Some(known)) => vec![known.pooling],
-            (None, None, None) => {
-                return Err(Error::ModelUnsupported {
-                    path: path.to_owned(),
-                    feature: "a model folder that does not say its pooling (no modules.json, no 1_Pooling)".to_owned(),
-                    hint: "pass the option `pooling: \"cls\" | \"mean\" | …` that the model's card names".to_owned(),
-                });
-            }
-        };
         let prompts = Prompts::read(path)?;
         let known_prompt =
             |choose: fn(&KnownModel) -> &'static str| known.as_ref().map(|k| choose(k).to_owned());
@@ -105,13 +94,26 @@ impl ModelDir {
             .or_else(|| known_prompt(|known| known.document_prompt))
             .or_else(|| prompts.default.clone())
             .unwrap_or_default();
-        if let Some(pooling_path) = &modules.pooling {
-            PoolingConfig::read(pooling_path)?.check_prompts(
-                pooling_path,
-                &query_prompt,
-                &document_prompt,
-            )?;
-        }
+        let folder_pooling = match &modules.pooling {
+            Some(file) => {
+                let config = PoolingConfig::read(file)?;
+                config.check(file, width, &query_prompt, &document_prompt)?;
+                Some((file, config))
+            }
+            None => None,
+        };
+        let pooling = match (options.pooling, folder_pooling, &known) {
+            (Some(pooling), _, _) => vec![pooling],
+            (None, Some((file, config)), _) => config.modes(file)?,
+            (None, None, Some(known)) => vec![known.pooling],
+            (None, None, None) => {
+                return Err(Error::ModelUnsupported {
+                    path: path.to_owned(),
+                    feature: "a model folder that does not say its pooling (no modules.json, no 1_Pooling)".to_owned(),
+                    hint: "pass the option `pooling: \"cls\" | \"mean\" | …` that the model's card names".to_owned(),
+                });
+            }
+        };
 
         let sentence_bert: SentenceBertConfig =
             read_optional(&folder.join("sentence_bert_config.json"))?;
@@ -282,27 +284,51 @@ impl PoolingConfig {
         )
     }
 
-    fn modes(&self, path: &Path, width: usize) -> Result<Vec<Pooling>> {
-        let invalid = |problem: String| Error::ModelInvalid {
-            path: path.to_owned(),
-            problem,
-            source: None,
-        };
+    /// Refuses what contradicts the encoder, and pooling that leaves out a prompt's tokens, which is not computed here.
+    fn check(
+        &self,
+        path: &Path,
+        width: usize,
+        query_prompt: &str,
+        document_prompt: &str,
+    ) -> Result<()> {
         if let Some(dimension) = self
             .word_embedding_dimension
             .filter(|&dimension| dimension != width)
         {
-            return Err(invalid(format!(
-                "`word_embedding_dimension`: expected the model's hidden size {width}, found {dimension}"
-            )));
+            return Err(Error::ModelInvalid {
+                path: path.to_owned(),
+                problem: format!(
+                    "`word_embedding_dimension`: expected the model's hidden size {width}, found {dimension}"
+                ),
+                source: None,
+            });
         }
+        if self.include_prompt == Some(false)
+            && !(query_prompt.is_empty() && document_prompt.is_empty())
+        {
+            return Err(Error::ModelUnsupported {
+                path: path.to_owned(),
+                feature: "include_prompt = false together with a prompt".to_owned(),
+                hint: "pass empty prompts (`queryPrompt: \"\", documentPrompt: \"\"`) if the model works without"
+                    .to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    fn modes(&self, path: &Path) -> Result<Vec<Pooling>> {
         let names = match &self.pooling_mode {
             Some(OneOrMany::One(name)) => vec![name.as_str()],
             Some(OneOrMany::Many(names)) => names.iter().map(String::as_str).collect(),
             None => self.legacy_names(),
         };
         if names.is_empty() {
-            return Err(invalid("no pooling mode is switched on".to_owned()));
+            return Err(Error::ModelInvalid {
+                path: path.to_owned(),
+                problem: "no pooling mode is switched on".to_owned(),
+                source: None,
+            });
         }
         names
             .into_iter()
@@ -341,19 +367,6 @@ impl PoolingConfig {
                 .unwrap_or(usize::MAX)
         });
         names
-    }
-
-    /// Pooling that leaves out the prompt's tokens is not computed here; it makes no difference without a prompt.
-    fn check_prompts(&self, path: &Path, query: &str, document: &str) -> Result<()> {
-        if self.include_prompt == Some(false) && !(query.is_empty() && document.is_empty()) {
-            return Err(Error::ModelUnsupported {
-                path: path.to_owned(),
-                feature: "include_prompt = false together with a prompt".to_owned(),
-                hint: "pass empty prompts (`queryPrompt: \"\", documentPrompt: \"\"`) if the model works without"
-                    .to_owned(),
-            });
-        }
-        Ok(())
     }
 }
 

@@ -3,6 +3,11 @@
 //! Arguments arrive valid from TypeScript and are copied at once; promises are settled from the engine's threads, so no
 //! thread of Node's own pool ever waits for a model. Every error is a JavaScript `Error` with a `code`.
 
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "napi hands arguments over by value"
+)]
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 

@@ -14,7 +14,7 @@ use tokenizers::{
 use crate::error::{Error, Result};
 use crate::model_dir::ModelDir;
 
-/// Length of the first prefix that is tokenized of a long text, per token of the limit. Most texts have fewer bytes
+/// Length of what is tokenized first of a long text, per token of the limit. Most texts have fewer bytes
 /// per token.
 const BYTES_PER_TOKEN: usize = 16;
 
@@ -31,10 +31,12 @@ pub struct TokenizedText {
 pub struct Tokenizer {
     inner: HfTokenizer,
     max_tokens: usize,
+    truncate_left: bool,
     lower_case: bool,
     query_prompt: String,
     document_prompt: String,
-    /// Whether a text may be cut at whitespace before it is tokenized, without changing the tokens before the cut.
+    /// Whether a text may be cut at whitespace before it is tokenized, without changing the tokens of either part: BERT's
+    /// tokenizer splits there first. An added token that holds whitespace, or takes it in, would be in the way.
     splits_at_whitespace: bool,
 }
 
@@ -84,18 +86,16 @@ impl Tokenizer {
                 ),
                 source: Some(error),
             })?;
-        let splits_at_whitespace = !model.truncate_left
-            && matches!(
-                inner.get_pre_tokenizer(),
-                Some(PreTokenizerWrapper::BertPreTokenizer(_))
-            )
-            && inner
-                .get_added_tokens_decoder()
-                .values()
-                .all(|token| !token.content.contains(char::is_whitespace));
+        let splits_at_whitespace = matches!(
+            inner.get_pre_tokenizer(),
+            Some(PreTokenizerWrapper::BertPreTokenizer(_))
+        ) && inner.get_added_tokens_decoder().values().all(|token| {
+            !(token.lstrip || token.rstrip || token.content.contains(char::is_whitespace))
+        });
         Ok(Self {
             inner,
             max_tokens: model.max_tokens,
+            truncate_left: model.truncate_left,
             lower_case: model.lower_case,
             query_prompt: model.query_prompt.clone(),
             document_prompt: model.document_prompt.clone(),
@@ -122,9 +122,9 @@ impl Tokenizer {
         }
         let mut bytes = self.max_tokens * BYTES_PER_TOKEN;
         let tokenized = loop {
-            let prefix = self.prefix(&text, bytes);
-            let tokenized = self.encode(prefix)?;
-            if tokenized.truncated || prefix.len() == text.len() {
+            let part = self.kept_part(&text, bytes);
+            let tokenized = self.encode(part)?;
+            if tokenized.truncated || part.len() == text.len() {
                 break tokenized;
             }
             bytes *= 4;
@@ -138,16 +138,20 @@ impl Tokenizer {
         Ok(tokenized)
     }
 
-    /// The beginning of a text, at least this long and cut at whitespace. Tokens before the cut are those of the
-    /// whole text, so once more than the limit came out of a prefix the rest need not be looked at.
-    fn prefix<'a>(&self, text: &'a str, bytes: usize) -> &'a str {
-        if !self.splits_at_whitespace {
+    /// The side of a text that truncation keeps, at least this long and cut at whitespace. Its tokens are those of the
+    /// whole text, so once more than the limit came out of it the rest need not be looked at.
+    fn kept_part<'a>(&self, text: &'a str, bytes: usize) -> &'a str {
+        if !self.splits_at_whitespace || bytes >= text.len() {
             return text;
         }
-        let rest = text.as_bytes().get(bytes..).unwrap_or_default();
-        match rest.iter().position(u8::is_ascii_whitespace) {
-            Some(distance) => &text[..bytes + distance],
-            None => text,
+        if self.truncate_left {
+            let rest = &text.as_bytes()[..text.len() - bytes];
+            let space = rest.iter().rposition(u8::is_ascii_whitespace);
+            space.map_or(text, |start| &text[start..])
+        } else {
+            let rest = &text.as_bytes()[bytes..];
+            let space = rest.iter().position(u8::is_ascii_whitespace);
+            space.map_or(text, |distance| &text[..bytes + distance])
         }
     }
 

@@ -1,5 +1,7 @@
 //! Vectors against those of `transformers` and `sentence-transformers`; see `tests/fixtures/README.md`.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod setup;
 
 use std::collections::HashMap;

@@ -458,7 +458,7 @@ impl<'a> Settings<'a> {
         match self.get(keys) {
             Some(value) => value
                 .as_u64()
-                .filter(|&count| count > 0 && count <= u64::from(u32::MAX))
+                .filter(|&count| count > 0 && u32::try_from(count).is_ok())
                 .map(|count| count as usize)
                 .ok_or_else(|| self.invalid(keys[0], "a positive integer", value)),
             None => Err(self.missing(keys[0], "a positive integer")),

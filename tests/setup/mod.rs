@@ -1,6 +1,7 @@
 //! What every test needs: where the fixtures lie, ONNX Runtime's library, and how vectors are compared.
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
 

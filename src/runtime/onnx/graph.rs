@@ -30,6 +30,10 @@ pub const EMBEDDING: &str = "sentence_embedding";
 /// Output of an exported graph: float `[batch, length, width]`.
 pub const HIDDEN_STATE: &str = "last_hidden_state";
 
+/// Property of an exported graph: SHA-256 of the checkpoint's files, comma-separated, in the order of their names.
+/// Offsets into other files would read nonsense, so whoever loads the graph compares.
+const WEIGHTS_DIGEST: &str = "weights_sha256";
+
 const MICROSOFT: &str = "com.microsoft";
 
 /// A value of the graph: hidden states, flat over batch and tokens.
@@ -69,7 +73,7 @@ impl GraphBuilder {
             DataType::Float,
             &["batch".into(), dimension.into()],
         );
-        (self.encode(placeholders, output), weights)
+        (self.encode(placeholders, output, vec![]), weights)
     }
 
     /// The finished graph of all token states, as a file for the folder of the model: initializers name the
@@ -114,13 +118,17 @@ impl GraphBuilder {
             .collect();
         self.nodes.splice(0..0, casts);
         let dims = ["batch".into(), "length".into(), width.into()];
-        self.encode(
-            initializers,
-            tensor_info(HIDDEN_STATE, DataType::Float, &dims),
-        )
+        let output = tensor_info(HIDDEN_STATE, DataType::Float, &dims);
+        let digests = entry(WEIGHTS_DIGEST, checkpoint.digests().join(","));
+        self.encode(initializers, output, vec![digests])
     }
 
-    fn encode(self, mut initializer: Vec<TensorProto>, output: ValueInfoProto) -> Vec<u8> {
+    fn encode(
+        self,
+        mut initializer: Vec<TensorProto>,
+        output: ValueInfoProto,
+        metadata_props: Vec<StringStringEntryProto>,
+    ) -> Vec<u8> {
         initializer.extend(self.constants);
         let opset = |domain: &str, version| OperatorSetIdProto {
             domain: domain.to_owned(),
@@ -142,6 +150,7 @@ impl GraphBuilder {
                 output: vec![output],
             }),
             opset_import: vec![opset("", 20), opset(MICROSOFT, 1)],
+            metadata_props,
         }
         .encode_to_vec()
     }
@@ -588,12 +597,15 @@ fn string(name: &str, value: &str) -> AttributeProto {
     }
 }
 
-/// An initializer whose bytes lie in `file`.
-fn external(weight: &TensorSlice, data_type: DataType, file: &Path) -> TensorProto {
-    let entry = |key: &str, value: String| StringStringEntryProto {
+fn entry(key: &str, value: String) -> StringStringEntryProto {
+    StringStringEntryProto {
         key: key.to_owned(),
         value,
-    };
+    }
+}
+
+/// An initializer whose bytes lie in `file`.
+fn external(weight: &TensorSlice, data_type: DataType, file: &Path) -> TensorProto {
     TensorProto {
         dims: weight.shape.iter().map(|&size| size as i64).collect(),
         data_type: data_type as i32,

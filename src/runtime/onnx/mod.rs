@@ -1,6 +1,6 @@
 //! ONNX Runtime on the CPU.
 //!
-//! The encoder is recorded as a graph ([`graph`]) and each worker has a session of its own, since `Session::run`
+//! The encoder is recorded as a graph (`graph.rs`) and each worker has a session of its own, since `Session::run`
 //! takes `&mut self`. All sessions share one copy of the weights as the kernels want them (ONNX Runtime's container of
 //! prepacked weights), and that copy is made from initializers that point into the mapped checkpoint: beyond
 //! activations, memory does not grow with the number of workers.
@@ -8,7 +8,7 @@
 //! Bulk work runs on workers with one thread each and batches without padding; a lone text runs on one more session
 //! that uses all threads.
 
-pub mod graph;
+mod graph;
 mod proto;
 
 use std::ffi::CString;
@@ -149,12 +149,11 @@ impl SharedWeights {
         let mut initializers = Vec::with_capacity(weights.len());
         for weight in weights {
             let bytes = checkpoint.bytes(&weight);
-            let values = match in_place(weight.dtype, bytes) {
-                Some(values) => std::ptr::from_ref(values),
-                None => {
-                    converted.push(to_f32(weight.dtype, bytes));
-                    std::ptr::from_ref(&*converted[converted.len() - 1])
-                }
+            let values = if let Some(values) = in_place(weight.dtype, bytes) {
+                std::ptr::from_ref(values)
+            } else {
+                converted.push(to_f32(weight.dtype, bytes));
+                std::ptr::from_ref(&*converted[converted.len() - 1])
             };
             // SAFETY: the values lie in the mapped checkpoint or in a boxed slice, neither of which moves, and this
             // struct keeps both for as long as the tensors exist: fields drop in order of declaration.

@@ -17,6 +17,8 @@ pub struct ModelProto {
     pub graph: Option<GraphProto>,
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSetIdProto>,
+    #[prost(message, repeated, tag = "14")]
+    pub metadata_props: Vec<StringStringEntryProto>,
 }
 
 /// The version of an operator set that the graph is written against.
@@ -121,7 +123,7 @@ pub enum DataLocation {
     External = 1,
 }
 
-/// `location`, `offset` or `length` of external data.
+/// A property of a model, or the `location`, `offset` or `length` of external data.
 #[derive(Clone, PartialEq, Message)]
 pub struct StringStringEntryProto {
     #[prost(string, tag = "1")]

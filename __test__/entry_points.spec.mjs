@@ -1,0 +1,198 @@
+/** The package as its users load it: installed in a folder of its own, in a child process, by `require` and `import`. */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { copyFileSync, cpSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import * as path from "node:path";
+import { test } from "node:test";
+import { model, ROOT, temporaryFolder } from "./models.mjs";
+
+const ADDON = readdirSync(ROOT).find((name) => /^semantic-search-native\..*\.node$/.test(name));
+
+/** A folder with the package installed; `addon` is what stands in the place of the native file. */
+function installed({
+  addon = "built",
+  dependencies = ["onnxruntime-node", "onnxruntime-common", "@huggingface/tokenizers"],
+} = {}) {
+  const user = temporaryFolder();
+  const target = path.join(user, "node_modules/semantic-search-native");
+  mkdirSync(path.join(user, "node_modules/@huggingface"), { recursive: true });
+  cpSync(path.join(ROOT, "dist"), path.join(target, "dist"), { recursive: true });
+  for (const name of ["package.json", "index.js", "index.d.ts"])
+    copyFileSync(path.join(ROOT, name), path.join(target, name));
+  if (addon === "built") copyFileSync(path.join(ROOT, ADDON), path.join(target, ADDON));
+  if (addon === "broken") writeFileSync(path.join(target, ADDON), "this is not a shared library\n");
+  for (const name of dependencies) {
+    symlinkSync(path.join(ROOT, "node_modules", name), path.join(user, "node_modules", name), "junction");
+  }
+  return user;
+}
+
+const LOADERS = {
+  require: (body) => ["-e", `const api = require("semantic-search-native"); (async () => { ${body} })();`],
+  import: (body) => ["--input-type=module", "-e", `import * as api from "semantic-search-native"; ${body}`],
+};
+
+/** Runs `body` in a child process, with `api` and `report`; returns what it reported. */
+function child(user, how, body, env = {}) {
+  const preamble = `
+    const report = (value) => console.log(JSON.stringify(value));
+    const outcome = async (work) => { try { return await work(); } catch (error) {
+      return { name: error.name, code: error.code, message: error.message, isOurs: error instanceof api.EmbedderError };
+    } };`;
+  const { stdout, stderr, status, signal } = spawnSync(process.execPath, LOADERS[how](preamble + body), {
+    cwd: user,
+    env: { ...process.env, ORT_DYLIB_PATH: "", ...env },
+    encoding: "utf8",
+    timeout: 60_000,
+  });
+  assert.equal(status, 0, `exit status ${status ?? signal}\n${stdout}\n${stderr}`);
+  return stdout
+    .trim()
+    .split("\n")
+    .map((line) => JSON.parse(line));
+}
+
+const LOAD = `
+  const result = await outcome(async () => {
+    const embedder = await api.Embedder.load(process.env.MODEL, JSON.parse(process.env.OPTIONS ?? "{}"));
+    const { backend, fallbackReason, dimension } = embedder;
+    const [vector] = await embedder.embed(["the time"]);
+    await embedder.close();
+    return { backend, fallbackReason, dimension, length: vector.length };
+  });
+  report(result);`;
+
+for (const how of Object.keys(LOADERS)) {
+  const load = async (user, options = {}, env = {}) =>
+    child(user, how, LOAD, { MODEL: await model("bert_mean"), OPTIONS: JSON.stringify(options), ...env })[0];
+
+  test(`${how}: with the addon`, async () => {
+    const { backend, fallbackReason, dimension, length } = await load(installed());
+    assert.deepEqual([backend, fallbackReason, length], ["onnx", null, dimension]);
+  });
+
+  test(`${how}: everything that is documented is exported`, () => {
+    const [names] = child(
+      installed(),
+      how,
+      "report(Object.keys(api).filter((name) => !['default', 'module.exports', '__esModule'].includes(name)).sort());",
+    );
+    assert.deepEqual(names, ["Embedder", "EmbedderError", "embed", "exportOnnx", "init", "isGpu"]);
+  });
+
+  for (const [addon, reason] of [
+    ["hidden", /cannot be loaded: .*(Cannot find|not found)/i],
+    [
+      "broken",
+      /cannot be loaded: .*(invalid ELF header|not a mach-o|file too short|not a valid Win32|slice is not valid)/i,
+    ],
+  ]) {
+    test(`${how}: with the addon ${addon}, the JavaScript fallback takes over`, async () => {
+      const user = installed({ addon });
+      const { backend, fallbackReason, dimension, length } = await load(user);
+      assert.deepEqual([backend, length], ["onnx-js", dimension]);
+      assert.match(fallbackReason, reason);
+      const explicit = await load(user, { backend: "onnx" });
+      assert.equal(explicit.code, "BACKEND_UNAVAILABLE");
+      assert.equal(explicit.isOurs, true);
+      assert.match(explicit.message, reason);
+    });
+  }
+
+  test(`${how}: with the ONNX Runtime library missing`, async () => {
+    const user = installed();
+    const env = { ORT_DYLIB_PATH: path.join(user, "nowhere.so") };
+    const { backend, fallbackReason } = await load(user, {}, env);
+    assert.equal(backend, "onnx-js");
+    assert.match(fallbackReason, /nowhere\.so/);
+    assert.equal((await load(user, { backend: "onnx" }, env)).code, "BACKEND_UNAVAILABLE");
+    assert.equal(
+      (await load(user, { onnxRuntimeLibrary: env.ORT_DYLIB_PATH, backend: "onnx" })).code,
+      "BACKEND_UNAVAILABLE",
+    );
+  });
+
+  test(`${how}: with nothing that could compute, the error tells all reasons`, async () => {
+    const { code, message } = await load(installed({ addon: "hidden", dependencies: ["@huggingface/tokenizers"] }));
+    assert.equal(code, "BACKEND_UNAVAILABLE");
+    assert.match(message, /onnxruntime-node/);
+    assert.match(message, /native addon cannot be loaded/);
+  });
+
+  test(`${how}: the synchronous functions of the process-wide model`, async () => {
+    const body = `
+      const code = (work) => outcome(work).then((result) => result?.code ?? result);
+      report([
+        await code(() => api.isGpu()),
+        await code(() => api.embed(["x"])),
+        await code(() => api.init(process.env.OTHER + "/nowhere")),
+        await code(() => api.init(process.env.MODEL, { maxTokens: 32 })) ?? "ready",
+        await code(() => api.init(process.env.MODEL, { maxTokens: 32 })) ?? "ready",
+        await code(() => api.init(process.env.OTHER)),
+        await code(() => api.init(process.env.MODEL, { maxTokens: 31 })),
+        await code(() => api.init(process.env.MODEL, { backend: "onnx-js" })),
+        await code(() => api.embed("x")),
+        await code(() => api.embed(["x", 1])),
+        api.embed([]).length,
+        api.isGpu(),
+      ]);
+      const embedder = await api.Embedder.load(process.env.MODEL, { maxTokens: 32 });
+      const same = async (isQuery) => {
+        const a = api.embed(["the time", "x"], isQuery), b = await embedder.embed(["the time", "x"], isQuery);
+        return a.length === 2 && a.every((row, index) => row.every((value, column) => value === b[index][column]));
+      };
+      report([await same(false), await same(true)]);`;
+    const [codes, same] = child(installed(), how, body, {
+      MODEL: await model("nomic_cls"),
+      OTHER: await model("bert_mean"),
+    });
+    assert.deepEqual(codes, [
+      ...[
+        "NOT_INITIALIZED",
+        "NOT_INITIALIZED",
+        "MODEL_NOT_FOUND",
+        "ready",
+        "ready",
+        "ALREADY_INITIALIZED",
+        "ALREADY_INITIALIZED",
+      ],
+      ...["INVALID_ARGUMENT", "INVALID_ARGUMENT", "INVALID_ARGUMENT", 0, false],
+    ]);
+    assert.deepEqual(same, [true, true]);
+    const [hidden] = child(installed({ addon: "hidden" }), how, "report(await outcome(() => api.init('x')));");
+    assert.equal(hidden.code, "BACKEND_UNAVAILABLE");
+  });
+}
+
+test("worker threads load, embed and end without harm to each other or the main thread", async () => {
+  const body = `
+    const { Worker } = require("node:worker_threads");
+    const source = \`
+      const { parentPort, workerData } = require("node:worker_threads");
+      const { Embedder } = require("semantic-search-native");
+      (async () => {
+        const embedder = await Embedder.load(process.env.MODEL, { backend: workerData.backend });
+        const [vector] = await embedder.embed(["the time"]);
+        parentPort.postMessage(vector);
+        if (workerData.abandon) embedder.embed(Array.from({ length: 2000 }, (_, index) => index + " word".repeat(60)));
+        else await embedder.close();
+      })();\`;
+    const inWorker = (workerData) => new Promise((resolve, reject) => {
+      const worker = new Worker(source, { eval: true, workerData });
+      let vector;
+      worker.on("message", (message) => { vector = message; if (workerData.abandon) worker.terminate(); });
+      worker.on("error", reject);
+      worker.on("exit", () => resolve(vector));
+    });
+    const embedder = await api.Embedder.load(process.env.MODEL);
+    const [expected] = await embedder.embed(["the time"]);
+    const vectors = await Promise.all(["onnx", "onnx-js"].flatMap((backend) => [false, true].map((abandon) => inWorker({ backend, abandon }))));
+    const difference = (vector) => Math.max(...vector.map((value, index) => Math.abs(value - expected[index])));
+    report(vectors.map(difference));
+    report((await embedder.embed(["the time"])).length);`;
+  const [differences, length] = child(installed(), "require", body, { MODEL: await model("bert_mean") });
+  assert.equal(differences.length, 4);
+  for (const difference of differences) assert.ok(difference < 1e-5);
+  assert.equal(length, 1);
+});

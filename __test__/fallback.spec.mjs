@@ -1,0 +1,145 @@
+/** The JavaScript fallback over ONNX files from elsewhere, and its worker thread. */
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { mkdirSync, writeFileSync } from "node:fs";
+import * as path from "node:path";
+import { test } from "node:test";
+import { api, assertClose, changedModel, embedderError, model, ROOT, STARTER_MODEL, withEmbedder } from "./models.mjs";
+import { tableModel } from "./onnx_writer.mjs";
+
+const WIDTH = 64;
+const VOCABULARY = 1500;
+const table = Float32Array.from({ length: VOCABULARY * WIDTH }, (_, index) => Math.sin(index) + 0.1);
+const DEFAULTS = { table, width: WIDTH };
+
+/** A model folder whose ONNX files are these and no other. */
+async function folderWith(files) {
+  const folder = await changedModel("bert_mean", {
+    "semantic-search-native.onnx": null,
+    "config.json": (config) => ({ ...config, hidden_size: WIDTH }),
+    "1_Pooling/config.json": () => ({ pooling_mode: "mean" }),
+  });
+  mkdirSync(path.join(folder, "onnx"));
+  for (const [file, content] of Object.entries(files)) writeFileSync(path.join(folder, file), content);
+  return folder;
+}
+
+const load = (folder, options) => api.Embedder.load(folder, { ...options, backend: "onnx-js" });
+
+async function vectorOf(files, options) {
+  const embedder = await load(await folderWith(files), options);
+  const [vector] = await embedder.embed(["the time"]);
+  const { fingerprint } = embedder;
+  await embedder.close();
+  return { vector, fingerprint };
+}
+
+test("inputs are given as the file wants them", async () => {
+  const plain = await vectorOf({ "model.onnx": tableModel(DEFAULTS) });
+  for (const inputs of [
+    { input_ids: "int32" },
+    { input_ids: "int64", attention_mask: "int64" },
+    { token_type_ids: "int32", attention_mask: "int64", input_ids: "int64" },
+  ]) {
+    const { vector } = await vectorOf({ "model.onnx": tableModel({ ...DEFAULTS, inputs }) });
+    assert.deepEqual(vector, plain.vector);
+  }
+  for (const [inputs, named] of [
+    [{ input_ids: "int64", position_ids: "int64" }, "position_ids"],
+    [{ attention_mask: "int64" }, "input_ids"],
+  ]) {
+    const folder = await folderWith({ "model.onnx": tableModel({ ...DEFAULTS, inputs }) });
+    await assert.rejects(load(folder), embedderError("MODEL_UNSUPPORTED", "model.onnx", named));
+  }
+});
+
+test("outputs are taken as the file has them", async () => {
+  const { vector } = await vectorOf({ "model.onnx": tableModel(DEFAULTS) });
+  const renamed = await vectorOf({ "model.onnx": tableModel({ ...DEFAULTS, output: "anything" }) });
+  assert.deepEqual(renamed.vector, vector);
+  for (const output of ["sentence_embedding", "pooled"]) {
+    const pooled = { "model.onnx": tableModel({ ...DEFAULTS, isPooled: true, output }) };
+    assertClose((await vectorOf(pooled)).vector, vector, 1e-6, output);
+    await assert.rejects(
+      load(await folderWith(pooled), { pooling: "cls" }),
+      embedderError("MODEL_UNSUPPORTED", "already pooled"),
+    );
+  }
+  const narrow = await folderWith({ "model.onnx": tableModel({ table, width: WIDTH / 2 }) });
+  const embedder = await load(narrow);
+  await assert.rejects(embedder.embed(["x"]), embedderError("MODEL_INVALID", "hidden size 64"));
+  await embedder.close();
+});
+
+test("files are tried in their order, and dtype chooses among them", async () => {
+  const float = tableModel(DEFAULTS);
+  const quantized = tableModel({ ...DEFAULTS, table: table.map((value) => Math.round(value * 8) / 8) });
+  const files = { "onnx/model.onnx": float, "onnx/model_quantized.onnx": quantized };
+  const chosen = await vectorOf(files);
+  const int8 = await vectorOf(files, { dtype: "int8" });
+  assert.deepEqual(chosen, await vectorOf({ "model.onnx": float, "onnx/model.onnx": quantized }));
+  assert.deepEqual(int8, await vectorOf({ "model_quantized.onnx": quantized }));
+  assert.notEqual(int8.fingerprint, chosen.fingerprint);
+  assert.notEqual((await vectorOf({ "model.onnx": quantized })).fingerprint, int8.fingerprint, "dtype is part of it");
+});
+
+test("external data counts as weights", async () => {
+  const file = tableModel({ ...DEFAULTS, externalData: "table.bin" });
+  const bytes = Buffer.from(table.buffer);
+  const inside = await vectorOf({ "model.onnx": tableModel(DEFAULTS) });
+  const outside = await vectorOf({ "model.onnx": file, "table.bin": bytes });
+  assert.deepEqual(outside.vector, inside.vector);
+  const changed = await vectorOf({ "model.onnx": file, "table.bin": Buffer.from(bytes).fill(0, 0, 4) });
+  assert.notEqual(changed.fingerprint, outside.fingerprint);
+  await assert.rejects(load(await folderWith({ "model.onnx": file })), embedderError("MODEL_NOT_FOUND", "table.bin"));
+});
+
+test("values that are not finite are an error, and the next call works", async () => {
+  const damaged = table.slice().fill(Number.NaN, 0, WIDTH);
+  const embedder = await load(await folderWith({ "model.onnx": tableModel({ ...DEFAULTS, table: damaged }) }));
+  await assert.rejects(embedder.embed(["fine", "[PAD]"]), embedderError("INFERENCE_FAILED", "NaN"));
+  assert.equal((await embedder.embed(["fine"])).length, 1);
+  await embedder.close();
+});
+
+test("the event loop stays free while the fallback loads and embeds", () =>
+  freeEventLoop(async () => {
+    await withEmbedder(STARTER_MODEL, { backend: "onnx-js" }, (embedder) =>
+      embedder.embed(Array.from({ length: 40 }, (_, index) => `${index} ${"some words of text ".repeat(30)}`)),
+    );
+  }));
+
+test("a query overtakes bulk work", () =>
+  withEmbedder(STARTER_MODEL, { backend: "onnx-js" }, async (embedder) => {
+    const finished = [];
+    const bulk = embedder
+      .embed(Array.from({ length: 60 }, (_, index) => `${index} ${"words ".repeat(100)}`))
+      .then(() => finished.push("bulk"));
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const query = embedder.embedQuery("a query").then(() => finished.push("query"));
+    await Promise.all([bulk, query]);
+    assert.deepEqual(finished, ["query", "bulk"]);
+  }));
+
+test("an idle embedder does not keep the process alive, a call does", async () => {
+  const script = `
+    const { Embedder } = require(${JSON.stringify(path.join(ROOT, "dist/embedder.js"))});
+    Embedder.load(${JSON.stringify(await model("bert_mean"))}, { backend: "onnx-js" })
+      .then((embedder) => embedder.embed(["x"]))
+      .then((vectors) => console.log(vectors.length));`;
+  assert.equal(execFileSync(process.execPath, ["-e", script], { encoding: "utf8", timeout: 30_000 }), "1\n");
+});
+
+/** Measures the longest time for which a timer of 5 ms was late. */
+async function freeEventLoop(work) {
+  let longest = 0;
+  let last = performance.now();
+  const timer = setInterval(() => {
+    longest = Math.max(longest, performance.now() - last);
+    last = performance.now();
+  }, 5);
+  await work();
+  clearInterval(timer);
+  assert.ok(longest < 250, `the event loop stood still for ${Math.round(longest)} ms`);
+}

@@ -1,0 +1,107 @@
+/** Model folders for tests: the fixtures with an exported ONNX graph, changed copies of them, and golden vectors. */
+
+import assert from "node:assert/strict";
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as os from "node:os";
+import * as path from "node:path";
+import { fileURLToPath } from "node:url";
+import { starterModelFolder } from "../scripts/starter-model.mjs";
+
+const require = createRequire(import.meta.url);
+/** The compiled package, as `require("semantic-search-native")` gives it. */
+export const api = require("../dist/embedder.js");
+
+export const ROOT = fileURLToPath(new URL("..", import.meta.url));
+export const BACKENDS = ["onnx", "onnx-js"];
+export const FIXTURES = [
+  "bert_cls_bf16",
+  "bert_cls_f16",
+  "bert_mean",
+  "nomic_cls",
+  "nomic_mean_dynamic",
+  "nomic_partial",
+];
+export const STARTER_MODEL = process.env.SEMANTIC_SEARCH_STARTER_MODEL ?? starterModelFolder();
+
+const scratch = mkdtempSync(path.join(os.tmpdir(), "semantic-search-test-"));
+process.on("exit", () => rmSync(scratch, { recursive: true, force: true }));
+
+/** An empty folder that is removed when the test process ends. */
+export function temporaryFolder() {
+  return mkdtempSync(path.join(scratch, "folder-"));
+}
+
+const runnable = new Map();
+
+/** A copy of a fixture that both backends can run. It is shared: tests that change it take `changedModel`. */
+export function model(name) {
+  if (!runnable.has(name)) {
+    const folder = path.join(scratch, name);
+    cpSync(path.join(ROOT, "tests/fixtures", name), folder, { recursive: true });
+    runnable.set(
+      name,
+      api.exportOnnx(folder).then(() => folder),
+    );
+  }
+  return runnable.get(name);
+}
+
+/**
+ * A copy of `model(name)` with some files changed.
+ *
+ * @param {string} name
+ * @param {{ [file: string]: null | string | Buffer | ((content: any) => any) }} changes `null` removes the file, a
+ * function gets and returns parsed JSON
+ */
+export async function changedModel(name, changes) {
+  const folder = temporaryFolder();
+  cpSync(await model(name), folder, { recursive: true });
+  for (const [file, change] of Object.entries(changes)) {
+    const target = path.join(folder, file);
+    if (change === null) rmSync(target);
+    else if (typeof change !== "function") writeFileSync(target, change);
+    else writeFileSync(target, JSON.stringify(change(JSON.parse(readFileSync(target, "utf8")))));
+  }
+  return folder;
+}
+
+/** Golden cases of a fixture, texts written out. */
+export function golden(name) {
+  const file = JSON.parse(readFileSync(path.join(ROOT, "tests/fixtures/golden", `${name}.json`), "utf8"));
+  for (const entry of file.cases ?? []) {
+    if (typeof entry.text !== "string") entry.text = entry.text.repeat.repeat(entry.text.times);
+  }
+  return file;
+}
+
+/** Loads, hands the embedder to `use`, and closes it whatever happens. */
+export async function withEmbedder(folder, options, use) {
+  const embedder = await api.Embedder.load(folder, options);
+  try {
+    return await use(embedder);
+  } finally {
+    await embedder.close();
+  }
+}
+
+export function maxDifference(a, b) {
+  assert.equal(a.length, b.length, "vectors of different length");
+  return a.reduce((max, value, index) => Math.max(max, Math.abs(value - b[index])), 0);
+}
+
+export function assertClose(actual, expected, tolerance, what) {
+  const difference = maxDifference(actual, expected);
+  assert.ok(difference <= tolerance, `${what}: differs by ${difference}, more than ${tolerance}`);
+}
+
+/** Matches an `EmbedderError` with this code whose message holds all the parts. */
+export function embedderError(code, ...parts) {
+  return (error) => {
+    assert.equal(error.name, "EmbedderError", String(error.stack));
+    assert.equal(error.code, code, error.message);
+    assert.ok(error instanceof api.EmbedderError);
+    for (const part of parts) assert.ok(error.message.includes(part), `${JSON.stringify(part)} in: ${error.message}`);
+    return true;
+  };
+}

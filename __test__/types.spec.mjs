@@ -1,0 +1,60 @@
+/** The package's types, as a strict TypeScript user sees them from ES modules and from CommonJS. */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import * as path from "node:path";
+import { test } from "node:test";
+import { ROOT, temporaryFolder } from "./models.mjs";
+
+const USE = `
+import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, type EmbedOptions, type LoadOptions } from "semantic-search-native";
+
+export async function use(): Promise<void> {
+  const options: LoadOptions = { backend: "onnx-js", pooling: "cls", maxTokens: 128, normalize: true, dtype: "f32" };
+  await using embedder = await Embedder.load("model", options);
+  const onTruncated = (indices: Uint32Array) => void indices.length;
+  const settings: EmbedOptions = { kind: "query", onTruncated };
+  const vectors: Float32Array[] = await embedder.embed(["a"] as const, settings);
+  const same: Float32Array[] = await embedder.embed(["a"], true);
+  const query: Float32Array = await embedder.embedQuery("a");
+  const backend: "mlx" | "onnx" | "onnx-js" = embedder.backend;
+  const reason: string | null = embedder.fallbackReason;
+  const count: number = embedder.dimension + embedder.maxTokens + embedder.truncatedTexts + vectors.length + same.length + query.length;
+  init("model", { maxTokens: 1 });
+  const rows: Float32Array[] = embed(["a"], false);
+  const file: Promise<string> = exportOnnx("model");
+  const code: EmbedderErrorCode = new EmbedderError("CLOSED", "closed").code;
+  console.log(backend, reason, count, rows, file, code, isGpu(), embedder.pooling.includes("mean"));
+  // @ts-expect-error a misspelt option
+  await Embedder.load("model", { maxToken: 1 });
+  // @ts-expect-error a value that is none of the known ones
+  await Embedder.load("model", { pooling: "median" });
+  // @ts-expect-error not an array
+  await embedder.embed("a");
+  // @ts-expect-error the fallback cannot be synchronous
+  init("model", { backend: "onnx-js" });
+}
+`;
+
+for (const extension of ["mts", "cts"]) {
+  test(`types compile in a .${extension} file, strictly and with the library's declarations checked`, () => {
+    const user = temporaryFolder();
+    mkdirSync(path.join(user, "node_modules"));
+    symlinkSync(ROOT, path.join(user, "node_modules/semantic-search-native"), "junction");
+    symlinkSync(path.join(ROOT, "node_modules/@types"), path.join(user, "node_modules/@types"), "junction");
+    writeFileSync(path.join(user, `use.${extension}`), USE);
+    const compilerOptions = {
+      module: "node16",
+      target: "es2022",
+      strict: true,
+      exactOptionalPropertyTypes: true,
+      noEmit: true,
+      types: ["node"],
+    };
+    writeFileSync(path.join(user, "tsconfig.json"), JSON.stringify({ compilerOptions, files: [`use.${extension}`] }));
+    const tsc = path.join(ROOT, "node_modules/typescript/bin/tsc");
+    const { stdout, status } = spawnSync(process.execPath, [tsc, "-p", user], { encoding: "utf8" });
+    assert.equal(status, 0, stdout);
+  });
+}

@@ -1,0 +1,54 @@
+/** What went wrong, for programs: stable across versions. The README lists what a caller can do about each. */
+export type EmbedderErrorCode = (typeof ERROR_CODES)[number];
+
+const ERROR_CODES = [
+  /** An argument or option is of the wrong kind, out of range or misspelt. */
+  "INVALID_ARGUMENT",
+  /** The model folder, or a file it must hold, does not exist. */
+  "MODEL_NOT_FOUND",
+  /** A file of the model folder contradicts its format or another file. */
+  "MODEL_INVALID",
+  /** The folder is sound, but asks for something this version does not do. */
+  "MODEL_UNSUPPORTED",
+  /** The tokenizer failed on a text. */
+  "TOKENIZATION_FAILED",
+  /** The addon or ONNX Runtime could not be loaded. */
+  "BACKEND_UNAVAILABLE",
+  /** The model failed to run, or returned numbers that are not finite. */
+  "INFERENCE_FAILED",
+  /** The process-wide `embed` or `isGpu` was called before `init`. */
+  "NOT_INITIALIZED",
+  /** `init` was called again with another model or other options. */
+  "ALREADY_INITIALIZED",
+  /** The embedder has been closed. */
+  "CLOSED",
+] as const;
+
+/** Every error of this package. `code` is for programs, `message` says what was wrong, what was expected and what to do. */
+export class EmbedderError extends Error {
+  override readonly name = "EmbedderError";
+  readonly code: EmbedderErrorCode;
+
+  constructor(code: EmbedderErrorCode, message: string, options?: { cause?: unknown }) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/** Gives an error that crossed a boundary (the addon, the worker thread) its class back. */
+export function toEmbedderError(error: unknown): EmbedderError {
+  if (error instanceof EmbedderError) return error;
+  const { code, message } = (error ?? {}) as { code?: unknown; message?: unknown };
+  const known = ERROR_CODES.find((candidate) => candidate === code);
+  // An error without one of our codes is a failure nobody foresaw, such as a panic in the addon.
+  return new EmbedderError(known ?? "INFERENCE_FAILED", String(message ?? error), { cause: error });
+}
+
+/** A value as an error message shows it: short, and with its kind where the value alone would not tell. */
+export function describeValue(value: unknown): string {
+  if (typeof value === "string") return JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value);
+  if (Array.isArray(value)) return `an array of ${value.length}`;
+  if (typeof value === "function") return "a function";
+  if (typeof value === "object" && value !== null) return `an object (${value.constructor?.name ?? "no prototype"})`;
+  return String(value);
+}

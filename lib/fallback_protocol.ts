@@ -1,0 +1,31 @@
+import type { ModelOptions, PoolingMode } from "./engine.js";
+import type { EmbedderErrorCode } from "./errors.js";
+
+/** Messages between `fallback.ts` and its worker thread. */
+export interface WorkerInput {
+  modelDir: string;
+  options: ModelOptions;
+}
+
+export type Request =
+  /** Texts of a call; a call's texts come in slices. */
+  | { kind: "texts"; call: number; texts: string[] }
+  /** All texts of the call are there. */
+  | { kind: "embed"; call: number; isQuery: boolean }
+  /** The ids of one text, for tests that compare tokenizers. */
+  | { kind: "tokenize"; call: number; text: string; isQuery: boolean }
+  | { kind: "close" };
+
+export type Reply =
+  | { kind: "ready"; description: FallbackDescription }
+  | { kind: "embedded"; call: number; vectors: Float32Array; truncated: Uint32Array }
+  | { kind: "tokenized"; call: number; ids: Uint32Array }
+  /** Without `call`: the model could not be loaded. */
+  | { kind: "failed"; call?: number; code: EmbedderErrorCode; message: string };
+
+export interface FallbackDescription {
+  dimension: number;
+  maxTokens: number;
+  fingerprint: string;
+  pooling: PoolingMode[];
+}

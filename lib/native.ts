@@ -1,0 +1,118 @@
+import { existsSync, readdirSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as path from "node:path";
+import type { Model } from "../index.js";
+import { type BackendName, type Engine, type EngineResult, inSlices, type PoolingMode } from "./engine.js";
+import { EmbedderError, toEmbedderError } from "./errors.js";
+import type { LoadOptions } from "./options.js";
+
+type Addon = typeof import("../index.js");
+
+let loaded: { addon: Addon } | { reason: string; cause: unknown } | undefined;
+
+/**
+ * The addon. It is looked for once per thread; a failure is kept with its reason.
+ *
+ * @throws EmbedderError `BACKEND_UNAVAILABLE`
+ */
+export function loadAddon(): Addon {
+  loaded ??= tryLoad();
+  if ("addon" in loaded) return loaded.addon;
+  throw new EmbedderError("BACKEND_UNAVAILABLE", `the native addon cannot be loaded: ${loaded.reason}`, {
+    cause: loaded.cause,
+  });
+}
+
+function tryLoad(): NonNullable<typeof loaded> {
+  try {
+    // From dist/lib/ to the package's root. `index.js` is generated and chooses the file for this platform.
+    return { addon: createRequire(__filename)("../../index.js") as Addon };
+  } catch (cause) {
+    return { reason: innermostReasons(cause), cause };
+  }
+}
+
+/** `index.js` reports one error with all attempts as a chain of causes; the causes say what really happened. */
+function innermostReasons(error: unknown): string {
+  const reasons: string[] = [];
+  for (let current = error; current instanceof Error; current = current.cause) {
+    const reason = current.message.split("\n", 1)[0] ?? "";
+    // `index.js` also tries a WebAssembly build, which this package does not have.
+    if (!/wasi|wasm/.test(reason)) reasons.push(reason);
+  }
+  return [...new Set(reasons.length > 1 ? reasons.slice(1) : reasons)].join("; ") || String(error);
+}
+
+/**
+ * Options as the addon takes them, with the ONNX Runtime library of `onnxruntime-node`, so that both languages share
+ * one copy, unless the caller or `ORT_DYLIB_PATH` names another.
+ */
+export function addonOptions(options: LoadOptions): LoadOptions {
+  if (options.onnxRuntimeLibrary !== undefined || process.env.ORT_DYLIB_PATH) return options;
+  const onnxRuntimeLibrary = bundledOnnxRuntime();
+  return onnxRuntimeLibrary === undefined ? options : { ...options, onnxRuntimeLibrary };
+}
+
+function bundledOnnxRuntime(): string | undefined {
+  let dir: string;
+  try {
+    dir = path.dirname(createRequire(__filename).resolve("onnxruntime-node/package.json"));
+  } catch {
+    return undefined;
+  }
+  const libraries = path.join(dir, "bin", "napi-v6", process.platform, process.arch);
+  const isLibrary = /^(libonnxruntime\.so\.1|libonnxruntime\.1.*\.dylib|onnxruntime\.dll)$/;
+  const name = existsSync(libraries) ? readdirSync(libraries).find((file) => isLibrary.test(file)) : undefined;
+  return name === undefined ? undefined : path.join(libraries, name);
+}
+
+/** The addon's model, as an `Engine`. */
+export class NativeEngine implements Engine {
+  readonly backend: BackendName;
+  readonly isGpu: boolean;
+  readonly dimension: number;
+  readonly maxTokens: number;
+  readonly fingerprint: string;
+  readonly pooling: readonly PoolingMode[];
+  readonly #model: Model;
+  readonly #addon: Addon;
+
+  private constructor(addon: Addon, model: Model) {
+    this.#addon = addon;
+    this.#model = model;
+    this.backend = model.backend as BackendName;
+    this.isGpu = model.isGpu;
+    this.dimension = model.dimension;
+    this.maxTokens = model.maxTokens;
+    this.fingerprint = model.fingerprint;
+    this.pooling = model.pooling as PoolingMode[];
+  }
+
+  /** @throws EmbedderError */
+  static async load(modelDir: string, options: LoadOptions): Promise<NativeEngine> {
+    const addon = loadAddon();
+    try {
+      return new NativeEngine(addon, await addon.Model.load(modelDir, addonOptions(options)));
+    } catch (error) {
+      throw toEmbedderError(error);
+    }
+  }
+
+  async embed(texts: readonly string[], isQuery: boolean): Promise<EngineResult> {
+    try {
+      const list = new this.#addon.TextList();
+      await inSlices(texts, (slice) => list.push(slice));
+      return await this.#model.embed(list, isQuery);
+    } catch (error) {
+      throw toEmbedderError(error);
+    }
+  }
+
+  async close(): Promise<void> {
+    try {
+      await this.#model.close();
+    } catch (error) {
+      throw toEmbedderError(error);
+    }
+  }
+}

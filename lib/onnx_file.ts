@@ -1,0 +1,127 @@
+import { createHash } from "node:crypto";
+import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs";
+import * as path from "node:path";
+import { EmbedderError } from "./errors.js";
+import type { ModelDir } from "./model_dir.js";
+
+/** The graph that the addon exports; its weights are those of `model.safetensors`. */
+const EXPORTED_GRAPH = "semantic-search-native.onnx";
+const FLOAT_FILES = [EXPORTED_GRAPH, "model.onnx", "onnx/model.onnx"];
+const QUANTIZED_FILES = ["onnx/model_quantized.onnx", "model_quantized.onnx"];
+
+export interface OnnxFile {
+  path: string;
+  dtype: "f32" | "int8";
+  /** SHA-256 of each file that holds weights, in the order of their names. */
+  weightHashes: string[];
+}
+
+/**
+ * The ONNX file of a model folder to run, with the hashes of its weights.
+ *
+ * @throws EmbedderError `MODEL_NOT_FOUND` naming what was looked for or which external data is missing.
+ */
+export function findOnnxFile(model: ModelDir, dtype: "auto" | "f32" | "int8"): OnnxFile {
+  const names = {
+    auto: [...FLOAT_FILES, ...QUANTIZED_FILES],
+    f32: FLOAT_FILES,
+    int8: QUANTIZED_FILES,
+  }[dtype];
+  const dirs = [...new Set([model.dir, model.transformerDir].map((dir) => path.resolve(dir)))];
+  const candidates = names.flatMap((name) => dirs.map((dir) => ({ name, file: path.join(dir, name) })));
+  const found = candidates.find(({ file }) => existsSync(file));
+  if (!found) {
+    throw new EmbedderError(
+      "MODEL_NOT_FOUND",
+      `${model.dir} has no ONNX file for the backend onnx-js (looked for ${names.join(", ")}); ` +
+        "exportOnnx(modelDir) writes one where the addon runs",
+    );
+  }
+  const bytes = readFileSync(found.file);
+  const external = externalDataLocations(bytes).map((location) => path.join(path.dirname(found.file), location));
+  for (const file of external) {
+    if (!existsSync(file)) {
+      throw new EmbedderError("MODEL_NOT_FOUND", `${file} does not exist; ${found.file} keeps its weights there`);
+    }
+  }
+  // An exported graph holds no weights of its own: its vectors are those of the safetensors files, and so is its name.
+  const weights = found.name === EXPORTED_GRAPH ? external : [found.file, ...external];
+  weights.sort((a, b) => (path.basename(a) < path.basename(b) ? -1 : 1));
+  const weightHashes = weights.map((file) => sha256OfFile(file));
+  if (found.name === EXPORTED_GRAPH && property(bytes, "weights_sha256") !== weightHashes.join()) {
+    throw new EmbedderError(
+      "MODEL_INVALID",
+      `${found.file} was exported for other weights than those beside it; run exportOnnx(modelDir) again`,
+    );
+  }
+  return { path: found.file, dtype: QUANTIZED_FILES.includes(found.name) ? "int8" : "f32", weightHashes };
+}
+
+export function sha256OfFile(file: string): string {
+  const hash = createHash("sha256");
+  const block = Buffer.allocUnsafe(1 << 20);
+  const descriptor = openSync(file, "r");
+  try {
+    for (;;) {
+      const length = readSync(descriptor, block);
+      if (length === 0) break;
+      hash.update(block.subarray(0, length));
+    }
+  } finally {
+    closeSync(descriptor);
+  }
+  return hash.digest("hex");
+}
+
+/** Names of the files into which the initializers of an ONNX model point, each once. */
+function externalDataLocations(model: Buffer): string[] {
+  const locations = new Set<string>();
+  // ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.external_data = 13, StringStringEntryProto { key = 1, value = 2 }
+  for (const graph of protobufFields(model, 7)) {
+    for (const tensor of protobufFields(graph, 5)) {
+      for (const entry of protobufFields(tensor, 13)) {
+        const [key] = protobufFields(entry, 1);
+        const [value] = protobufFields(entry, 2);
+        if (key?.toString() === "location" && value) locations.add(value.toString());
+      }
+    }
+  }
+  return [...locations];
+}
+
+/** A property of an ONNX model. */
+function property(model: Buffer, name: string): string | undefined {
+  // ModelProto.metadata_props = 14, StringStringEntryProto { key = 1, value = 2 }
+  for (const entry of protobufFields(model, 14)) {
+    const [key] = protobufFields(entry, 1);
+    const [value] = protobufFields(entry, 2);
+    if (key?.toString() === name) return value?.toString();
+  }
+  return undefined;
+}
+
+/** The length-delimited fields with this number of one protobuf message; damaged messages simply end early. */
+function* protobufFields(message: Buffer, number: number): Generator<Buffer> {
+  let offset = 0;
+  const varint = (): number => {
+    let value = 0;
+    for (let scale = 1; offset < message.length; scale *= 128) {
+      const byte = message[offset++] ?? 0;
+      value += (byte & 127) * scale;
+      if (byte < 128) break;
+    }
+    return value;
+  };
+  while (offset < message.length) {
+    const tag = varint();
+    const wireType = tag & 7;
+    if (wireType === 0) varint();
+    else if (wireType === 1) offset += 8;
+    else if (wireType === 5) offset += 4;
+    else if (wireType === 2) {
+      const length = varint();
+      if (Math.floor(tag / 8) === number) yield message.subarray(offset, offset + length);
+      offset += length;
+    } else return;
+  }
+}

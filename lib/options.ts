@@ -1,0 +1,136 @@
+import { type ModelOptions, POOLING_MODES } from "./engine.js";
+import { describeValue, EmbedderError } from "./errors.js";
+
+/** Options of `Embedder.load`; each may be left out. */
+export interface LoadOptions extends ModelOptions {
+  /**
+   * Which backend computes. `"auto"` (default): the addon (MLX on Apple silicon, else ONNX Runtime), and where it
+   * cannot be loaded ONNX Runtime in JavaScript. A backend named here never falls back to another.
+   * The environment variable `SEMANTIC_SEARCH_BACKEND` overrides `"auto"` only.
+   */
+  backend?: "auto" | "mlx" | "onnx" | "onnx-js";
+  /** Pooling, where the model folder does not say it or says it wrongly. */
+  pooling?: NonNullable<ModelOptions["pooling"]>;
+  /** Put before every query instead of the model's own prompt. */
+  queryPrompt?: string;
+  /** Put before every document instead of the model's own prompt. */
+  documentPrompt?: string;
+  /** Longest text in tokens, special tokens included; clipped to the model's own limit. Default 512. */
+  maxTokens?: number;
+  /** Scale vectors to length 1. Default true. */
+  normalize?: boolean;
+  /** Number format of the weights. `"auto"` (default) is float32; `"int8"` asks `onnx-js` for a quantized ONNX file. */
+  dtype?: NonNullable<ModelOptions["dtype"]>;
+  /** Threads that compute. Default: the processors this process may use. */
+  threads?: number;
+  /** Path of the ONNX Runtime library for the addon. Default: `ORT_DYLIB_PATH`, else the one of `onnxruntime-node`. */
+  onnxRuntimeLibrary?: string;
+}
+
+interface Rule {
+  expected: string;
+  accepts(value: unknown): boolean;
+}
+
+const oneOf = (...names: readonly string[]): Rule => ({
+  expected: `one of ${names.map((name) => JSON.stringify(name)).join(", ")}`,
+  accepts: (value) => names.includes(value as string),
+});
+const string: Rule = { expected: "a string", accepts: (value) => typeof value === "string" };
+const count: Rule = {
+  expected: "a whole number of at least 1",
+  accepts: (value) => Number.isInteger(value) && (value as number) >= 1 && (value as number) <= 0x7fffffff,
+};
+
+export const BACKEND_RULE = oneOf("auto", "mlx", "onnx", "onnx-js");
+
+const RULES: Record<keyof LoadOptions, Rule> = {
+  backend: BACKEND_RULE,
+  pooling: oneOf(...POOLING_MODES),
+  queryPrompt: string,
+  documentPrompt: string,
+  maxTokens: count,
+  normalize: { expected: "true or false", accepts: (value) => typeof value === "boolean" },
+  dtype: oneOf("auto", "f32", "int8"),
+  threads: count,
+  onnxRuntimeLibrary: { expected: "a path", accepts: (value) => typeof value === "string" && value !== "" },
+};
+
+/**
+ * The options, checked and copied; `undefined` values are left out.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT` for an unknown name or a value of the wrong kind.
+ */
+export function checkLoadOptions(options: unknown): LoadOptions {
+  const checked: Record<string, unknown> = {};
+  for (const [name, value] of optionEntries("options", options, Object.keys(RULES))) {
+    const rule = RULES[name as keyof LoadOptions];
+    if (!rule.accepts(value)) throw invalid(`option ${name}`, rule.expected, value);
+    checked[name] = value;
+  }
+  return checked;
+}
+
+/**
+ * The entries of an options object that are set.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT` when it is no object or has a name that is not in `names`.
+ */
+export function optionEntries(what: string, options: unknown, names: readonly string[]): [string, unknown][] {
+  if (options === undefined) return [];
+  if (typeof options !== "object" || options === null || Array.isArray(options)) {
+    throw invalid(what, `an object with ${names.join(", ")}`, options);
+  }
+  for (const name of Object.keys(options)) {
+    if (names.includes(name)) continue;
+    const hint = nearest(name, names);
+    throw new EmbedderError(
+      "INVALID_ARGUMENT",
+      `unknown option ${JSON.stringify(name)}${hint ? `; did you mean ${JSON.stringify(hint)}?` : ""} (known: ${names.join(", ")})`,
+    );
+  }
+  return Object.entries(options).filter(([, value]) => value !== undefined);
+}
+
+export function invalid(what: string, expected: string, found: unknown): EmbedderError {
+  return new EmbedderError("INVALID_ARGUMENT", `${what}: expected ${expected}, found ${describeValue(found)}`);
+}
+
+/**
+ * Checks the texts of one call and returns them as an array of its own.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT` naming the first index that holds no string.
+ */
+export function checkTexts(texts: unknown): string[] {
+  if (!Array.isArray(texts)) throw invalid("texts", "an array of strings", texts);
+  const snapshot = texts.slice();
+  for (let index = 0; index < snapshot.length; index++) {
+    // By index, not `forEach`: a hole of a sparse array must be found too.
+    if (typeof snapshot[index] !== "string") throw invalid(`texts[${index}]`, "a string", snapshot[index]);
+  }
+  return snapshot;
+}
+
+/** The name a misspelt one most likely meant; `undefined` when none is near. */
+function nearest(name: string, names: readonly string[]): string | undefined {
+  const scored = names.map((candidate) => ({
+    candidate,
+    distance: editDistance(name.toLowerCase(), candidate.toLowerCase()),
+  }));
+  scored.sort((a, b) => a.distance - b.distance);
+  const best = scored[0];
+  return best && best.distance <= Math.max(2, best.candidate.length / 3) ? best.candidate : undefined;
+}
+
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, column) => column);
+  for (let i = 0; i < a.length; i++) {
+    const next = [i + 1];
+    for (let j = 0; j < b.length; j++) {
+      const substitution = (row[j] ?? 0) + (a[i] === b[j] ? 0 : 1);
+      next.push(Math.min(substitution, (row[j + 1] ?? 0) + 1, (next[j] ?? 0) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] ?? 0;
+}

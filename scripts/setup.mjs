@@ -1,0 +1,116 @@
+/**
+ * What `npm run demo` and `npm test` need and a fresh clone does not have: packages, compiled TypeScript, the addon,
+ * the starter model. Each step does nothing when its result is there. Node built-ins only.
+ */
+
+import { spawn, spawnSync } from "node:child_process";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import * as os from "node:os";
+import * as path from "node:path";
+import { fileURLToPath } from "node:url";
+import { bringStarterModel, starterModelFolder } from "./starter-model.mjs";
+
+export const ROOT = fileURLToPath(new URL("..", import.meta.url));
+
+/** A command that failed; its output says why. */
+export class CommandError extends Error {
+  constructor(command, output, status) {
+    super(`${command} failed${status === null ? "" : ` with exit code ${status}`}`);
+    this.output = output;
+  }
+}
+
+/**
+ * Runs a program in the repository and returns its output, standard error included.
+ *
+ * @param {string} program
+ * @param {string[]} args
+ * @param {{ [name: string]: string | undefined }} [env] added to the environment
+ */
+export function run(program, args, env = {}) {
+  return new Promise((resolve, reject) => {
+    const command = [path.basename(program), ...args].join(" ");
+    const child = spawn(program, args, {
+      cwd: ROOT,
+      env: { ...process.env, ...env },
+      // Windows' npm and its like are scripts, which only a shell runs.
+      shell: process.platform === "win32" && !program.endsWith(".exe"),
+    });
+    let output = "";
+    for (const stream of [child.stdout, child.stderr])
+      stream.setEncoding("utf8").on("data", (text) => (output += text));
+    child.on("error", (error) => reject(new CommandError(command, error.message, null)));
+    child.on("close", (status) => (status === 0 ? resolve(output) : reject(new CommandError(command, output, status))));
+  });
+}
+
+/** Runs the script of an installed package. */
+export function runPackage(script, args, env) {
+  return run(process.execPath, [path.join(ROOT, "node_modules", script), ...args], env);
+}
+
+/** `npm ci`, unless `node_modules` holds what the lock file says. */
+export async function installPackages() {
+  if (packagesAreCurrent()) return;
+  console.log("installing npm packages");
+  const env = { ONNXRUNTIME_NODE_INSTALL: "skip" };
+  const npm = process.env.npm_execpath;
+  if (npm?.endsWith(".js")) await run(process.execPath, [npm, "ci"], env);
+  else await run("npm", ["ci"], env);
+}
+
+function packagesAreCurrent() {
+  const readPackages = (file) => JSON.parse(readFileSync(path.join(ROOT, file), "utf8")).packages;
+  if (!existsSync(path.join(ROOT, "node_modules/.package-lock.json"))) return false;
+  const installed = readPackages("node_modules/.package-lock.json");
+  return Object.entries(readPackages("package-lock.json")).every(([name, { version, optional }]) => {
+    if (name === "") return true;
+    // Packages for other platforms are optional and absent.
+    return installed[name] ? installed[name].version === version : optional;
+  });
+}
+
+/** Compiles to `dist/`. Takes a second, so it is always done. */
+export async function compileTypeScript() {
+  await runPackage("typescript/bin/tsc", []);
+}
+
+/**
+ * The environment in which `cargo` is found, or `undefined` without a Rust toolchain. rustup's folder counts even where
+ * the shell has not been told of it yet.
+ */
+export function rustEnvironment() {
+  const withRustup = [process.env.PATH, path.join(os.homedir(), ".cargo", "bin")].join(path.delimiter);
+  for (const PATH of [process.env.PATH, withRustup]) {
+    if (spawnSync("cargo", ["--version"], { env: { ...process.env, PATH } }).status === 0) return { PATH };
+  }
+  return undefined;
+}
+
+/** Builds the addon and regenerates `index.js` and `index.d.ts`. */
+export async function buildAddon(rust) {
+  await runPackage("@napi-rs/cli/dist/cli.js", ["build", "--platform", "--release"], rust);
+}
+
+/** Whether a source is newer than the built addon, or there is none. */
+export function addonIsStale() {
+  const built = readdirSync(ROOT).filter((name) => /^semantic-search-native\..*\.node$/.test(name));
+  if (built.length === 0) return true;
+  const modified = (file) => statSync(path.join(ROOT, file)).mtimeMs;
+  const sources = readdirSync(path.join(ROOT, "src"), { recursive: true }).map((name) =>
+    path.join("src", String(name)),
+  );
+  const newest = Math.max(...["Cargo.toml", "Cargo.lock", "build.rs", ...sources].map(modified));
+  return newest > Math.max(...built.map(modified));
+}
+
+/** Completes the starter model and returns its folder. */
+export function installStarterModel() {
+  return bringStarterModel({ folder: starterModelFolder() });
+}
+
+/** Prints why a step failed, with the output of its command. */
+export function reportFailure(error) {
+  if (error instanceof CommandError) console.error(error.output.trimEnd());
+  console.error(error instanceof CommandError ? error.message : (error.stack ?? String(error)));
+}

@@ -1,0 +1,529 @@
+//! One test per way in which a model folder or a call can be wrong: the code, and what the message names.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod setup;
+
+use std::path::Path;
+
+use semantic_search_native::arch::Pooling;
+use semantic_search_native::options::{Backend, Dtype, Options};
+use semantic_search_native::{Error, Model};
+use serde_json::{Value, json};
+
+/// Loads a copy of a fixture after `spoil` changed it.
+fn load_spoiled(fixture: &str, spoil: impl FnOnce(&Path)) -> Result<Model, Error> {
+    load_spoiled_with(fixture, &setup::options(), spoil)
+}
+
+fn load_spoiled_with(
+    fixture: &str,
+    options: &Options,
+    spoil: impl FnOnce(&Path),
+) -> Result<Model, Error> {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&setup::fixture(fixture), folder.path());
+    spoil(folder.path());
+    Model::load(folder.path(), options)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[track_caller]
+fn assert_error<T>(result: Result<T, Error>, code: &str, named: &[&str]) {
+    let error = result.err().expect("an error");
+    let message = error.to_string();
+    assert_eq!(error.code(), code, "{message}");
+    for part in named {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+/// Changes one key of a JSON file.
+fn set(file: &Path, key: &str, value: Value) {
+    let mut json: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    json[key] = value;
+    std::fs::write(file, json.to_string()).unwrap();
+}
+
+fn set_config(key: &'static str, value: Value) -> impl FnOnce(&Path) {
+    move |folder| set(&folder.join("config.json"), key, value)
+}
+
+fn remove(file: &'static str) -> impl FnOnce(&Path) {
+    move |folder| std::fs::remove_file(folder.join(file)).unwrap()
+}
+
+fn write(file: &'static str, text: &'static str) -> impl FnOnce(&Path) {
+    move |folder| std::fs::write(folder.join(file), text).unwrap()
+}
+
+/// Rewrites `model.safetensors` after `change` was applied to its header (as JSON) and its data.
+fn rewrite_weights(folder: &Path, change: impl FnOnce(&mut Value, &mut Vec<u8>)) {
+    let path = folder.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let mut data = bytes[8 + length..].to_vec();
+    change(&mut header, &mut data);
+    let header = header.to_string();
+    let parts = [
+        &(header.len() as u64).to_le_bytes()[..],
+        header.as_bytes(),
+        &data,
+    ];
+    std::fs::write(path, parts.concat()).unwrap();
+}
+
+/// Overwrites the first number of a tensor.
+fn poison(folder: &Path, tensor: &str, number: &[u8]) {
+    rewrite_weights(folder, |header, data| {
+        let start = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+        data[start..start + number.len()].copy_from_slice(number);
+    });
+}
+
+#[test]
+fn missing_files_are_named() {
+    let nowhere = Path::new("no/such/folder");
+    assert_error(
+        Model::load(nowhere, &setup::options()),
+        "MODEL_NOT_FOUND",
+        &["no/such/folder"],
+    );
+    for file in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "1_Pooling/config.json",
+    ] {
+        assert_error(
+            load_spoiled("bert_mean", remove(file)),
+            "MODEL_NOT_FOUND",
+            &[file],
+        );
+    }
+    let shard = "model-00002-of-00002.safetensors";
+    assert_error(
+        load_spoiled("bert_cls_f16", remove(shard)),
+        "MODEL_NOT_FOUND",
+        &[shard],
+    );
+}
+
+#[test]
+fn invalid_json_is_located() {
+    for file in [
+        "config.json",
+        "modules.json",
+        "1_Pooling/config.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "tokenizer_config.json",
+    ] {
+        let text = if file == "modules.json" {
+            "[\n  oops\n]"
+        } else {
+            "{\n  \"a\": oops\n}"
+        };
+        let result = load_spoiled("bert_mean", write(file, text));
+        assert_error(result, "MODEL_INVALID", &[file, "line 2 column"]);
+    }
+    let result = load_spoiled("bert_mean", write("tokenizer.json", "{\"version\":"));
+    assert_error(result, "MODEL_INVALID", &["tokenizer.json", "line 1"]);
+}
+
+#[test]
+fn unsupported_architectures_are_refused_by_name() {
+    let cases = [
+        ("bert_mean", "model_type", json!("gpt2")),
+        ("bert_mean", "hidden_act", json!("mish")),
+        (
+            "bert_mean",
+            "position_embedding_type",
+            json!("relative_key"),
+        ),
+        ("bert_mean", "is_decoder", json!(true)),
+        ("nomic_cls", "prenorm", json!(true)),
+        ("nomic_cls", "parallel_block", json!(true)),
+        ("nomic_cls", "rotary_emb_interleaved", json!(true)),
+        ("nomic_cls", "use_rms_norm", json!(true)),
+        ("nomic_cls", "causal", json!(true)),
+        ("nomic_cls", "rotary_emb_scale_base", json!(512)),
+        ("nomic_cls", "moe_every_n_layers", json!(2)),
+        ("nomic_cls", "num_experts", json!(8)),
+        ("nomic_cls", "activation_function", json!("gelu")),
+        ("nomic_cls", "rotary_emb_fraction", json!(0.0)),
+    ];
+    for (fixture, key, value) in cases {
+        let shown = value.to_string();
+        let result = load_spoiled(fixture, set_config(key, value));
+        assert_error(result, "MODEL_UNSUPPORTED", &["config.json", key, &shown]);
+    }
+}
+
+#[test]
+fn settings_that_are_missing_or_malformed_are_named() {
+    for (fixture, key, value, expected) in [
+        ("nomic_cls", "rotary_emb_base", Value::Null, "a number"),
+        ("nomic_cls", "qkv_proj_bias", json!("no"), "true or false"),
+        ("nomic_cls", "n_layer", json!(-1), "a positive integer"),
+        ("bert_mean", "layer_norm_eps", json!("tiny"), "a number"),
+        ("bert_mean", "hidden_act", json!(7), "a string"),
+    ] {
+        let result = load_spoiled(fixture, set_config(key, value));
+        assert_error(result, "MODEL_INVALID", &["config.json", key, expected]);
+    }
+    let result = load_spoiled("bert_mean", set_config("num_attention_heads", json!(7)));
+    assert_error(result, "MODEL_INVALID", &["7 heads", "48"]);
+}
+
+#[test]
+fn modules_outside_the_chain_are_refused() {
+    let dense = json!([
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    ]);
+    let spoil = |modules: Value| {
+        move |folder: &Path| {
+            std::fs::write(folder.join("modules.json"), modules.to_string()).unwrap();
+        }
+    };
+    assert_error(
+        load_spoiled("bert_mean", spoil(dense)),
+        "MODEL_UNSUPPORTED",
+        &["modules.json", "Dense"],
+    );
+    assert_error(
+        load_spoiled("bert_mean", spoil(json!([]))),
+        "MODEL_INVALID",
+        &["modules.json", "Transformer"],
+    );
+    let outside =
+        json!([{"path": "../elsewhere", "type": "sentence_transformers.models.Transformer"}]);
+    assert_error(
+        load_spoiled("bert_mean", spoil(outside)),
+        "MODEL_INVALID",
+        &["modules.json", "../elsewhere"],
+    );
+}
+
+#[test]
+fn pooling_must_be_known_and_fit() {
+    let file = "1_Pooling/config.json";
+    let result = load_spoiled("bert_mean", write(file, r#"{"pooling_mode": "median"}"#));
+    assert_error(result, "MODEL_UNSUPPORTED", &[file, "median"]);
+    let result = load_spoiled(
+        "bert_mean",
+        write(file, r#"{"pooling_mode_attention": true}"#),
+    );
+    assert_error(result, "MODEL_UNSUPPORTED", &[file, "attention"]);
+    let result = load_spoiled(
+        "bert_mean",
+        write(file, r#"{"pooling_mode_cls_token": false}"#),
+    );
+    assert_error(result, "MODEL_INVALID", &[file, "no pooling mode"]);
+    let result = load_spoiled(
+        "bert_mean",
+        write(
+            file,
+            r#"{"pooling_mode": "cls", "word_embedding_dimension": 768}"#,
+        ),
+    );
+    assert_error(result, "MODEL_INVALID", &[file, "48", "768"]);
+    let result = load_spoiled(
+        "nomic_cls",
+        write(file, r#"{"pooling_mode": "mean", "include_prompt": false}"#),
+    );
+    assert_error(result, "MODEL_UNSUPPORTED", &[file, "include_prompt"]);
+}
+
+#[test]
+fn a_bare_folder_needs_a_known_name_or_the_option() {
+    let bare = |name: Value| {
+        move |folder: &Path| {
+            for file in [
+                "modules.json",
+                "config_sentence_transformers.json",
+                "sentence_bert_config.json",
+            ] {
+                std::fs::remove_file(folder.join(file)).unwrap();
+            }
+            std::fs::remove_dir_all(folder.join("1_Pooling")).unwrap();
+            set(&folder.join("config.json"), "_name_or_path", name);
+        }
+    };
+    let result = load_spoiled("nomic_cls", bare(json!("somebody/else")));
+    assert_error(
+        result,
+        "MODEL_UNSUPPORTED",
+        &["pooling", "`pooling: \"cls\" | \"mean\""],
+    );
+
+    let model = load_spoiled("nomic_cls", bare(json!("nomic-ai/CodeRankEmbed"))).unwrap();
+    assert_eq!(model.dir().pooling[0].name(), "cls");
+    assert_eq!(
+        model.dir().query_prompt,
+        "Represent this query for searching relevant code: "
+    );
+    assert_eq!(model.dir().document_prompt, "");
+    let model = load_spoiled("nomic_cls", bare(json!("nomic-ai/nomic-embed-text-v1.5"))).unwrap();
+    assert_eq!(model.dir().pooling[0].name(), "mean");
+    assert_eq!(model.dir().document_prompt, "search_document: ");
+    let options = Options {
+        pooling: Some("max".parse().unwrap()),
+        ..setup::options()
+    };
+    let model = load_spoiled_with("nomic_cls", &options, bare(Value::Null)).unwrap();
+    assert_eq!(model.dir().pooling[0].name(), "max");
+}
+
+#[test]
+fn a_default_prompt_must_exist() {
+    let file = "config_sentence_transformers.json";
+    let text = r#"{"prompts": {"query": "q: "}, "default_prompt_name": "document"}"#;
+    assert_error(
+        load_spoiled("bert_mean", write(file, text)),
+        "MODEL_INVALID",
+        &[file, "document", "query"],
+    );
+}
+
+#[test]
+fn tensors_must_be_there_with_the_right_shape_and_type() {
+    let tensor = "encoder.layer.1.output.dense.weight";
+    let result = load_spoiled("bert_mean", |folder| {
+        rewrite_weights(folder, |header, _| {
+            let value = header.as_object_mut().unwrap().remove(tensor).unwrap();
+            header["another.name"] = value;
+        });
+    });
+    assert_error(result, "MODEL_INVALID", &[tensor, "no such tensor"]);
+
+    let result = load_spoiled("bert_mean", |folder| {
+        rewrite_weights(folder, |header, _| {
+            let shape = header[tensor]["shape"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .rev()
+                .cloned()
+                .collect();
+            header[tensor]["shape"] = Value::Array(shape);
+        });
+    });
+    assert_error(
+        result,
+        "MODEL_INVALID",
+        &["model.safetensors", tensor, "[48, 64]", "[64, 48]"],
+    );
+
+    let result = load_spoiled("bert_mean", |folder| {
+        rewrite_weights(folder, |header, _| header[tensor]["dtype"] = json!("I32"));
+    });
+    assert_error(
+        result,
+        "MODEL_INVALID",
+        &["model.safetensors", tensor, "F32", "I32"],
+    );
+
+    let result = load_spoiled("bert_mean", |folder| {
+        rewrite_weights(folder, |header, _| {
+            let words = "embeddings.word_embeddings.weight";
+            let value = header.as_object_mut().unwrap().remove(words).unwrap();
+            header["wte.weight"] = value;
+        });
+    });
+    assert_error(
+        result,
+        "MODEL_INVALID",
+        &["embeddings.word_embeddings.weight"],
+    );
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let truncated = load_spoiled("bert_mean", |folder| {
+        let path = folder.join("model.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(path, &bytes[..bytes.len() - 100]).unwrap();
+    });
+    assert_error(
+        truncated,
+        "MODEL_INVALID",
+        &["model.safetensors", "not a complete safetensors file"],
+    );
+    let empty = load_spoiled("bert_mean", write("model.safetensors", ""));
+    assert_error(empty, "MODEL_INVALID", &["model.safetensors"]);
+    let lying_length = load_spoiled("bert_mean", |folder| {
+        let path = folder.join("model.safetensors");
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        std::fs::write(path, bytes).unwrap();
+    });
+    assert_error(lying_length, "MODEL_INVALID", &["model.safetensors"]);
+    let lying_offsets = load_spoiled("bert_mean", |folder| {
+        rewrite_weights(folder, |header, _| {
+            header["embeddings.LayerNorm.weight"]["data_offsets"] = json!([0, 1_u64 << 40]);
+        });
+    });
+    assert_error(lying_offsets, "MODEL_INVALID", &["model.safetensors"]);
+    let outside = load_spoiled("bert_cls_f16", |folder| {
+        let index = r#"{"weight_map": {"a": "../../secret.safetensors"}}"#;
+        std::fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
+    });
+    assert_error(
+        outside,
+        "MODEL_INVALID",
+        &["model.safetensors.index.json", "../../secret"],
+    );
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_refused() {
+    let tensor = "encoder.layer.0.intermediate.dense.weight";
+    for number in [f32::NAN, f32::INFINITY] {
+        let result = load_spoiled("bert_mean", |folder| {
+            poison(folder, tensor, &number.to_le_bytes());
+        });
+        assert_error(result, "MODEL_INVALID", &[tensor, "NaN or infinity"]);
+    }
+    // The upper half of a float32 NaN is a bfloat16 NaN.
+    let result = load_spoiled("bert_cls_bf16", |folder| {
+        poison(
+            &folder.join("0_Transformer"),
+            tensor,
+            &f32::NAN.to_le_bytes()[2..],
+        );
+    });
+    assert_error(result, "MODEL_INVALID", &[tensor, "NaN or infinity"]);
+}
+
+/// Weights that are numbers, but so large that a product overflows.
+#[test]
+fn a_vector_that_is_not_a_number_is_never_returned() {
+    let model = load_spoiled("bert_mean", |folder| {
+        for layer in 0..2 {
+            let tensor = format!("encoder.layer.{layer}.attention.self.query.bias");
+            poison(folder, &tensor, &f32::MAX.to_le_bytes());
+            let tensor = format!("encoder.layer.{layer}.attention.self.key.bias");
+            poison(folder, &tensor, &f32::MAX.to_le_bytes());
+        }
+    })
+    .unwrap();
+    assert_error(
+        model.embed(vec!["a".into(), "b c".into()], false),
+        "INFERENCE_FAILED",
+        &["NaN"],
+    );
+    // The model lives on.
+    assert_error(
+        model.embed(vec!["d".into()], false),
+        "INFERENCE_FAILED",
+        &["NaN"],
+    );
+    assert_eq!(
+        model.embed(vec![], false).unwrap().vectors,
+        Vec::<f32>::new()
+    );
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let result = load_spoiled("bert_mean", |folder| {
+        let path = folder.join("tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        json["model"]["vocab"]["zzz"] = json!(60_000);
+        std::fs::write(path, json.to_string()).unwrap();
+    });
+    assert_error(
+        result,
+        "MODEL_INVALID",
+        &["tokenizer.json", "60000", "vocab_size"],
+    );
+}
+
+#[test]
+fn options_are_checked() {
+    let load = |options| Model::load(&setup::fixture("bert_mean"), &options);
+    let result = load(Options {
+        max_tokens: Some(2),
+        ..setup::options()
+    });
+    assert_error(
+        result,
+        "INVALID_ARGUMENT",
+        &["maxTokens", "2 special tokens"],
+    );
+    let result = load(Options {
+        threads: Some(0),
+        ..setup::options()
+    });
+    assert_error(result, "INVALID_ARGUMENT", &["threads", "0"]);
+    assert_error(
+        "avg".parse::<Pooling>(),
+        "INVALID_ARGUMENT",
+        &["pooling", "avg", "mean"],
+    );
+    assert_error(
+        "f64".parse::<Dtype>(),
+        "INVALID_ARGUMENT",
+        &["dtype", "f64", "f32"],
+    );
+    assert_error(
+        "cuda".parse::<Backend>(),
+        "INVALID_ARGUMENT",
+        &["backend", "cuda", "onnx"],
+    );
+    assert_error("mlx".parse::<Backend>(), "BACKEND_UNAVAILABLE", &["mlx"]);
+}
+
+#[test]
+fn a_closed_model_says_so() {
+    let model = Model::load(&setup::fixture("bert_mean"), &setup::options()).unwrap();
+    model.embed(vec!["works".into()], false).unwrap();
+    model.close();
+    model.close();
+    assert_error(
+        model.embed(vec!["late".into()], false),
+        "CLOSED",
+        &["closed"],
+    );
+}
+
+/// Closing while calls are in the queue: each is answered, with its vectors or with `CLOSED`.
+#[test]
+fn closing_answers_every_call() {
+    let model = Model::load(&setup::fixture("nomic_cls"), &setup::options()).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    for call in 0..50 {
+        let texts = (0..20)
+            .map(|text| format!("call {call} text {text} {}", "word ".repeat(100)))
+            .collect();
+        let sender = sender.clone();
+        model.submit(
+            texts,
+            false,
+            Box::new(move |result| sender.send(result).unwrap()),
+        );
+    }
+    drop(sender);
+    model.close();
+    let results: Vec<_> = receiver.iter().collect();
+    assert_eq!(results.len(), 50);
+    for result in results {
+        assert!(matches!(result, Ok(_) | Err(Error::Closed)));
+    }
+}

@@ -1,0 +1,265 @@
+//! A live oracle: candle's independent implementations, on random weights of random sizes.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod setup;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models::{bert, nomic_bert};
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use semantic_search_native::Model;
+use semantic_search_native::arch::Pooling;
+use semantic_search_native::options::Options;
+use serde_json::json;
+
+/// Sizes of a random model.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    layers: usize,
+    heads: usize,
+    head_dim: usize,
+    inner: usize,
+    seed: u64,
+}
+
+fn sizes() -> impl Strategy<Value = Sizes> {
+    (
+        1..4_usize,
+        1..4_usize,
+        1..5_usize,
+        1..80_usize,
+        any::<u64>(),
+    )
+        .prop_map(|(layers, heads, quarters, inner, seed)| Sizes {
+            layers,
+            heads,
+            head_dim: 8 * quarters,
+            inner,
+            seed,
+        })
+}
+
+const VOCABULARY: usize = 1472;
+const POSITIONS: usize = 128;
+
+/// Random weights that make attention peaky, so that errors in rotation or mixing show.
+struct Weights {
+    random: StdRng,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Weights {
+    fn new(seed: u64) -> Self {
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            tensors: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, name: String, shape: &[usize], center: f32, spread: f32) {
+        // The sum of three uniform numbers of variance 1 is close enough to a normal one.
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|_| {
+                let sum: f32 = (0..3)
+                    .map(|_| self.random.random_range(-1.0..1.0_f32))
+                    .sum();
+                center + spread * sum
+            })
+            .collect();
+        let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+        self.tensors.insert(name, tensor);
+    }
+
+    fn linear(&mut self, name: &str, outputs: usize, inputs: usize, gain: f32, bias: bool) {
+        let spread = gain / (inputs as f32).sqrt();
+        self.add(format!("{name}.weight"), &[outputs, inputs], 0.0, spread);
+        if bias {
+            self.add(format!("{name}.bias"), &[outputs], 0.0, 0.05);
+        }
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.add(format!("{name}.weight"), &[width], 1.0, 0.1);
+        self.add(format!("{name}.bias"), &[width], 0.0, 0.05);
+    }
+}
+
+/// A model folder with these weights and settings, the tokenizer of a fixture and no other file.
+fn write_folder(folder: &Path, config: &serde_json::Value, weights: &Weights) {
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(
+        setup::fixture("nomic_cls").join("tokenizer.json"),
+        folder.join("tokenizer.json"),
+    )
+    .unwrap();
+    candle_core::safetensors::save(&weights.tensors, folder.join("model.safetensors")).unwrap();
+}
+
+fn nomic_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
+    let width = sizes.heads * sizes.head_dim;
+    let mut weights = Weights::new(sizes.seed);
+    weights.add(
+        "embeddings.word_embeddings.weight".into(),
+        &[VOCABULARY, width],
+        0.0,
+        1.0,
+    );
+    weights.add(
+        "embeddings.token_type_embeddings.weight".into(),
+        &[2, width],
+        0.3,
+        0.5,
+    );
+    weights.norm("emb_ln", width);
+    for layer in 0..sizes.layers {
+        let name = format!("encoder.layers.{layer}");
+        weights.linear(&format!("{name}.attn.Wqkv"), 3 * width, width, 1.5, false);
+        weights.linear(&format!("{name}.attn.out_proj"), width, width, 1.0, false);
+        weights.linear(&format!("{name}.mlp.fc11"), sizes.inner, width, 1.0, false);
+        weights.linear(&format!("{name}.mlp.fc12"), sizes.inner, width, 1.0, false);
+        weights.linear(&format!("{name}.mlp.fc2"), width, sizes.inner, 1.0, false);
+        weights.norm(&format!("{name}.norm1"), width);
+        weights.norm(&format!("{name}.norm2"), width);
+    }
+    let config = json!({
+        "model_type": "nomic_bert", "vocab_size": VOCABULARY, "n_embd": width, "n_head": sizes.heads,
+        "n_layer": sizes.layers, "n_inner": sizes.inner, "n_positions": POSITIONS, "type_vocab_size": 2,
+        "layer_norm_epsilon": 1e-12, "rotary_emb_fraction": 1.0, "rotary_emb_base": 1000.0,
+        "rotary_emb_interleaved": false, "qkv_proj_bias": false, "mlp_fc1_bias": false, "mlp_fc2_bias": false,
+        "activation_function": "swiglu", "prenorm": false,
+    });
+    (config, weights)
+}
+
+fn classic_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
+    let width = sizes.heads * sizes.head_dim;
+    let mut weights = Weights::new(sizes.seed);
+    for (table, rows) in [
+        ("word", VOCABULARY),
+        ("position", POSITIONS),
+        ("token_type", 2),
+    ] {
+        let name = format!("embeddings.{table}_embeddings.weight");
+        weights.add(name, &[rows, width], 0.1, 0.7);
+    }
+    weights.norm("embeddings.LayerNorm", width);
+    for layer in 0..sizes.layers {
+        let name = format!("encoder.layer.{layer}");
+        for (part, gain) in [("query", 1.5), ("key", 1.5), ("value", 1.0)] {
+            weights.linear(
+                &format!("{name}.attention.self.{part}"),
+                width,
+                width,
+                gain,
+                true,
+            );
+        }
+        weights.linear(
+            &format!("{name}.attention.output.dense"),
+            width,
+            width,
+            1.0,
+            true,
+        );
+        weights.linear(
+            &format!("{name}.intermediate.dense"),
+            sizes.inner,
+            width,
+            1.0,
+            true,
+        );
+        weights.linear(
+            &format!("{name}.output.dense"),
+            width,
+            sizes.inner,
+            1.0,
+            true,
+        );
+        weights.norm(&format!("{name}.attention.output.LayerNorm"), width);
+        weights.norm(&format!("{name}.output.LayerNorm"), width);
+    }
+    let config = json!({
+        "model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": width,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.inner, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
+        "max_position_embeddings": POSITIONS, "type_vocab_size": 2, "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12, "pad_token_id": 0, "position_embedding_type": "absolute",
+    });
+    (config, weights)
+}
+
+const TEXTS: [&str; 4] = [
+    "",
+    "def add(a, b): return a + b",
+    "The quick brown fox jumps over the lazy dog, again and again and again, until the evening comes.",
+    "fn main() { println!(\"hello\"); }",
+];
+
+/// Our vectors of [`TEXTS`] against candle's, which computes one text at a time.
+fn compare(
+    config: &serde_json::Value,
+    weights: &Weights,
+    pooling: Pooling,
+    oracle: impl Fn(VarBuilder, &Tensor) -> Tensor,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    write_folder(folder.path(), config, weights);
+    let options = Options {
+        pooling: Some(pooling),
+        threads: Some(2),
+        ..setup::options()
+    };
+    let model = Model::load(folder.path(), &options).unwrap();
+    let embeddings = model
+        .embed(TEXTS.map(str::to_owned).to_vec(), false)
+        .unwrap();
+    let rows = embeddings.vectors.chunks_exact(model.dir().dimension());
+    for (text, row) in TEXTS.iter().zip(rows) {
+        let ids = model.tokenize(text, false).unwrap().ids;
+        let ids = Tensor::new(ids, &Device::Cpu)
+            .unwrap()
+            .unsqueeze(0)
+            .unwrap();
+        let variables = VarBuilder::from_tensors(weights.tensors.clone(), DType::F32, &Device::Cpu);
+        let states = oracle(variables, &ids).i(0).unwrap();
+        let pooled = match pooling {
+            Pooling::Cls => states.i(0).unwrap(),
+            _ => states.mean(0).unwrap(),
+        };
+        let mut expected: Vec<f32> = pooled.to_vec1().unwrap();
+        semantic_search_native::vector::normalize(&mut expected, row.len());
+        setup::assert_equal(text, row, &expected);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nomic_bert_equals_candle(sizes in sizes(), cls: bool) {
+        let (config, weights) = nomic_bert(sizes);
+        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
+        compare(&config, &weights, pooling, |variables, ids| {
+            let config = serde_json::from_value(config.clone()).unwrap();
+            let model = nomic_bert::NomicBertModel::load(variables, &config).unwrap();
+            model.forward(ids, None, None).unwrap()
+        });
+    }
+
+    #[test]
+    fn bert_equals_candle(sizes in sizes(), cls: bool) {
+        let (config, weights) = classic_bert(sizes);
+        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
+        compare(&config, &weights, pooling, |variables, ids| {
+            let config = serde_json::from_value(config.clone()).unwrap();
+            let model = bert::BertModel::load(variables, &config).unwrap();
+            model.forward(ids, &ids.zeros_like().unwrap(), None).unwrap()
+        });
+    }
+}

@@ -1,0 +1,172 @@
+//! What holds for every model and every text, and the real model against sentence-transformers.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod setup;
+
+use std::sync::OnceLock;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use proptest::prelude::*;
+use semantic_search_native::Model;
+use semantic_search_native::options::Options;
+
+/// Every fixture, loaded once, with a limit that makes some texts too long.
+fn models() -> &'static [Model] {
+    static MODELS: OnceLock<Vec<Model>> = OnceLock::new();
+    MODELS.get_or_init(|| {
+        let options = Options {
+            max_tokens: Some(40),
+            threads: Some(2),
+            ..setup::options()
+        };
+        setup::FIXTURES
+            .iter()
+            .map(|name| Model::load(&setup::fixture(name), &options).unwrap())
+            .collect()
+    })
+}
+
+/// Anything that can be in a string, and words that the vocabulary knows.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof!["\\PC{0,60}", any::<String>(), "([a-z]{1,8} ){0,60}"]
+}
+
+fn embed(model: &Model, texts: &[String]) -> Vec<Vec<f32>> {
+    let embeddings = model.embed(texts.to_vec(), false).unwrap();
+    let rows = embeddings.vectors.chunks_exact(model.dir().dimension());
+    rows.map(<[f32]>::to_vec).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_vector_depends_on_its_text_alone(texts in prop::collection::vec(text(), 1..20)) {
+        for model in models() {
+            let together = embed(model, &texts);
+            for (text, row) in texts.iter().zip(&together) {
+                let alone = embed(model, std::slice::from_ref(text));
+                setup::assert_equal("batched = single", row, &alone[0]);
+                let length: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+                prop_assert!((length - 1.0).abs() < 1e-6, "length {length}");
+            }
+            let mut reversed: Vec<String> = texts.clone();
+            reversed.reverse();
+            for (row, other) in together.iter().zip(embed(model, &reversed).iter().rev()) {
+                setup::assert_equal("order", row, other);
+            }
+        }
+    }
+
+    #[test]
+    fn equal_texts_have_equal_vectors_and_count_once(text in text(), other in text(), copies in 2..6_usize) {
+        let model = &models()[0];
+        let mut texts = vec![text.clone(); copies];
+        texts.insert(1, other.clone());
+        let embeddings = model.embed(texts, false).unwrap();
+        let rows: Vec<&[f32]> = embeddings.vectors.chunks_exact(model.dir().dimension()).collect();
+        for index in (2..=copies).chain([0]) {
+            prop_assert_eq!(rows[index], rows[0]);
+        }
+        let count = |text: &str| model.tokenize(text, false).unwrap().ids.len();
+        let expected = count(&text) + if other == text { 0 } else { count(&other) };
+        prop_assert_eq!(embeddings.tokens, expected);
+    }
+
+    #[test]
+    fn tokens_stay_within_the_limit_and_truncation_is_told(text in text()) {
+        for model in models() {
+            let limit = model.dir().max_tokens;
+            let tokenized = model.tokenize(&text, false).unwrap();
+            prop_assert!(tokenized.ids.len() <= limit);
+            prop_assert!(!tokenized.truncated || tokenized.ids.len() == limit);
+            let embeddings = model.embed(vec![text.clone()], false).unwrap();
+            prop_assert_eq!(!embeddings.truncated.is_empty(), tokenized.truncated);
+        }
+    }
+}
+
+/// Cutting a long text before it is tokenized must not show, wherever the cut falls.
+#[test]
+fn the_tokens_of_a_long_text_are_those_of_the_whole() {
+    let model = Model::load(
+        &setup::fixture("nomic_cls"),
+        &Options {
+            max_tokens: Some(20),
+            ..setup::options()
+        },
+    )
+    .unwrap();
+    let whole = Model::load(
+        &setup::fixture("nomic_cls"),
+        &Options {
+            max_tokens: Some(8192),
+            ..setup::options()
+        },
+    )
+    .unwrap();
+    let unknown_word = "x".repeat(1000);
+    for text in [
+        "return value ".repeat(300),
+        format!("{unknown_word} ").repeat(5),
+        format!("{unknown_word} short {unknown_word}\n\t\u{a0}tail of the text"),
+        "é ü ß 漢字 [MASK] ".repeat(40),
+        " ".repeat(5000) + "late",
+        "no-whitespace-at-all".repeat(200),
+    ] {
+        let limited = model.tokenize(&text, false).unwrap();
+        let all = whole.tokenize(&text, false).unwrap().ids;
+        assert_eq!(limited.truncated, all.len() > 20, "{text:.40}");
+        let kept = limited.ids.len() - 1;
+        assert_eq!(limited.ids[..kept], all[..kept], "{text:.40}");
+        assert_eq!(
+            limited.ids.last(),
+            all.last(),
+            "the special token at the end stays"
+        );
+    }
+}
+
+/// The real all-MiniLM-L6-v2 on 50 real texts. `npm test` brings the model.
+#[test]
+fn the_real_model_equals_sentence_transformers() {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Golden {
+        texts: Vec<String>,
+        token_counts: Vec<usize>,
+        truncated: Vec<bool>,
+        vectors: String,
+    }
+    let path = setup::fixture("golden").join("all-MiniLM-L6-v2.json");
+    let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let model = Model::load(&setup::starter_model(), &setup::options()).unwrap();
+    let embeddings = model.embed(golden.texts.clone(), false).unwrap();
+
+    let expected_truncated: Vec<u32> = (0..)
+        .zip(&golden.truncated)
+        .filter(|(_, cut)| **cut)
+        .map(|(i, _)| i)
+        .collect();
+    assert_eq!(embeddings.truncated, expected_truncated);
+    for (text, count) in golden.texts.iter().zip(&golden.token_counts) {
+        assert_eq!(model.tokenize(text, false).unwrap().ids.len(), *count);
+    }
+    let bytes = BASE64.decode(&golden.vectors).unwrap();
+    let expected: Vec<f32> = bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|word| f32::from_le_bytes(*word))
+        .collect();
+    for (index, (row, other)) in embeddings
+        .vectors
+        .chunks_exact(384)
+        .zip(expected.chunks_exact(384))
+        .enumerate()
+    {
+        setup::assert_equal(&format!("text {index}"), row, other);
+    }
+}
