@@ -340,7 +340,9 @@ test("the fallback refuses a file that is no ONNX model", async () => {
 });
 
 test("the fallback refuses a graph that was exported for other weights", async () => {
-  const weights = await damaged(({ data }) => data.fill(0, 0, 4));
+  const weights = await damaged(({ header, data }) => {
+    data.writeFloatLE(7, wordEmbeddings(header).data_offsets[0]);
+  });
   const folder = await changedModel("bert_mean", { "model.safetensors": weights });
   const load = () => Embedder.load(folder, { backend: "onnx-js" });
   await assert.rejects(load(), embedderError("MODEL_INVALID", "semantic-search-native.onnx", "exportOnnx"));
