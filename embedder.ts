@@ -9,13 +9,13 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 
 import * as path from "node:path";
-import type { BackendName, Engine, PoolingMode } from "./lib/engine.js";
+import type { BackendMemory, BackendName, Engine, PoolingMode } from "./lib/engine.js";
 import { EmbedderError, toEmbedderError } from "./lib/errors.js";
 import { FallbackEngine } from "./lib/fallback.js";
 import { addonOptions, loadAddon, NativeEngine } from "./lib/native.js";
 import { BACKEND_RULE, checkLoadOptions, checkTexts, invalid, type LoadOptions, optionEntries } from "./lib/options.js";
 
-export type { BackendName, PoolingMode } from "./lib/engine.js";
+export type { BackendMemory, BackendName, PoolingMode } from "./lib/engine.js";
 export { EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
 export type { LoadOptions } from "./lib/options.js";
 
@@ -28,6 +28,20 @@ export interface EmbedOptions {
    * ascending. An error that it throws rejects the call.
    */
   onTruncated?: (indices: Uint32Array) => void;
+}
+
+/** See `Embedder.info`. */
+export interface EmbedderInfo {
+  backend: BackendName;
+  isGpu: boolean;
+  dimension: number;
+  maxTokens: number;
+  pooling: readonly PoolingMode[];
+  fingerprint: string;
+  fallbackReason: string | null;
+  truncatedTexts: number;
+  /** Memory that the backend manages itself; `null` where it leaves that to the system. */
+  memory: BackendMemory | null;
 }
 
 // Node 20.0 to 20.4 do not have the symbol yet; `await using` cannot be used there, the rest can.
@@ -44,9 +58,7 @@ const asyncDispose: typeof Symbol.asyncDispose = Symbol.asyncDispose ?? Symbol.f
  * ```
  */
 export class Embedder {
-  /**
-   * Why the addon was not used; `null` unless `backend` is `"onnx-js"` by fallback.
-   */
+  /** Why each faster backend was not taken that `"auto"` tried before; `null` where the first one works. */
   readonly fallbackReason: string | null;
   readonly #engine: Engine;
   #truncatedTexts = 0;
@@ -71,7 +83,8 @@ export class Embedder {
     if (backend === "onnx-js") return new Embedder(await loadFallback(dir, modelOptions), null);
     let unavailable: EmbedderError;
     try {
-      return new Embedder(await NativeEngine.load(dir, { ...modelOptions, backend }), null);
+      const engine = await NativeEngine.load(dir, { ...modelOptions, backend });
+      return new Embedder(engine, engine.fallbackReason);
     } catch (error) {
       // Only a backend that cannot run here is a reason to try the next; a wrong model is wrong for all of them.
       if (backend !== "auto" || !(error instanceof EmbedderError) || error.code !== "BACKEND_UNAVAILABLE") throw error;
@@ -112,6 +125,15 @@ export class Embedder {
     if (typeof text !== "string") throw invalid("text", "a string", text);
     const [vector] = await this.embed([text], { kind: "query" });
     return vector as Float32Array;
+  }
+
+  /** What the embedder is, and the memory of its backend at this moment. */
+  async info(): Promise<EmbedderInfo> {
+    this.#checkOpen();
+    const { backend, isGpu, dimension, maxTokens, pooling, fingerprint } = this.#engine;
+    const { fallbackReason, truncatedTexts } = this;
+    const memory = await this.#engine.memory();
+    return { backend, isGpu, dimension, maxTokens, pooling, fingerprint, fallbackReason, truncatedTexts, memory };
   }
 
   /** Frees the model's memory. Calls in flight and later ones are rejected with `CLOSED`; closing again does nothing. */

@@ -22,6 +22,10 @@ export declare class Model {
   tokenize(text: string, isQuery: boolean): Uint32Array
   /** Ends the model: calls in progress fail with `CLOSED`, its memory is returned. Closing again does nothing. */
   close(): Promise<void>
+  /** The backend's memory; `null` for a backend that leaves memory to the system. */
+  memory(): Promise<Memory | null>
+  /** Why a faster backend of the addon was not taken; `null` where none was tried. */
+  get fallbackReason(): string | null
   /** Length of a vector. */
   get dimension(): number
   /** Most tokens of a text, special tokens included. */
@@ -88,6 +92,16 @@ export declare function init(modelDir: string, options?: ModelOptions | undefine
 /** Whether the process-wide model computes on a GPU. */
 export declare function isGpu(): boolean
 
+/** What the backend's own memory management says, in bytes. MLX counts all its models of the process together. */
+export interface Memory {
+  /** In arrays that are in use: weights and running batches. */
+  activeBytes: number
+  /** Freed, and kept for reuse. */
+  cacheBytes: number
+  /** Most that was ever in use. */
+  peakBytes: number
+}
+
 /** Options of a model; every one may be left out. */
 export interface ModelOptions {
   /** Overrides the folder's pooling: "cls", "mean", "max", "`mean_sqrt_len_tokens`", "weightedmean" or "lasttoken". */
@@ -100,7 +114,7 @@ export interface ModelOptions {
   maxTokens?: number
   /** Whether vectors are scaled to length 1; default true. */
   normalize?: boolean
-  /** Number format of the weights while computing: "auto" or "f32". */
+  /** Number format of the weights while computing: "auto", "f32", and with MLX "f16" or "bf16". */
   dtype?: string
   /** "auto", "mlx" or "onnx". */
   backend?: string

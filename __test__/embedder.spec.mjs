@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { api, assertClose, BACKENDS, embedderError, model, withEmbedder } from "./models.mjs";
+import { api, assertClose, assertNothingFailed, BACKENDS, embedderError, model, withEmbedder } from "./models.mjs";
 
 const TEXTS = [
   "def parse(value): return int(value)",
@@ -152,7 +152,7 @@ for (const backend of BACKENDS) {
 
 test("the backend says what it is", async () => {
   await withEmbedder(await model("bert_cls_f16"), {}, (embedder) => {
-    assert.equal(embedder.fallbackReason, null);
+    assertNothingFailed(embedder);
     assert.equal(embedder.isGpu, embedder.backend === "mlx");
     assert.deepEqual(embedder.pooling, ["cls"]);
   });

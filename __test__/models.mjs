@@ -13,7 +13,14 @@ const require = createRequire(import.meta.url);
 export const api = require("../dist/embedder.js");
 
 export const ROOT = fileURLToPath(new URL("..", import.meta.url));
-export const BACKENDS = ["onnx", "onnx-js"];
+/** Whether the addon under test has MLX; `npm test` says so. */
+export const HAS_MLX = process.env.SEMANTIC_SEARCH_TEST_MLX === "1";
+export const BACKENDS = ["onnx", "onnx-js", ...(HAS_MLX ? ["mlx"] : [])];
+/** `fallbackReason` where "auto" takes the addon: a build with MLX on a machine without a GPU says so. */
+export function assertNothingFailed({ isGpu, fallbackReason }) {
+  if (HAS_MLX && !isGpu) assert.match(fallbackReason, /mlx.*no GPU/);
+  else assert.equal(fallbackReason, null);
+}
 export const FIXTURES = [
   "bert_cls_bf16",
   "bert_cls_f16",

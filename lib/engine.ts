@@ -6,9 +6,23 @@ export interface Engine {
   readonly maxTokens: number;
   readonly fingerprint: string;
   readonly pooling: readonly PoolingMode[];
+  /** Why a faster backend was not taken, if one was tried. */
+  readonly fallbackReason: string | null;
+  /** Memory that the backend manages itself; `null` where it leaves that to the system. */
+  memory(): Promise<BackendMemory | null>;
   /** `texts` is the engine's own copy: the caller may change its array meanwhile. */
   embed(texts: readonly string[], isQuery: boolean): Promise<EngineResult>;
   close(): Promise<void>;
+}
+
+/** Memory of a backend, in bytes. MLX counts all its models of the process together. */
+export interface BackendMemory {
+  /** In use: weights and running batches. */
+  activeBytes: number;
+  /** Freed, and kept for reuse. */
+  cacheBytes: number;
+  /** Most that was ever in use. */
+  peakBytes: number;
 }
 
 export interface EngineResult {
@@ -31,7 +45,7 @@ export interface ModelOptions {
   documentPrompt?: string;
   maxTokens?: number;
   normalize?: boolean;
-  dtype?: "auto" | "f32" | "int8";
+  dtype?: "auto" | "f32" | "f16" | "bf16" | "int8";
   threads?: number;
 }
 

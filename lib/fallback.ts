@@ -19,6 +19,7 @@ const CLOSE_TIMEOUT_MS = 5000;
 export class FallbackEngine implements Engine {
   readonly backend = "onnx-js";
   readonly isGpu = false;
+  readonly fallbackReason = null;
   readonly dimension: number;
   readonly maxTokens: number;
   readonly fingerprint: string;
@@ -78,6 +79,10 @@ export class FallbackEngine implements Engine {
     const reply = await this.#ask({ kind: "embed", isQuery }, texts);
     if (reply.kind !== "embedded") throw new EmbedderError("INFERENCE_FAILED", `unexpected reply ${reply.kind}`);
     return reply;
+  }
+
+  async memory(): Promise<null> {
+    return null;
   }
 
   /** Token ids of one text, special tokens included; for tests. */

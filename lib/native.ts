@@ -2,7 +2,14 @@ import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import type { Model } from "../index.js";
-import { type BackendName, type Engine, type EngineResult, inSlices, type PoolingMode } from "./engine.js";
+import {
+  type BackendMemory,
+  type BackendName,
+  type Engine,
+  type EngineResult,
+  inSlices,
+  type PoolingMode,
+} from "./engine.js";
 import { EmbedderError, toEmbedderError } from "./errors.js";
 import type { LoadOptions } from "./options.js";
 
@@ -74,6 +81,7 @@ export class NativeEngine implements Engine {
   readonly maxTokens: number;
   readonly fingerprint: string;
   readonly pooling: readonly PoolingMode[];
+  readonly fallbackReason: string | null;
   readonly #model: Model;
   readonly #addon: Addon;
 
@@ -86,6 +94,7 @@ export class NativeEngine implements Engine {
     this.maxTokens = model.maxTokens;
     this.fingerprint = model.fingerprint;
     this.pooling = model.pooling as PoolingMode[];
+    this.fallbackReason = model.fallbackReason;
   }
 
   /** @throws EmbedderError */
@@ -103,6 +112,14 @@ export class NativeEngine implements Engine {
       const list = new this.#addon.TextList();
       await inSlices(texts, (slice) => list.push(slice));
       return await this.#model.embed(list, isQuery);
+    } catch (error) {
+      throw toEmbedderError(error);
+    }
+  }
+
+  async memory(): Promise<BackendMemory | null> {
+    try {
+      return await this.#model.memory();
     } catch (error) {
       throw toEmbedderError(error);
     }

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs";
 import * as path from "node:path";
+import type { ModelOptions } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import type { ModelDir } from "./model_dir.js";
 
@@ -21,7 +22,13 @@ export interface OnnxFile {
  *
  * @throws EmbedderError `MODEL_NOT_FOUND` naming what was looked for or which external data is missing.
  */
-export function findOnnxFile(model: ModelDir, dtype: "auto" | "f32" | "int8"): OnnxFile {
+export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["dtype"]>): OnnxFile {
+  if (dtype === "f16" || dtype === "bf16") {
+    throw new EmbedderError(
+      "INVALID_ARGUMENT",
+      `dtype: expected "auto", "f32" or "int8" with the backend onnx-js, found "${dtype}"`,
+    );
+  }
   const names = {
     auto: [...FLOAT_FILES, ...QUANTIZED_FILES],
     f32: FLOAT_FILES,

@@ -4,7 +4,7 @@ import { describeValue, EmbedderError } from "./errors.js";
 /** Options of `Embedder.load`; each may be left out. */
 export interface LoadOptions extends ModelOptions {
   /**
-   * Which backend computes. `"auto"` (default): the addon (MLX on Apple silicon, else ONNX Runtime), and where it
+   * Which backend computes. `"auto"` (default): the addon (MLX where it has a GPU, else ONNX Runtime), and where it
    * cannot be loaded ONNX Runtime in JavaScript. A backend named here never falls back to another.
    * The environment variable `SEMANTIC_SEARCH_BACKEND` overrides `"auto"` only.
    */
@@ -19,7 +19,10 @@ export interface LoadOptions extends ModelOptions {
   maxTokens?: number;
   /** Scale vectors to length 1. Default true. */
   normalize?: boolean;
-  /** Number format of the weights. `"auto"` (default) is float32; `"int8"` asks `onnx-js` for a quantized ONNX file. */
+  /**
+   * Number format of the weights. `"auto"` (default) is float16 on a GPU and float32 elsewhere; `"f16"` and `"bf16"` are
+   * for MLX; `"int8"` asks `onnx-js` for a quantized ONNX file.
+   */
   dtype?: NonNullable<ModelOptions["dtype"]>;
   /** Threads that compute. Default: the processors this process may use. */
   threads?: number;
@@ -51,7 +54,7 @@ const RULES: Record<keyof LoadOptions, Rule> = {
   documentPrompt: string,
   maxTokens: count,
   normalize: { expected: "true or false", accepts: (value) => typeof value === "boolean" },
-  dtype: oneOf("auto", "f32", "int8"),
+  dtype: oneOf("auto", "f32", "f16", "bf16", "int8"),
   threads: count,
   onnxRuntimeLibrary: { expected: "a path", accepts: (value) => typeof value === "string" && value !== "" },
 };

@@ -184,6 +184,12 @@ impl Checkpoint {
         Ok(tensor.clone())
     }
 
+    /// Number of values in all float tensors.
+    #[must_use]
+    pub fn values(&self) -> usize {
+        self.tensors.values().map(TensorSlice::len).sum()
+    }
+
     /// The mapped files, in the order of [`TensorSlice::file`].
     #[must_use]
     pub fn files(&self) -> &[Arc<WeightFile>] {

@@ -9,7 +9,7 @@ use crate::engine::{Embeddings, Engine, Reply};
 use crate::error::{Error, Result};
 use crate::model_dir::ModelDir;
 use crate::options::Options;
-use crate::runtime::onnx;
+use crate::runtime::{self, Memory, onnx};
 use crate::tokenizer::{TokenizedText, Tokenizer};
 
 /// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
@@ -22,6 +22,7 @@ pub struct Model {
     fingerprint: String,
     backend: &'static str,
     is_gpu: bool,
+    fallback_reason: Option<String>,
     threads: usize,
 }
 
@@ -50,24 +51,19 @@ impl Model {
         // Reading every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
         let (checked, runtime) = std::thread::scope(|scope| {
             let check = scope.spawn(|| checkpoint.check_finite().map(|()| checkpoint.digests()));
-            let runtime = onnx::load(
-                options.onnx_runtime_library.as_deref(),
-                &encoder,
-                Arc::clone(&checkpoint),
-                &dir.pooling,
-                dir.dimension(),
-                threads,
-            );
+            let runtime = runtime::load(&dir, &encoder, &checkpoint, options, threads);
             (
                 check.join().expect("reading mapped bytes does not panic"),
                 runtime,
             )
         });
-        let (digests, runtime) = (checked?, runtime?);
+        let digests = checked?;
+        let (runtime, fallback_reason) = runtime?;
         Ok(Self {
             fingerprint: dir.fingerprint(&digests, runtime.dtype)?,
             backend: runtime.backend,
             is_gpu: runtime.is_gpu,
+            fallback_reason,
             threads,
             engine: Engine::start(runtime, tokenizer, dir.dimension(), dir.normalize)?,
             dir,
@@ -130,7 +126,24 @@ impl Model {
         self.is_gpu
     }
 
-    /// Threads that compute.
+    /// Why a faster backend was not taken, if one was tried.
+    #[must_use]
+    pub fn fallback_reason(&self) -> Option<&str> {
+        self.fallback_reason.as_deref()
+    }
+
+    /// Memory that the backend manages itself: MLX's, for all its models together.
+    ///
+    /// # Errors
+    /// MLX failed.
+    pub fn memory(&self) -> Result<Option<Memory>> {
+        match self.backend {
+            "mlx" => runtime::mlx_memory(),
+            _ => Ok(None),
+        }
+    }
+
+    /// Threads that compute, on the CPU.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads

@@ -19,6 +19,7 @@ use crate::engine;
 use crate::error::Error;
 use crate::model::{self, Model as LoadedModel};
 use crate::options::Options;
+use crate::runtime;
 
 /// Options of a model; every one may be left out.
 #[napi(object)]
@@ -33,7 +34,7 @@ pub struct ModelOptions {
     pub max_tokens: Option<u32>,
     /// Whether vectors are scaled to length 1; default true.
     pub normalize: Option<bool>,
-    /// Number format of the weights while computing: "auto" or "f32".
+    /// Number format of the weights while computing: "auto", "f32", and with MLX "f16" or "bf16".
     pub dtype: Option<String>,
     /// "auto", "mlx" or "onnx".
     pub backend: Option<String>,
@@ -81,6 +82,28 @@ impl From<engine::Embeddings> for Embeddings {
             vectors: Float32Array::new(embeddings.vectors),
             truncated: Uint32Array::new(embeddings.truncated),
             tokens: embeddings.tokens as u32,
+        }
+    }
+}
+
+/// What the backend's own memory management says, in bytes. MLX counts all its models of the process together.
+#[napi(object)]
+#[allow(clippy::struct_field_names, reason = "units belong in names")]
+pub struct Memory {
+    /// In arrays that are in use: weights and running batches.
+    pub active_bytes: f64,
+    /// Freed, and kept for reuse.
+    pub cache_bytes: f64,
+    /// Most that was ever in use.
+    pub peak_bytes: f64,
+}
+
+impl From<runtime::Memory> for Memory {
+    fn from(memory: runtime::Memory) -> Self {
+        Self {
+            active_bytes: memory.active_bytes as f64,
+            cache_bytes: memory.cache_bytes as f64,
+            peak_bytes: memory.peak_bytes as f64,
         }
     }
 }
@@ -198,6 +221,26 @@ impl Model {
             |_, ()| Ok(()),
         );
         Ok(promise)
+    }
+
+    /// The backend's memory; `null` for a backend that leaves memory to the system.
+    #[napi(ts_return_type = "Promise<Memory | null>")]
+    pub fn memory<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        let (deferred, promise) = env.create_deferred()?;
+        let model = Arc::clone(&self.model);
+        on_a_thread(
+            deferred,
+            move || model.memory(),
+            |_, memory| Ok(memory.map(Memory::from)),
+        );
+        Ok(promise)
+    }
+
+    /// Why a faster backend of the addon was not taken; `null` where none was tried.
+    #[napi(getter)]
+    #[must_use]
+    pub fn fallback_reason(&self) -> Option<String> {
+        self.model.fallback_reason().map(str::to_owned)
     }
 
     /// Length of a vector.

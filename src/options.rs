@@ -38,11 +38,15 @@ impl Options {
 /// Number format of the weights while computing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Dtype {
-    /// What suits the backend: float32 on CPU.
+    /// What suits the backend: float16 on a GPU, float32 on a CPU.
     #[default]
     Auto,
     /// float32.
     F32,
+    /// float16, on MLX.
+    F16,
+    /// bfloat16, on MLX.
+    BF16,
 }
 
 impl std::str::FromStr for Dtype {
@@ -52,9 +56,11 @@ impl std::str::FromStr for Dtype {
         match name {
             "auto" => Ok(Self::Auto),
             "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::BF16),
             _ => Err(Error::InvalidArgument {
                 argument: "dtype",
-                expected: "\"auto\" or \"f32\"".to_owned(),
+                expected: "\"auto\", \"f32\", \"f16\" or \"bf16\"".to_owned(),
                 found: format!("{name:?}"),
             }),
         }
@@ -64,9 +70,11 @@ impl std::str::FromStr for Dtype {
 /// A runtime, by the name users give it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// The fastest that works here.
+    /// MLX where it has a GPU, else ONNX Runtime.
     #[default]
     Auto,
+    /// MLX, on a GPU or, where there is none, on the CPU.
+    Mlx,
     /// ONNX Runtime on the CPU.
     Onnx,
 }
@@ -77,11 +85,8 @@ impl std::str::FromStr for Backend {
     fn from_str(name: &str) -> Result<Self> {
         match name {
             "auto" => Ok(Self::Auto),
+            "mlx" => Ok(Self::Mlx),
             "onnx" => Ok(Self::Onnx),
-            "mlx" => Err(Error::BackendUnavailable {
-                backend: "mlx",
-                reason: "this build of the addon has no MLX runtime".to_owned(),
-            }),
             _ => Err(Error::InvalidArgument {
                 argument: "backend",
                 expected: "\"auto\", \"mlx\" or \"onnx\"".to_owned(),

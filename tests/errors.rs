@@ -487,7 +487,22 @@ fn options_are_checked() {
         "INVALID_ARGUMENT",
         &["backend", "cuda", "onnx"],
     );
-    assert_error("mlx".parse::<Backend>(), "BACKEND_UNAVAILABLE", &["mlx"]);
+    let result = load(Options {
+        dtype: Dtype::F16,
+        ..setup::options()
+    });
+    assert_error(result, "INVALID_ARGUMENT", &["dtype", "f16", "onnx"]);
+}
+
+#[cfg(not(mlx))]
+#[test]
+fn a_build_without_mlx_says_so() {
+    let options = Options {
+        backend: Backend::Mlx,
+        ..setup::options()
+    };
+    let result = Model::load(&setup::fixture("bert_mean"), &options);
+    assert_error(result, "BACKEND_UNAVAILABLE", &["mlx", "build:native"]);
 }
 
 #[test]

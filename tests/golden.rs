@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use semantic_search_native::Model;
 use semantic_search_native::arch::Pooling;
-use semantic_search_native::options::Options;
+use semantic_search_native::options::{Backend, Options};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -50,6 +50,12 @@ impl Text {
 }
 
 fn check(fixture: &str) {
+    for &backend in setup::BACKENDS {
+        check_on(backend, fixture);
+    }
+}
+
+fn check_on(backend: Backend, fixture: &str) {
     let path = setup::fixture("golden").join(format!("{fixture}.json"));
     let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     // One model for each set of options that the cases ask for.
@@ -67,14 +73,14 @@ fn check(fixture: &str) {
                 pooling: pooling.map(|name| Pooling::from_name(name).unwrap()),
                 max_tokens: Some(max_tokens),
                 threads: Some(1),
-                ..setup::options()
+                ..setup::options_for(backend)
             };
             Model::load(&setup::fixture(fixture), &options).unwrap()
         });
         assert_eq!(model.dir().query_prompt, golden.prompts["query"]);
         assert_eq!(model.dir().document_prompt, golden.prompts["document"]);
 
-        let what = format!("{fixture}/{}", case.name);
+        let what = format!("{backend:?} {fixture}/{}", case.name);
         let text = case.text.build();
         let is_query = case.kind == "query";
         let tokenized = model.tokenize(&text, is_query).unwrap();

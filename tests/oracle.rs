@@ -210,31 +210,34 @@ fn compare(
 ) {
     let folder = tempfile::tempdir().unwrap();
     write_folder(folder.path(), config, weights);
-    let options = Options {
-        pooling: Some(pooling),
-        threads: Some(2),
-        ..setup::options()
-    };
-    let model = Model::load(folder.path(), &options).unwrap();
-    let embeddings = model
-        .embed(TEXTS.map(str::to_owned).to_vec(), false)
-        .unwrap();
-    let rows = embeddings.vectors.chunks_exact(model.dir().dimension());
-    for (text, row) in TEXTS.iter().zip(rows) {
-        let ids = model.tokenize(text, false).unwrap().ids;
-        let ids = Tensor::new(ids, &Device::Cpu)
-            .unwrap()
-            .unsqueeze(0)
-            .unwrap();
-        let variables = VarBuilder::from_tensors(weights.tensors.clone(), DType::F32, &Device::Cpu);
-        let states = oracle(variables, &ids).i(0).unwrap();
-        let pooled = match pooling {
-            Pooling::Cls => states.i(0).unwrap(),
-            _ => states.mean(0).unwrap(),
+    for &backend in setup::BACKENDS {
+        let options = Options {
+            pooling: Some(pooling),
+            threads: Some(2),
+            ..setup::options_for(backend)
         };
-        let mut expected: Vec<f32> = pooled.to_vec1().unwrap();
-        semantic_search_native::vector::normalize(&mut expected, row.len());
-        setup::assert_equal(text, row, &expected);
+        let model = Model::load(folder.path(), &options).unwrap();
+        let embeddings = model
+            .embed(TEXTS.map(str::to_owned).to_vec(), false)
+            .unwrap();
+        let rows = embeddings.vectors.chunks_exact(model.dir().dimension());
+        for (text, row) in TEXTS.iter().zip(rows) {
+            let ids = model.tokenize(text, false).unwrap().ids;
+            let ids = Tensor::new(ids, &Device::Cpu)
+                .unwrap()
+                .unsqueeze(0)
+                .unwrap();
+            let variables =
+                VarBuilder::from_tensors(weights.tensors.clone(), DType::F32, &Device::Cpu);
+            let states = oracle(variables, &ids).i(0).unwrap();
+            let pooled = match pooling {
+                Pooling::Cls => states.i(0).unwrap(),
+                _ => states.mean(0).unwrap(),
+            };
+            let mut expected: Vec<f32> = pooled.to_vec1().unwrap();
+            semantic_search_native::vector::normalize(&mut expected, row.len());
+            setup::assert_equal(&format!("{backend:?} {text}"), row, &expected);
+        }
     }
 }
 

@@ -10,20 +10,25 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use proptest::prelude::*;
 use semantic_search_native::Model;
-use semantic_search_native::options::Options;
+use semantic_search_native::options::{Backend, Options};
 
-/// Every fixture, loaded once, with a limit that makes some texts too long.
+/// Every fixture on every backend, loaded once, with a limit that makes some texts too long.
 fn models() -> &'static [Model] {
     static MODELS: OnceLock<Vec<Model>> = OnceLock::new();
     MODELS.get_or_init(|| {
-        let options = Options {
-            max_tokens: Some(40),
-            threads: Some(2),
-            ..setup::options()
+        let load = |(&backend, name): (&Backend, &&str)| {
+            let options = Options {
+                max_tokens: Some(40),
+                threads: Some(2),
+                ..setup::options_for(backend)
+            };
+            Model::load(&setup::fixture(name), &options).unwrap()
         };
-        setup::FIXTURES
+        let of_backend = |backend| setup::FIXTURES.iter().map(move |name| (backend, name));
+        setup::BACKENDS
             .iter()
-            .map(|name| Model::load(&setup::fixture(name), &options).unwrap())
+            .flat_map(of_backend)
+            .map(load)
             .collect()
     })
 }
@@ -142,31 +147,33 @@ fn the_real_model_equals_sentence_transformers() {
     }
     let path = setup::fixture("golden").join("all-MiniLM-L6-v2.json");
     let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let model = Model::load(&setup::starter_model(), &setup::options()).unwrap();
-    let embeddings = model.embed(golden.texts.clone(), false).unwrap();
+    for &backend in setup::BACKENDS {
+        let model = Model::load(&setup::starter_model(), &setup::options_for(backend)).unwrap();
+        let embeddings = model.embed(golden.texts.clone(), false).unwrap();
 
-    let expected_truncated: Vec<u32> = (0..)
-        .zip(&golden.truncated)
-        .filter(|(_, cut)| **cut)
-        .map(|(i, _)| i)
-        .collect();
-    assert_eq!(embeddings.truncated, expected_truncated);
-    for (text, count) in golden.texts.iter().zip(&golden.token_counts) {
-        assert_eq!(model.tokenize(text, false).unwrap().ids.len(), *count);
-    }
-    let bytes = BASE64.decode(&golden.vectors).unwrap();
-    let expected: Vec<f32> = bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|word| f32::from_le_bytes(*word))
-        .collect();
-    for (index, (row, other)) in embeddings
-        .vectors
-        .chunks_exact(384)
-        .zip(expected.chunks_exact(384))
-        .enumerate()
-    {
-        setup::assert_equal(&format!("text {index}"), row, other);
+        let expected_truncated: Vec<u32> = (0..)
+            .zip(&golden.truncated)
+            .filter(|(_, cut)| **cut)
+            .map(|(i, _)| i)
+            .collect();
+        assert_eq!(embeddings.truncated, expected_truncated);
+        for (text, count) in golden.texts.iter().zip(&golden.token_counts) {
+            assert_eq!(model.tokenize(text, false).unwrap().ids.len(), *count);
+        }
+        let bytes = BASE64.decode(&golden.vectors).unwrap();
+        let expected: Vec<f32> = bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|word| f32::from_le_bytes(*word))
+            .collect();
+        for (index, (row, other)) in embeddings
+            .vectors
+            .chunks_exact(384)
+            .zip(expected.chunks_exact(384))
+            .enumerate()
+        {
+            setup::assert_equal(&format!("{backend:?}, text {index}"), row, other);
+        }
     }
 }

@@ -342,6 +342,20 @@ impl Config {
         }
     }
 
+    /// Widths, for estimates of memory.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        let (inner, heads) = match self {
+            Self::Bert(config) => (config.intermediate_size, config.num_attention_heads),
+            Self::NomicBert(config) => (config.n_inner, config.n_head),
+        };
+        Size {
+            width: self.width(),
+            inner,
+            heads,
+        }
+    }
+
     /// Rows of the word-embedding table; token ids are below this.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
@@ -350,6 +364,17 @@ impl Config {
             Self::NomicBert(config) => config.vocab_size,
         }
     }
+}
+
+/// What the activations of a token take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Width of a hidden state.
+    pub width: usize,
+    /// Width between the two layers of the feed-forward.
+    pub inner: usize,
+    /// Attention heads.
+    pub heads: usize,
 }
 
 /// An encoder with its weights located and checked.
@@ -371,6 +396,15 @@ impl Encoder {
         match config {
             Config::Bert(config) => Bert::new(config, weights).map(Self::Bert),
             Config::NomicBert(config) => NomicBert::new(config, weights).map(Self::NomicBert),
+        }
+    }
+
+    /// How rotation stretches with a text's length, if it does.
+    #[must_use]
+    pub fn ntk_scaling(&self) -> Option<NtkScaling> {
+        match self {
+            Self::Bert(_) => None,
+            Self::NomicBert(nomic_bert) => nomic_bert.ntk_scaling(),
         }
     }
 

@@ -30,9 +30,9 @@ pub struct Config {
     pub(super) hidden_size: usize,
     pub(super) positions: usize,
     n_layer: usize,
-    n_head: usize,
+    pub(super) n_head: usize,
     head_dim: usize,
-    n_inner: usize,
+    pub(super) n_inner: usize,
     type_vocab_size: usize,
     layer_norm_epsilon: f32,
     gate: Activation,
@@ -141,6 +141,10 @@ impl NomicBert {
                 .map(|index| Block::new(config, weights, &format!("encoder.layers.{index}")))
                 .collect::<Result<_>>()?,
         })
+    }
+
+    pub(super) fn ntk_scaling(&self) -> Option<NtkScaling> {
+        self.layers.first()?.attention.rotary?.scaling
     }
 
     pub(super) fn forward<O: Ops>(&self, ops: &mut O, tokens: Tokens) -> Result<O::Tensor> {

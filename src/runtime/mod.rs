@@ -1,9 +1,17 @@
 //! What computes an encoder: one [`Runtime`] per loaded model, made of workers that own their state.
 
+#[cfg(mlx)]
+pub mod mlx;
 pub mod onnx;
 
+use std::sync::Arc;
+
+use crate::arch::Encoder;
 use crate::batch::{Batch, Limits};
-use crate::error::Result;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::model_dir::ModelDir;
+use crate::options::{Backend, Dtype, Options};
 
 /// Computes batches, one at a time, on the thread that owns it.
 pub trait Worker: Send {
@@ -28,4 +36,108 @@ pub struct Runtime {
     pub workers: Vec<Box<dyn Worker>>,
     /// A worker that uses the whole machine for one text, where that is another one than `workers[0]`.
     pub lone: Option<Box<dyn Worker>>,
+}
+
+/// Memory of a runtime that manages its own, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// In arrays that are in use: weights and running batches of all models.
+    pub active_bytes: usize,
+    /// Freed, and kept for reuse.
+    pub cache_bytes: usize,
+    /// Most that was ever active.
+    pub peak_bytes: usize,
+}
+
+/// Loads the model on the backend that the options name, or on the first that works. With it comes why a faster one
+/// was not taken, if one was tried.
+///
+/// # Errors
+/// The named backend does not work, or none does.
+pub fn load(
+    dir: &ModelDir,
+    encoder: &Encoder,
+    checkpoint: &Arc<Checkpoint>,
+    options: &Options,
+    threads: usize,
+) -> Result<(Runtime, Option<String>)> {
+    let load_onnx = || {
+        if !matches!(options.dtype, Dtype::Auto | Dtype::F32) {
+            return Err(Error::InvalidArgument {
+                argument: "dtype",
+                expected: "\"auto\" or \"f32\" with the backend onnx".to_owned(),
+                found: format!("{:?}", options.dtype).to_lowercase(),
+            });
+        }
+        let library = options.onnx_runtime_library.as_deref();
+        onnx::load(
+            library,
+            encoder,
+            Arc::clone(checkpoint),
+            &dir.pooling,
+            dir.dimension(),
+            threads,
+        )
+    };
+    let load_mlx = |needs_gpu| load_mlx(dir, encoder, checkpoint, options.dtype, needs_gpu);
+    match options.backend {
+        Backend::Mlx => Ok((load_mlx(false)?, None)),
+        Backend::Auto if cfg!(mlx) => match load_mlx(true) {
+            Ok(runtime) => Ok((runtime, None)),
+            Err(mlx) => match load_onnx() {
+                Ok(runtime) => Ok((runtime, Some(mlx.to_string()))),
+                Err(Error::BackendUnavailable { backend, reason }) => {
+                    Err(Error::BackendUnavailable {
+                        backend,
+                        reason: format!("{reason} (and before: {mlx})"),
+                    })
+                }
+                Err(error) => Err(error),
+            },
+        },
+        Backend::Auto | Backend::Onnx => Ok((load_onnx()?, None)),
+    }
+}
+
+#[cfg(mlx)]
+fn load_mlx(
+    dir: &ModelDir,
+    encoder: &Encoder,
+    checkpoint: &Arc<Checkpoint>,
+    dtype: Dtype,
+    needs_gpu: bool,
+) -> Result<Runtime> {
+    if needs_gpu && !mlx::has_gpu()? {
+        return Err(Error::BackendUnavailable {
+            backend: "mlx",
+            reason: "there is no GPU that it can use".to_owned(),
+        });
+    }
+    mlx::load(encoder, checkpoint, &dir.pooling, dir.config.size(), dtype)
+}
+
+#[cfg(not(mlx))]
+fn load_mlx(
+    _: &ModelDir,
+    _: &Encoder,
+    _: &Arc<Checkpoint>,
+    _: Dtype,
+    _needs_gpu: bool,
+) -> Result<Runtime> {
+    Err(Error::BackendUnavailable {
+        backend: "mlx",
+        reason: "this build of the addon has no MLX; build it with `npm run build:native -- --mlx=cpu` or `--mlx=cuda`"
+            .to_owned(),
+    })
+}
+
+/// Memory of the process's MLX; `None` where this build has none.
+///
+/// # Errors
+/// MLX cannot be started.
+pub fn mlx_memory() -> Result<Option<Memory>> {
+    #[cfg(mlx)]
+    return mlx::memory().map(Some);
+    #[cfg(not(mlx))]
+    Ok(None)
 }

@@ -5,7 +5,14 @@
 
 use std::path::{Path, PathBuf};
 
-use semantic_search_native::options::Options;
+use semantic_search_native::options::{Backend, Dtype, Options};
+
+/// The backends of this build. MLX is among them in a build with the feature `mlx`.
+pub const BACKENDS: &[Backend] = if cfg!(mlx) {
+    &[Backend::Onnx, Backend::Mlx]
+} else {
+    &[Backend::Onnx]
+};
 
 /// A model folder of `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {
@@ -24,9 +31,19 @@ pub const FIXTURES: [&str; 6] = [
     "bert_cls_bf16",
 ];
 
+/// Options for a backend, computing in float32 also where it has a GPU.
+pub fn options_for(backend: Backend) -> Options {
+    Options {
+        backend,
+        dtype: Dtype::F32,
+        ..options()
+    }
+}
+
 /// Options that find the ONNX Runtime of the npm package `onnxruntime-node`, unless `ORT_DYLIB_PATH` is set.
 pub fn options() -> Options {
     Options {
+        backend: Backend::Onnx,
         onnx_runtime_library: Some(onnx_runtime_library()),
         ..Options::default()
     }

@@ -76,6 +76,7 @@ pub fn load(
         limits: Limits {
             budget_tokens: BUDGET_TOKENS,
             padding_ratio: 1.0,
+            buckets: false,
         },
         workers,
         lone,

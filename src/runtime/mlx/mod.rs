@@ -1,0 +1,274 @@
+//! MLX: Metal on Apple silicon, CUDA on NVIDIA, and on the CPU for tests. The same code for all three.
+//!
+//! [`thread`] is the one thread that owns every array. [`parameters`] holds a model's weights, [`forward`] computes a
+//! batch. Texts of a batch are padded to a length out of few, so that shapes, and with them kernels and buffers, repeat;
+//! padding is masked, and no vector depends on it beyond rounding.
+
+mod forward;
+mod parameters;
+#[cfg(test)]
+mod primitives;
+mod thread;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mlx_rs::error::Exception;
+use mlx_rs::{Dtype as MlxDtype, memory};
+
+use self::forward::{Pass, Shape};
+use self::parameters::Parameters;
+use self::thread::State;
+use super::{Memory, Runtime, Worker};
+use crate::arch::{Encoder, NtkScaling, Pooling, Size};
+use crate::batch::{self, Batch, Limits};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::options::Dtype;
+
+/// Padded tokens of a batch on a GPU, which wants many at once, and on a CPU, which gains nothing from more.
+const BUDGET_TOKENS_GPU: usize = 8192;
+const BUDGET_TOKENS_CPU: usize = 1024;
+
+/// Padded tokens per real token that a batch may have.
+const PADDING_RATIO: f64 = 1.15;
+
+/// A model on the MLX thread.
+pub struct LoadedModel {
+    encoder: Encoder,
+    parameters: Parameters,
+    pooling: Vec<Pooling>,
+    /// Bytes of activations per token, an upper estimate.
+    bytes_per_token: usize,
+    heads: usize,
+}
+
+/// What suits a batch.
+#[must_use]
+pub const fn limits(is_gpu: bool) -> Limits {
+    Limits {
+        budget_tokens: if is_gpu {
+            BUDGET_TOKENS_GPU
+        } else {
+            BUDGET_TOKENS_CPU
+        },
+        padding_ratio: PADDING_RATIO,
+        buckets: true,
+    }
+}
+
+/// Whether MLX has a GPU to compute on.
+///
+/// # Errors
+/// MLX cannot be started.
+pub fn has_gpu() -> Result<bool> {
+    thread::run(|state| Ok(state.is_gpu))
+}
+
+/// Loads an encoder.
+///
+/// # Errors
+/// MLX cannot be started, or has no memory for the weights.
+pub fn load(
+    encoder: &Encoder,
+    checkpoint: &Arc<Checkpoint>,
+    pooling: &[Pooling],
+    size: Size,
+    dtype: Dtype,
+) -> Result<Runtime> {
+    static NEXT_MODEL: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT_MODEL.fetch_add(1, Ordering::Relaxed);
+    let is_gpu = has_gpu()?;
+    let (dtype, name) = match dtype {
+        Dtype::Auto if is_gpu => (MlxDtype::Float16, "f16"),
+        Dtype::Auto | Dtype::F32 => (MlxDtype::Float32, "f32"),
+        Dtype::F16 => (MlxDtype::Float16, "f16"),
+        Dtype::BF16 => (MlxDtype::Bfloat16, "bf16"),
+    };
+    let (encoder, checkpoint, pooling) =
+        (encoder.clone(), Arc::clone(checkpoint), pooling.to_vec());
+    let scaling = encoder.ntk_scaling();
+    thread::run(move |state| {
+        let value_bytes = if dtype == MlxDtype::Float32 { 4 } else { 2 };
+        let values = checkpoint.values();
+        reserve(values * value_bytes, "the weights").map_err(|error| {
+            Error::BackendUnavailable {
+                backend: "mlx",
+                reason: error.to_string(),
+            }
+        })?;
+        let parameters = Parameters::load(&encoder, &checkpoint, &pooling, dtype)?;
+        let model = LoadedModel {
+            encoder,
+            parameters,
+            pooling,
+            // States in and out of a layer, q, k and v, and the wide part of the feed-forward, with their temporaries.
+            bytes_per_token: (8 * size.width + 4 * size.inner) * 4,
+            heads: size.heads,
+        };
+        state.models.insert(number, model);
+        Ok(())
+    })?;
+    let handle = Arc::new(Handle { number, scaling });
+    // A second worker tokenizes and plans while the first waits for the MLX thread.
+    let workers = (0..2).map(|_| Box::new(MlxWorker(Arc::clone(&handle))) as Box<dyn Worker>);
+    Ok(Runtime {
+        backend: "mlx",
+        is_gpu,
+        dtype: name,
+        limits: limits(is_gpu),
+        workers: workers.collect(),
+        lone: None,
+    })
+}
+
+/// MLX's memory in bytes.
+///
+/// # Errors
+/// MLX cannot be started.
+pub fn memory() -> Result<Memory> {
+    thread::run(|_| {
+        let read = || -> Result<Memory, Exception> {
+            Ok(Memory {
+                active_bytes: memory::active_memory()?,
+                cache_bytes: memory::cache_memory()?,
+                peak_bytes: memory::peak_memory()?,
+            })
+        };
+        read().map_err(mlx_error)
+    })
+}
+
+/// Bounds the memory that MLX may use from now on, in bytes; returns the previous limit.
+///
+/// # Errors
+/// MLX cannot be started.
+pub fn set_memory_limit(bytes: usize) -> Result<usize> {
+    thread::run(move |_| memory::set_memory_limit(bytes).map_err(mlx_error))
+}
+
+/// A model's number, taken back from the MLX thread when the last worker is gone.
+struct Handle {
+    number: u64,
+    scaling: Option<NtkScaling>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let number = self.number;
+        // Nothing is left to be done where the thread is gone.
+        let _ = thread::run(move |state| {
+            state.models.remove(&number);
+            memory::clear_cache().map_err(mlx_error)
+        });
+    }
+}
+
+struct MlxWorker(Arc<Handle>);
+
+impl Worker for MlxWorker {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let number = self.0.number;
+        let groups = self.same_stretch(batch);
+        thread::run(move |state| {
+            let State {
+                models, kernels, ..
+            } = state;
+            let model = models.get(&number).ok_or(Error::Closed)?;
+            let mut vectors = Vec::new();
+            for (group, stretch) in groups {
+                vectors.extend(model.forward(kernels, &group, stretch)?);
+            }
+            Ok(vectors)
+        })
+    }
+}
+
+impl MlxWorker {
+    /// Neighbours of a batch that may be rotated alike: all texts up to the trained length, beyond it texts of one
+    /// length, since the stretch depends on a text's own length.
+    fn same_stretch(&self, batch: &Batch) -> Vec<(Batch, f64)> {
+        let stretch = |text: &[u32]| {
+            self.0
+                .scaling
+                .map_or(1.0, |scaling| scaling.stretch(text.len()))
+        };
+        let texts: Vec<&[u32]> = batch.texts().collect();
+        texts
+            .chunk_by(|a, b| stretch(a).to_bits() == stretch(b).to_bits())
+            .map(|group| (Batch::from_texts(group.iter().copied()), stretch(group[0])))
+            .collect()
+    }
+}
+
+impl LoadedModel {
+    fn forward(
+        &self,
+        kernels: &mut forward::Kernels,
+        batch: &Batch,
+        stretch: f64,
+    ) -> Result<Vec<f32>> {
+        let longest = batch.texts().map(<[u32]>::len).max().unwrap_or(0);
+        // A stretched text is alone with others of its length; padding it would need another stretch.
+        let length = if stretch > 1.0 {
+            longest
+        } else {
+            batch::bucket(longest)
+        };
+        let tokens = batch.len() * length;
+        let scores = batch.len() * self.heads * length * length * 4;
+        reserve(tokens * self.bytes_per_token + scores, "a batch")?;
+
+        let mut ids = Vec::with_capacity(tokens);
+        for text in batch.texts() {
+            ids.extend_from_slice(text);
+            ids.resize(ids.len() + length - text.len(), 0);
+        }
+        let is_padded = batch.texts().any(|text| text.len() < length);
+        let shape = Shape {
+            batch: batch.len() as i32,
+            length: length as i32,
+            lengths: if is_padded {
+                batch.texts().map(|text| text.len() as i32).collect()
+            } else {
+                Vec::new()
+            },
+            stretch,
+        };
+        let mut pass = Pass::new(&self.parameters, kernels, shape, &ids)?;
+        let vectors = self.encoder.embed(&mut pass, &self.pooling)?.into_array();
+        vectors
+            .to_vec_exact::<f32>()
+            .map_err(|error| Error::inference(&error))
+    }
+}
+
+/// Refuses to allocate beyond MLX's memory limit, which MLX itself does not enforce on a CPU.
+fn reserve(bytes: usize, what: &str) -> Result<()> {
+    let figures = memory::memory_limit().and_then(|limit| Ok((limit, memory::active_memory()?)));
+    let (limit, active) = figures.map_err(mlx_error)?;
+    if active + bytes <= limit {
+        return Ok(());
+    }
+    Err(Error::InferenceFailed {
+        reason: format!(
+            "{what} would take up to {} MB in addition to {} MB in use, and MLX may use {} MB: lower maxTokens, or close \
+             models that are not needed",
+            bytes >> 20,
+            active >> 20,
+            limit >> 20
+        ),
+    })
+}
+
+/// MLX's message without the place in MLX's sources that it ends with.
+#[allow(clippy::needless_pass_by_value, reason = "made for map_err")]
+fn mlx_error(error: Exception) -> Error {
+    let text = error.what();
+    let message = text
+        .rsplit_once(" at ")
+        .map_or(text, |(message, _)| message);
+    Error::InferenceFailed {
+        reason: format!("MLX: {message}"),
+    }
+}

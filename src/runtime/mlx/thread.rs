@@ -1,0 +1,151 @@
+//! The one thread that owns all of MLX.
+//!
+//! MLX binds streams and unevaluated arrays to the thread that made them, and every thread that touches MLX costs a
+//! stream that never ends. So a process has a single MLX thread, started on first use; whoever needs MLX sends it a
+//! closure and waits for the result. Arrays never leave it.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use mlx_rs::error::Exception;
+use mlx_rs::transforms::compile;
+use mlx_rs::{Device, memory};
+
+use super::LoadedModel;
+use super::forward::Kernels;
+use crate::engine::panic_message;
+use crate::error::{Error, Result};
+
+/// How long the thread waits for work before it gives MLX's cache of freed buffers back to the system.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Freed buffers that MLX may keep for reuse. A batch's activations fit; varied shapes would otherwise pile up.
+const CACHE_LIMIT_BYTES: usize = 1 << 30;
+
+/// What lives on the MLX thread.
+pub struct State {
+    /// Whether a GPU computes. Decided once: MLX has one default device per process.
+    pub is_gpu: bool,
+    /// Loaded models by number.
+    pub models: HashMap<u64, LoadedModel>,
+    /// Element-wise functions, compiled on a GPU.
+    pub kernels: Kernels,
+}
+
+type Work = Box<dyn FnOnce(&mut State) + Send>;
+
+/// Runs `work` on the MLX thread and waits for it. MLX's errors, and panics, come back as errors.
+///
+/// # Errors
+/// MLX cannot be started, or `work` failed.
+pub fn run<T: Send + 'static>(
+    work: impl FnOnce(&mut State) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let work = move |state: &mut State| {
+        let result = catch_unwind(AssertUnwindSafe(|| work(state))).unwrap_or_else(|panic| {
+            Err(Error::InferenceFailed {
+                reason: format!(
+                    "internal error in MLX, please report it: {}",
+                    panic_message(&*panic)
+                ),
+            })
+        });
+        // The receiver waits below.
+        let _ = sender.send(result);
+    };
+    mlx_thread()?.send(Box::new(work)).map_err(|_| stopped())?;
+    receiver.recv().unwrap_or_else(|_| Err(stopped()))
+}
+
+fn stopped() -> Error {
+    Error::InferenceFailed {
+        reason: "the MLX thread has ended".to_owned(),
+    }
+}
+
+/// The thread's inbox. A start that failed is not tried again: neither drivers nor GPUs appear in a running process.
+fn mlx_thread() -> Result<Sender<Work>> {
+    static THREAD: OnceLock<Result<Mutex<Sender<Work>>, String>> = OnceLock::new();
+    let started = THREAD.get_or_init(|| {
+        let (sender, receiver) = mpsc::channel::<Work>();
+        let (started, has_started) = mpsc::sync_channel(1);
+        let life = move || {
+            let mut state = match State::start() {
+                Ok(state) => state,
+                Err(error) => {
+                    let _ = started.send(Err(error.to_string()));
+                    return;
+                }
+            };
+            let _ = started.send(Ok(()));
+            loop {
+                match receiver.recv_timeout(IDLE) {
+                    Ok(work) => work(&mut state),
+                    Err(RecvTimeoutError::Timeout) => {
+                        // Failing to free spare memory harms nothing.
+                        let _ = memory::clear_cache();
+                        match receiver.recv() {
+                            Ok(work) => work(&mut state),
+                            Err(_) => return,
+                        }
+                    }
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("mlx".to_owned())
+            .spawn(life)
+            .map_err(|error| error.to_string())?;
+        has_started.recv().map_err(|error| error.to_string())??;
+        Ok(Mutex::new(sender))
+    });
+    match started {
+        Ok(sender) => Ok(sender
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()),
+        Err(reason) => Err(Error::BackendUnavailable {
+            backend: "mlx",
+            reason: reason.clone(),
+        }),
+    }
+}
+
+impl State {
+    fn start() -> Result<Self, Exception> {
+        // First of all a guarded call: it installs the error handler, without which an error in MLX ends the process.
+        memory::active_memory()?;
+        let is_gpu = gpu_is_available();
+        if is_gpu {
+            Device::set_default(&Device::gpu());
+        } else {
+            Device::set_default(&Device::cpu());
+            // On a CPU, compiling starts the system's C++ compiler and gains nothing.
+            compile::disable_compile();
+        }
+        memory::set_cache_limit(CACHE_LIMIT_BYTES)?;
+        Ok(Self {
+            is_gpu,
+            models: HashMap::new(),
+            kernels: Kernels::new(),
+        })
+    }
+}
+
+/// Whether MLX can compute on a GPU. Of MLX's several ways to ask, the only one that is also right for a CUDA build on
+/// a machine without a driver.
+fn gpu_is_available() -> bool {
+    let mut available = false;
+    // SAFETY: the device handle is made and freed here; `available` outlives the call.
+    unsafe {
+        let gpu = mlx_sys::mlx_device_new_type(mlx_sys::mlx_device_type__MLX_GPU, 0);
+        let status = mlx_sys::mlx_device_is_available(&raw mut available, gpu);
+        mlx_sys::mlx_device_free(gpu);
+        status == 0 && available
+    }
+}

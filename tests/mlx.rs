@@ -1,0 +1,286 @@
+//! What is particular to MLX: number formats, padding, memory, threads and errors. The goldens, the oracle and the properties
+//! run on MLX as on every backend.
+
+#![cfg(mlx)]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod setup;
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use semantic_search_native::batch;
+use semantic_search_native::options::{Backend, Dtype, Options};
+use semantic_search_native::runtime::mlx;
+use semantic_search_native::{Embeddings, Error, Model};
+
+fn load(fixture: &str, backend: Backend, dtype: Dtype) -> Model {
+    let options = Options {
+        dtype,
+        max_tokens: Some(64),
+        ..setup::options_for(backend)
+    };
+    Model::load(&setup::fixture(fixture), &options).unwrap()
+}
+
+fn rows<'a>(model: &Model, embeddings: &'a Embeddings) -> Vec<&'a [f32]> {
+    embeddings
+        .vectors
+        .chunks_exact(model.dir().dimension())
+        .collect()
+}
+
+/// Texts of many lengths.
+fn texts(count: usize) -> Vec<String> {
+    (0..count)
+        .map(|i| format!("text {i} {}", "some words and x = y + 1; ".repeat(i % 9)))
+        .collect()
+}
+
+#[test]
+fn every_fixture_equals_onnx() {
+    for fixture in setup::FIXTURES {
+        let onnx = load(fixture, Backend::Onnx, Dtype::F32);
+        let mlx = load(fixture, Backend::Mlx, Dtype::F32);
+        assert_eq!(mlx.backend(), "mlx");
+        assert_eq!(
+            mlx.fingerprint(),
+            onnx.fingerprint(),
+            "the same vectors under the same name"
+        );
+        let expected = onnx.embed(texts(40), false).unwrap();
+        let actual = mlx.embed(texts(40), false).unwrap();
+        for (row, other) in rows(&mlx, &actual).iter().zip(rows(&onnx, &expected)) {
+            setup::assert_equal(fixture, row, other);
+        }
+    }
+}
+
+#[test]
+fn half_precision_stays_close() {
+    for fixture in setup::FIXTURES {
+        let exact = load(fixture, Backend::Mlx, Dtype::F32);
+        let expected = exact.embed(texts(12), false).unwrap();
+        for (dtype, least) in [(Dtype::F16, 0.9995), (Dtype::BF16, 0.99)] {
+            let half = load(fixture, Backend::Mlx, dtype);
+            assert_ne!(half.fingerprint(), exact.fingerprint());
+            let actual = half.embed(texts(12), false).unwrap();
+            for (row, other) in rows(&half, &actual).iter().zip(rows(&exact, &expected)) {
+                let cosine = setup::cosine(row, other);
+                assert!(cosine >= least, "{fixture} {dtype:?}: cosine {cosine}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+
+    /// The neighbours of a text decide what it is padded to, and nothing else.
+    #[test]
+    fn padding_changes_nothing(words in prop::collection::vec(0_usize..60, 1..12), fixture in 0..setup::FIXTURES.len()) {
+        let model = load(setup::FIXTURES[fixture], Backend::Mlx, Dtype::F32);
+        let texts: Vec<String> = words.iter().map(|&count| "word x1 ".repeat(count)).collect();
+        let together = model.embed(texts.clone(), false).unwrap();
+        for (text, row) in texts.iter().zip(rows(&model, &together)) {
+            let alone = model.embed(vec![text.clone()], false).unwrap();
+            setup::assert_equal("batched = single", row, &alone.vectors);
+        }
+    }
+}
+
+/// Texts of several stretches in one call: each is rotated by its own length, whatever its neighbours.
+#[test]
+fn dynamic_scaling_depends_on_a_text_alone() {
+    let options = |backend| Options {
+        max_tokens: Some(4096),
+        ..setup::options_for(backend)
+    };
+    let path = setup::fixture("nomic_mean_dynamic");
+    let mlx = Model::load(&path, &options(Backend::Mlx)).unwrap();
+    let onnx = Model::load(&path, &options(Backend::Onnx)).unwrap();
+    let texts: Vec<String> = [3, 700, 1020, 1030, 1250, 1250, 1251]
+        .iter()
+        .map(|&n| "alpha 7 ".repeat(n))
+        .collect();
+    let actual = mlx.embed(texts.clone(), false).unwrap();
+    let expected = onnx.embed(texts, false).unwrap();
+    for (row, other) in rows(&mlx, &actual).iter().zip(rows(&onnx, &expected)) {
+        setup::assert_equal("stretched", row, other);
+    }
+}
+
+/// This repository's own code, cut where a block ends at the margin: what batches pad is at most 15 % of it.
+#[test]
+fn padding_of_real_code_is_small() {
+    let model = Model::load(&setup::starter_model(), &setup::options()).unwrap();
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut lengths = Vec::new();
+    for folder in [
+        "src",
+        "src/arch",
+        "src/runtime/onnx",
+        "src/runtime/mlx",
+        "tests",
+    ] {
+        for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                let source = std::fs::read_to_string(path).unwrap();
+                let blocks = source
+                    .split("\n}\n")
+                    .map(|block| model.tokenize(block, false).unwrap().ids.len());
+                lengths.extend(blocks);
+            }
+        }
+    }
+    assert!(lengths.len() > 200);
+    for is_gpu in [false, true] {
+        let batches = batch::plan(&lengths, mlx::limits(is_gpu));
+        let padded: usize = batches
+            .iter()
+            .map(|texts| batch::bucket(lengths[texts[0]]) * texts.len())
+            .sum();
+        let real: usize = lengths.iter().sum();
+        let ratio = padded as f64 / real as f64;
+        assert!(
+            ratio <= 1.15,
+            "{ratio} with {} texts in {} batches",
+            lengths.len(),
+            batches.len()
+        );
+        eprintln!(
+            "padded / real {ratio:.3}: {} texts in {} batches",
+            lengths.len(),
+            batches.len()
+        );
+    }
+}
+
+#[test]
+fn auto_takes_mlx_on_a_gpu_only() {
+    let options = Options {
+        backend: Backend::Auto,
+        ..setup::options()
+    };
+    let model = Model::load(&setup::fixture("bert_mean"), &options).unwrap();
+    let has_gpu = mlx::has_gpu().unwrap();
+    assert_eq!(model.is_gpu(), has_gpu);
+    assert_eq!(model.backend(), if has_gpu { "mlx" } else { "onnx" });
+    assert_eq!(model.fallback_reason().is_none(), has_gpu);
+    if let Some(reason) = model.fallback_reason() {
+        assert!(reason.contains("mlx") && reason.contains("GPU"), "{reason}");
+    }
+}
+
+#[test]
+fn loading_and_dropping_many_times_keeps_memory_bounded() {
+    let cycle = || {
+        let model = load("nomic_cls", Backend::Mlx, Dtype::F32);
+        model.embed(texts(4), false).unwrap();
+        model.close();
+        mlx::memory().unwrap()
+    };
+    let first = cycle();
+    for _ in 0..199 {
+        let now = cycle();
+        assert!(
+            now.active_bytes <= first.active_bytes + 4096,
+            "{now:?} after {first:?}"
+        );
+    }
+}
+
+#[test]
+fn a_dropped_model_returns_its_memory() {
+    let before = mlx::memory().unwrap().active_bytes;
+    let model = load("bert_mean", Backend::Mlx, Dtype::F32);
+    assert!(mlx::memory().unwrap().active_bytes > before + 200_000);
+    drop(model);
+    // Threads of a dropped model end by themselves.
+    for _ in 0..500 {
+        if mlx::memory().unwrap().active_bytes <= before {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!(
+        "memory is still in use: {:?}, {before} before",
+        mlx::memory()
+    );
+}
+
+#[test]
+fn thousands_of_shapes_leave_a_bounded_cache() {
+    let model = load("nomic_cls", Backend::Mlx, Dtype::F32);
+    let mut random = 1_u32;
+    let mut next = |bound: u32| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 16) % bound
+    };
+    for _ in 0..2000 {
+        let texts = (0..=next(3))
+            .map(|i| format!("{i} {}", "w ".repeat(next(60) as usize)))
+            .collect();
+        model.embed(texts, false).unwrap();
+    }
+    let memory = mlx::memory().unwrap();
+    assert!(memory.cache_bytes <= (1 << 30) + (1 << 20), "{memory:?}");
+    assert!(memory.active_bytes < 64 << 20, "{memory:?}");
+}
+
+#[test]
+fn several_models_and_backends_from_many_threads() {
+    let models: Vec<Arc<Model>> = [
+        load("nomic_cls", Backend::Mlx, Dtype::F32),
+        load("bert_mean", Backend::Mlx, Dtype::F32),
+        load("bert_mean", Backend::Onnx, Dtype::F32),
+    ]
+    .into_iter()
+    .map(Arc::new)
+    .collect();
+    let expected: Vec<Embeddings> = models
+        .iter()
+        .map(|model| model.embed(texts(20), false).unwrap())
+        .collect();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (models, expected) = (&models, &expected);
+            scope.spawn(move || {
+                for round in 0..10 {
+                    let which = (thread + round) % models.len();
+                    let actual = models[which].embed(texts(20), false).unwrap();
+                    for (row, other) in rows(&models[which], &actual)
+                        .iter()
+                        .zip(rows(&models[which], &expected[which]))
+                    {
+                        setup::assert_equal("threads", row, other);
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_memory_limit_is_an_error_and_the_next_call_works() {
+    let model = load("bert_mean", Backend::Mlx, Dtype::F32);
+    let limit = mlx::set_memory_limit(mlx::memory().unwrap().active_bytes + 1000).unwrap();
+    let refused = model.embed(texts(30), false);
+    let options = setup::options_for(Backend::Mlx);
+    let not_loaded = Model::load(&setup::fixture("nomic_cls"), &options);
+    mlx::set_memory_limit(limit).unwrap();
+
+    let error = refused.unwrap_err();
+    assert_eq!(error.code(), "INFERENCE_FAILED");
+    assert!(error.to_string().contains("maxTokens"), "{error}");
+    let error = not_loaded.err().unwrap();
+    assert!(
+        matches!(error, Error::BackendUnavailable { backend: "mlx", .. }),
+        "{error}"
+    );
+    assert_eq!(
+        rows(&model, &model.embed(texts(30), false).unwrap()).len(),
+        30
+    );
+}
