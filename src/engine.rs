@@ -4,7 +4,6 @@
 //! texts at a time, then, when all lengths are known, the batches of its plan. Tasks of all calls share one queue;
 //! whichever worker finishes the last task of a call replies to it. Nothing here ever blocks a caller.
 
-use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -186,12 +185,7 @@ impl Shared {
             match outcome {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => call.settle(Err(error)),
-                Err(panic) => call.settle(Err(Error::InferenceFailed {
-                    reason: format!(
-                        "internal error, please report it: {}",
-                        panic_message(&*panic)
-                    ),
-                })),
+                Err(panic) => call.settle(Err(Error::from_panic(&*panic))),
             }
         }
     }
@@ -375,12 +369,4 @@ impl Distinct {
 /// Locks, also after a panic elsewhere: every critical section here leaves its data whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("a panic without a message")
 }

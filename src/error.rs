@@ -1,6 +1,7 @@
 //! The one error type. Each variant is something a caller can act on, and says what was wrong, what was
 //! expected and what to do.
 
+use std::any::Any;
 use std::path::PathBuf;
 
 /// The cause of an error, kept for `source()`.
@@ -114,6 +115,18 @@ impl Error {
             Self::NotInitialized => "NOT_INITIALIZED",
             Self::AlreadyInitialized { .. } => "ALREADY_INITIALIZED",
             Self::Closed => "CLOSED",
+        }
+    }
+
+    /// A panic that was caught before it could leave the crate.
+    pub(crate) fn from_panic(panic: &(dyn Any + Send)) -> Self {
+        let message = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("a panic without a message");
+        Self::InferenceFailed {
+            reason: format!("internal error, please report it: {message}"),
         }
     }
 

@@ -8,11 +8,12 @@
     reason = "napi hands arguments over by value"
 )]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use napi::bindgen_prelude::{Float32Array, Object, Uint32Array};
-use napi::{Env, JsDeferred, JsError};
+use napi::bindgen_prelude::{Float32Array, Object, ToNapiValue, Uint32Array};
+use napi::{Env, JsError};
 use napi_derive::napi;
 
 use crate::engine;
@@ -154,22 +155,17 @@ impl Model {
         model_dir: String,
         options: Option<ModelOptions>,
     ) -> napi::Result<Object<'_>> {
-        let (deferred, promise) = env.create_deferred()?;
-        on_a_thread(
-            deferred,
+        promise(
+            env,
             move || {
                 let options = Options::try_from(options)?;
-                Ok(Arc::new(LoadedModel::load(
-                    &PathBuf::from(model_dir),
-                    &options,
-                )?))
+                LoadedModel::load(&PathBuf::from(model_dir), &options).map(Arc::new)
             },
             |env, model| {
                 close_with_environment(env, &model)?;
                 Ok(Self { model })
             },
-        );
-        Ok(promise)
+        )
     }
 
     /// Embeds the texts and empties the list. The promise is settled from the engine's threads.
@@ -210,30 +206,23 @@ impl Model {
     /// Ends the model: calls in progress fail with `CLOSED`, its memory is returned. Closing again does nothing.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        let (deferred, promise) = env.create_deferred()?;
         let model = Arc::clone(&self.model);
-        on_a_thread(
-            deferred,
-            move || {
-                model.close();
-                Ok(())
-            },
-            |_, ()| Ok(()),
-        );
-        Ok(promise)
+        let close = move || {
+            model.close();
+            Ok(())
+        };
+        promise(env, close, |_, ()| Ok(()))
     }
 
     /// The backend's memory; `null` for a backend that leaves memory to the system.
     #[napi(ts_return_type = "Promise<Memory | null>")]
     pub fn memory<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        let (deferred, promise) = env.create_deferred()?;
         let model = Arc::clone(&self.model);
-        on_a_thread(
-            deferred,
+        promise(
+            env,
             move || model.memory(),
             |_, memory| Ok(memory.map(Memory::from)),
-        );
-        Ok(promise)
+        )
     }
 
     /// Why a faster backend of the addon was not taken; `null` where none was tried.
@@ -386,16 +375,14 @@ pub fn export_onnx(
     model_dir: String,
     options: Option<ModelOptions>,
 ) -> napi::Result<Object<'_>> {
-    let (deferred, promise) = env.create_deferred()?;
-    on_a_thread(
-        deferred,
+    promise(
+        env,
         move || {
             let options = Options::try_from(options)?;
             model::export_onnx(&PathBuf::from(model_dir), &options)
         },
         |_, path| Ok(path.display().to_string()),
-    );
-    Ok(promise)
+    )
 }
 
 fn process_model() -> napi::Result<&'static LoadedModel, &'static str> {
@@ -405,31 +392,26 @@ fn process_model() -> napi::Result<&'static LoadedModel, &'static str> {
     Ok(&loaded.model)
 }
 
-/// Runs `work` on a thread of its own and settles a promise with what `finish` makes of it on the JavaScript thread.
-fn on_a_thread<T, J>(
-    deferred: JsDeferred<J, Box<dyn FnOnce(Env) -> napi::Result<J>>>,
+/// A promise for what `work` does on a thread of its own and `finish` makes of it on the JavaScript thread.
+fn promise<T, J>(
+    env: &Env,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     finish: impl FnOnce(Env, T) -> napi::Result<J> + Send + 'static,
-) where
+) -> napi::Result<Object<'_>>
+where
     T: Send + 'static,
-    J: napi::bindgen_prelude::ToNapiValue + 'static,
+    J: ToNapiValue + 'static,
 {
-    let run = move || {
-        let result =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-                Err(Error::InferenceFailed {
-                    reason: format!(
-                        "internal error, please report it: {}",
-                        engine::panic_message(&*panic)
-                    ),
-                })
-            });
-        deferred.resolve(Box::new(move |env| match result {
+    let (deferred, promise) = env.create_deferred()?;
+    std::thread::spawn(move || {
+        let result = catch_unwind(AssertUnwindSafe(work))
+            .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
+        deferred.resolve(move |env| match result {
             Ok(value) => finish(env, value),
             Err(error) => Err(rejection(env, &error)),
-        }));
-    };
-    std::thread::spawn(run);
+        });
+    });
+    Ok(promise)
 }
 
 /// Ends the model's threads before the environment that loaded it is torn down (a worker thread that exits, or the

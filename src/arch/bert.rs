@@ -11,8 +11,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{
-    Activation, Attention, Embeddings, Layer, LayerNorm, Linear, Ops, Projections, Settings,
-    Tokens, add_norm_rows, forward_layers,
+    Activation, Attention, LayerNorm, Linear, Ops, Projections, Settings, Stack, Tokens,
+    add_norm_rows, read_embeddings,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -67,48 +67,33 @@ impl Config {
     }
 }
 
-/// The encoder.
-#[derive(Debug, Clone)]
-pub struct Bert {
-    embeddings: Embeddings,
-    embeddings_norm: LayerNorm,
-    layers: Vec<BertLayer>,
+/// Locates the encoder's weights.
+pub(super) fn read(config: &Config, weights: &Checkpoint) -> Result<Stack<Layer>> {
+    let width = config.hidden_size;
+    let layer = |index| Layer::read(config, weights, &format!("encoder.layer.{index}"));
+    Ok(Stack {
+        embeddings: read_embeddings(
+            weights,
+            width,
+            config.vocab_size,
+            Some(config.positions),
+            config.type_vocab_size,
+        )?,
+        norm: LayerNorm::read(
+            weights,
+            "embeddings.LayerNorm",
+            width,
+            config.layer_norm_eps,
+        )?,
+        layers: (0..config.num_hidden_layers)
+            .map(layer)
+            .collect::<Result<_>>()?,
+    })
 }
 
-impl Bert {
-    pub(super) fn new(config: &Config, weights: &Checkpoint) -> Result<Self> {
-        let width = config.hidden_size;
-        let table = |name: &str, rows: usize| {
-            weights.tensor(&format!("embeddings.{name}.weight"), &[rows, width])
-        };
-        let token_types = table("token_type_embeddings", config.type_vocab_size)?;
-        Ok(Self {
-            embeddings: Embeddings {
-                words: table("word_embeddings", config.vocab_size)?,
-                positions: Some(table("position_embeddings", config.positions)?),
-                token_type: Some(token_types.part(0, config.type_vocab_size)),
-            },
-            embeddings_norm: LayerNorm::read(
-                weights,
-                "embeddings.LayerNorm",
-                width,
-                config.layer_norm_eps,
-            )?,
-            layers: (0..config.num_hidden_layers)
-                .map(|index| BertLayer::new(config, weights, &format!("encoder.layer.{index}")))
-                .collect::<Result<_>>()?,
-        })
-    }
-
-    pub(super) fn forward<O: Ops>(&self, ops: &mut O, tokens: Tokens) -> Result<O::Tensor> {
-        let embedded = ops.embed(&self.embeddings)?;
-        let x = ops.layer_norm(&embedded, &self.embeddings_norm)?;
-        forward_layers(ops, x, &self.layers, tokens)
-    }
-}
-
+/// Self-attention and feed-forward, each with its residual and norm.
 #[derive(Debug, Clone)]
-struct BertLayer {
+pub struct Layer {
     projections: Projections,
     attention: Attention,
     attention_output: Linear,
@@ -119,8 +104,8 @@ struct BertLayer {
     output_norm: LayerNorm,
 }
 
-impl BertLayer {
-    fn new(config: &Config, weights: &Checkpoint, name: &str) -> Result<Self> {
+impl Layer {
+    fn read(config: &Config, weights: &Checkpoint, name: &str) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         let linear = |part: &str, outputs, inputs| {
             Linear::read(weights, &format!("{name}.{part}"), outputs, inputs, true)
@@ -154,7 +139,7 @@ impl BertLayer {
     }
 }
 
-impl Layer for BertLayer {
+impl super::Layer for Layer {
     fn forward<O: Ops>(&self, ops: &mut O, x: &O::Tensor, tokens: Tokens) -> Result<O::Tensor> {
         let attended = ops.attention(x, &self.projections, &self.attention, tokens)?;
         let attended = ops.linear(&attended, &self.attention_output)?;

@@ -16,9 +16,6 @@ use serde_json::Value;
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::{Error, Result};
 
-pub use bert::Bert;
-pub use nomic_bert::NomicBert;
-
 /// A fully connected layer, `x · weightᵀ + bias`.
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -381,9 +378,9 @@ pub struct Size {
 #[derive(Debug, Clone)]
 pub enum Encoder {
     /// Classic BERT.
-    Bert(Bert),
+    Bert(Stack<bert::Layer>),
     /// BERT with rotary positions and a gated feed-forward.
-    NomicBert(NomicBert),
+    NomicBert(Stack<nomic_bert::Block>),
 }
 
 impl Encoder {
@@ -394,8 +391,8 @@ impl Encoder {
     pub fn new(config: &Config, weights: &mut Checkpoint) -> Result<Self> {
         weights.anchor_names("embeddings.word_embeddings.weight")?;
         match config {
-            Config::Bert(config) => Bert::new(config, weights).map(Self::Bert),
-            Config::NomicBert(config) => NomicBert::new(config, weights).map(Self::NomicBert),
+            Config::Bert(config) => bert::read(config, weights).map(Self::Bert),
+            Config::NomicBert(config) => nomic_bert::read(config, weights).map(Self::NomicBert),
         }
     }
 
@@ -404,7 +401,7 @@ impl Encoder {
     pub fn ntk_scaling(&self) -> Option<NtkScaling> {
         match self {
             Self::Bert(_) => None,
-            Self::NomicBert(nomic_bert) => nomic_bert.ntk_scaling(),
+            Self::NomicBert(stack) => stack.layers.first()?.rotary()?.scaling,
         }
     }
 
@@ -414,8 +411,8 @@ impl Encoder {
     /// The runtime failed.
     pub fn forward<O: Ops>(&self, ops: &mut O, tokens: Tokens) -> Result<O::Tensor> {
         match self {
-            Self::Bert(bert) => bert.forward(ops, tokens),
-            Self::NomicBert(nomic_bert) => nomic_bert.forward(ops, tokens),
+            Self::Bert(stack) => stack.forward(ops, tokens),
+            Self::NomicBert(stack) => stack.forward(ops, tokens),
         }
     }
 
@@ -435,25 +432,55 @@ impl Encoder {
 }
 
 /// One transformer layer.
-trait Layer {
+pub trait Layer {
     /// The states of `tokens` after this layer, out of the states `x` of all tokens.
+    ///
+    /// # Errors
+    /// The runtime failed.
     fn forward<O: Ops>(&self, ops: &mut O, x: &O::Tensor, tokens: Tokens) -> Result<O::Tensor>;
 }
 
-/// Runs `layers` in turn; only the last may leave out tokens that nobody reads.
-fn forward_layers<O: Ops>(
-    ops: &mut O,
-    mut x: O::Tensor,
-    layers: &[impl Layer],
-    tokens: Tokens,
-) -> Result<O::Tensor> {
-    if let Some((last, others)) = layers.split_last() {
-        for layer in others {
-            x = layer.forward(ops, &x, Tokens::All)?;
+/// Embeddings, a norm, and layers on top of each other: what the encoders here have in common.
+#[derive(Debug, Clone)]
+pub struct Stack<L> {
+    embeddings: Embeddings,
+    norm: LayerNorm,
+    layers: Vec<L>,
+}
+
+impl<L: Layer> Stack<L> {
+    /// Runs the layers in turn; only the last may leave out tokens that nobody reads.
+    fn forward<O: Ops>(&self, ops: &mut O, tokens: Tokens) -> Result<O::Tensor> {
+        let embedded = ops.embed(&self.embeddings)?;
+        let mut x = ops.layer_norm(&embedded, &self.norm)?;
+        if let Some((last, others)) = self.layers.split_last() {
+            for layer in others {
+                x = layer.forward(ops, &x, Tokens::All)?;
+            }
+            x = last.forward(ops, &x, tokens)?;
         }
-        x = last.forward(ops, &x, tokens)?;
+        Ok(x)
     }
-    Ok(x)
+}
+
+/// The tables of `embeddings.<name>.weight`: words, perhaps positions, and row 0 of the token types.
+fn read_embeddings(
+    weights: &Checkpoint,
+    width: usize,
+    vocabulary: usize,
+    positions: Option<usize>,
+    token_types: usize,
+) -> Result<Embeddings> {
+    let table = |name: &str, rows: usize| {
+        weights.tensor(&format!("embeddings.{name}.weight"), &[rows, width])
+    };
+    Ok(Embeddings {
+        words: table("word_embeddings", vocabulary)?,
+        positions: positions
+            .map(|rows| table("position_embeddings", rows))
+            .transpose()?,
+        token_type: Some(table("token_type_embeddings", token_types)?.part(0, token_types)),
+    })
 }
 
 /// Layer normalization of `update` added to the states of `tokens` in `x`.

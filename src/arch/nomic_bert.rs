@@ -16,8 +16,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{
-    Activation, Attention, Embeddings, Layer, LayerNorm, Linear, NtkScaling, Ops, Projections,
-    Rotary, Settings, Tokens, add_norm_rows, forward_layers,
+    Activation, Attention, Layer, LayerNorm, Linear, NtkScaling, Ops, Projections, Rotary,
+    Settings, Stack, Tokens, add_norm_rows, read_embeddings,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -115,47 +115,26 @@ impl Config {
     }
 }
 
-/// The encoder.
-#[derive(Debug, Clone)]
-pub struct NomicBert {
-    embeddings: Embeddings,
-    emb_ln: LayerNorm,
-    layers: Vec<Block>,
+/// Locates the encoder's weights.
+pub(super) fn read(config: &Config, weights: &Checkpoint) -> Result<Stack<Block>> {
+    let width = config.hidden_size;
+    let block = |index| Block::read(config, weights, &format!("encoder.layers.{index}"));
+    Ok(Stack {
+        embeddings: read_embeddings(
+            weights,
+            width,
+            config.vocab_size,
+            None,
+            config.type_vocab_size,
+        )?,
+        norm: LayerNorm::read(weights, "emb_ln", width, config.layer_norm_epsilon)?,
+        layers: (0..config.n_layer).map(block).collect::<Result<_>>()?,
+    })
 }
 
-impl NomicBert {
-    pub(super) fn new(config: &Config, weights: &Checkpoint) -> Result<Self> {
-        let width = config.hidden_size;
-        let table = |name: &str, rows: usize| {
-            weights.tensor(&format!("embeddings.{name}.weight"), &[rows, width])
-        };
-        let token_types = table("token_type_embeddings", config.type_vocab_size)?;
-        Ok(Self {
-            embeddings: Embeddings {
-                words: table("word_embeddings", config.vocab_size)?,
-                positions: None,
-                token_type: Some(token_types.part(0, config.type_vocab_size)),
-            },
-            emb_ln: LayerNorm::read(weights, "emb_ln", width, config.layer_norm_epsilon)?,
-            layers: (0..config.n_layer)
-                .map(|index| Block::new(config, weights, &format!("encoder.layers.{index}")))
-                .collect::<Result<_>>()?,
-        })
-    }
-
-    pub(super) fn ntk_scaling(&self) -> Option<NtkScaling> {
-        self.layers.first()?.attention.rotary?.scaling
-    }
-
-    pub(super) fn forward<O: Ops>(&self, ops: &mut O, tokens: Tokens) -> Result<O::Tensor> {
-        let embedded = ops.embed(&self.embeddings)?;
-        let x = ops.layer_norm(&embedded, &self.emb_ln)?;
-        forward_layers(ops, x, &self.layers, tokens)
-    }
-}
-
+/// Attention and gated feed-forward, each with its residual and norm.
 #[derive(Debug, Clone)]
-struct Block {
+pub struct Block {
     wqkv: Projections,
     attention: Attention,
     out_proj: Linear,
@@ -165,7 +144,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(config: &Config, weights: &Checkpoint, name: &str) -> Result<Self> {
+    fn read(config: &Config, weights: &Checkpoint, name: &str) -> Result<Self> {
         let width = config.hidden_size;
         let bias = config.qkv_proj_bias;
         let wqkv = Linear::read(
@@ -205,6 +184,12 @@ impl Block {
             mlp: GatedMlp::new(config, weights, &format!("{name}.mlp"))?,
             norm2: norm("norm2")?,
         })
+    }
+}
+
+impl Block {
+    pub(super) fn rotary(&self) -> Option<Rotary> {
+        self.attention.rotary
     }
 }
 

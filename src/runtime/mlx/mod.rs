@@ -1,8 +1,44 @@
 //! MLX: Metal on Apple silicon, CUDA on NVIDIA, and on the CPU for tests. The same code for all three.
 //!
-//! [`thread`] is the one thread that owns every array. [`parameters`] holds a model's weights, [`forward`] computes a
-//! batch. Texts of a batch are padded to a length out of few, so that shapes, and with them kernels and buffers, repeat;
-//! padding is masked, and no vector depends on it beyond rounding.
+//! # How a batch is computed
+//!
+//! [`thread`] is the one thread that owns every array of every model; a worker of the engine sends it a batch and waits,
+//! while a second worker tokenizes the next one. [`parameters`] found the weights at load by a dry run of the encoder, and
+//! laid them out once: q, k and v joined, matrices seen transposed, the token type added to a table. [`forward`]
+//! builds the graph of a batch, lazily, with MLX's fused norms, rotation and attention; it is evaluated once, and one
+//! copy brings the pooled vectors back as float32. Normalization and the check for NaN follow outside, in
+//! [`crate::vector`], in double precision and the same for every runtime.
+//!
+//! Texts of a batch are padded to a length out of few ([`crate::batch::bucket`]), so that shapes, and with them kernels and
+//! buffers, repeat. Padding is masked (the mask exists only where something is padded), and no vector depends on it
+//! beyond rounding. Texts beyond the trained length of a model with dynamic rotary scaling are batched only with texts
+//! of their own length, since the stretch depends on it.
+//!
+//! # What to know about MLX before changing this
+//!
+//! Found with MLX 0.32.2 and mlx-rs 0.33.0, by running it or in its sources.
+//!
+//! - **The first call must be one that mlx-rs guards** (`memory::active_memory`). It installs the error handler; before that
+//!   an error in MLX ends the process.
+//! - **A failed allocation of a new array is silent**: the handle is null and the next operation complains about
+//!   something else. Hence the checks after `from_raw_data`. On a CPU an allocation inside an operation that fails is a
+//!   crash, and the memory limit is not enforced; hence [`reserve`], before a batch and before weights.
+//! - **Lookups do not check their indices.** Token ids are held against the vocabulary when the tokenizer is loaded.
+//! - **Streams belong to threads**, and every thread that touches MLX costs one that never ends. Nothing here uses
+//!   `with_device` or `with_stream`, which make a new one per call.
+//! - **float32 is contagious**: a float32 scalar or norm weight makes the result float32. Norms are rounded back on purpose;
+//!   constants are made in the format of their neighbour.
+//! - `nn::gelu` and `nn::silu` compile anew on every call; [`forward::Kernels`] compiles once. On a CPU compiling is
+//!   switched off: it starts the system's C++ compiler and gains nothing.
+//! - Of the ways to ask for a GPU only `mlx_device_is_available` is right for a CUDA build without a driver.
+//! - The fused functions are one primitive each on a GPU and many on a CPU; `primitives.rs` counts them apart, and holds
+//!   a layer to its number.
+//!
+//! # Builds
+//!
+//! On Apple silicon the crate's target table brings mlx-rs with Metal, always. On Linux the feature `mlx` builds the same,
+//! unmodified crates against the official MLX wheel; `xtask` prepares that, and says how. Nothing in this folder
+//! depends on the operating system.
 
 mod forward;
 mod parameters;

@@ -16,7 +16,6 @@ use mlx_rs::{Device, memory};
 
 use super::LoadedModel;
 use super::forward::Kernels;
-use crate::engine::panic_message;
 use crate::error::{Error, Result};
 
 /// How long the thread waits for work before it gives MLX's cache of freed buffers back to the system.
@@ -46,14 +45,8 @@ pub fn run<T: Send + 'static>(
 ) -> Result<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let work = move |state: &mut State| {
-        let result = catch_unwind(AssertUnwindSafe(|| work(state))).unwrap_or_else(|panic| {
-            Err(Error::InferenceFailed {
-                reason: format!(
-                    "internal error in MLX, please report it: {}",
-                    panic_message(&*panic)
-                ),
-            })
-        });
+        let result = catch_unwind(AssertUnwindSafe(|| work(state)))
+            .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
         // The receiver waits below.
         let _ = sender.send(result);
     };
