@@ -4,7 +4,7 @@
  */
 
 import { spawn, spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -87,21 +87,47 @@ export function rustEnvironment() {
   return undefined;
 }
 
-/** Builds the addon and regenerates `index.js` and `index.d.ts`. */
-export async function buildAddon(rust) {
-  await runPackage("@napi-rs/cli/dist/cli.js", ["build", "--platform", "--release"], rust);
+/** What the addon was built with besides its sources: lies beside it and is absent for the ordinary build. */
+const VARIANT_FILE = path.join(ROOT, ".build-variant.json");
+
+/**
+ * @typedef {object} MlxVariant
+ * @property {"cpu" | "cuda"} mlx
+ * @property {string} [blas] library in place of the BLAS in MLX's wheel
+ * @property {string} config cargo configuration to build with
+ * @property {string} library folder of libmlx.so
+ */
+
+/** @returns {MlxVariant | undefined} `undefined`: no MLX, except on Apple silicon, where every build has it */
+export function builtVariant() {
+  return existsSync(VARIANT_FILE) ? JSON.parse(readFileSync(VARIANT_FILE, "utf8")) : undefined;
 }
 
-/** Whether a source is newer than the built addon, or there is none. */
+/** @param {MlxVariant | undefined} variant */
+export function recordVariant(variant) {
+  if (variant) writeFileSync(VARIANT_FILE, `${JSON.stringify(variant, null, 2)}\n`);
+  else rmSync(VARIANT_FILE, { force: true });
+}
+
+/** Builds the addon in the variant that was built last, and regenerates `index.js` and `index.d.ts`. */
+export async function buildAddon(rust) {
+  const { mlx, blas } = builtVariant() ?? {};
+  const args = [mlx && `--mlx=${mlx}`, blas && `--blas=${blas}`].filter(Boolean);
+  await run(process.execPath, [path.join(ROOT, "scripts/build-native.mjs"), ...args], rust);
+}
+
+/** Whether a source is newer than the built addon, or there is none, or the libmlx.so that it needs is gone. */
 export function addonIsStale() {
   const built = readdirSync(ROOT).filter((name) => /^semantic-search-native\..*\.node$/.test(name));
   if (built.length === 0) return true;
+  const variant = builtVariant();
+  if (variant && !existsSync(variant.library)) return true;
   const modified = (file) => statSync(path.join(ROOT, file)).mtimeMs;
-  const sources = readdirSync(path.join(ROOT, "src"), { recursive: true }).map((name) =>
-    path.join("src", String(name)),
-  );
-  const newest = Math.max(...["Cargo.toml", "Cargo.lock", "build.rs", ...sources].map(modified));
-  return newest > Math.max(...built.map(modified));
+  const below = (folder) =>
+    readdirSync(path.join(ROOT, folder), { recursive: true }).map((name) => path.join(folder, String(name)));
+  const sources = ["Cargo.toml", "Cargo.lock", "build.rs", ...below("src")];
+  if (variant) sources.push(...below("xtask/src"), ...below("xtask/shim"));
+  return Math.max(...sources.map(modified)) > Math.max(...built.map(modified));
 }
 
 /** Completes the starter model and returns its folder. */

@@ -1,12 +1,14 @@
 /**
  * `npm test`: sets everything up and runs every check. Each step is one line with its time; a failing one shows its
- * output. `npm test -- --only=<step>` runs one step (and the set-up it needs), `--list` names them.
+ * output. `npm test -- --only=<step>` runs one step (and the set-up it needs), `--list` names them. After
+ * `npm run build:native -- --mlx=…` MLX is tested as well.
  */
 
 import { readdirSync, readFileSync } from "node:fs";
 import * as path from "node:path";
 import {
   buildAddon,
+  builtVariant,
   CommandError,
   compileTypeScript,
   installPackages,
@@ -24,6 +26,12 @@ const passed = { tests: 0 };
 const failed = { tests: 0 };
 
 const rust = rustEnvironment();
+/** Set where the build that is tested has MLX on Linux. */
+const mlxVariant = builtVariant();
+const isAppleSilicon = process.platform === "darwin" && process.arch === "arm64";
+/** Makes tests of MLX fail where they would be skipped without MLX. */
+const mlxRequired = { SEMANTIC_SEARCH_TEST_MLX: mlxVariant || isAppleSilicon ? "1" : undefined };
+const XTASK = ["--manifest-path", "xtask/Cargo.toml"];
 const committed = new Map(GENERATED.map((name) => [name, readIfPresent(name)]));
 let starterModel;
 
@@ -38,17 +46,15 @@ const SET_UP = {
 };
 
 const CHECKS = {
-  "cargo-fmt": () => run("cargo", ["fmt", "--check"], rust),
-  clippy: async () => {
-    // With the Node boundary, and without it all tests, which link without Node.
-    const variants = [["--lib"], ["--all-targets", "--no-default-features"]];
-    for (const variant of variants) {
-      await run("cargo", ["clippy", "--locked", ...variant, "--", "-D", "warnings"], rust);
-    }
+  "cargo-fmt": async () => {
+    await run("cargo", ["fmt", "--check"], rust);
+    await run("cargo", ["fmt", "--check", ...XTASK], rust);
   },
+  clippy,
   lint: () => runPackage("@biomejs/biome/bin/biome", ["check", "--error-on-warnings", "."]),
   generated: checkGenerated,
   "cargo-test": cargoTest,
+  ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),
   "node-test": nodeTest,
 };
 
@@ -66,10 +72,38 @@ async function checkGenerated() {
   if (stale.length > 0) throw new Error(`${stale.join(" and ")} had to be regenerated: commit the new version`);
 }
 
-async function cargoTest() {
-  // The Node boundary is left out: its symbols exist in a Node process only.
-  const running = run("cargo", ["test", "--locked", "--no-default-features"], rust);
+/** What cargo needs to build with MLX. The set-up may have moved the configuration, so it is read anew. */
+function withMlx() {
+  return ["--features", "mlx", "--config", builtVariant().config];
+}
+
+async function clippy() {
+  const tests = ["--all-targets", "--no-default-features"];
+  // The Node boundary as it is built here; without it all tests, which link without Node.
+  const variants = mlxVariant
+    ? [["--lib", ...withMlx()], tests, [...tests, ...withMlx()], ["--all-targets", ...XTASK]]
+    : [["--lib"], tests];
+  for (const variant of variants) {
+    await run("cargo", ["clippy", "--locked", ...variant, "--", "-D", "warnings"], rust);
+  }
+}
+
+/** `cargo test`, its tests counted. */
+async function countedCargoTest(args, env) {
+  const running = run("cargo", ["test", "--locked", ...args], { ...rust, ...env });
   await counted(running, /^test result: \w+\. (\d+) passed; (\d+) failed/gm);
+}
+
+// The Node boundary is left out of both: its symbols exist in a Node process only. MLX is tested in one thread.
+
+async function cargoTest() {
+  if (isAppleSilicon) await countedCargoTest(["--no-default-features", "--", "--test-threads=1"], mlxRequired);
+  else await countedCargoTest(["--no-default-features"]);
+}
+
+async function cargoTestMlx() {
+  await countedCargoTest(XTASK);
+  await countedCargoTest(["--no-default-features", ...withMlx(), "--", "--test-threads=1"], mlxRequired);
 }
 
 async function nodeTest() {
@@ -77,6 +111,7 @@ async function nodeTest() {
   const args = ["--test", "--test-reporter=spec", ...specs.map((name) => `__test__/${name}`)];
   const env = {
     SEMANTIC_SEARCH_STARTER_MODEL: starterModel,
+    ...mlxRequired,
     // What the user's shell may carry would change what is tested.
     SEMANTIC_SEARCH_MODEL: undefined,
     SEMANTIC_SEARCH_BACKEND: undefined,
