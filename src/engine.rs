@@ -1,7 +1,8 @@
 //! Threads and the queue between a call and its vectors.
 //!
 //! One engine per loaded model, one thread per worker of its runtime. A call is cut into tasks: tokenization of a few
-//! texts at a time, then, when all lengths are known, the batches of its plan. Tasks of all calls share one queue;
+//! texts at a time, then, when all lengths are known, the batches of its plan. Tasks of all calls share one queue, in
+//! which calls of a single text go first;
 //! whichever worker finishes the last task of a call replies to it. Nothing here ever blocks a caller.
 
 use std::collections::{HashMap, VecDeque};
@@ -214,10 +215,18 @@ impl Shared {
             call.settle(Err(Error::Closed));
             return;
         }
-        queue.tasks.extend(steps.into_iter().map(|step| Task {
-            call: Arc::clone(call),
-            step,
-        }));
+        for step in steps {
+            let task = Task {
+                call: Arc::clone(call),
+                step,
+            };
+            // A single text is somebody waiting for a search result: it overtakes bulk work.
+            if call.texts.len() == 1 {
+                queue.tasks.push_front(task);
+            } else {
+                queue.tasks.push_back(task);
+            }
+        }
         drop(queue);
         self.ready.notify_all();
     }

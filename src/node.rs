@@ -403,14 +403,17 @@ where
     J: ToNapiValue + 'static,
 {
     let (deferred, promise) = env.create_deferred()?;
-    std::thread::spawn(move || {
+    let run = move || {
         let result = catch_unwind(AssertUnwindSafe(work))
             .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
         deferred.resolve(move |env| match result {
             Ok(value) => finish(env, value),
             Err(error) => Err(rejection(env, &error)),
         });
-    });
+    };
+    std::thread::Builder::new().spawn(run).map_err(|error| {
+        napi::Error::from_reason(format!("no thread could be started: {error}"))
+    })?;
     Ok(promise)
 }
 

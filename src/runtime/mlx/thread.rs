@@ -142,3 +142,51 @@ fn gpu_is_available() -> bool {
         status == 0 && available
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Array, ops};
+
+    use super::*;
+    use crate::runtime::mlx::mlx_error;
+
+    #[test]
+    fn errors_and_panics_come_back_and_the_thread_lives_on() {
+        let product = |width| {
+            run(move |_| {
+                let matrix = |rows, columns| {
+                    Array::from_slice(&vec![1.0_f32; (rows * columns) as usize], &[rows, columns])
+                };
+                let product = ops::matmul(matrix(2, 3), matrix(width, 4)).map_err(mlx_error)?;
+                product
+                    .to_vec_exact::<f32>()
+                    .map_err(|error| Error::inference(&error))
+            })
+        };
+        let error = product(5).unwrap_err();
+        assert_eq!(error.code(), "INFERENCE_FAILED");
+        let message = error.to_string();
+        assert!(
+            message.contains("MLX: [matmul]") && !message.contains(".cpp"),
+            "{message}"
+        );
+
+        let panic = run::<()>(|_| panic!("on purpose")).unwrap_err();
+        assert!(panic.to_string().contains("on purpose"), "{panic}");
+        assert_eq!(product(3).unwrap(), [3.0; 8]);
+    }
+
+    #[test]
+    fn freed_buffers_are_given_back_when_nothing_is_to_do() {
+        run(|_| {
+            let array = Array::from_slice(&vec![1.0_f32; 1 << 20], &[1 << 20]);
+            let sum = ops::add(&array, &array).map_err(mlx_error)?;
+            sum.eval().map_err(mlx_error)
+        })
+        .unwrap();
+        let cached = || run(|_| memory::cache_memory().map_err(mlx_error)).unwrap();
+        assert!(cached() > 1 << 20);
+        std::thread::sleep(IDLE + Duration::from_secs(1));
+        assert_eq!(cached(), 0);
+    }
+}
