@@ -79,7 +79,8 @@ export interface Embeddings {
 
 /**
  * Writes the model's graph as `semantic-search-native.onnx` into its folder, for the JavaScript fallback. The file
- * holds no weights; its initializers point into the safetensors files beside it. Resolves to its path.
+ * holds no weights; its initializers point into the safetensors files beside it. With the dtype "int8" it is
+ * `semantic-search-native.int8.onnx`, which holds the quantized ones. Resolves to its path.
  */
 export declare function exportOnnx(modelDir: string, options?: ModelOptions | undefined | null): Promise<string>
 
@@ -114,7 +115,7 @@ export interface ModelOptions {
   maxTokens?: number
   /** Whether vectors are scaled to length 1; default true. */
   normalize?: boolean
-  /** Number format of the weights while computing: "auto", "f32", and with MLX "f16" or "bf16". */
+  /** Number format of the weights while computing: "auto", "f32", "int8" (ONNX Runtime), "f16" or "bf16" (MLX). */
   dtype?: string
   /** "auto", "mlx" or "onnx". */
   backend?: string

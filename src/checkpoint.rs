@@ -2,10 +2,11 @@
 //!
 //! Nothing is copied: a [`TensorSlice`] says where the bytes lie, and runtimes point there.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
@@ -94,6 +95,7 @@ pub struct Checkpoint {
     /// What precedes the architecture's own names in this checkpoint, such as `bert.`.
     prefix: String,
     folder: PathBuf,
+    digests: OnceLock<Vec<String>>,
 }
 
 impl Checkpoint {
@@ -128,6 +130,7 @@ impl Checkpoint {
             tensors,
             prefix: String::new(),
             folder: folder.to_owned(),
+            digests: OnceLock::new(),
         })
     }
 
@@ -203,13 +206,22 @@ impl Checkpoint {
         &self.files[tensor.file].map[tensor.offset..tensor.offset + length]
     }
 
-    /// SHA-256 of each file, as lower-case hexadecimal. Reads every byte.
+    /// The values of a tensor: in place where they are stored as float32, else converted.
     #[must_use]
-    pub fn digests(&self) -> Vec<String> {
-        self.files
-            .iter()
-            .map(|file| sha256_hex(&file.map))
-            .collect()
+    pub fn floats(&self, tensor: &TensorSlice) -> Cow<'_, [f32]> {
+        let bytes = self.bytes(tensor);
+        match in_place(tensor.dtype, bytes) {
+            Some(values) => Cow::Borrowed(values),
+            None => Cow::Owned(to_f32(tensor.dtype, bytes)),
+        }
+    }
+
+    /// SHA-256 of each file, as lower-case hexadecimal. The first call reads every byte.
+    #[must_use]
+    pub fn digests(&self) -> &[String] {
+        let digest = |file: &Arc<WeightFile>| sha256_hex(&file.map);
+        self.digests
+            .get_or_init(|| self.files.iter().map(digest).collect())
     }
 
     /// Refuses weights that are not finite numbers.
@@ -250,13 +262,44 @@ impl Checkpoint {
 /// SHA-256 as lower-case hexadecimal.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
+/// Lower-case hexadecimal.
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    let text = String::with_capacity(2 * bytes.len());
+    bytes.iter().fold(text, |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The bytes as they are, where they are aligned little-endian float32.
+fn in_place(dtype: WeightType, bytes: &[u8]) -> Option<&[f32]> {
+    if dtype != WeightType::F32 || cfg!(target_endian = "big") {
+        return None;
+    }
+    // SAFETY: every bit pattern is a float32.
+    let (before, values, after) = unsafe { bytes.align_to::<f32>() };
+    (before.is_empty() && after.is_empty()).then_some(values)
+}
+
+fn to_f32(dtype: WeightType, bytes: &[u8]) -> Vec<f32> {
+    let halves = || bytes.as_chunks::<2>().0.iter();
+    match dtype {
+        WeightType::F32 => {
+            let words = bytes.as_chunks::<4>().0.iter();
+            words.map(|word| f32::from_le_bytes(*word)).collect()
+        }
+        WeightType::F16 => halves()
+            .map(|half| half::f16::from_le_bytes(*half).to_f32())
+            .collect(),
+        WeightType::BF16 => halves()
+            .map(|half| half::bf16::from_le_bytes(*half).to_f32())
+            .collect(),
+    }
 }
 
 /// Reads one file's header into `tensors`.

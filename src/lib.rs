@@ -19,6 +19,7 @@
 //! - [`arch`] holds the encoders. Each is written once over the trait [`arch::Ops`]; a new architecture is one file.
 //! - [`runtime`] implements [`arch::Ops`]. [`runtime::onnx`] records the forward pass as an ONNX graph whose initializers
 //!   point into the mapped safetensors file.
+//! - [`int8`] quantizes weights for the ONNX backend and keeps them in the cache folder.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
 //! - [`engine`] owns the threads. [`model`] puts all of it together; it is the Rust API.
 //! - `node` is the only code that knows Node.js. It is behind the default feature `node`, so that tests link without.
@@ -34,6 +35,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+pub mod int8;
 pub mod model;
 pub mod model_dir;
 #[cfg(feature = "node")]

@@ -9,11 +9,14 @@ use crate::engine::{Embeddings, Engine, Reply};
 use crate::error::{Error, Result};
 use crate::model_dir::ModelDir;
 use crate::options::Options;
-use crate::runtime::{self, Memory, onnx};
+use crate::runtime::onnx::{self, Precision};
+use crate::runtime::{self, Memory};
 use crate::tokenizer::{TokenizedText, Tokenizer};
 
 /// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
 pub const EXPORTED_GRAPH: &str = "semantic-search-native.onnx";
+/// The same with int8 weights.
+pub const EXPORTED_INT8_GRAPH: &str = "semantic-search-native.int8.onnx";
 
 /// A model that embeds texts. All methods take `&self` and may be called from any thread.
 pub struct Model {
@@ -60,7 +63,7 @@ impl Model {
         let digests = checked?;
         let (runtime, fallback_reason) = runtime?;
         Ok(Self {
-            fingerprint: dir.fingerprint(&digests, runtime.dtype)?,
+            fingerprint: dir.fingerprint(digests, runtime.dtype)?,
             backend: runtime.backend,
             is_gpu: runtime.is_gpu,
             fallback_reason,
@@ -151,19 +154,25 @@ impl Model {
 }
 
 /// Writes the model's graph as [`EXPORTED_GRAPH`] into its folder and returns the path. The file holds no weights: its
-/// initializers point into the checkpoint's files. Input `input_ids` (int64 `[batch, length]`, texts of equal length),
+/// initializers point into the checkpoint's files. With [`Dtype::Int8`](crate::options::Dtype) it is
+/// [`EXPORTED_INT8_GRAPH`], which holds the int8 weights. Input `input_ids` (int64 `[batch, length]`, texts of equal length),
 /// output `last_hidden_state` (float `[batch, length, width]`).
 ///
 /// # Errors
 /// The folder cannot be used or written.
 pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
+    onnx::check_dtype(options.dtype)?;
     let dir = ModelDir::read(path, options)?;
     let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
     let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
-    let graph = onnx::export(&encoder, &checkpoint, dir.config.width())?;
+    let graph = onnx::export(&encoder, &checkpoint, dir.config.width(), options)?;
     let folder = dir.weights[0].parent().unwrap_or(&dir.path);
-    let target = folder.join(EXPORTED_GRAPH);
-    let partial = folder.join(format!("{EXPORTED_GRAPH}.{}.part", std::process::id()));
+    let name = match Precision::of(options.dtype) {
+        Precision::Float => EXPORTED_GRAPH,
+        Precision::Int8 => EXPORTED_INT8_GRAPH,
+    };
+    let target = folder.join(name);
+    let partial = folder.join(format!("{name}.{}.part", std::process::id()));
     std::fs::write(&partial, graph)
         .and_then(|()| std::fs::rename(&partial, &target))
         .map_err(|error| {

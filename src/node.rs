@@ -35,7 +35,7 @@ pub struct ModelOptions {
     pub max_tokens: Option<u32>,
     /// Whether vectors are scaled to length 1; default true.
     pub normalize: Option<bool>,
-    /// Number format of the weights while computing: "auto", "f32", and with MLX "f16" or "bf16".
+    /// Number format of the weights while computing: "auto", "f32", "int8" (ONNX Runtime), "f16" or "bf16" (MLX).
     pub dtype: Option<String>,
     /// "auto", "mlx" or "onnx".
     pub backend: Option<String>,
@@ -61,6 +61,7 @@ impl TryFrom<Option<ModelOptions>> for Options {
             dtype: options.dtype.as_deref().unwrap_or("auto").parse()?,
             backend: options.backend.as_deref().unwrap_or("auto").parse()?,
             threads: options.threads.map(|threads| threads as usize),
+            cache_folder: None,
             onnx_runtime_library: options.onnx_runtime_library.map(PathBuf::from),
         })
     }
@@ -368,7 +369,8 @@ pub fn is_gpu() -> napi::Result<bool, &'static str> {
 }
 
 /// Writes the model's graph as `semantic-search-native.onnx` into its folder, for the JavaScript fallback. The file
-/// holds no weights; its initializers point into the safetensors files beside it. Resolves to its path.
+/// holds no weights; its initializers point into the safetensors files beside it. With the dtype "int8" it is
+/// `semantic-search-native.int8.onnx`, which holds the quantized ones. Resolves to its path.
 #[napi(ts_return_type = "Promise<string>")]
 pub fn export_onnx(
     env: &Env,

@@ -25,6 +25,8 @@ pub struct Options {
     pub backend: Backend,
     /// Threads of the ONNX backend. Default: what the machine, or its cgroup, offers.
     pub threads: Option<usize>,
+    /// Where quantized weights are kept. Default: [`default_folder`](crate::int8::cache::default_folder).
+    pub cache_folder: Option<PathBuf>,
     /// ONNX Runtime's shared library. Default: the environment variable `ORT_DYLIB_PATH`, then the system's
     /// `libonnxruntime`.
     pub onnx_runtime_library: Option<PathBuf>,
@@ -47,6 +49,8 @@ pub enum Dtype {
     F16,
     /// bfloat16, on MLX.
     BF16,
+    /// int8 in the linear layers, on ONNX Runtime; see [`crate::int8`].
+    Int8,
 }
 
 impl std::str::FromStr for Dtype {
@@ -58,9 +62,10 @@ impl std::str::FromStr for Dtype {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::BF16),
+            "int8" => Ok(Self::Int8),
             _ => Err(Error::InvalidArgument {
                 argument: "dtype",
-                expected: "\"auto\", \"f32\", \"f16\" or \"bf16\"".to_owned(),
+                expected: "\"auto\", \"f32\", \"f16\", \"bf16\" or \"int8\"".to_owned(),
                 found: format!("{name:?}"),
             }),
         }

@@ -62,25 +62,14 @@ pub fn load(
     threads: usize,
 ) -> Result<(Runtime, Option<String>)> {
     let load_onnx = || {
-        if !matches!(options.dtype, Dtype::Auto | Dtype::F32) {
-            return Err(Error::InvalidArgument {
-                argument: "dtype",
-                expected: "\"auto\" or \"f32\" with the backend onnx".to_owned(),
-                found: format!("{:?}", options.dtype).to_lowercase(),
-            });
-        }
-        let library = options.onnx_runtime_library.as_deref();
-        onnx::load(
-            library,
-            encoder,
-            Arc::clone(checkpoint),
-            &dir.pooling,
-            dir.dimension(),
-            threads,
-        )
+        onnx::check_dtype(options.dtype)?;
+        onnx::load(dir, encoder, Arc::clone(checkpoint), options, threads)
     };
     let load_mlx = |needs_gpu| load_mlx(dir, encoder, checkpoint, options.dtype, needs_gpu);
     match options.backend {
+        Backend::Mlx if options.dtype == Dtype::Int8 => Err(refused_by_mlx(options.dtype)),
+        // MLX computes no int8; asking for it is asking for the CPU.
+        Backend::Auto if options.dtype == Dtype::Int8 => Ok((load_onnx()?, None)),
         Backend::Mlx => Ok((load_mlx(false)?, None)),
         Backend::Auto if cfg!(mlx) => match load_mlx(true) {
             Ok(runtime) => Ok((runtime, None)),
@@ -97,6 +86,20 @@ pub fn load(
         },
         Backend::Auto | Backend::Onnx => Ok((load_onnx()?, None)),
     }
+}
+
+/// The error for a number format that a backend does not compute in.
+fn refused_dtype(dtype: Dtype, expected: &str) -> Error {
+    Error::InvalidArgument {
+        argument: "dtype",
+        expected: expected.to_owned(),
+        found: format!("{dtype:?}").to_lowercase(),
+    }
+}
+
+fn refused_by_mlx(dtype: Dtype) -> Error {
+    let expected = "\"auto\", \"f32\", \"f16\" or \"bf16\" with the backend mlx";
+    refused_dtype(dtype, expected)
 }
 
 #[cfg(mlx)]

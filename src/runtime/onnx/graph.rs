@@ -5,13 +5,20 @@
 //! `[out, in]` layout, so that initializers can point into the safetensors file. Operators of the domain
 //! `com.microsoft` are ONNX Runtime's fused kernels.
 //!
+//! With int8 the rows of a linear layer's input are quantized one by one, each symmetrically around 128 with a scale of
+//! its own, multiplied by int8 weights in integers, and scaled back. A row's numbers are thus its own whatever else is in
+//! the batch, and a large value in one token costs no other token precision. Layers that read the same rows share the
+//! quantized ones.
+//!
 //! Texts of a batch have equal lengths: the graph has one input, `input_ids` of shape `[batch, length]`, and no mask.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 
 use prost::Message;
 
+use super::Precision;
 use super::proto::{
     AttributeProto, AttributeType, DataLocation, DataType, Dimension, DimensionValue, GraphProto,
     ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
@@ -22,6 +29,7 @@ use crate::arch::{
 };
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use crate::error::Result;
+use crate::int8::{self, Int8Weights};
 
 /// The graph's input: token ids, int64 `[batch, length]`.
 pub const INPUT: &str = "input_ids";
@@ -33,8 +41,13 @@ pub const HIDDEN_STATE: &str = "last_hidden_state";
 /// Property of an exported graph: SHA-256 of the checkpoint's files, comma-separated, in the order of their names.
 /// Offsets into other files would read nonsense, so whoever loads the graph compares.
 const WEIGHTS_DIGEST: &str = "weights_sha256";
+/// Property of an exported int8 graph: the names of those files, comma-separated. Its external data need not name them all.
+const WEIGHTS_FILES: &str = "weights_files";
 
 const MICROSOFT: &str = "com.microsoft";
+
+/// The byte that stands for 0 in quantized rows.
+const ZERO_POINT: u8 = 128;
 
 /// A value of the graph: hidden states, flat over batch and tokens.
 #[derive(Clone)]
@@ -44,30 +57,66 @@ pub struct Value {
     tokens: Tokens,
 }
 
+/// Rows as unsigned bytes: row `i` is `(bytes[i] − 128) · scale[i]`.
+#[derive(Clone)]
+struct QuantizedRows {
+    bytes: String,
+    /// `[rows, 1]`
+    scale: String,
+}
+
 /// Records [`Ops`] as nodes.
-#[derive(Default)]
 pub struct GraphBuilder {
+    precision: Precision,
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
+    /// Weights that stay float.
     weights: Vec<TensorSlice>,
+    /// Weights to be given in int8.
+    quantized: Vec<TensorSlice>,
+    quantized_rows: HashMap<String, QuantizedRows>,
     defined: HashSet<String>,
 }
 
 impl GraphBuilder {
+    pub fn new(precision: Precision) -> Self {
+        Self {
+            precision,
+            nodes: Vec::new(),
+            constants: Vec::new(),
+            weights: Vec::new(),
+            quantized: Vec::new(),
+            quantized_rows: HashMap::new(),
+            defined: HashSet::new(),
+        }
+    }
+
+    /// The weights that the graph wants in int8 when it is finished.
+    pub fn quantized(&self) -> &[TensorSlice] {
+        &self.quantized
+    }
+
     /// The finished graph of a pooled encoder, and the weights that a session must be given by name as float32.
-    /// In the graph they are external data in `file`, which has to exist but is not read.
+    /// In the graph they, and the int8 weights, are external data in `file`, which has to exist but is not read.
     pub fn finish_pooled(
         mut self,
         output: &Value,
         dimension: usize,
         file: &Path,
+        int8: Option<&Int8Weights>,
     ) -> (Vec<u8>, Vec<TensorSlice>) {
         self.rename(&output.name, EMBEDDING);
         let weights = std::mem::take(&mut self.weights);
-        let placeholders = weights
+        let mut placeholders: Vec<TensorProto> = weights
             .iter()
             .map(|weight| external(weight, DataType::Float, file))
             .collect();
+        for layer in int8.iter().flat_map(|int8| int8.layers()) {
+            let bytes = 0..layer.values.len();
+            let placeholder = external_at(layer.name, &layer.shape, DataType::Int8, file, bytes);
+            placeholders.push(placeholder);
+            self.scales(&layer);
+        }
         let output = tensor_info(
             EMBEDDING,
             DataType::Float,
@@ -77,12 +126,13 @@ impl GraphBuilder {
     }
 
     /// The finished graph of all token states, as a file for the folder of the model: initializers name the
-    /// checkpoint's files, and weights of half precision are cast when the graph is loaded.
+    /// checkpoint's files, and weights of half precision are cast when the graph is loaded. Int8 weights lie in the file.
     pub fn finish_exported(
         mut self,
         output: &Value,
         width: usize,
         checkpoint: &Checkpoint,
+        int8: Option<&Int8Weights>,
     ) -> Vec<u8> {
         let shape = self.shape_of(Tokens::All);
         let output = self.op("Reshape", &[&output.name, &shape], vec![]);
@@ -119,8 +169,35 @@ impl GraphBuilder {
         self.nodes.splice(0..0, casts);
         let dims = ["batch".into(), "length".into(), width.into()];
         let output = tensor_info(HIDDEN_STATE, DataType::Float, &dims);
-        let digests = entry(WEIGHTS_DIGEST, checkpoint.digests().join(","));
-        self.encode(initializers, output, vec![digests])
+        let mut properties = vec![entry(WEIGHTS_DIGEST, checkpoint.digests().join(","))];
+        if let Some(int8) = int8 {
+            for layer in int8.layers() {
+                self.constant(
+                    layer.name,
+                    DataType::Int8,
+                    &layer.shape,
+                    layer.values.to_vec(),
+                );
+                self.scales(&layer);
+            }
+            let names: Vec<_> = checkpoint
+                .files()
+                .iter()
+                .map(|file| file.path.file_name().unwrap_or_default().to_string_lossy())
+                .collect();
+            properties.push(entry(WEIGHTS_FILES, names.join(",")));
+        }
+        self.encode(initializers, output, properties)
+    }
+
+    fn scales(&mut self, layer: &int8::Layer) {
+        let name = int8::scales_name(layer.name);
+        self.constant(
+            &name,
+            DataType::Float,
+            &layer.shape[1..],
+            layer.scales.to_vec(),
+        );
     }
 
     fn encode(
@@ -323,11 +400,77 @@ impl GraphBuilder {
         self.op("Reshape", &[x, &shape], vec![])
     }
 
-    fn gemm(&mut self, x: &str, linear: &Linear) -> String {
-        let weight = self.weight(&linear.weight);
+    /// `x · weightᵀ + bias`, in the precision of the graph.
+    fn product(&mut self, x: &Value, linear: &Linear) -> String {
         let bias = linear.bias.as_ref().map(|bias| self.weight(bias));
-        let inputs: Vec<&str> = [x, &weight].into_iter().chain(bias.as_deref()).collect();
-        self.op("Gemm", &inputs, vec![int("transB", 1)])
+        match self.precision {
+            Precision::Float => {
+                let weight = self.weight(&linear.weight);
+                let inputs = [x.name.as_str(), &weight].into_iter();
+                let inputs: Vec<&str> = inputs.chain(bias.as_deref()).collect();
+                self.op("Gemm", &inputs, vec![int("transB", 1)])
+            }
+            Precision::Int8 => {
+                let product = self.int8_product(x, &linear.weight);
+                match bias {
+                    Some(bias) => self.op("Add", &[&product, &bias], vec![]),
+                    None => product,
+                }
+            }
+        }
+    }
+
+    fn int8_product(&mut self, x: &Value, weight: &TensorSlice) -> String {
+        let rows = self.quantize_rows(x);
+        if !self.quantized.contains(weight) {
+            self.quantized.push(weight.clone());
+        }
+        let scales = int8::scales_name(&weight.name);
+        // One scale for all rows is what the operator takes; the rows' own follow.
+        let one = self.floats("one_float", &[], [1.0]);
+        let zero_point = self.constant("zero_point", DataType::Uint8, &[], vec![ZERO_POINT]);
+        let inputs = [
+            rows.bytes.as_str(),
+            &weight.name,
+            &one,
+            &scales,
+            &zero_point,
+        ];
+        let product = self.op_of(MICROSOFT, "MatMulIntegerToFloat", &inputs, vec![]);
+        self.op("Mul", &[&product, &rows.scale], vec![])
+    }
+
+    /// A row of zeros gets the scale 0, by which whatever its bytes become is multiplied.
+    fn quantize_rows(&mut self, x: &Value) -> QuantizedRows {
+        if let Some(rows) = self.quantized_rows.get(&x.name) {
+            return rows.clone();
+        }
+        let last_axis = self.ints("axis_last", &[-1]);
+        let magnitudes = self.op("Abs", &[&x.name], vec![]);
+        let largest = self.op("ReduceMax", &[&magnitudes, &last_axis], vec![]);
+        let step = self.floats("int8_step", &[], [1.0 / 127.0]);
+        let scale = self.op("Mul", &[&largest, &step], vec![]);
+        let flat = self.ints("flat", &[-1]);
+        let scale_per_row = self.op("Reshape", &[&scale, &flat], vec![]);
+        let zero_point = self.constant("zero_point_1d", DataType::Uint8, &[1], vec![ZERO_POINT]);
+        let (name, count) = match x.tokens {
+            Tokens::All => {
+                let tokens = self.shared("tokens", "Size", &[INPUT], vec![]);
+                let axis = self.ints("axis_0", &[0]);
+                let count = self.shared("tokens_1d", "Unsqueeze", &[&tokens, &axis], vec![]);
+                ("zero_points_all", count)
+            }
+            Tokens::First => {
+                let count = self.shared("batch", "Shape", &[INPUT], vec![int("end", 1)]);
+                ("zero_points_first", count)
+            }
+        };
+        let zero_points = self.shared(name, "Expand", &[&zero_point, &count], vec![]);
+        let inputs = [x.name.as_str(), &scale_per_row, &zero_points];
+        let bytes = self.op("QuantizeLinear", &inputs, vec![int("axis", 0)]);
+        let rows = QuantizedRows { bytes, scale };
+        self.quantized_rows.insert(x.name.clone(), rows.clone());
+        rows
     }
 
     /// Cosines and sines of the rotation angles, each `[length, dimensions / 2]`.
@@ -437,7 +580,7 @@ impl Ops for GraphBuilder {
 
     fn linear(&mut self, x: &Value, linear: &Linear) -> Result<Value> {
         Ok(Value {
-            name: self.gemm(&x.name, linear),
+            name: self.product(x, linear),
             tokens: x.tokens,
         })
     }
@@ -498,7 +641,7 @@ impl Ops for GraphBuilder {
             Tokens::First => self.first_token(x)?,
         };
         let mut project = |from: &Value, linear| {
-            let flat = self.gemm(&from.name, linear);
+            let flat = self.product(from, linear);
             self.unflatten(&flat, from.tokens)
         };
         let mut query = project(&rows, &projections.query);
@@ -606,14 +749,31 @@ fn entry(key: &str, value: String) -> StringStringEntryProto {
 
 /// An initializer whose bytes lie in `file`.
 fn external(weight: &TensorSlice, data_type: DataType, file: &Path) -> TensorProto {
+    let length = weight.len() * weight.dtype.size();
+    external_at(
+        &weight.name,
+        &weight.shape,
+        data_type,
+        file,
+        weight.offset..weight.offset + length,
+    )
+}
+
+fn external_at(
+    name: &str,
+    shape: &[usize],
+    data_type: DataType,
+    file: &Path,
+    bytes: Range<usize>,
+) -> TensorProto {
     TensorProto {
-        dims: weight.shape.iter().map(|&size| size as i64).collect(),
+        dims: shape.iter().map(|&size| size as i64).collect(),
         data_type: data_type as i32,
-        name: weight.name.clone(),
+        name: name.to_owned(),
         external_data: vec![
             entry("location", file.display().to_string()),
-            entry("offset", weight.offset.to_string()),
-            entry("length", (weight.len() * weight.dtype.size()).to_string()),
+            entry("offset", bytes.start.to_string()),
+            entry("length", bytes.len().to_string()),
         ],
         data_location: Some(DataLocation::External as i32),
         ..TensorProto::default()

@@ -10,42 +10,89 @@
 
 mod graph;
 mod proto;
+mod weights;
 
-use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
+use ort::logging::LogLevel;
 use ort::session::Session;
-use ort::session::builder::{GraphOptimizationLevel, PrepackedWeights, SessionBuilder};
+use ort::session::builder::GraphOptimizationLevel;
 use ort::value::TensorRef;
-use ort::{AsPointer, logging::LogLevel};
 
 use self::graph::GraphBuilder;
+use self::weights::SharedWeights;
 use super::{Runtime, Worker};
-use crate::arch::{Encoder, Pooling, Tokens};
+use crate::arch::{Encoder, Tokens};
 use crate::batch::{Batch, Limits};
-use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::int8::{Int8Weights, cache};
+use crate::model_dir::ModelDir;
+use crate::options::{Dtype, Options};
 
 /// Tokens of a bulk batch. More texts per run spare little once a run has this many rows, and cost memory.
 const BUDGET_TOKENS: usize = 512;
+
+/// How linear layers are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// In float32.
+    Float,
+    /// With int8 weights and activations; see [`crate::int8`].
+    Int8,
+}
+
+impl Precision {
+    /// What a dtype that this backend takes asks for.
+    #[must_use]
+    pub fn of(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Int8 => Self::Int8,
+            _ => Self::Float,
+        }
+    }
+
+    /// The name in a fingerprint.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Float => "f32",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+/// Refuses what this backend does not compute in.
+///
+/// # Errors
+/// The dtype is one of MLX.
+pub fn check_dtype(dtype: Dtype) -> Result<()> {
+    match dtype {
+        Dtype::Auto | Dtype::F32 | Dtype::Int8 => Ok(()),
+        Dtype::F16 | Dtype::BF16 => Err(super::refused_dtype(
+            dtype,
+            "\"auto\", \"f32\" or \"int8\" with the backend onnx",
+        )),
+    }
+}
 
 /// Loads an encoder.
 ///
 /// # Errors
 /// The library cannot be loaded, or refuses the graph.
 pub fn load(
-    library: Option<&Path>,
+    dir: &ModelDir,
     encoder: &Encoder,
     checkpoint: Arc<Checkpoint>,
-    pooling: &[Pooling],
-    dimension: usize,
+    options: &Options,
     threads: usize,
 ) -> Result<Runtime> {
-    let environment = environment(library)?;
-    let mut builder = GraphBuilder::default();
-    let output = encoder.embed(&mut builder, pooling)?;
+    let environment = environment(options.onnx_runtime_library.as_deref())?;
+    let precision = Precision::of(options.dtype);
+    let mut builder = GraphBuilder::new(precision);
+    let output = encoder.embed(&mut builder, &dir.pooling)?;
+    let int8 = quantized(&builder, &checkpoint, options)?;
     // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside the folder.
     let file = checkpoint.files()[0]
         .path
@@ -53,15 +100,16 @@ pub fn load(
         .map_err(|error| Error::inference(&error))?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
-    let (graph, weights) = builder.finish_pooled(&output, dimension, file_name);
-    let weights = SharedWeights::new(checkpoint, weights)?;
+    let (graph, weights) =
+        builder.finish_pooled(&output, dir.dimension(), file_name, int8.as_ref());
+    let weights = SharedWeights::new(checkpoint, &weights, int8)?;
     let blueprint = Arc::new(Blueprint {
         environment,
         graph,
         folder: folder.display().to_string(),
         weights,
     });
-    let session = |threads| OnnxWorker::new(&blueprint, threads);
+    let session = |threads| OnnxWorker::new(&blueprint, precision, threads);
     let workers = (0..threads)
         .map(|_| Ok(Box::new(session(1)?) as Box<dyn Worker>))
         .collect::<Result<Vec<_>>>()?;
@@ -72,7 +120,7 @@ pub fn load(
     Ok(Runtime {
         backend: "onnx",
         is_gpu: false,
-        dtype: "f32",
+        dtype: precision.name(),
         limits: Limits {
             budget_tokens: BUDGET_TOKENS,
             padding_ratio: 1.0,
@@ -87,10 +135,30 @@ pub fn load(
 ///
 /// # Errors
 /// None today; the forward pass that records the graph may fail in principle.
-pub fn export(encoder: &Encoder, checkpoint: &Checkpoint, width: usize) -> Result<Vec<u8>> {
-    let mut builder = GraphBuilder::default();
+pub fn export(
+    encoder: &Encoder,
+    checkpoint: &Checkpoint,
+    width: usize,
+    options: &Options,
+) -> Result<Vec<u8>> {
+    let mut builder = GraphBuilder::new(Precision::of(options.dtype));
     let output = encoder.forward(&mut builder, Tokens::All)?;
-    Ok(builder.finish_exported(&output, width, checkpoint))
+    let int8 = quantized(&builder, checkpoint, options)?;
+    Ok(builder.finish_exported(&output, width, checkpoint, int8.as_ref()))
+}
+
+/// What the graph wants in int8.
+fn quantized(
+    builder: &GraphBuilder,
+    checkpoint: &Checkpoint,
+    options: &Options,
+) -> Result<Option<Int8Weights>> {
+    let layers = builder.quantized();
+    if layers.is_empty() {
+        return Ok(None);
+    }
+    let folder = options.cache_folder.clone().or_else(cache::default_folder);
+    Int8Weights::load(checkpoint, layers, folder.as_deref()).map(Some)
 }
 
 /// The process's one ONNX Runtime environment; the first library that loads stays.
@@ -135,84 +203,6 @@ fn libloading_name() -> String {
     )
 }
 
-/// The graph's weights as float32, and their packed form, shared by all sessions.
-struct SharedWeights {
-    initializers: Vec<(CString, TensorRef<'static, f32>)>,
-    prepacked: PrepackedWeights,
-    /// What `initializers` point into.
-    _checkpoint: Arc<Checkpoint>,
-    _converted: Vec<Box<[f32]>>,
-}
-
-impl SharedWeights {
-    fn new(checkpoint: Arc<Checkpoint>, weights: Vec<TensorSlice>) -> Result<Self> {
-        let mut converted = Vec::new();
-        let mut initializers = Vec::with_capacity(weights.len());
-        for weight in weights {
-            let bytes = checkpoint.bytes(&weight);
-            let values = if let Some(values) = in_place(weight.dtype, bytes) {
-                std::ptr::from_ref(values)
-            } else {
-                converted.push(to_f32(weight.dtype, bytes));
-                std::ptr::from_ref(&*converted[converted.len() - 1])
-            };
-            // SAFETY: the values lie in the mapped checkpoint or in a boxed slice, neither of which moves, and this
-            // struct keeps both for as long as the tensors exist: fields drop in order of declaration.
-            let values: &'static [f32] = unsafe { &*values };
-            let tensor = TensorRef::from_array_view((weight.shape.clone(), values))
-                .map_err(|error| Error::inference(&error))?;
-            let name = CString::new(weight.name).map_err(|error| Error::inference(&error))?;
-            initializers.push((name, tensor));
-        }
-        Ok(Self {
-            initializers,
-            prepacked: PrepackedWeights::new(),
-            _checkpoint: checkpoint,
-            _converted: converted,
-        })
-    }
-
-    /// Hands the initializers to a session under construction.
-    fn add_to(&self, builder: &mut SessionBuilder) -> Result<(), ort::Error> {
-        for (name, tensor) in &self.initializers {
-            // SAFETY: both pointers are valid for the call, and the name is copied. The session keeps the tensor's
-            // data pointer; its worker holds an `Arc` of `self` until the session is gone.
-            unsafe {
-                let status =
-                    (ort::api().AddInitializer)(builder.ptr_mut(), name.as_ptr(), tensor.ptr());
-                ort::Error::result_from_status(status)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The bytes as they are, where they are aligned little-endian float32.
-fn in_place(dtype: WeightType, bytes: &[u8]) -> Option<&[f32]> {
-    if dtype != WeightType::F32 || cfg!(target_endian = "big") {
-        return None;
-    }
-    // SAFETY: every bit pattern is a float32.
-    let (before, values, after) = unsafe { bytes.align_to::<f32>() };
-    (before.is_empty() && after.is_empty()).then_some(values)
-}
-
-fn to_f32(dtype: WeightType, bytes: &[u8]) -> Box<[f32]> {
-    let halves = || bytes.as_chunks::<2>().0.iter();
-    match dtype {
-        WeightType::F32 => {
-            let words = bytes.as_chunks::<4>().0.iter();
-            words.map(|word| f32::from_le_bytes(*word)).collect()
-        }
-        WeightType::F16 => halves()
-            .map(|half| half::f16::from_le_bytes(*half).to_f32())
-            .collect(),
-        WeightType::BF16 => halves()
-            .map(|half| half::bf16::from_le_bytes(*half).to_f32())
-            .collect(),
-    }
-}
-
 /// What every session of a model is made from.
 struct Blueprint {
     environment: Environment,
@@ -243,11 +233,12 @@ impl Blueprint {
 /// One session, declared before the weights that it points into, so that it is dropped first.
 struct OnnxWorker {
     session: Session,
+    precision: Precision,
     _blueprint: Arc<Blueprint>,
 }
 
 impl OnnxWorker {
-    fn new(blueprint: &Arc<Blueprint>, threads: usize) -> Result<Self> {
+    fn new(blueprint: &Arc<Blueprint>, precision: Precision, threads: usize) -> Result<Self> {
         let session = blueprint
             .session(threads)
             .map_err(|error| Error::InferenceFailed {
@@ -255,6 +246,7 @@ impl OnnxWorker {
             })?;
         Ok(Self {
             session,
+            precision,
             _blueprint: Arc::clone(blueprint),
         })
     }
@@ -270,11 +262,13 @@ impl OnnxWorker {
 }
 
 impl Worker for OnnxWorker {
-    /// Texts of different lengths run one group of equal neighbours after the other; nothing is padded.
+    /// Texts of different lengths run one group of equal neighbours after the other; nothing is padded. With int8 every
+    /// text runs alone: a rounding that differs in the last bit may there become a step between two integers.
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         let texts: Vec<&[u32]> = batch.texts().collect();
         let mut vectors = Vec::new();
-        for group in texts.chunk_by(|a, b| a.len() == b.len()) {
+        let may_group = self.precision == Precision::Float;
+        for group in texts.chunk_by(|a, b| may_group && a.len() == b.len()) {
             let ids = group.concat();
             let part = self
                 .run(&ids, group.len())

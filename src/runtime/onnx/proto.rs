@@ -110,6 +110,8 @@ pub struct TensorProto {
 pub enum DataType {
     Undefined = 0,
     Float = 1,
+    Uint8 = 2,
+    Int8 = 3,
     Int64 = 7,
     Float16 = 10,
     Bfloat16 = 16,

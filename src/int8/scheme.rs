@@ -1,0 +1,119 @@
+//! How a matrix of weights becomes int8: symmetric, one scale per output. Pure.
+
+/// Part of every cache file's name: raised when the same weights would give other bytes.
+pub const VERSION: u32 = 1;
+
+/// Largest magnitude of a quantized number.
+const LARGEST: f32 = 127.0;
+
+/// Outputs that are transposed together: rows of a block of the source stay in the processor's cache.
+const BLOCK: usize = 64;
+
+/// A quantized matrix.
+pub struct Quantized {
+    /// int8 `[inputs, outputs]` row-major, in two's complement.
+    pub values: Vec<u8>,
+    /// `[outputs]`; a weight is its value times the scale of its output.
+    pub scales: Vec<f32>,
+}
+
+/// Quantizes weights `[outputs, inputs]`, row-major, and transposes them.
+#[must_use]
+pub fn quantize(weights: &[f32], inputs: usize) -> Quantized {
+    let rows: Vec<&[f32]> = weights.chunks_exact(inputs).collect();
+    let scales: Vec<f32> = rows.iter().map(|row| scale(row)).collect();
+    let outputs = rows.len();
+    let mut values = vec![0; weights.len()];
+    for start in (0..outputs).step_by(BLOCK) {
+        let block = start..outputs.min(start + BLOCK);
+        for input in 0..inputs {
+            let target = &mut values[input * outputs..][block.clone()];
+            for (value, output) in target.iter_mut().zip(block.clone()) {
+                *value = (rows[output][input] / scales[output]).round_ties_even() as i8 as u8;
+            }
+        }
+    }
+    Quantized { values, scales }
+}
+
+/// The smallest scale with which all weights of an output fit into int8 on every processor.
+///
+/// x86 processors without VNNI multiply unsigned activations by signed weights and add the products of two neighbouring
+/// inputs in 16 bits, which saturates. The usual way out is to give up one bit of all weights. But 255 · (|a| + |b|)
+/// stays below 2¹⁵ as long as |a| + |b| ≤ 128, and neighbours that are both near the largest weight, with the same
+/// sign, are rare: asking for just that costs far less precision, and every processor computes the same integers.
+fn scale(row: &[f32]) -> f32 {
+    let largest = row
+        .iter()
+        .fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
+    let largest_sum = row
+        .windows(2)
+        .filter(|pair| pair[0] * pair[1] > 0.0)
+        .fold(0.0_f32, |largest, pair| {
+            largest.max((pair[0] + pair[1]).abs())
+        });
+    // Rounding may add one half to each of two neighbours: 127 + 1 = 128.
+    let scale = largest.max(largest_sum) / LARGEST;
+    if scale > 0.0 { scale } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn weights() -> impl Strategy<Value = (Vec<f32>, usize)> {
+        (1_usize..40, 1_usize..150).prop_flat_map(|(inputs, outputs)| {
+            let weight = prop_oneof![8 => -1.0_f32..1.0, 1 => Just(0.0), 1 => -30.0_f32..30.0];
+            (
+                prop::collection::vec(weight, inputs * outputs),
+                Just(inputs),
+            )
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_weight_is_at_most_half_a_step_off((weights, inputs) in weights()) {
+            let Quantized { values, scales } = quantize(&weights, inputs);
+            let outputs = scales.len();
+            for (index, weight) in weights.iter().enumerate() {
+                let (output, input) = (index / inputs, index % inputs);
+                let value = f32::from(values[input * outputs + output] as i8) * scales[output];
+                prop_assert!((value - weight).abs() <= scales[output] * 0.5001, "{weight} became {value}");
+            }
+        }
+
+        #[test]
+        fn sixteen_bits_hold_the_products_of_neighbours((weights, inputs) in weights()) {
+            let Quantized { values, scales } = quantize(&weights, inputs);
+            let outputs = scales.len();
+            let value = |input: usize, output: usize| i32::from(values[input * outputs + output] as i8);
+            for output in 0..outputs {
+                for input in 0..inputs {
+                    let mine = value(input, output);
+                    prop_assert!(mine.abs() <= 127);
+                    if input + 1 == inputs {
+                        continue;
+                    }
+                    let next = value(input + 1, output);
+                    // Activations are 0 to 255, each on its own.
+                    for sum in [255 * mine, 255 * next, 255 * (mine + next)] {
+                        prop_assert!(i16::try_from(sum).is_ok(), "{mine} and {next} saturate");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_column_uses_the_range((weights, inputs) in weights()) {
+            let Quantized { values, scales } = quantize(&weights, inputs);
+            for (output, row) in weights.chunks_exact(inputs).enumerate() {
+                let used = (0..inputs).map(|input| (values[input * scales.len() + output] as i8).unsigned_abs()).max();
+                // At worst two neighbours are both the largest.
+                prop_assert!(row.iter().all(|weight| *weight == 0.0) || used >= Some(63), "{used:?}");
+            }
+        }
+    }
+}
