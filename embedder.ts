@@ -233,7 +233,8 @@ export function isGpu(): boolean {
 
 /**
  * Writes `semantic-search-native.onnx` into a model folder, for the JavaScript fallback: the graph only, its weights
- * stay in the folder's safetensors files.
+ * stay in the folder's safetensors files. With `dtype: "int8"` it writes `semantic-search-native.int8.onnx`, which holds
+ * the quantized weights.
  *
  * @returns The path of the file.
  * @throws EmbedderError as `Embedder.load`.

@@ -5,10 +5,10 @@ import type { ModelOptions } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import type { ModelDir } from "./model_dir.js";
 
-/** The graph that the addon exports; its weights are those of `model.safetensors`. */
-const EXPORTED_GRAPH = "semantic-search-native.onnx";
-const FLOAT_FILES = [EXPORTED_GRAPH, "model.onnx", "onnx/model.onnx"];
-const QUANTIZED_FILES = ["onnx/model_quantized.onnx", "model_quantized.onnx"];
+/** The graphs that the addon exports; their weights are those of `model.safetensors`, or quantized from them. */
+const EXPORTED_GRAPHS = ["semantic-search-native.onnx", "semantic-search-native.int8.onnx"] as const;
+const FLOAT_FILES = [EXPORTED_GRAPHS[0], "model.onnx", "onnx/model.onnx"];
+const QUANTIZED_FILES: string[] = [EXPORTED_GRAPHS[1], "onnx/model_quantized.onnx", "model_quantized.onnx"];
 
 export interface OnnxFile {
   path: string;
@@ -41,27 +41,36 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
     throw new EmbedderError(
       "MODEL_NOT_FOUND",
       `${model.dir} has no ONNX file for the backend onnx-js (looked for ${names.join(", ")}); ` +
-        "exportOnnx(modelDir) writes one where the addon runs",
+        `${exportCall(dtype)} writes one where the addon runs`,
     );
   }
   const bytes = readFileSync(found.file);
-  const external = externalDataLocations(bytes).map((location) => path.join(path.dirname(found.file), location));
+  const isExported = (EXPORTED_GRAPHS as readonly string[]).includes(found.name);
+  const beside = (name: string) => path.join(path.dirname(found.file), name);
+  // What an int8 graph was quantized from need not be what it points into.
+  const sources = isExported ? (property(bytes, "weights_files")?.split(",") ?? []) : [];
+  const external = [...new Set([...externalDataLocations(bytes), ...sources])].map(beside);
   for (const file of external) {
     if (!existsSync(file)) {
       throw new EmbedderError("MODEL_NOT_FOUND", `${file} does not exist; ${found.file} keeps its weights there`);
     }
   }
-  // An exported graph holds no weights of its own: its vectors are those of the safetensors files, and so is its name.
-  const weights = found.name === EXPORTED_GRAPH ? external : [found.file, ...external];
+  // An exported graph has no weights but those of the safetensors files: its vectors are theirs, and so is its name.
+  const weights = isExported ? external : [found.file, ...external];
   weights.sort((a, b) => (path.basename(a) < path.basename(b) ? -1 : 1));
   const weightHashes = weights.map((file) => sha256OfFile(file));
-  if (found.name === EXPORTED_GRAPH && property(bytes, "weights_sha256") !== weightHashes.join()) {
+  const foundDtype = QUANTIZED_FILES.includes(found.name) ? "int8" : "f32";
+  if (isExported && property(bytes, "weights_sha256") !== weightHashes.join()) {
     throw new EmbedderError(
       "MODEL_INVALID",
-      `${found.file} was exported for other weights than those beside it; run exportOnnx(modelDir) again`,
+      `${found.file} was exported for other weights than those beside it; run ${exportCall(foundDtype)} again`,
     );
   }
-  return { path: found.file, dtype: QUANTIZED_FILES.includes(found.name) ? "int8" : "f32", weightHashes };
+  return { path: found.file, dtype: foundDtype, weightHashes };
+}
+
+function exportCall(dtype: string): string {
+  return dtype === "int8" ? 'exportOnnx(modelDir, { dtype: "int8" })' : "exportOnnx(modelDir)";
 }
 
 export function sha256OfFile(file: string): string {

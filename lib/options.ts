@@ -21,7 +21,8 @@ export interface LoadOptions extends ModelOptions {
   normalize?: boolean;
   /**
    * Number format of the weights. `"auto"` (default) is float16 on a GPU and float32 elsewhere; `"f16"` and `"bf16"` are
-   * for MLX; `"int8"` asks `onnx-js` for a quantized ONNX file.
+   * for MLX. `"int8"` computes the linear layers in integers, on the CPU: faster, nearly the same vectors. Quantized
+   * weights are kept in the cache folder; `onnx-js` wants a quantized ONNX file (`exportOnnx` with this option writes one).
    */
   dtype?: NonNullable<ModelOptions["dtype"]>;
   /** Threads that compute. Default: the processors this process may use. */
