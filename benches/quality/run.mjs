@@ -1,0 +1,161 @@
+/**
+ * `node benches/quality/run.mjs`: how well each configuration retrieves, on real code with the real starter model.
+ *
+ * Queries are docstrings of Python's standard library, documents the functions without them (`pairs.py`); the one right
+ * answer to a query is its own function. A configuration is a row of the table: options for `Embedder.load`, and what is
+ * made of the vectors before they are compared. The first row is what the others are measured against. The exit code is 1
+ * if one falls short of its bounds.
+ *
+ * Options: --pairs=1000 --package=<folder with dist and the addon> --python=python3 --out=<folder>
+ */
+
+import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as os from "node:os";
+import * as path from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { installStarterModel, ROOT } from "../../scripts/setup.mjs";
+
+const HERE = path.dirname(fileURLToPath(import.meta.url));
+/** A rank beyond this counts as not found. */
+const DEPTH = 10;
+
+/**
+ * @typedef {object} Configuration
+ * @property {string} name
+ * @property {object} load options of `Embedder.load`
+ * @property {(vector: Float32Array) => Float32Array} [stored] what an index would keep, as numbers to compare by dot product
+ * @property {{ mrr: number, cosine: number }} [bounds] least MRR relative to the first row; least cosine of a vector to its
+ * own in the first row
+ */
+
+/** @type {Configuration[]} */
+const CONFIGURATIONS = [
+  { name: "float32", load: { backend: "onnx", dtype: "f32" } },
+  { name: "int8", load: { backend: "onnx", dtype: "int8" }, bounds: { mrr: 0.99, cosine: 0.98 } },
+];
+
+const { values: options } = parseArgs({
+  options: {
+    pairs: { type: "string", default: "1000" },
+    package: { type: "string", default: ROOT },
+    python: { type: "string", default: "python3" },
+    out: { type: "string", default: HERE },
+  },
+});
+
+function output(program, args) {
+  const { status, stdout, stderr, error } = spawnSync(program, args, { encoding: "utf8", maxBuffer: 1 << 30 });
+  if (status !== 0) throw new Error(`${program} ${args.join(" ")} failed: ${error ?? stderr}`);
+  return stdout;
+}
+
+function dot(a, b) {
+  let sum = 0;
+  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+/** The vectors of a configuration, and how long the documents took. */
+async function embed(Embedder, model, pairs, { load, stored = (vector) => vector }) {
+  const embedder = await Embedder.load(model, load);
+  try {
+    await embedder.embed(pairs.slice(0, 8).map(({ code }) => code));
+    const start = performance.now();
+    const documents = await embedder.embed(pairs.map(({ code }) => code));
+    const seconds = (performance.now() - start) / 1000;
+    const queries = await embedder.embed(
+      pairs.map(({ query }) => query),
+      { kind: "query" },
+    );
+    return { queries: queries.map(stored), documents: documents.map(stored), seconds };
+  } finally {
+    await embedder.close();
+  }
+}
+
+/** Ranks count from 1. A document that scores the same as the right one is put before it. */
+function retrieve({ queries, documents }) {
+  const ranks = queries.map((query, index) => {
+    const right = dot(query, documents[index]);
+    return documents.reduce((rank, document, other) => rank + (other !== index && dot(query, document) >= right), 1);
+  });
+  const found = ranks.filter((rank) => rank <= DEPTH);
+  return {
+    mrr: found.reduce((sum, rank) => sum + 1 / rank, 0) / ranks.length,
+    recall: found.length / ranks.length,
+  };
+}
+
+function cosines(ours, reference) {
+  const all = ["queries", "documents"].flatMap((side) =>
+    ours[side].map((vector, index) => {
+      const other = reference[side][index];
+      return dot(vector, other) / Math.sqrt(dot(vector, vector) * dot(other, other));
+    }),
+  );
+  return { least: Math.min(...all), mean: all.reduce((sum, cosine) => sum + cosine, 0) / all.length };
+}
+
+function report(pairs, digest, rows) {
+  const commit = output("git", ["-C", ROOT, "rev-parse", "--short=12", "HEAD"]).trim();
+  const changed = output("git", ["-C", ROOT, "status", "--porcelain", "--", "src", "lib", "embedder.ts"]) !== "";
+  const lines = rows.map(({ name, mrr, recall, cosine, speed, passed }) =>
+    [
+      name,
+      mrr.toFixed(4),
+      `${((mrr / rows[0].mrr - 1) * 100).toFixed(2)} %`,
+      recall.toFixed(4),
+      cosine.least.toFixed(4),
+      cosine.mean.toFixed(5),
+      `${speed.toFixed(2)}×`,
+      passed === undefined ? "" : passed ? "kept" : "**missed**",
+    ].join(" | "),
+  );
+  const bounds = CONFIGURATIONS.filter(({ bounds }) => bounds).map(
+    ({ name, bounds }) => `${name}: MRR ≥ ${bounds.mrr} of the first row's, every cosine ≥ ${bounds.cosine}`,
+  );
+  return `# Quality of retrieval
+
+\`node benches/quality/run.mjs\`
+
+- Task: ${pairs.length} docstrings of the standard library of ${output(options.python, ["--version"]).trim()} (SHA-256 of the pairs ${digest.slice(0, 12)}…); each has its own function, without the docstring, as the one right answer among all
+- Model: all-MiniLM-L6-v2, real weights; texts are cut at its own limit
+- Machine: ${os.cpus().length} × ${os.cpus()[0].model.trim()}, ${os.type()} ${os.arch()}; Node.js ${process.version}; commit ${commit}${changed ? " with changes" : ""}
+- Cosine: of each vector, queries and documents, to its own in the first row
+- Speed: of the documents, relative to the first row; a single run each, so a rough figure
+- Bounds: ${bounds.join("; ")}
+
+| configuration | MRR@${DEPTH} | difference | Recall@${DEPTH} | least cosine | mean cosine | speed | bounds |
+|---|--:|--:|--:|--:|--:|--:|---|
+${lines.map((line) => `| ${line} |`).join("\n")}
+`;
+}
+
+async function main() {
+  const model = await installStarterModel();
+  const { Embedder } = createRequire(import.meta.url)(path.join(options.package, "dist/embedder.js"));
+  const jsonLines = output(options.python, [path.join(HERE, "pairs.py"), options.pairs]);
+  const pairs = jsonLines.trimEnd().split("\n").map(JSON.parse);
+  const digest = createHash("sha256").update(jsonLines).digest("hex");
+
+  const rows = [];
+  let reference;
+  for (const configuration of CONFIGURATIONS) {
+    const vectors = await embed(Embedder, model, pairs, configuration);
+    reference ??= vectors;
+    const row = { name: configuration.name, ...retrieve(vectors), cosine: cosines(vectors, reference) };
+    row.speed = reference.seconds / vectors.seconds;
+    const { bounds } = configuration;
+    if (bounds) row.passed = row.mrr >= bounds.mrr * rows[0].mrr && row.cosine.least >= bounds.cosine;
+    rows.push(row);
+    console.log(`${row.name}: MRR@${DEPTH} ${row.mrr.toFixed(4)}, least cosine ${row.cosine.least.toFixed(4)}`);
+  }
+  writeFileSync(path.join(options.out, "RESULTS.md"), report(pairs, digest, rows));
+  if (rows.some(({ passed }) => passed === false)) process.exitCode = 1;
+}
+
+await main();
