@@ -402,18 +402,21 @@ impl GraphBuilder {
 
     /// `x · weightᵀ + bias`, in the precision of the graph.
     fn product(&mut self, x: &Value, linear: &Linear) -> String {
-        let bias = linear.bias.as_ref().map(|bias| self.weight(bias));
         match self.precision {
             Precision::Float => {
                 let weight = self.weight(&linear.weight);
+                let bias = linear.bias.as_ref().map(|bias| self.weight(bias));
                 let inputs = [x.name.as_str(), &weight].into_iter();
                 let inputs: Vec<&str> = inputs.chain(bias.as_deref()).collect();
                 self.op("Gemm", &inputs, vec![int("transB", 1)])
             }
             Precision::Int8 => {
                 let product = self.int8_product(x, &linear.weight);
-                match bias {
-                    Some(bias) => self.op("Add", &[&product, &bias], vec![]),
+                match &linear.bias {
+                    Some(bias) => {
+                        let bias = self.weight(bias);
+                        self.op("Add", &[&product, &bias], vec![])
+                    }
                     None => product,
                 }
             }
