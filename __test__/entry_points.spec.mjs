@@ -79,7 +79,7 @@ for (const how of Object.keys(LOADERS)) {
       how,
       "report(Object.keys(api).filter((name) => !['default', 'module.exports', '__esModule'].includes(name)).sort());",
     );
-    assert.deepEqual(names, ["Embedder", "EmbedderError", "embed", "exportOnnx", "init", "isGpu"]);
+    assert.deepEqual(names, ["AbortError", "Embedder", "EmbedderError", "embed", "exportOnnx", "init", "isGpu"]);
   });
 
   for (const [addon, reason] of [

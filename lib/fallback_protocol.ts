@@ -5,6 +5,8 @@ import type { EmbedderErrorCode } from "./errors.js";
 export interface WorkerInput {
   modelDir: string;
   options: ModelOptions;
+  /** See `RunGate.shared`. */
+  gate: SharedArrayBuffer;
 }
 
 export type Request =
@@ -12,13 +14,17 @@ export type Request =
   | { kind: "texts"; call: number; texts: string[] }
   /** All texts of the call are there. */
   | { kind: "embed"; call: number; isQuery: boolean }
+  /** Nobody waits for the call any more. */
+  | { kind: "cancel"; call: number }
   /** The ids of one text, for tests that compare tokenizers. */
   | { kind: "tokenize"; call: number; text: string; isQuery: boolean }
   | { kind: "close" };
 
 export type Reply =
   | { kind: "ready"; description: FallbackDescription }
-  | { kind: "embedded"; call: number; vectors: Float32Array; truncated: Uint32Array }
+  | { kind: "embedded"; call: number; vectors: Float32Array; truncated: Uint32Array; tokens: number; batches: number }
+  /** How far a call is, now and then. */
+  | { kind: "progress"; call: number; done: number; tokens: number }
   | { kind: "tokenized"; call: number; ids: Uint32Array }
   /** Without `call`: the model could not be loaded. */
   | { kind: "failed"; call?: number; code: EmbedderErrorCode; message: string };

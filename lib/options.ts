@@ -26,6 +26,20 @@ export interface LoadOptions extends ModelOptions {
   dtype?: NonNullable<ModelOptions["dtype"]>;
   /** Threads that compute. Default: the processors this process may use. */
   threads?: number;
+  /**
+   * Most bytes that the activations of one batch may take. Texts that are long are then computed fewer at a time; a
+   * single text always fits. Default 1 GiB.
+   */
+  memoryBudget?: number;
+  /** Query vectors that are kept for when the same query comes again; 0 keeps none. Default 128. */
+  queryCacheSize?: number;
+  /**
+   * Unload the weights when no call came for so many milliseconds. The next call loads them again, from the same folder:
+   * it takes longer, nothing else changes. Default: never.
+   */
+  idleTimeoutMs?: number;
+  /** Gives up loading with an `AbortError`. */
+  signal?: AbortSignal;
   /** Path of the ONNX Runtime library for the addon. Default: `ORT_DYLIB_PATH`, else the one of `onnxruntime-node`. */
   onnxRuntimeLibrary?: string;
 }
@@ -40,10 +54,12 @@ const oneOf = (...names: readonly string[]): Rule => ({
   accepts: (value) => names.includes(value as string),
 });
 const string: Rule = { expected: "a string", accepts: (value) => typeof value === "string" };
-const count: Rule = {
-  expected: "a whole number of at least 1",
-  accepts: (value) => Number.isInteger(value) && (value as number) >= 1 && (value as number) <= 0x7fffffff,
-};
+const atLeast = (least: number, most = 0x7fffffff): Rule => ({
+  expected: `a whole number of at least ${least}`,
+  accepts: (value) => Number.isInteger(value) && (value as number) >= least && (value as number) <= most,
+});
+const count = atLeast(1);
+export const SIGNAL_RULE: Rule = { expected: "an AbortSignal", accepts: (value) => value instanceof AbortSignal };
 
 export const BACKEND_RULE = oneOf("auto", "mlx", "onnx", "onnx-js");
 
@@ -56,6 +72,10 @@ const RULES: Record<keyof LoadOptions, Rule> = {
   normalize: { expected: "true or false", accepts: (value) => typeof value === "boolean" },
   dtype: oneOf("auto", "f32", "f16", "bf16", "int8"),
   threads: count,
+  memoryBudget: atLeast(1, Number.MAX_SAFE_INTEGER),
+  queryCacheSize: atLeast(0),
+  idleTimeoutMs: count,
+  signal: SIGNAL_RULE,
   onnxRuntimeLibrary: { expected: "a path", accepts: (value) => typeof value === "string" && value !== "" },
 };
 

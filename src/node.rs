@@ -16,7 +16,7 @@ use napi::bindgen_prelude::{Float32Array, Object, ToNapiValue, Uint32Array};
 use napi::{Env, JsError};
 use napi_derive::napi;
 
-use crate::engine;
+use crate::engine::{self, Ticket};
 use crate::error::Error;
 use crate::model::{self, Model as LoadedModel};
 use crate::options::Options;
@@ -41,6 +41,8 @@ pub struct ModelOptions {
     pub backend: Option<String>,
     /// Threads that compute; default: what the machine, or its cgroup, offers.
     pub threads: Option<u32>,
+    /// Most bytes that the activations of one batch may take.
+    pub memory_budget: Option<f64>,
     /// ONNX Runtime's shared library.
     pub onnx_runtime_library: Option<String>,
 }
@@ -61,6 +63,7 @@ impl TryFrom<Option<ModelOptions>> for Options {
             dtype: options.dtype.as_deref().unwrap_or("auto").parse()?,
             backend: options.backend.as_deref().unwrap_or("auto").parse()?,
             threads: options.threads.map(|threads| threads as usize),
+            memory_budget: options.memory_budget.map(|bytes| bytes as usize),
             onnx_runtime_library: options.onnx_runtime_library.map(PathBuf::from),
         })
     }
@@ -109,17 +112,51 @@ impl From<runtime::Memory> for Memory {
     }
 }
 
-/// Texts on their way into a call. Copying strings out of JavaScript takes time on its thread, so a long list is pushed
-/// in slices, with turns of the event loop between them.
+/// What a model has done since it was loaded, and what is before it.
+#[napi(object)]
+pub struct Activity {
+    /// Calls that are queued or being computed.
+    pub calls: u32,
+    /// Texts computed; a repetition within a call does not count.
+    pub texts: f64,
+    /// Tokens computed.
+    pub tokens: f64,
+    /// Batches computed.
+    pub batches: f64,
+}
+
+impl From<engine::Activity> for Activity {
+    fn from(activity: engine::Activity) -> Self {
+        Self {
+            calls: activity.calls as u32,
+            texts: activity.texts as f64,
+            tokens: activity.tokens as f64,
+            batches: activity.batches as f64,
+        }
+    }
+}
+
+/// How far a call is.
+#[napi(object)]
+pub struct Progress {
+    /// Texts whose vectors are there.
+    pub done: u32,
+    /// Tokens computed.
+    pub tokens: u32,
+}
+
+/// One call of `Model.embed`: first its texts on their way in, then its progress. Copying strings out of JavaScript takes
+/// time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
 #[napi]
 #[derive(Default)]
-pub struct TextList {
+pub struct Call {
     texts: Vec<String>,
+    ticket: Option<Arc<Ticket>>,
 }
 
 #[napi]
-impl TextList {
-    /// An empty list.
+impl Call {
+    /// A call without texts.
     #[napi(constructor)]
     #[must_use]
     pub fn new() -> Self {
@@ -132,11 +169,23 @@ impl TextList {
         self.texts.extend(texts);
     }
 
-    /// Number of texts.
+    /// Rejects the promise of `Model.embed` with `ABORT_ERR`, unless it is settled.
+    #[napi]
+    pub fn cancel(&self) {
+        if let Some(ticket) = &self.ticket {
+            ticket.cancel();
+        }
+    }
+
+    /// How far the call is.
     #[napi(getter)]
     #[must_use]
-    pub fn length(&self) -> u32 {
-        self.texts.len() as u32
+    pub fn progress(&self) -> Progress {
+        let progress = self.ticket.as_ref().map(|ticket| ticket.progress());
+        Progress {
+            done: progress.map_or(0, |progress| progress.done as u32),
+            tokens: progress.map_or(0, |progress| progress.tokens as u32),
+        }
     }
 }
 
@@ -168,23 +217,23 @@ impl Model {
         )
     }
 
-    /// Embeds the texts and empties the list. The promise is settled from the engine's threads.
+    /// Embeds the texts of a call. The promise is settled from the engine's threads.
     #[napi(ts_return_type = "Promise<Embeddings>")]
     pub fn embed<'env>(
         &self,
         env: &'env Env,
-        texts: &mut TextList,
+        call: &mut Call,
         is_query: bool,
     ) -> napi::Result<Object<'env>> {
         let (deferred, promise) = env.create_deferred()?;
-        let texts = std::mem::take(&mut texts.texts);
+        let texts = std::mem::take(&mut call.texts);
         let reply = move |result: Result<engine::Embeddings, Error>| {
             deferred.resolve(move |env| match result {
                 Ok(embeddings) => Ok(Embeddings::from(embeddings)),
                 Err(error) => Err(rejection(env, &error)),
             });
         };
-        self.model.submit(texts, is_query, Box::new(reply));
+        call.ticket = Some(self.model.submit(texts, is_query, Box::new(reply)));
         Ok(promise)
     }
 
@@ -223,6 +272,13 @@ impl Model {
             move || model.memory(),
             |_, memory| Ok(memory.map(Memory::from)),
         )
+    }
+
+    /// What the model has done since it was loaded, and what is before it.
+    #[napi(getter)]
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        self.model.activity().into()
     }
 
     /// Why a faster backend of the addon was not taken; `null` where none was tried.

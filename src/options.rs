@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use crate::arch::Pooling;
+#[cfg(doc)]
+use crate::batch::Limits;
 use crate::error::{Error, Result};
 
 /// Options of [`crate::Model::load`]. The default follows the model folder.
@@ -25,6 +27,9 @@ pub struct Options {
     pub backend: Backend,
     /// Threads of the ONNX backend. Default: what the machine, or its cgroup, offers.
     pub threads: Option<usize>,
+    /// Most bytes that the activations of one batch may take; texts that are long together are computed in several. A
+    /// single text always fits. Default [`Limits::DEFAULT_BUDGET_BYTES`].
+    pub memory_budget: Option<usize>,
     /// ONNX Runtime's shared library. Default: the environment variable `ORT_DYLIB_PATH`, then the system's
     /// `libonnxruntime`.
     pub onnx_runtime_library: Option<PathBuf>,

@@ -34,8 +34,8 @@ pub struct Runtime {
     pub limits: Limits,
     /// Workers for bulk work, each to be given a thread.
     pub workers: Vec<Box<dyn Worker>>,
-    /// A worker that uses the whole machine for one text, where that is another one than `workers[0]`.
-    pub lone: Option<Box<dyn Worker>>,
+    /// A worker for urgent work, to be given a thread too: it uses the whole machine for one batch.
+    pub lone: Box<dyn Worker>,
 }
 
 /// Memory of a runtime that manages its own, in bytes.
@@ -69,17 +69,9 @@ pub fn load(
                 found: format!("{:?}", options.dtype).to_lowercase(),
             });
         }
-        let library = options.onnx_runtime_library.as_deref();
-        onnx::load(
-            library,
-            encoder,
-            Arc::clone(checkpoint),
-            &dir.pooling,
-            dir.dimension(),
-            threads,
-        )
+        onnx::load(dir, encoder, Arc::clone(checkpoint), options, threads)
     };
-    let load_mlx = |needs_gpu| load_mlx(dir, encoder, checkpoint, options.dtype, needs_gpu);
+    let load_mlx = |needs_gpu| load_mlx(dir, encoder, checkpoint, options, needs_gpu);
     match options.backend {
         Backend::Mlx => Ok((load_mlx(false)?, None)),
         Backend::Auto if cfg!(mlx) => match load_mlx(true) {
@@ -104,7 +96,7 @@ fn load_mlx(
     dir: &ModelDir,
     encoder: &Encoder,
     checkpoint: &Arc<Checkpoint>,
-    dtype: Dtype,
+    options: &Options,
     needs_gpu: bool,
 ) -> Result<Runtime> {
     if needs_gpu && !mlx::has_gpu()? {
@@ -113,7 +105,7 @@ fn load_mlx(
             reason: "there is no GPU that it can use".to_owned(),
         });
     }
-    mlx::load(encoder, checkpoint, &dir.pooling, dir.config.size(), dtype)
+    mlx::load(dir, encoder, checkpoint, options)
 }
 
 #[cfg(not(mlx))]
@@ -121,7 +113,7 @@ fn load_mlx(
     _: &ModelDir,
     _: &Encoder,
     _: &Arc<Checkpoint>,
-    _: Dtype,
+    _: &Options,
     _needs_gpu: bool,
 ) -> Result<Runtime> {
     Err(Error::BackendUnavailable {

@@ -5,7 +5,7 @@
 //! prepacked weights), and that copy is made from initializers that point into the mapped checkpoint: beyond
 //! activations, memory does not grow with the number of workers.
 //!
-//! Bulk work runs on workers with one thread each and batches without padding; a lone text runs on one more session
+//! Bulk work runs on workers with one thread each and batches without padding; urgent work runs on one more session
 //! that uses all threads.
 
 mod graph;
@@ -23,10 +23,12 @@ use ort::{AsPointer, logging::LogLevel};
 
 use self::graph::GraphBuilder;
 use super::{Runtime, Worker};
-use crate::arch::{Encoder, Pooling, Tokens};
+use crate::arch::{Encoder, Tokens};
 use crate::batch::{Batch, Limits};
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use crate::error::{Error, Result};
+use crate::model_dir::ModelDir;
+use crate::options::Options;
 
 /// Tokens of a bulk batch. More texts per run spare little once a run has this many rows, and cost memory.
 const BUDGET_TOKENS: usize = 512;
@@ -36,16 +38,15 @@ const BUDGET_TOKENS: usize = 512;
 /// # Errors
 /// The library cannot be loaded, or refuses the graph.
 pub fn load(
-    library: Option<&Path>,
+    dir: &ModelDir,
     encoder: &Encoder,
     checkpoint: Arc<Checkpoint>,
-    pooling: &[Pooling],
-    dimension: usize,
+    options: &Options,
     threads: usize,
 ) -> Result<Runtime> {
-    let environment = environment(library)?;
+    let environment = environment(options.onnx_runtime_library.as_deref())?;
     let mut builder = GraphBuilder::default();
-    let output = encoder.embed(&mut builder, pooling)?;
+    let output = encoder.embed(&mut builder, &dir.pooling)?;
     // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside the folder.
     let file = checkpoint.files()[0]
         .path
@@ -53,7 +54,7 @@ pub fn load(
         .map_err(|error| Error::inference(&error))?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
-    let (graph, weights) = builder.finish_pooled(&output, dimension, file_name);
+    let (graph, weights) = builder.finish_pooled(&output, dir.dimension(), file_name);
     let weights = SharedWeights::new(checkpoint, weights)?;
     let blueprint = Arc::new(Blueprint {
         environment,
@@ -65,10 +66,6 @@ pub fn load(
     let workers = (0..threads)
         .map(|_| Ok(Box::new(session(1)?) as Box<dyn Worker>))
         .collect::<Result<Vec<_>>>()?;
-    let lone = match threads {
-        1 => None,
-        _ => Some(Box::new(session(threads)?) as Box<dyn Worker>),
-    };
     Ok(Runtime {
         backend: "onnx",
         is_gpu: false,
@@ -77,9 +74,15 @@ pub fn load(
             budget_tokens: BUDGET_TOKENS,
             padding_ratio: 1.0,
             buckets: false,
+            budget_bytes: options
+                .memory_budget
+                .unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
+            token_bytes: dir.config.size().token_bytes(),
+            // Without a mask, ONNX Runtime's attention keeps only a tile of the scores.
+            score_bytes: 0,
         },
         workers,
-        lone,
+        lone: Box::new(session(threads)?),
     })
 }
 
