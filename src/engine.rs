@@ -205,20 +205,33 @@ impl Engine {
                 limits: runtime.limits,
                 dimension,
                 normalize,
-                queue: Mutex::default(),
+                queue: Mutex::new(Queue {
+                    // Until its thread says otherwise.
+                    lone_is_busy: true,
+                    ..Queue::default()
+                }),
                 ready: Condvar::new(),
                 counters: Counters::default(),
             }),
             threads: Mutex::default(),
         };
         let bulk = runtime.workers.into_iter().enumerate();
-        let bulk = bulk.map(|(index, worker)| (format!("embedder-{index}"), Role::Bulk, worker));
+        let bulk = bulk.map(|(index, make)| (format!("embedder-{index}"), Role::Bulk, make));
         let lone = ("embedder-lone".to_owned(), Role::Lone, runtime.lone);
-        for (name, role, mut worker) in bulk.chain([lone]) {
+        for (name, role, make) in bulk.chain([lone]) {
             let shared = Arc::clone(&engine.shared);
+            let life = move || {
+                if lock(&shared.queue).closed {
+                    return;
+                }
+                // One that cannot be made, for lack of memory, is done without: the first worker is always there.
+                if let Ok(Ok(mut worker)) = catch_unwind(AssertUnwindSafe(make)) {
+                    shared.work(role, worker.as_mut());
+                }
+            };
             let thread = std::thread::Builder::new()
                 .name(name)
-                .spawn(move || shared.work(role, worker.as_mut()))
+                .spawn(life)
                 .map_err(|error| Error::InferenceFailed {
                     reason: format!("no thread could be started: {error}"),
                 })?;

@@ -177,6 +177,26 @@ fn closing_ends_every_call() {
     }
 }
 
+/// Work begins before all workers are there, and the model may be gone before they are.
+#[test]
+fn the_first_worker_is_enough() {
+    for &backend in setup::BACKENDS {
+        let options = Options {
+            threads: Some(4),
+            ..setup::options_for(backend)
+        };
+        for round in 0..10 {
+            let model = Model::load(&setup::fixture("nomic_cls"), &options).unwrap();
+            let (_, bulk) = submit(&model, texts("early", 20), false);
+            if round % 2 == 0 {
+                model.embed(vec!["query".to_owned()], true).unwrap();
+                bulk.recv().unwrap().unwrap();
+            }
+            model.close();
+        }
+    }
+}
+
 #[test]
 fn a_memory_budget_makes_batches_smaller_and_changes_no_vector() {
     for &backend in setup::BACKENDS {

@@ -22,6 +22,9 @@ pub trait Worker: Send {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
 }
 
+/// Makes a worker. Called on the thread that will use it, since that can take as long as loading.
+pub type MakeWorker = Box<dyn FnOnce() -> Result<Box<dyn Worker>> + Send>;
+
 /// A model on a runtime, ready to compute.
 pub struct Runtime {
     /// The backend's name, as users know it.
@@ -32,10 +35,11 @@ pub struct Runtime {
     pub dtype: &'static str,
     /// What suits a worker's batch.
     pub limits: Limits,
-    /// Workers for bulk work, each to be given a thread.
-    pub workers: Vec<Box<dyn Worker>>,
+    /// Workers for bulk work, each to be given a thread. The first one is there already and cannot fail; work begins
+    /// while the others are made.
+    pub workers: Vec<MakeWorker>,
     /// A worker for urgent work, to be given a thread too: it uses the whole machine for one batch.
-    pub lone: Box<dyn Worker>,
+    pub lone: MakeWorker,
 }
 
 /// Memory of a runtime that manages its own, in bytes.

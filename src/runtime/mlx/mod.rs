@@ -55,7 +55,7 @@ use mlx_rs::{Dtype as MlxDtype, memory};
 use self::forward::{Pass, Shape};
 use self::parameters::Parameters;
 use self::thread::{State, Turn};
-use super::{Memory, Runtime, Worker};
+use super::{MakeWorker, Memory, Runtime, Worker};
 use crate::arch::{Encoder, NtkScaling, Pooling, Size};
 use crate::batch::{self, Batch, Limits};
 use crate::checkpoint::Checkpoint;
@@ -150,9 +150,9 @@ pub fn load(
         Ok(())
     })?;
     let handle = Arc::new(Handle { number, scaling });
-    let worker = |turn| -> Box<dyn Worker> {
+    let worker = |turn| -> MakeWorker {
         let handle = Arc::clone(&handle);
-        Box::new(MlxWorker { handle, turn })
+        Box::new(move || Ok(Box::new(MlxWorker { handle, turn })))
     };
     Ok(Runtime {
         backend: "mlx",

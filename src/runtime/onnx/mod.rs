@@ -22,7 +22,7 @@ use ort::value::TensorRef;
 use ort::{AsPointer, logging::LogLevel};
 
 use self::graph::GraphBuilder;
-use super::{Runtime, Worker};
+use super::{MakeWorker, Runtime, Worker};
 use crate::arch::{Encoder, Tokens};
 use crate::batch::{Batch, Limits};
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
@@ -62,10 +62,14 @@ pub fn load(
         folder: folder.display().to_string(),
         weights,
     });
-    let session = |threads| OnnxWorker::new(&blueprint, threads);
-    let workers = (0..threads)
-        .map(|_| Ok(Box::new(session(1)?) as Box<dyn Worker>))
-        .collect::<Result<Vec<_>>>()?;
+    // The first session packs the weights for all, and tells whether the graph is accepted.
+    let first = OnnxWorker::new(&blueprint, 1)?;
+    let later = |threads| -> MakeWorker {
+        let blueprint = Arc::clone(&blueprint);
+        Box::new(move || Ok(Box::new(OnnxWorker::new(&blueprint, threads)?)))
+    };
+    let mut workers: Vec<MakeWorker> = vec![Box::new(|| Ok(Box::new(first)))];
+    workers.extend((1..threads).map(|_| later(1)));
     Ok(Runtime {
         backend: "onnx",
         is_gpu: false,
@@ -82,7 +86,7 @@ pub fn load(
             score_bytes: 0,
         },
         workers,
-        lone: Box::new(session(threads)?),
+        lone: later(threads),
     })
 }
 
