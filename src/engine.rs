@@ -224,6 +224,9 @@ impl Engine {
                 if lock(&shared.queue).closed {
                     return;
                 }
+                if role == Role::Bulk {
+                    yield_to_urgent_work();
+                }
                 // One that cannot be made, for lack of memory, is done without: the first worker is always there.
                 if let Ok(Ok(mut worker)) = catch_unwind(AssertUnwindSafe(make)) {
                     shared.work(role, worker.as_mut());
@@ -513,6 +516,18 @@ impl Shared {
             truncated: truncated.map(|(index, _)| index as u32).collect(),
             tokens: call.ticket.tokens.load(Ordering::Relaxed),
         }));
+    }
+}
+
+/// Lets the scheduler prefer other threads of the process to this one: without it, a query that is computed beside bulk
+/// work takes five times as long as alone, with it 1.4 times. Alone, the thread has the processor all the same.
+fn yield_to_urgent_work() {
+    #[cfg(target_os = "linux")]
+    {
+        /// On the scale of `nice`, from 0 to 19.
+        const NICENESS: i32 = 10;
+        // SAFETY: has no preconditions. On Linux it concerns the calling thread only; elsewhere it would the process.
+        unsafe { libc::nice(NICENESS) };
     }
 }
 
