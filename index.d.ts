@@ -130,6 +130,10 @@ export interface ModelOptions {
   maxTokens?: number
   /** Whether vectors are scaled to length 1; default true. */
   normalize?: boolean
+  /** Keeps this many of the first components of each vector. */
+  dimensions?: number
+  /** With `dimensions`: whether a layer norm comes before the cut; default: what the model asks for. */
+  layerNorm?: boolean
   /** Number format of the weights while computing: "auto", "f32", and with MLX "f16" or "bf16". */
   dtype?: string
   /** "auto", "mlx" or "onnx". */

@@ -82,6 +82,8 @@ export interface ModelOptions {
   documentPrompt?: string;
   maxTokens?: number;
   normalize?: boolean;
+  dimensions?: number;
+  layerNorm?: boolean;
   dtype?: "auto" | "f32" | "f16" | "bf16" | "int8";
   threads?: number;
   memoryBudget?: number;

@@ -31,7 +31,7 @@ class FallbackModel {
     this.#tokenizer = tokenizer;
     this.#session = session;
     this.description = {
-      dimension: model.hiddenSize * model.pooling.length,
+      dimension: model.cut?.dimensions ?? model.hiddenSize * model.pooling.length,
       maxTokens: model.maxTokens,
       fingerprint: fingerprint(model, onnx),
       pooling: model.pooling,
@@ -59,7 +59,7 @@ class FallbackModel {
   /** Embeds one text into `vector`; tells whether it was cut, and its tokens. */
   async embed(text: string, isQuery: boolean, vector: Float32Array): Promise<{ truncated: boolean; tokens: number }> {
     const { ids, truncated } = this.#tokenizer.encode(text, isQuery);
-    const { hiddenSize, pooling, normalize } = this.#model;
+    const { hiddenSize, pooling, cut, normalize } = this.#model;
     const values = await runInside(this.#gate, () => this.#session.run(ids));
     const expected = this.#session.isPooled ? hiddenSize : ids.length * hiddenSize;
     if (values.length !== expected) {
@@ -68,9 +68,8 @@ class FallbackModel {
         `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but config.json has hidden size ${hiddenSize}`,
       );
     }
-    if (this.#session.isPooled) vector.set(values);
-    else pool(values, hiddenSize, pooling, vector);
-    finish(vector, normalize);
+    const pooled = this.#session.isPooled ? values : pool(values, hiddenSize, pooling);
+    vector.set(finish(pooled, cut, normalize));
     return { truncated, tokens: ids.length };
   }
 
@@ -92,6 +91,9 @@ function fingerprint(model: ModelDir, onnx: OnnxFile): string {
     maxTokens: model.maxTokens,
     normalize: model.normalize,
     dtype: onnx.dtype,
+    // Without a cut `undefined`, which `JSON.stringify` leaves out.
+    dimensions: model.cut?.dimensions,
+    layerNorm: model.cut?.layerNorm,
   };
   return createHash("sha256").update(JSON.stringify(identity)).digest("hex");
 }

@@ -20,6 +20,15 @@ export interface LoadOptions extends ModelOptions {
   /** Scale vectors to length 1. Default true. */
   normalize?: boolean;
   /**
+   * Keep this many of the first components of each vector: for models trained for it (Matryoshka). Default: all.
+   */
+  dimensions?: number;
+  /**
+   * With `dimensions`: whether a layer norm over the full vector comes before the cut, as nomic-embed-text-v1.5 asks for.
+   * Default: what the model is known to ask for; needed for nomic_bert folders that do not name their model.
+   */
+  layerNorm?: boolean;
+  /**
    * Number format of the weights. `"auto"` (default) is float16 on a GPU and float32 elsewhere; `"f16"` and `"bf16"` are
    * for MLX; `"int8"` asks `onnx-js` for a quantized ONNX file.
    */
@@ -54,6 +63,7 @@ const oneOf = (...names: readonly string[]): Rule => ({
   accepts: (value) => names.includes(value as string),
 });
 const string: Rule = { expected: "a string", accepts: (value) => typeof value === "string" };
+const boolean: Rule = { expected: "true or false", accepts: (value) => typeof value === "boolean" };
 const atLeast = (least: number, most = 0x7fffffff): Rule => ({
   expected: `a whole number of at least ${least}`,
   accepts: (value) => Number.isInteger(value) && (value as number) >= least && (value as number) <= most,
@@ -69,7 +79,9 @@ const RULES: Record<keyof LoadOptions, Rule> = {
   queryPrompt: string,
   documentPrompt: string,
   maxTokens: count,
-  normalize: { expected: "true or false", accepts: (value) => typeof value === "boolean" },
+  normalize: boolean,
+  dimensions: count,
+  layerNorm: boolean,
   dtype: oneOf("auto", "f32", "f16", "bf16", "int8"),
   threads: count,
   memoryBudget: atLeast(1, Number.MAX_SAFE_INTEGER),
@@ -90,6 +102,9 @@ export function checkLoadOptions(options: unknown): LoadOptions {
     const rule = RULES[name as keyof LoadOptions];
     if (!rule.accepts(value)) throw invalid(`option ${name}`, rule.expected, value);
     checked[name] = value;
+  }
+  if (checked.layerNorm !== undefined && checked.dimensions === undefined) {
+    throw invalid("option layerNorm", "dimensions beside it (without a cut there is no layer norm)", checked.layerNorm);
   }
   return checked;
 }

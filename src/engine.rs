@@ -23,7 +23,7 @@ use crate::batch::{self, Batch, Limits};
 use crate::error::{Error, Result};
 use crate::runtime::{Runtime, Worker};
 use crate::tokenizer::{TokenizedText, Tokenizer};
-use crate::vector;
+use crate::vector::{self, Cut};
 
 /// Texts tokenized by one step.
 const TEXTS_PER_STEP: usize = 64;
@@ -118,7 +118,9 @@ pub struct Engine {
 struct Shared {
     tokenizer: Tokenizer,
     limits: Limits,
+    /// Length of a pooled vector.
     dimension: usize,
+    cut: Option<Cut>,
     normalize: bool,
     queue: Mutex<Queue>,
     ready: Condvar,
@@ -197,6 +199,7 @@ impl Engine {
         runtime: Runtime,
         tokenizer: Tokenizer,
         dimension: usize,
+        cut: Option<Cut>,
         normalize: bool,
     ) -> Result<Self> {
         let engine = Self {
@@ -204,6 +207,7 @@ impl Engine {
                 tokenizer,
                 limits: runtime.limits,
                 dimension,
+                cut,
                 normalize,
                 queue: Mutex::new(Queue {
                     // Until its thread says otherwise.
@@ -500,13 +504,18 @@ impl Shared {
 
     fn finish(&self, call: &Call, distinct: &Distinct) {
         let mut rows = std::mem::take(&mut *lock(&call.vectors));
+        let mut dimension = self.dimension;
+        if let Some(cut) = self.cut {
+            cut.apply(&mut rows, dimension);
+            dimension = cut.dimensions;
+        }
         if self.normalize {
-            vector::normalize(&mut rows, self.dimension);
+            vector::normalize(&mut rows, dimension);
         }
         let vectors = if distinct.places.len() == distinct.firsts.len() {
             rows
         } else {
-            let row = |&place: &usize| &rows[place * self.dimension..][..self.dimension];
+            let row = |&place: &usize| &rows[place * dimension..][..dimension];
             distinct.places.iter().flat_map(row).copied().collect()
         };
         let is_truncated = |&(_, &place): &(usize, &usize)| distinct.tokens(place).truncated;

@@ -65,7 +65,13 @@ impl Model {
             is_gpu: runtime.is_gpu,
             fallback_reason,
             threads,
-            engine: Engine::start(runtime, tokenizer, dir.dimension(), dir.normalize)?,
+            engine: Engine::start(
+                runtime,
+                tokenizer,
+                dir.pooled_dimension(),
+                dir.cut,
+                dir.normalize,
+            )?,
             dir,
         })
     }

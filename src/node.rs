@@ -35,6 +35,10 @@ pub struct ModelOptions {
     pub max_tokens: Option<u32>,
     /// Whether vectors are scaled to length 1; default true.
     pub normalize: Option<bool>,
+    /// Keeps this many of the first components of each vector.
+    pub dimensions: Option<u32>,
+    /// With `dimensions`: whether a layer norm comes before the cut; default: what the model asks for.
+    pub layer_norm: Option<bool>,
     /// Number format of the weights while computing: "auto", "f32", and with MLX "f16" or "bf16".
     pub dtype: Option<String>,
     /// "auto", "mlx" or "onnx".
@@ -60,6 +64,8 @@ impl TryFrom<Option<ModelOptions>> for Options {
             document_prompt: options.document_prompt,
             max_tokens: options.max_tokens.map(|tokens| tokens as usize),
             keep_length: options.normalize == Some(false),
+            dimensions: options.dimensions.map(|dimensions| dimensions as usize),
+            layer_norm: options.layer_norm,
             dtype: options.dtype.as_deref().unwrap_or("auto").parse()?,
             backend: options.backend.as_deref().unwrap_or("auto").parse()?,
             threads: options.threads.map(|threads| threads as usize),

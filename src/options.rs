@@ -21,6 +21,11 @@ pub struct Options {
     pub max_tokens: Option<usize>,
     /// Leaves vectors at the length that pooling gives them, instead of scaling them to 1.
     pub keep_length: bool,
+    /// Keeps this many of the first components of each vector, for models that were trained for it.
+    pub dimensions: Option<usize>,
+    /// With `dimensions`: whether a layer norm over the full vector comes before the cut. Default: what the model asks
+    /// for; needed where the folder does not tell.
+    pub layer_norm: Option<bool>,
     /// Number format of the weights while computing.
     pub dtype: Dtype,
     /// Which runtime computes.

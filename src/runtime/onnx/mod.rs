@@ -54,7 +54,7 @@ pub fn load(
         .map_err(|error| Error::inference(&error))?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
-    let (graph, weights) = builder.finish_pooled(&output, dir.dimension(), file_name);
+    let (graph, weights) = builder.finish_pooled(&output, dir.pooled_dimension(), file_name);
     let weights = SharedWeights::new(checkpoint, weights)?;
     let blueprint = Arc::new(Blueprint {
         environment,
