@@ -9,7 +9,16 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 
 import * as path from "node:path";
-import type { BackendMemory, BackendName, Engine, EngineProgress, EngineResult, PoolingMode } from "./lib/engine.js";
+import type {
+  BackendMemory,
+  BackendName,
+  EncodedVector,
+  Encoding,
+  Engine,
+  EngineProgress,
+  EngineResult,
+  PoolingMode,
+} from "./lib/engine.js";
 import { AbortError, EmbedderError, throwIfAborted, toEmbedderError } from "./lib/errors.js";
 import { FallbackEngine } from "./lib/fallback.js";
 import { IdleEngine } from "./lib/idle_engine.js";
@@ -18,6 +27,7 @@ import {
   BACKEND_RULE,
   checkLoadOptions,
   checkTexts,
+  ENCODING_RULE,
   invalid,
   type LoadOptions,
   optionEntries,
@@ -26,15 +36,20 @@ import {
 import { QueryCache } from "./lib/query_cache.js";
 import { type StreamedVector, streamVectors } from "./lib/stream.js";
 
-export type { BackendMemory, BackendName, PoolingMode } from "./lib/engine.js";
+export type { BackendMemory, BackendName, EncodedVector, Encoding, PoolingMode } from "./lib/engine.js";
 export { AbortError, EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
 export type { LoadOptions } from "./lib/options.js";
 export type { StreamedVector } from "./lib/stream.js";
 
 /** Options of one `embed` call. */
-export interface EmbedOptions {
+export interface EmbedOptions<E extends Encoding = "float32"> {
   /** What the texts are, which chooses the model's prompt. Default `"document"`. */
   kind?: "query" | "document";
+  /**
+   * How vectors are stored: `"float32"` (default), `"int8"` (x ≈ value / 127; not with `normalize: false`) or `"binary"`
+   * (signs, eight to a byte). Vectors of one encoding are compared with each other only.
+   */
+  encoding?: E;
   /**
    * Called once before the promise resolves if texts were cut to `maxTokens`, with their indices in `texts`,
    * ascending. An error that it throws rejects the call.
@@ -57,7 +72,10 @@ export interface EmbedProgress {
 }
 
 /** Options of `Embedder.stream`. */
-export type StreamOptions = Pick<EmbedOptions, "kind" | "signal">;
+export type StreamOptions<E extends Encoding = "float32"> = Pick<EmbedOptions<E>, "kind" | "encoding" | "signal">;
+
+/** Options of one `embedQuery` call. */
+export type QueryOptions<E extends Encoding = "float32"> = Omit<EmbedOptions<E>, "kind">;
 
 /** See `Embedder.info`. */
 export interface EmbedderInfo {
@@ -103,13 +121,16 @@ export class Embedder {
   readonly fallbackReason: string | null;
   readonly #engine: Engine;
   readonly #queries: QueryCache;
+  /** Whether vectors have length 1. */
+  readonly #normalize: boolean;
   #truncatedTexts = 0;
   #isClosed = false;
 
-  private constructor(engine: Engine, fallbackReason: string | null, queries: QueryCache) {
+  private constructor(engine: Engine, fallbackReason: string | null, queries: QueryCache, normalize: boolean) {
     this.#engine = engine;
     this.fallbackReason = fallbackReason;
     this.#queries = queries;
+    this.#normalize = normalize;
   }
 
   /**
@@ -136,7 +157,8 @@ export class Embedder {
       const reload = async () => (await openEngine(dir, same, modelOptions)).engine;
       engine = new IdleEngine(engine, reload, idleTimeoutMs);
     }
-    return new Embedder(engine, fallbackReason, new QueryCache(queryCacheSize ?? QUERY_CACHE_SIZE));
+    const queries = new QueryCache(queryCacheSize ?? QUERY_CACHE_SIZE);
+    return new Embedder(engine, fallbackReason, queries, modelOptions.normalize ?? true);
   }
 
   /**
@@ -147,15 +169,19 @@ export class Embedder {
    * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED`, `CLOSED`, or
    * `ABORT_ERR` (an `AbortError`).
    */
-  async embed(texts: readonly string[], options?: EmbedOptions | boolean): Promise<Float32Array[]> {
+  async embed<E extends Encoding = "float32">(
+    texts: readonly string[],
+    options?: EmbedOptions<E> | boolean,
+  ): Promise<EncodedVector[E][]> {
     const snapshot = checkTexts(texts);
-    const { kind, onTruncated, signal, onProgress } = checkEmbedOptions(options);
+    const checked = checkEmbedOptions(options);
+    this.#checkEncoding(checked.encoding);
     this.#checkOpen();
-    throwIfAborted(signal);
+    throwIfAborted(checked.signal);
     if (snapshot.length === 0) return [];
-    const { vectors, truncated } = await this.#compute(snapshot, kind === "query", signal, onProgress);
-    if (truncated.length > 0) onTruncated?.(truncated);
-    return rows(vectors, this.dimension);
+    const { vectors, truncated } = await this.#compute(snapshot, checked);
+    if (truncated.length > 0) checked.onTruncated?.(truncated);
+    return rows(vectors as EncodedVector[E], snapshot.length);
   }
 
   /**
@@ -169,15 +195,19 @@ export class Embedder {
    *
    * @throws EmbedderError as `embed`; what the source throws.
    */
-  stream(source: Iterable<string> | AsyncIterable<string>, options?: StreamOptions): AsyncGenerator<StreamedVector> {
+  stream<E extends Encoding = "float32">(
+    source: Iterable<string> | AsyncIterable<string>,
+    options?: StreamOptions<E>,
+  ): AsyncGenerator<StreamedVector<E>> {
     if (typeof source === "string" || !isIterable(source)) {
       throw invalid("source", "an iterable or async iterable of strings", source);
     }
-    const { kind, signal } = checkOptions(options, ["kind", "signal"]);
+    const checked = checkOptions(options, ["kind", "encoding", "signal"]);
+    this.#checkEncoding(checked.encoding);
     this.#checkOpen();
-    return streamVectors(source, this.dimension, signal, (texts, chunkSignal) => {
+    return streamVectors<E>(source, checked.signal, (texts, signal) => {
       this.#checkOpen();
-      return this.#compute(texts, kind === "query", chunkSignal);
+      return this.#compute(texts, { ...checked, signal });
     });
   }
 
@@ -186,10 +216,11 @@ export class Embedder {
    *
    * @throws EmbedderError as `embed`.
    */
-  async embedQuery(text: string): Promise<Float32Array> {
+  async embedQuery<E extends Encoding = "float32">(text: string, options?: QueryOptions<E>): Promise<EncodedVector[E]> {
     if (typeof text !== "string") throw invalid("text", "a string", text);
-    const [vector] = await this.embed([text], { kind: "query" });
-    return vector as Float32Array;
+    const checked = Object.fromEntries(optionEntries("options", options, QUERY_OPTIONS));
+    const [vector] = await this.embed<E>([text], { ...checked, kind: "query" });
+    return vector as EncodedVector[E];
   }
 
   /** What the embedder is, and the memory of its backend at this moment. */
@@ -253,20 +284,21 @@ export class Embedder {
     return this.#truncatedTexts;
   }
 
-  async #compute(
-    texts: string[],
-    isQuery: boolean,
-    signal?: AbortSignal,
-    onProgress?: EmbedOptions["onProgress"],
-  ): Promise<EngineResult> {
-    const query = isQuery && texts.length === 1 ? texts[0] : undefined;
+  async #compute(texts: string[], options: EmbedOptions<Encoding>): Promise<EngineResult> {
+    const { kind, encoding = "float32" } = options;
+    const query = kind === "query" && texts.length === 1 ? `${encoding} ${texts[0]}` : undefined;
     let result = query === undefined ? undefined : this.#queries.get(query);
     if (!result) {
-      result = await run(this.#engine, texts, isQuery, signal, onProgress);
+      result = await run(this.#engine, texts, options);
       if (query !== undefined && !this.#isClosed) this.#queries.set(query, result);
     }
     this.#truncatedTexts += result.truncated.length;
     return result;
+  }
+
+  #checkEncoding(encoding: Encoding | undefined): void {
+    if (encoding !== "int8" || this.#normalize) return;
+    throw invalid("option encoding", '"float32" or "binary" with normalize: false (numbers of any size)', encoding);
   }
 
   #checkOpen(): void {
@@ -307,7 +339,7 @@ export function embed(texts: readonly string[], isQuery = false): Float32Array[]
   const snapshot = checkTexts(texts);
   if (typeof isQuery !== "boolean") throw invalid("isQuery", "true or false", isQuery);
   const vectors = native((addon) => addon.embed(snapshot, isQuery));
-  return snapshot.length === 0 ? [] : rows(vectors, vectors.length / snapshot.length);
+  return rows(vectors, snapshot.length);
 }
 
 /**
@@ -380,12 +412,11 @@ function loadFallback(dir: string, options: LoadOptions): Promise<Engine> {
 async function run(
   engine: Engine,
   texts: string[],
-  isQuery: boolean,
-  signal: AbortSignal | undefined,
-  onProgress: EmbedOptions["onProgress"],
+  { kind, encoding = "float32", signal, onProgress }: EmbedOptions<Encoding>,
 ): Promise<EngineResult> {
   const stop = new AbortController();
-  if (!signal && !onProgress) return engine.embed(texts, { isQuery, signal: stop.signal });
+  const call = { isQuery: kind === "query", encoding, signal: stop.signal };
+  if (!signal && !onProgress) return engine.embed(texts, call);
   const cancel = () => stop.abort();
   signal?.addEventListener("abort", cancel, { once: true });
   let fail: (error: unknown) => void = () => {};
@@ -402,8 +433,8 @@ async function run(
     }
   };
   try {
-    const call = { isQuery, signal: stop.signal, onProgress: onProgress && report };
-    const result = await Promise.race([unlessAborted(engine.embed(texts, call), signal), failed]);
+    const embedded = engine.embed(texts, { ...call, onProgress: onProgress && report });
+    const result = await Promise.race([unlessAborted(embedded, signal), failed]);
     onProgress?.({ done: texts.length, total: texts.length, tokens: result.tokens });
     return result;
   } finally {
@@ -440,19 +471,23 @@ function backendFromEnvironment(chosen: NonNullable<LoadOptions["backend"]>): No
   return name as NonNullable<LoadOptions["backend"]>;
 }
 
-function checkEmbedOptions(options: unknown): EmbedOptions {
+const QUERY_OPTIONS: readonly (keyof QueryOptions)[] = ["encoding", "onTruncated", "signal", "onProgress"];
+
+function checkEmbedOptions(options: unknown): EmbedOptions<Encoding> {
   if (typeof options === "boolean") return { kind: options ? "query" : "document" };
-  return checkOptions(options, ["kind", "onTruncated", "signal", "onProgress"]);
+  return checkOptions(options, ["kind", ...QUERY_OPTIONS]);
 }
 
-function checkOptions(options: unknown, names: readonly (keyof EmbedOptions)[]): EmbedOptions {
-  const checked: EmbedOptions = Object.fromEntries(optionEntries("options", options, names));
-  const { kind = "document", onTruncated, signal, onProgress } = checked;
+function checkOptions(options: unknown, names: readonly (keyof EmbedOptions)[]): EmbedOptions<Encoding> {
+  const checked: EmbedOptions<Encoding> = Object.fromEntries(optionEntries("options", options, names));
+  const { kind = "document", encoding, onTruncated, signal, onProgress } = checked;
   if (kind !== "query" && kind !== "document") throw invalid("option kind", '"query" or "document"', kind);
   for (const [name, callback] of Object.entries({ onTruncated, onProgress })) {
     if (callback !== undefined && typeof callback !== "function")
       throw invalid(`option ${name}`, "a function", callback);
   }
+  if (encoding !== undefined && !ENCODING_RULE.accepts(encoding))
+    throw invalid("option encoding", ENCODING_RULE.expected, encoding);
   if (signal !== undefined && !SIGNAL_RULE.accepts(signal))
     throw invalid("option signal", SIGNAL_RULE.expected, signal);
   return checked;
@@ -463,8 +498,7 @@ function isIterable(value: unknown): boolean {
 }
 
 /** Views of the rows of a row-major matrix. */
-function rows(matrix: Float32Array, dimension: number): Float32Array[] {
-  return Array.from({ length: matrix.length / dimension }, (_, row) =>
-    matrix.subarray(row * dimension, (row + 1) * dimension),
-  );
+function rows<V extends EncodedVector[Encoding]>(matrix: V, count: number): V[] {
+  const length = matrix.length / count;
+  return Array.from({ length: count }, (_, row) => matrix.subarray(row * length, (row + 1) * length) as V);
 }

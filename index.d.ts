@@ -28,8 +28,11 @@ export declare class Call {
 export declare class Model {
   /** Loads the model of a folder, off the JavaScript thread. */
   static load(modelDir: string, options?: ModelOptions | undefined | null): Promise<Model>
-  /** Embeds the texts of a call. The promise is settled from the engine's threads. */
-  embed(call: Call, isQuery: boolean): Promise<Embeddings>
+  /**
+   * Embeds the texts of a call. `encoding`: "float32" (default), "int8" or "binary". The promise is settled from the
+   * engine's threads, which also encode.
+   */
+  embed(call: Call, isQuery: boolean, encoding?: string | undefined | null): Promise<Embeddings>
   /**
    * The token ids of a text as the model would see them: behind its prompt, special tokens included, truncated.
    * Synchronous.
@@ -85,8 +88,8 @@ export declare function embed(texts: Array<string>, isQuery?: boolean | undefine
 
 /** The vectors of one call. */
 export interface Embeddings {
-  /** `[texts, dimension]`, row-major. */
-  vectors: Float32Array
+  /** `[texts, dimension]`, row-major; "binary": `[texts, ⌈dimension / 8⌉]`. */
+  vectors: Float32Array | Int8Array | Uint8Array
   /** Indices of the texts that were cut to the token limit, ascending. */
   truncated: Uint32Array
   /** Tokens computed; equal texts count once. */

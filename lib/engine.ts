@@ -26,6 +26,7 @@ export interface Engine {
 /** How an engine is asked to embed. */
 export interface EngineCall {
   isQuery: boolean;
+  encoding: Encoding;
   signal: AbortSignal;
   /** Called now and then, never after the call has settled. */
   onProgress?: ((progress: EngineProgress) => void) | undefined;
@@ -61,13 +62,26 @@ export interface BackendMemory {
 }
 
 export interface EngineResult {
-  /** [texts × dimension], row-major. */
-  vectors: Float32Array;
+  /** One row per text, row-major. */
+  vectors: EncodedVector[Encoding];
   /** Indices of the texts that were cut to the length limit, ascending. */
   truncated: Uint32Array;
   /** Tokens computed; equal texts count once. */
   tokens: number;
 }
+
+/** What holds a vector in each encoding. */
+export interface EncodedVector {
+  /** The numbers themselves. */
+  float32: Float32Array;
+  /** A byte per dimension: x ≈ value / 127. */
+  int8: Int8Array;
+  /** A bit per dimension, 1 where x > 0, most significant bit first, filled up with zeros to whole bytes. */
+  binary: Uint8Array;
+}
+
+/** How the numbers of a vector are stored. */
+export type Encoding = keyof EncodedVector;
 
 export type BackendName = "mlx" | "onnx" | "onnx-js";
 

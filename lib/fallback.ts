@@ -90,8 +90,8 @@ export class FallbackEngine implements Engine {
     }
   }
 
-  async embed(texts: readonly string[], { isQuery, signal, onProgress }: EngineCall): Promise<EngineResult> {
-    const reply = await this.#ask({ kind: "embed", isQuery }, { texts, signal, onProgress });
+  async embed(texts: readonly string[], { isQuery, encoding, signal, onProgress }: EngineCall): Promise<EngineResult> {
+    const reply = await this.#ask({ kind: "embed", isQuery, encoding }, { texts, signal, onProgress });
     if (reply.kind !== "embedded") throw new EmbedderError("INFERENCE_FAILED", `unexpected reply ${reply.kind}`);
     this.#computed.texts += reply.batches;
     this.#computed.tokens += reply.tokens;

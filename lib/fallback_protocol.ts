@@ -1,4 +1,4 @@
-import type { ModelOptions, PoolingMode } from "./engine.js";
+import type { EncodedVector, Encoding, ModelOptions, PoolingMode } from "./engine.js";
 import type { EmbedderErrorCode } from "./errors.js";
 
 /** Messages between `fallback.ts` and its worker thread. */
@@ -13,7 +13,7 @@ export type Request =
   /** Texts of a call; a call's texts come in slices. */
   | { kind: "texts"; call: number; texts: string[] }
   /** All texts of the call are there. */
-  | { kind: "embed"; call: number; isQuery: boolean }
+  | { kind: "embed"; call: number; isQuery: boolean; encoding: Encoding }
   /** Nobody waits for the call any more. */
   | { kind: "cancel"; call: number }
   /** The ids of one text, for tests that compare tokenizers. */
@@ -22,7 +22,14 @@ export type Request =
 
 export type Reply =
   | { kind: "ready"; description: FallbackDescription }
-  | { kind: "embedded"; call: number; vectors: Float32Array; truncated: Uint32Array; tokens: number; batches: number }
+  | {
+      kind: "embedded";
+      call: number;
+      vectors: EncodedVector[Encoding];
+      truncated: Uint32Array;
+      tokens: number;
+      batches: number;
+    }
   /** How far a call is, now and then. */
   | { kind: "progress"; call: number; done: number; tokens: number }
   | { kind: "tokenized"; call: number; ids: Uint32Array }

@@ -2,7 +2,7 @@
 
 import { createHash } from "node:crypto";
 import { parentPort, workerData } from "node:worker_threads";
-import { PROGRESS_INTERVAL_MS } from "./engine.js";
+import { type Encoding, PROGRESS_INTERVAL_MS } from "./engine.js";
 import { EmbedderError, toEmbedderError } from "./errors.js";
 import type { FallbackDescription, Reply, Request, WorkerInput } from "./fallback_protocol.js";
 import { type ModelDir, readModelDir } from "./model_dir.js";
@@ -10,7 +10,7 @@ import { findOnnxFile, type OnnxFile, sha256OfFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
 import { runInside } from "./run_gate.js";
 import { TextTokenizer } from "./tokenizer.js";
-import { finish, pool } from "./vector.js";
+import { encode, finish, pool } from "./vector.js";
 
 class FallbackModel {
   readonly description: FallbackDescription;
@@ -102,6 +102,7 @@ function fingerprint(model: ModelDir, onnx: OnnxFile): string {
 interface Job {
   call: number;
   isQuery: boolean;
+  encoding: Encoding;
   texts: string[];
   next: number;
   vectors: Float32Array;
@@ -141,7 +142,7 @@ async function advance(job: Job, model: FallbackModel): Promise<"more" | "done">
       if (job.truncated.has(first)) job.truncated.add(index);
     }
   }
-  const { call, vectors, tokens } = job;
+  const { call, tokens } = job;
   if (job.next < job.texts.length) {
     if (performance.now() - job.reportedAt >= PROGRESS_INTERVAL_MS) {
       job.reportedAt = performance.now();
@@ -149,6 +150,7 @@ async function advance(job: Job, model: FallbackModel): Promise<"more" | "done">
     }
     return "more";
   }
+  const vectors = encode(job.vectors, dimension, job.encoding);
   const truncated = Uint32Array.from(job.truncated);
   const batches = job.firstIndex.size;
   reply({ kind: "embedded", call, vectors, truncated, tokens, batches }, [vectors.buffer as ArrayBuffer]);
@@ -181,13 +183,13 @@ async function serve(model: FallbackModel): Promise<void> {
         fail(error, request.call);
       }
     } else {
-      const { call, isQuery } = request;
+      const { call, isQuery, encoding } = request;
       const texts = incoming.get(call) ?? [];
       incoming.delete(call);
       const vectors = new Float32Array(texts.length * model.description.dimension);
       const [truncated, firstIndex] = [new Set<number>(), new Map<string, number>()];
       const reportedAt = performance.now();
-      jobs.push({ call, isQuery, texts, next: 0, vectors, truncated, firstIndex, tokens: 0, reportedAt });
+      jobs.push({ call, isQuery, encoding, texts, next: 0, vectors, truncated, firstIndex, tokens: 0, reportedAt });
     }
     wake();
   });

@@ -110,7 +110,7 @@ export class NativeEngine implements Engine {
     }
   }
 
-  async embed(texts: readonly string[], { isQuery, signal, onProgress }: EngineCall): Promise<EngineResult> {
+  async embed(texts: readonly string[], { isQuery, encoding, signal, onProgress }: EngineCall): Promise<EngineResult> {
     const call = new this.#addon.Call();
     const cancel = () => call.cancel();
     signal.addEventListener("abort", cancel, { once: true });
@@ -118,7 +118,7 @@ export class NativeEngine implements Engine {
     try {
       await inSlices(texts, (slice) => call.push(slice), signal);
       throwIfAborted(signal);
-      const result = this.#model.embed(call, isQuery);
+      const result = this.#model.embed(call, isQuery, encoding);
       if (onProgress) timer = setInterval(() => onProgress(call.progress), PROGRESS_INTERVAL_MS);
       return await result;
     } catch (error) {

@@ -72,6 +72,7 @@ const count = atLeast(1);
 export const SIGNAL_RULE: Rule = { expected: "an AbortSignal", accepts: (value) => value instanceof AbortSignal };
 
 export const BACKEND_RULE = oneOf("auto", "mlx", "onnx", "onnx-js");
+export const ENCODING_RULE = oneOf("float32", "int8", "binary");
 
 const RULES: Record<keyof LoadOptions, Rule> = {
   backend: BACKEND_RULE,

@@ -1,4 +1,4 @@
-import type { EngineResult } from "./engine.js";
+import type { EncodedVector, Encoding, EngineResult } from "./engine.js";
 import { AbortError } from "./errors.js";
 import { invalid } from "./options.js";
 
@@ -9,10 +9,10 @@ const CHUNK_CHARACTERS = 1 << 20;
 const CHUNKS = 2;
 
 /** The vector of one text of a stream. */
-export interface StreamedVector {
+export interface StreamedVector<E extends Encoding = "float32"> {
   /** Which text of the source, counted from 0. */
   index: number;
-  vector: Float32Array;
+  vector: EncodedVector[E];
   /** Whether the text was cut to `maxTokens`. */
   truncated: boolean;
 }
@@ -36,12 +36,11 @@ type Event =
  *
  * @param embed Embeds a chunk. Its signal is aborted with `signal`, and when the consumer leaves early.
  */
-export async function* streamVectors(
+export async function* streamVectors<E extends Encoding>(
   source: Iterable<string> | AsyncIterable<string>,
-  dimension: number,
   signal: AbortSignal | undefined,
   embed: (texts: string[], signal: AbortSignal) => Promise<EngineResult>,
-): AsyncGenerator<StreamedVector, void, undefined> {
+): AsyncGenerator<StreamedVector<E>, void, undefined> {
   const iterator = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : source[Symbol.iterator]();
   const leaving = new AbortController();
   const leave = () => leaving.abort(signal?.reason);
@@ -90,7 +89,7 @@ export async function* streamVectors(
         if (chunk.texts.length === CHUNK_TEXTS || characters >= CHUNK_CHARACTERS) compute();
       } else if (event.kind === "embedded") {
         computing.delete(event.computing);
-        yield* vectorsOf(event.chunk, event.result, dimension);
+        yield* vectorsOf<E>(event.chunk, event.result);
       } else {
         hasEnded ||= event.kind === "end";
         if (chunk.texts.length > 0) compute();
@@ -119,10 +118,12 @@ function pause(): Promise<Event> {
   return new Promise((resolve) => setImmediate(() => resolve({ kind: "pause" })));
 }
 
-function* vectorsOf({ first, texts }: Chunk, result: EngineResult, dimension: number): Generator<StreamedVector> {
+function* vectorsOf<E extends Encoding>({ first, texts }: Chunk, result: EngineResult): Generator<StreamedVector<E>> {
+  const vectors = result.vectors as EncodedVector[E];
+  const length = vectors.length / texts.length;
   const truncated = new Set(result.truncated);
   for (let row = 0; row < texts.length; row++) {
-    const vector = result.vectors.subarray(row * dimension, (row + 1) * dimension);
+    const vector = vectors.subarray(row * length, (row + 1) * length) as EncodedVector[E];
     yield { index: first + row, vector, truncated: truncated.has(row) };
   }
 }

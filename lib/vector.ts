@@ -1,4 +1,4 @@
-import type { PoolingMode } from "./engine.js";
+import type { EncodedVector, Encoding, PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 
 /** Keeps the first components of a vector, into which Matryoshka training puts what matters most. */
@@ -79,4 +79,29 @@ function layerNorm(vector: Float32Array): Float32Array {
   const variance = sum(vector.length, (index) => ((vector[index] as number) - mean) ** 2) / vector.length;
   const deviation = Math.sqrt(variance + EPSILON);
   return vector.map((value) => (value - mean) / deviation);
+}
+
+/** Encodes vectors [n × dimension] by the rules of `src/vector.rs`. */
+export function encode(vectors: Float32Array, dimension: number, encoding: Encoding): EncodedVector[Encoding] {
+  switch (encoding) {
+    case "float32":
+      return vectors;
+    case "int8":
+      return new Int8Array(vectors.map(toInt8));
+    case "binary": {
+      const bytesPerRow = Math.ceil(dimension / 8);
+      const bits = new Uint8Array((vectors.length / dimension) * bytesPerRow);
+      for (const [index, value] of vectors.entries()) {
+        const column = index % dimension;
+        const byte = ((index - column) / dimension) * bytesPerRow + (column >> 3);
+        if (value > 0) bits[byte] = (bits[byte] as number) | (0x80 >> (column & 7));
+      }
+      return bits;
+    }
+  }
+}
+
+/** Away from zero at ±0.5, the only ties: `Math.round` alone would take −63.5 to −63. */
+function toInt8(value: number): number {
+  return Math.sign(value) * Math.min(127, Math.round(Math.abs(value) * 127));
 }

@@ -12,7 +12,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use napi::bindgen_prelude::{Float32Array, Object, ToNapiValue, Uint32Array};
+use napi::bindgen_prelude::{
+    Either3, Float32Array, Int8Array, Object, ToNapiValue, Uint8Array, Uint32Array,
+};
 use napi::{Env, JsError};
 use napi_derive::napi;
 
@@ -21,6 +23,7 @@ use crate::error::Error;
 use crate::model::{self, Model as LoadedModel};
 use crate::options::Options;
 use crate::runtime;
+use crate::vector::{Encoding, Vectors};
 
 /// Options of a model; every one may be left out.
 #[napi(object)]
@@ -78,21 +81,20 @@ impl TryFrom<Option<ModelOptions>> for Options {
 /// The vectors of one call.
 #[napi(object)]
 pub struct Embeddings {
-    /// `[texts, dimension]`, row-major.
-    pub vectors: Float32Array,
+    /// `[texts, dimension]`, row-major; "binary": `[texts, ⌈dimension / 8⌉]`.
+    pub vectors: Either3<Float32Array, Int8Array, Uint8Array>,
     /// Indices of the texts that were cut to the token limit, ascending.
     pub truncated: Uint32Array,
     /// Tokens computed; equal texts count once.
     pub tokens: u32,
 }
 
-impl From<engine::Embeddings> for Embeddings {
-    fn from(embeddings: engine::Embeddings) -> Self {
-        Self {
-            vectors: Float32Array::new(embeddings.vectors),
-            truncated: Uint32Array::new(embeddings.truncated),
-            tokens: embeddings.tokens as u32,
-        }
+/// Vectors as a typed array of their own kind, which takes the memory over.
+fn typed_array(vectors: Vectors) -> Either3<Float32Array, Int8Array, Uint8Array> {
+    match vectors {
+        Vectors::Float32(vectors) => Either3::A(Float32Array::new(vectors)),
+        Vectors::Int8(vectors) => Either3::B(Int8Array::new(vectors)),
+        Vectors::Binary(vectors) => Either3::C(Uint8Array::new(vectors)),
     }
 }
 
@@ -223,19 +225,36 @@ impl Model {
         )
     }
 
-    /// Embeds the texts of a call. The promise is settled from the engine's threads.
+    /// Embeds the texts of a call. `encoding`: "float32" (default), "int8" or "binary". The promise is settled from the
+    /// engine's threads, which also encode.
     #[napi(ts_return_type = "Promise<Embeddings>")]
     pub fn embed<'env>(
         &self,
         env: &'env Env,
         call: &mut Call,
         is_query: bool,
+        encoding: Option<String>,
     ) -> napi::Result<Object<'env>> {
+        let encoding: Encoding = encoding
+            .as_deref()
+            .unwrap_or("float32")
+            .parse()
+            .map_err(|error| rejection(*env, &error))?;
+        let dimension = self.model.dir().dimension();
         let (deferred, promise) = env.create_deferred()?;
         let texts = std::mem::take(&mut call.texts);
         let reply = move |result: Result<engine::Embeddings, Error>| {
+            // Here, not in the closure below: that one runs on the JavaScript thread.
+            let result = result.map(|embeddings| {
+                let vectors = encoding.encode(embeddings.vectors, dimension);
+                (vectors, embeddings.truncated, embeddings.tokens)
+            });
             deferred.resolve(move |env| match result {
-                Ok(embeddings) => Ok(Embeddings::from(embeddings)),
+                Ok((vectors, truncated, tokens)) => Ok(Embeddings {
+                    vectors: typed_array(vectors),
+                    truncated: Uint32Array::new(truncated),
+                    tokens: tokens as u32,
+                }),
                 Err(error) => Err(rejection(env, &error)),
             });
         };
