@@ -9,26 +9,73 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 
 import * as path from "node:path";
-import type { BackendMemory, BackendName, Engine, PoolingMode } from "./lib/engine.js";
-import { EmbedderError, toEmbedderError } from "./lib/errors.js";
+import type {
+  BackendMemory,
+  BackendName,
+  EncodedVector,
+  Encoding,
+  Engine,
+  EngineProgress,
+  EngineResult,
+  PoolingMode,
+} from "./lib/engine.js";
+import { AbortError, EmbedderError, throwIfAborted, toEmbedderError } from "./lib/errors.js";
 import { FallbackEngine } from "./lib/fallback.js";
+import { IdleEngine } from "./lib/idle_engine.js";
 import { addonOptions, loadAddon, NativeEngine } from "./lib/native.js";
-import { BACKEND_RULE, checkLoadOptions, checkTexts, invalid, type LoadOptions, optionEntries } from "./lib/options.js";
+import {
+  BACKEND_RULE,
+  checkLoadOptions,
+  checkTexts,
+  ENCODING_RULE,
+  invalid,
+  type LoadOptions,
+  optionEntries,
+  SIGNAL_RULE,
+} from "./lib/options.js";
+import { QueryCache } from "./lib/query_cache.js";
+import { type StreamedVector, streamVectors } from "./lib/stream.js";
 
-export type { BackendMemory, BackendName, PoolingMode } from "./lib/engine.js";
-export { EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
+export type { BackendMemory, BackendName, EncodedVector, Encoding, PoolingMode } from "./lib/engine.js";
+export { AbortError, EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
 export type { LoadOptions } from "./lib/options.js";
+export type { StreamedVector } from "./lib/stream.js";
 
 /** Options of one `embed` call. */
-export interface EmbedOptions {
+export interface EmbedOptions<E extends Encoding = "float32"> {
   /** What the texts are, which chooses the model's prompt. Default `"document"`. */
   kind?: "query" | "document";
+  /**
+   * How vectors are stored: `"float32"` (default), `"int8"` (x ≈ value / 127; not with `normalize: false`) or `"binary"`
+   * (signs, eight to a byte). Vectors of one encoding are compared with each other only.
+   */
+  encoding?: E;
   /**
    * Called once before the promise resolves if texts were cut to `maxTokens`, with their indices in `texts`,
    * ascending. An error that it throws rejects the call.
    */
   onTruncated?: (indices: Uint32Array) => void;
+  /** Ends the call with an `AbortError`; what is not computed yet is dropped. */
+  signal?: AbortSignal;
+  /** Called now and then, and once when all is done, before the promise resolves. An error that it throws ends the call. */
+  onProgress?: (progress: EmbedProgress) => void;
 }
+
+/** How far an `embed` call is. */
+export interface EmbedProgress {
+  /** Texts whose vectors are there. */
+  done: number;
+  /** Texts of the call. */
+  total: number;
+  /** Tokens computed. */
+  tokens: number;
+}
+
+/** Options of `Embedder.stream`. */
+export type StreamOptions<E extends Encoding = "float32"> = Pick<EmbedOptions<E>, "kind" | "encoding" | "signal">;
+
+/** Options of one `embedQuery` call. */
+export type QueryOptions<E extends Encoding = "float32"> = Omit<EmbedOptions<E>, "kind">;
 
 /** See `Embedder.info`. */
 export interface EmbedderInfo {
@@ -40,9 +87,21 @@ export interface EmbedderInfo {
   fingerprint: string;
   fallbackReason: string | null;
   truncatedTexts: number;
+  /** Calls that are queued or being computed. */
+  calls: number;
+  /** Texts computed since loading; repetitions within a call and queries from the cache do not count. */
+  texts: number;
+  /** Tokens computed since loading. */
+  tokens: number;
+  /** Runs of the model since loading. */
+  batches: number;
+  /** Queries that were answered from the cache. */
+  queryCacheHits: number;
   /** Memory that the backend manages itself; `null` where it leaves that to the system. */
   memory: BackendMemory | null;
 }
+
+const QUERY_CACHE_SIZE = 128;
 
 // Node 20.0 to 20.4 do not have the symbol yet; `await using` cannot be used there, the rest can.
 const asyncDispose: typeof Symbol.asyncDispose = Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose");
@@ -61,12 +120,17 @@ export class Embedder {
   /** Why each faster backend was not taken that `"auto"` tried before; `null` where the first one works. */
   readonly fallbackReason: string | null;
   readonly #engine: Engine;
+  readonly #queries: QueryCache;
+  /** Whether vectors have length 1. */
+  readonly #normalize: boolean;
   #truncatedTexts = 0;
   #isClosed = false;
 
-  private constructor(engine: Engine, fallbackReason: string | null) {
+  private constructor(engine: Engine, fallbackReason: string | null, queries: QueryCache, normalize: boolean) {
     this.#engine = engine;
     this.fallbackReason = fallbackReason;
+    this.#queries = queries;
+    this.#normalize = normalize;
   }
 
   /**
@@ -77,25 +141,24 @@ export class Embedder {
    * `BACKEND_UNAVAILABLE` (with the reason of each backend that was tried) or `INFERENCE_FAILED`.
    */
   static async load(modelDir?: string, options?: LoadOptions): Promise<Embedder> {
-    const { backend: chosen, ...modelOptions } = checkLoadOptions(options);
+    const { backend, signal, queryCacheSize, idleTimeoutMs, ...modelOptions } = checkLoadOptions(options);
     const dir = checkModelDir(modelDir);
-    const backend = backendFromEnvironment(chosen ?? "auto");
-    if (backend === "onnx-js") return new Embedder(await loadFallback(dir, modelOptions), null);
-    let unavailable: EmbedderError;
-    try {
-      const engine = await NativeEngine.load(dir, { ...modelOptions, backend });
-      return new Embedder(engine, engine.fallbackReason);
-    } catch (error) {
-      // Only a backend that cannot run here is a reason to try the next; a wrong model is wrong for all of them.
-      if (backend !== "auto" || !(error instanceof EmbedderError) || error.code !== "BACKEND_UNAVAILABLE") throw error;
-      unavailable = error;
+    throwIfAborted(signal);
+    const opening = openEngine(dir, backendFromEnvironment(backend ?? "auto"), modelOptions);
+    const opened = await unlessAborted(opening, signal).catch((error) => {
+      // A load that nobody waits for any more still ends, and must not leave its weights behind.
+      if (error instanceof AbortError) opening.then(({ engine }) => engine.close()).catch(() => {});
+      throw error;
+    });
+    const { fallbackReason } = opened;
+    let { engine } = opened;
+    if (idleTimeoutMs !== undefined) {
+      const { backend: same } = engine;
+      const reload = async () => (await openEngine(dir, same, modelOptions)).engine;
+      engine = new IdleEngine(engine, reload, idleTimeoutMs);
     }
-    try {
-      return new Embedder(await loadFallback(dir, modelOptions), unavailable.message);
-    } catch (error) {
-      const { code, message } = toEmbedderError(error);
-      throw new EmbedderError(code, `${message} (tried before: ${unavailable.message})`, { cause: error });
-    }
+    const queries = new QueryCache(queryCacheSize ?? QUERY_CACHE_SIZE);
+    return new Embedder(engine, fallbackReason, queries, modelOptions.normalize ?? true);
   }
 
   /**
@@ -103,17 +166,49 @@ export class Embedder {
    * the call returns: changing it afterwards has no effect. Equal texts are computed once.
    *
    * @param options Options, or `true` for `{ kind: "query" }`.
-   * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED` or `CLOSED`.
+   * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED`, `CLOSED`, or
+   * `ABORT_ERR` (an `AbortError`).
    */
-  async embed(texts: readonly string[], options?: EmbedOptions | boolean): Promise<Float32Array[]> {
+  async embed<E extends Encoding = "float32">(
+    texts: readonly string[],
+    options?: EmbedOptions<E> | boolean,
+  ): Promise<EncodedVector[E][]> {
     const snapshot = checkTexts(texts);
-    const { kind, onTruncated } = checkEmbedOptions(options);
+    const checked = checkEmbedOptions(options);
+    this.#checkEncoding(checked.encoding);
     this.#checkOpen();
+    throwIfAborted(checked.signal);
     if (snapshot.length === 0) return [];
-    const { vectors, truncated } = await this.#engine.embed(snapshot, kind === "query");
-    this.#truncatedTexts += truncated.length;
-    if (truncated.length > 0) onTruncated?.(truncated);
-    return rows(vectors, this.dimension);
+    const { vectors, truncated } = await this.#compute(snapshot, checked);
+    if (truncated.length > 0) checked.onTruncated?.(truncated);
+    return rows(vectors as EncodedVector[E], snapshot.length);
+  }
+
+  /**
+   * Embeds texts as they come, from an array, a generator or anything else that can be iterated, also asynchronously.
+   * Reads ahead a little and no further while the vectors are not taken, so that any number of texts passes through in
+   * bounded memory. Leaving the loop early drops what is not computed yet.
+   *
+   * ```js
+   * for await (const { index, vector } of embedder.stream(readTexts())) await save(index, vector);
+   * ```
+   *
+   * @throws EmbedderError as `embed`; what the source throws.
+   */
+  stream<E extends Encoding = "float32">(
+    source: Iterable<string> | AsyncIterable<string>,
+    options?: StreamOptions<E>,
+  ): AsyncGenerator<StreamedVector<E>> {
+    if (typeof source === "string" || !isIterable(source)) {
+      throw invalid("source", "an iterable or async iterable of strings", source);
+    }
+    const checked = checkOptions(options, ["kind", "encoding", "signal"]);
+    this.#checkEncoding(checked.encoding);
+    this.#checkOpen();
+    return streamVectors<E>(source, checked.signal, (texts, signal) => {
+      this.#checkOpen();
+      return this.#compute(texts, { ...checked, signal });
+    });
   }
 
   /**
@@ -121,10 +216,11 @@ export class Embedder {
    *
    * @throws EmbedderError as `embed`.
    */
-  async embedQuery(text: string): Promise<Float32Array> {
+  async embedQuery<E extends Encoding = "float32">(text: string, options?: QueryOptions<E>): Promise<EncodedVector[E]> {
     if (typeof text !== "string") throw invalid("text", "a string", text);
-    const [vector] = await this.embed([text], { kind: "query" });
-    return vector as Float32Array;
+    const checked = Object.fromEntries(optionEntries("options", options, QUERY_OPTIONS));
+    const [vector] = await this.embed<E>([text], { ...checked, kind: "query" });
+    return vector as EncodedVector[E];
   }
 
   /** What the embedder is, and the memory of its backend at this moment. */
@@ -132,13 +228,18 @@ export class Embedder {
     this.#checkOpen();
     const { backend, isGpu, dimension, maxTokens, pooling, fingerprint } = this.#engine;
     const { fallbackReason, truncatedTexts } = this;
-    const memory = await this.#engine.memory();
-    return { backend, isGpu, dimension, maxTokens, pooling, fingerprint, fallbackReason, truncatedTexts, memory };
+    return {
+      ...{ backend, isGpu, dimension, maxTokens, pooling, fingerprint, fallbackReason, truncatedTexts },
+      ...this.#engine.activity(),
+      queryCacheHits: this.#queries.hits,
+      memory: await this.#engine.memory(),
+    };
   }
 
   /** Frees the model's memory. Calls in flight and later ones are rejected with `CLOSED`; closing again does nothing. */
   async close(): Promise<void> {
     this.#isClosed = true;
+    this.#queries.clear();
     await this.#engine.close();
   }
 
@@ -183,6 +284,23 @@ export class Embedder {
     return this.#truncatedTexts;
   }
 
+  async #compute(texts: string[], options: EmbedOptions<Encoding>): Promise<EngineResult> {
+    const { kind, encoding = "float32" } = options;
+    const query = kind === "query" && texts.length === 1 ? `${encoding} ${texts[0]}` : undefined;
+    let result = query === undefined ? undefined : this.#queries.get(query);
+    if (!result) {
+      result = await run(this.#engine, texts, options);
+      if (query !== undefined && !this.#isClosed) this.#queries.set(query, result);
+    }
+    this.#truncatedTexts += result.truncated.length;
+    return result;
+  }
+
+  #checkEncoding(encoding: Encoding | undefined): void {
+    if (encoding !== "int8" || this.#normalize) return;
+    throw invalid("option encoding", '"float32" or "binary" with normalize: false (numbers of any size)', encoding);
+  }
+
   #checkOpen(): void {
     if (this.#isClosed) throw new EmbedderError("CLOSED", "the embedder is closed: load it again to embed more texts");
   }
@@ -196,7 +314,9 @@ export class Embedder {
  */
 export function init(
   modelDir?: string,
-  options?: Omit<LoadOptions, "backend"> & { backend?: "auto" | "mlx" | "onnx" },
+  options?: Omit<LoadOptions, "backend" | "signal" | "idleTimeoutMs" | "queryCacheSize"> & {
+    backend?: "auto" | "mlx" | "onnx";
+  },
 ): void {
   const checked = checkLoadOptions(options);
   const dir = checkModelDir(modelDir);
@@ -219,7 +339,7 @@ export function embed(texts: readonly string[], isQuery = false): Float32Array[]
   const snapshot = checkTexts(texts);
   if (typeof isQuery !== "boolean") throw invalid("isQuery", "true or false", isQuery);
   const vectors = native((addon) => addon.embed(snapshot, isQuery));
-  return snapshot.length === 0 ? [] : rows(vectors, vectors.length / snapshot.length);
+  return rows(vectors, snapshot.length);
 }
 
 /**
@@ -259,10 +379,84 @@ function native<T>(call: (addon: ReturnType<typeof loadAddon>) => T): T {
   }
 }
 
+/** The engine of the first backend that works, and why an earlier one did not. */
+async function openEngine(
+  dir: string,
+  backend: NonNullable<LoadOptions["backend"]>,
+  options: LoadOptions,
+): Promise<{ engine: Engine; fallbackReason: string | null }> {
+  if (backend === "onnx-js") return { engine: await loadFallback(dir, options), fallbackReason: null };
+  let unavailable: EmbedderError;
+  try {
+    const engine = await NativeEngine.load(dir, { ...options, backend });
+    return { engine, fallbackReason: engine.fallbackReason };
+  } catch (error) {
+    // Only a backend that cannot run here is a reason to try the next; a wrong model is wrong for all of them.
+    if (backend !== "auto" || !(error instanceof EmbedderError) || error.code !== "BACKEND_UNAVAILABLE") throw error;
+    unavailable = error;
+  }
+  try {
+    return { engine: await loadFallback(dir, options), fallbackReason: unavailable.message };
+  } catch (error) {
+    const { code, message } = toEmbedderError(error);
+    throw new EmbedderError(code, `${message} (tried before: ${unavailable.message})`, { cause: error });
+  }
+}
+
 function loadFallback(dir: string, options: LoadOptions): Promise<Engine> {
   // The library's path is the addon's affair: onnxruntime-node brings its own.
   const { onnxRuntimeLibrary: _, ...modelOptions } = options;
   return FallbackEngine.load(dir, modelOptions);
+}
+
+/** One call of the engine. An aborted signal, or an error that `onProgress` throws, rejects it at once and cancels it. */
+async function run(
+  engine: Engine,
+  texts: string[],
+  { kind, encoding = "float32", signal, onProgress }: EmbedOptions<Encoding>,
+): Promise<EngineResult> {
+  const stop = new AbortController();
+  const call = { isQuery: kind === "query", encoding, signal: stop.signal };
+  if (!signal && !onProgress) return engine.embed(texts, call);
+  const cancel = () => stop.abort();
+  signal?.addEventListener("abort", cancel, { once: true });
+  let fail: (error: unknown) => void = () => {};
+  const failed = new Promise<never>((_, reject) => {
+    fail = reject;
+  });
+  const report = (progress: EngineProgress) => {
+    // A report may be on its way while the call ends.
+    if (stop.signal.aborted) return;
+    try {
+      onProgress?.({ ...progress, total: texts.length });
+    } catch (error) {
+      fail(error);
+    }
+  };
+  try {
+    const embedded = engine.embed(texts, { ...call, onProgress: onProgress && report });
+    const result = await Promise.race([unlessAborted(embedded, signal), failed]);
+    onProgress?.({ done: texts.length, total: texts.length, tokens: result.tokens });
+    return result;
+  } finally {
+    stop.abort();
+    signal?.removeEventListener("abort", cancel);
+  }
+}
+
+/** The promise, or an `AbortError` as soon as the signal is aborted. */
+async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (!signal) return promise;
+  let onAbort = () => {};
+  const aborted = new Promise<never>((_, reject) => {
+    onAbort = () => reject(new AbortError(signal));
+    signal.addEventListener("abort", onAbort, { once: true });
+  });
+  try {
+    return await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
 }
 
 function checkModelDir(modelDir: unknown): string {
@@ -278,20 +472,34 @@ function backendFromEnvironment(chosen: NonNullable<LoadOptions["backend"]>): No
   return name as NonNullable<LoadOptions["backend"]>;
 }
 
-function checkEmbedOptions(options: unknown): EmbedOptions {
+const QUERY_OPTIONS: readonly (keyof QueryOptions)[] = ["encoding", "onTruncated", "signal", "onProgress"];
+
+function checkEmbedOptions(options: unknown): EmbedOptions<Encoding> {
   if (typeof options === "boolean") return { kind: options ? "query" : "document" };
-  const checked = Object.fromEntries(optionEntries("options", options, ["kind", "onTruncated"]));
-  const { kind = "document", onTruncated } = checked;
+  return checkOptions(options, ["kind", ...QUERY_OPTIONS]);
+}
+
+function checkOptions(options: unknown, names: readonly (keyof EmbedOptions)[]): EmbedOptions<Encoding> {
+  const checked: EmbedOptions<Encoding> = Object.fromEntries(optionEntries("options", options, names));
+  const { kind = "document", encoding, onTruncated, signal, onProgress } = checked;
   if (kind !== "query" && kind !== "document") throw invalid("option kind", '"query" or "document"', kind);
-  if (onTruncated !== undefined && typeof onTruncated !== "function") {
-    throw invalid("option onTruncated", "a function", onTruncated);
+  for (const [name, callback] of Object.entries({ onTruncated, onProgress })) {
+    if (callback !== undefined && typeof callback !== "function")
+      throw invalid(`option ${name}`, "a function", callback);
   }
+  if (encoding !== undefined && !ENCODING_RULE.accepts(encoding))
+    throw invalid("option encoding", ENCODING_RULE.expected, encoding);
+  if (signal !== undefined && !SIGNAL_RULE.accepts(signal))
+    throw invalid("option signal", SIGNAL_RULE.expected, signal);
   return checked;
 }
 
+function isIterable(value: unknown): boolean {
+  return typeof value === "object" && value !== null && (Symbol.iterator in value || Symbol.asyncIterator in value);
+}
+
 /** Views of the rows of a row-major matrix. */
-function rows(matrix: Float32Array, dimension: number): Float32Array[] {
-  return Array.from({ length: matrix.length / dimension }, (_, row) =>
-    matrix.subarray(row * dimension, (row + 1) * dimension),
-  );
+function rows<V extends EncodedVector[Encoding]>(matrix: V, count: number): V[] {
+  const length = matrix.length / count;
+  return Array.from({ length: count }, (_, row) => matrix.subarray(row * length, (row + 1) * length) as V);
 }

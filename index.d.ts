@@ -9,12 +9,30 @@
  */
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
+/**
+ * One call of `Model.embed`: first its texts on their way in, then its progress. Copying strings out of JavaScript takes
+ * time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
+ */
+export declare class Call {
+  /** A call without texts. */
+  constructor()
+  /** Appends a copy of the strings. */
+  push(texts: Array<string>): void
+  /** Rejects the promise of `Model.embed` with `ABORT_ERR`, unless it is settled. */
+  cancel(): void
+  /** How far the call is. */
+  get progress(): Progress
+}
+
 /** A loaded model. A process may hold several, in any of its threads. */
 export declare class Model {
   /** Loads the model of a folder, off the JavaScript thread. */
   static load(modelDir: string, options?: ModelOptions | undefined | null): Promise<Model>
-  /** Embeds the texts and empties the list. The promise is settled from the engine's threads. */
-  embed(texts: TextList, isQuery: boolean): Promise<Embeddings>
+  /**
+   * Embeds the texts of a call. `encoding`: "float32" (default), "int8" or "binary". The promise is settled from the
+   * engine's threads, which also encode.
+   */
+  embed(call: Call, isQuery: boolean, encoding?: string | undefined | null): Promise<Embeddings>
   /**
    * The token ids of a text as the model would see them: behind its prompt, special tokens included, truncated.
    * Synchronous.
@@ -24,6 +42,8 @@ export declare class Model {
   close(): Promise<void>
   /** The backend's memory; `null` for a backend that leaves memory to the system. */
   memory(): Promise<Memory | null>
+  /** What the model has done since it was loaded, and what is before it. */
+  get activity(): Activity
   /** Why a faster backend of the addon was not taken; `null` where none was tried. */
   get fallbackReason(): string | null
   /** Length of a vector. */
@@ -48,17 +68,16 @@ export declare class Model {
   get documentPrompt(): string
 }
 
-/**
- * Texts on their way into a call. Copying strings out of JavaScript takes time on its thread, so a long list is pushed
- * in slices, with turns of the event loop between them.
- */
-export declare class TextList {
-  /** An empty list. */
-  constructor()
-  /** Appends a copy of the strings. */
-  push(texts: Array<string>): void
-  /** Number of texts. */
-  get length(): number
+/** What a model has done since it was loaded, and what is before it. */
+export interface Activity {
+  /** Calls that are queued or being computed. */
+  calls: number
+  /** Texts computed; a repetition within a call does not count. */
+  texts: number
+  /** Tokens computed. */
+  tokens: number
+  /** Batches computed. */
+  batches: number
 }
 
 /**
@@ -69,8 +88,8 @@ export declare function embed(texts: Array<string>, isQuery?: boolean | undefine
 
 /** The vectors of one call. */
 export interface Embeddings {
-  /** `[texts, dimension]`, row-major. */
-  vectors: Float32Array
+  /** `[texts, dimension]`, row-major; "binary": `[texts, ⌈dimension / 8⌉]`. */
+  vectors: Float32Array | Int8Array | Uint8Array
   /** Indices of the texts that were cut to the token limit, ascending. */
   truncated: Uint32Array
   /** Tokens computed; equal texts count once. */
@@ -115,12 +134,26 @@ export interface ModelOptions {
   maxTokens?: number
   /** Whether vectors are scaled to length 1; default true. */
   normalize?: boolean
+  /** Keeps this many of the first components of each vector. */
+  dimensions?: number
+  /** With `dimensions`: whether a layer norm comes before the cut; default: what the model asks for. */
+  layerNorm?: boolean
   /** Number format of the weights while computing: "auto", "f32", "int8" (ONNX Runtime), "f16" or "bf16" (MLX). */
   dtype?: string
   /** "auto", "mlx" or "onnx". */
   backend?: string
   /** Threads that compute; default: what the machine, or its cgroup, offers. */
   threads?: number
+  /** Most bytes that the activations of one batch may take. */
+  memoryBudget?: number
   /** ONNX Runtime's shared library. */
   onnxRuntimeLibrary?: string
+}
+
+/** How far a call is. */
+export interface Progress {
+  /** Texts whose vectors are there. */
+  done: number
+  /** Tokens computed. */
+  tokens: number
 }

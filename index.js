@@ -835,8 +835,8 @@ function __napiStampBindingTarget(exportsObject, target) {
 // linked import resolves to `undefined`.
 module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __napiLoadedBindingTarget)
 module.exports = nativeBinding
+module.exports.Call = nativeBinding.Call
 module.exports.Model = nativeBinding.Model
-module.exports.TextList = nativeBinding.TextList
 module.exports.embed = nativeBinding.embed
 module.exports.exportOnnx = nativeBinding.exportOnnx
 module.exports.init = nativeBinding.init

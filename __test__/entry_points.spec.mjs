@@ -79,7 +79,7 @@ for (const how of Object.keys(LOADERS)) {
       how,
       "report(Object.keys(api).filter((name) => !['default', 'module.exports', '__esModule'].includes(name)).sort());",
     );
-    assert.deepEqual(names, ["Embedder", "EmbedderError", "embed", "exportOnnx", "init", "isGpu"]);
+    assert.deepEqual(names, ["AbortError", "Embedder", "EmbedderError", "embed", "exportOnnx", "init", "isGpu"]);
   });
 
   for (const [addon, reason] of [
@@ -123,25 +123,26 @@ for (const how of Object.keys(LOADERS)) {
 
   test(`${how}: the synchronous functions of the process-wide model`, async () => {
     const body = `
+      const options = { maxTokens: 32, dimensions: 20, layerNorm: true };
       const code = (work) => outcome(work).then((result) => result?.code ?? result);
       report([
         await code(() => api.isGpu()),
         await code(() => api.embed(["x"])),
         await code(() => api.init(process.env.OTHER + "/nowhere")),
-        await code(() => api.init(process.env.MODEL, { maxTokens: 32 })) ?? "ready",
-        await code(() => api.init(process.env.MODEL, { maxTokens: 32 })) ?? "ready",
+        await code(() => api.init(process.env.MODEL, options)) ?? "ready",
+        await code(() => api.init(process.env.MODEL, options)) ?? "ready",
         await code(() => api.init(process.env.OTHER)),
-        await code(() => api.init(process.env.MODEL, { maxTokens: 31 })),
+        await code(() => api.init(process.env.MODEL, { ...options, dimensions: 21 })),
         await code(() => api.init(process.env.MODEL, { backend: "onnx-js" })),
         await code(() => api.embed("x")),
         await code(() => api.embed(["x", 1])),
         api.embed([]).length,
         api.isGpu(),
       ]);
-      const embedder = await api.Embedder.load(process.env.MODEL, { maxTokens: 32 });
+      const embedder = await api.Embedder.load(process.env.MODEL, options);
       const same = async (isQuery) => {
         const a = api.embed(["the time", "x"], isQuery), b = await embedder.embed(["the time", "x"], isQuery);
-        return a.length === 2 && a.every((row, index) => row.every((value, column) => value === b[index][column]));
+        return a.length === 2 && a.every((row, index) => row.length === 20 && row.every((value, column) => value === b[index][column]));
       };
       report([await same(false), await same(true)]);`;
     const [codes, same] = child(installed(), how, body, {

@@ -1,7 +1,6 @@
 /** MLX in a Node process: beside ONNX Runtime, from many threads, and when the process ends. Only for builds with MLX. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
@@ -98,29 +97,4 @@ if (HAS_MLX) {
       }
     }
   });
-
-  for (const [when, end] of [
-    ["with a model loaded", ""],
-    ["in the middle of a batch", "embedder.embed(many); setTimeout(() => process.exit(0), 200);"],
-    ["after close", "await embedder.close();"],
-    ["while closing", "embedder.embed(many).catch(() => {}); embedder.close(); process.exit(0);"],
-  ]) {
-    test(`the process ends cleanly ${when}`, async () => {
-      const body = `
-        const { Embedder } = require(${JSON.stringify(PACKAGE)});
-        const many = Array.from({ length: 3000 }, (_, index) => index + " word".repeat(60));
-        (async () => {
-          const embedder = await Embedder.load(process.env.MODEL, { backend: "mlx" });
-          await embedder.embed(["works"]);
-          ${end}
-        })();`;
-      const env = { ...process.env, MODEL: await model("bert_mean") };
-      const { status, signal, stderr } = spawnSync(process.execPath, ["-e", body], {
-        env,
-        encoding: "utf8",
-        timeout: 60_000,
-      });
-      assert.equal(status, 0, `${signal} ${stderr}`);
-    });
-  }
 }

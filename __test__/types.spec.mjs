@@ -8,7 +8,7 @@ import { test } from "node:test";
 import { ROOT, temporaryFolder } from "./models.mjs";
 
 const USE = `
-import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, type EmbedOptions, type LoadOptions } from "semantic-search-native";
+import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, type EmbedOptions, type Encoding, type LoadOptions } from "semantic-search-native";
 
 export async function use(): Promise<void> {
   const options: LoadOptions = { backend: "onnx-js", pooling: "cls", maxTokens: 128, normalize: true, dtype: "f32" };
@@ -18,6 +18,13 @@ export async function use(): Promise<void> {
   const vectors: Float32Array[] = await embedder.embed(["a"] as const, settings);
   const same: Float32Array[] = await embedder.embed(["a"], true);
   const query: Float32Array = await embedder.embedQuery("a");
+  const bytes: Int8Array[] = await embedder.embed(["a"], { encoding: "int8", kind: "query" });
+  const bits: Uint8Array = await embedder.embedQuery("a", { encoding: "binary", onTruncated });
+  for await (const { vector } of embedder.stream(["a"], { encoding: "int8" })) bytes.push(vector);
+  for await (const { vector } of embedder.stream(["a"])) vectors.push(vector);
+  const chosen = "int8" as Encoding;
+  const any: (Float32Array | Int8Array | Uint8Array)[] = await embedder.embed(["a"], { encoding: chosen });
+  const smaller = await Embedder.load("model", { dimensions: 256, layerNorm: true });
   const backend: "mlx" | "onnx" | "onnx-js" = embedder.backend;
   const reason: string | null = embedder.fallbackReason;
   const count: number = embedder.dimension + embedder.maxTokens + embedder.truncatedTexts + vectors.length + same.length + query.length;
@@ -25,11 +32,19 @@ export async function use(): Promise<void> {
   const rows: Float32Array[] = embed(["a"], false);
   const file: Promise<string> = exportOnnx("model");
   const code: EmbedderErrorCode = new EmbedderError("CLOSED", "closed").code;
-  console.log(backend, reason, count, rows, file, code, isGpu(), embedder.pooling.includes("mean"));
+  console.log(backend, reason, count, rows, file, code, isGpu(), embedder.pooling.includes("mean"), bytes, bits, any, smaller);
   // @ts-expect-error a misspelt option
   await Embedder.load("model", { maxToken: 1 });
   // @ts-expect-error a value that is none of the known ones
   await Embedder.load("model", { pooling: "median" });
+  // @ts-expect-error the vectors are float32 unless an encoding says otherwise
+  const floats: Int8Array[] = await embedder.embed(["a"], { kind: "query" });
+  // @ts-expect-error the vectors are bits
+  const signs: Int8Array = await embedder.embedQuery("a", { encoding: "binary" });
+  // @ts-expect-error an encoding that does not exist
+  await embedder.embed(["a"], { encoding: "int4" });
+  // @ts-expect-error a query has its kind
+  await embedder.embedQuery("a", { kind: "document" });
   // @ts-expect-error not an array
   await embedder.embed("a");
   // @ts-expect-error the fallback cannot be synchronous

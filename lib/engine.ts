@@ -1,3 +1,5 @@
+import { throwIfAborted } from "./errors.js";
+
 /** What the public `Embedder` needs of a backend; `lib/native.ts` and `lib/fallback.ts` provide it. */
 export interface Engine {
   readonly backend: BackendName;
@@ -10,9 +12,43 @@ export interface Engine {
   readonly fallbackReason: string | null;
   /** Memory that the backend manages itself; `null` where it leaves that to the system. */
   memory(): Promise<BackendMemory | null>;
-  /** `texts` is the engine's own copy: the caller may change its array meanwhile. */
-  embed(texts: readonly string[], isQuery: boolean): Promise<EngineResult>;
+  /** What it has done since it was loaded, and what is before it. */
+  activity(): Activity;
+  /**
+   * `texts` is the engine's own copy: the caller may change its array meanwhile.
+   *
+   * @throws EmbedderError, with the code `ABORT_ERR` once the call's signal is aborted.
+   */
+  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult>;
   close(): Promise<void>;
+}
+
+/** How an engine is asked to embed. */
+export interface EngineCall {
+  isQuery: boolean;
+  encoding: Encoding;
+  signal: AbortSignal;
+  /** Called now and then, never after the call has settled. */
+  onProgress?: ((progress: EngineProgress) => void) | undefined;
+}
+
+export interface EngineProgress {
+  /** Texts whose vectors are there. */
+  done: number;
+  /** Tokens computed. */
+  tokens: number;
+}
+
+/** What an engine has done and what is before it. */
+export interface Activity {
+  /** Calls that are queued or being computed. */
+  calls: number;
+  /** Texts computed; a repetition within a call does not count. */
+  texts: number;
+  /** Tokens computed. */
+  tokens: number;
+  /** Runs of the model. */
+  batches: number;
 }
 
 /** Memory of a backend, in bytes. MLX counts all its models of the process together. */
@@ -26,11 +62,26 @@ export interface BackendMemory {
 }
 
 export interface EngineResult {
-  /** [texts × dimension], row-major. */
-  vectors: Float32Array;
+  /** One row per text, row-major. */
+  vectors: EncodedVector[Encoding];
   /** Indices of the texts that were cut to the length limit, ascending. */
   truncated: Uint32Array;
+  /** Tokens computed; equal texts count once. */
+  tokens: number;
 }
+
+/** What holds a vector in each encoding. */
+export interface EncodedVector {
+  /** The numbers themselves. */
+  float32: Float32Array;
+  /** A byte per dimension: x ≈ value / 127. */
+  int8: Int8Array;
+  /** A bit per dimension, 1 where x > 0, most significant bit first, filled up with zeros to whole bytes. */
+  binary: Uint8Array;
+}
+
+/** How the numbers of a vector are stored. */
+export type Encoding = keyof EncodedVector;
 
 export type BackendName = "mlx" | "onnx" | "onnx-js";
 
@@ -45,9 +96,15 @@ export interface ModelOptions {
   documentPrompt?: string;
   maxTokens?: number;
   normalize?: boolean;
+  dimensions?: number;
+  layerNorm?: boolean;
   dtype?: "auto" | "f32" | "f16" | "bf16" | "int8";
   threads?: number;
+  memoryBudget?: number;
 }
+
+/** How often a call's progress is reported. */
+export const PROGRESS_INTERVAL_MS = 50;
 
 const SLICE_CHARACTERS = 1 << 20;
 
@@ -55,7 +112,11 @@ const SLICE_CHARACTERS = 1 << 20;
  * Hands texts on in slices of about a million characters, one per turn of the event loop: copying strings out of the
  * JavaScript heap has to happen on its thread, and a hundred megabytes at once would be felt.
  */
-export async function inSlices(texts: readonly string[], take: (slice: string[]) => void): Promise<void> {
+export async function inSlices(
+  texts: readonly string[],
+  take: (slice: string[]) => void,
+  signal?: AbortSignal,
+): Promise<void> {
   let start = 0;
   let characters = 0;
   for (let end = 0; end < texts.length; end++) {
@@ -65,6 +126,7 @@ export async function inSlices(texts: readonly string[], take: (slice: string[])
     start = end + 1;
     characters = 0;
     await new Promise((resolve) => setImmediate(resolve));
+    throwIfAborted(signal);
   }
   if (start < texts.length) take(texts.slice(start));
 }

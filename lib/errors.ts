@@ -20,19 +20,35 @@ const ERROR_CODES = [
   "NOT_INITIALIZED",
   /** `init` was called again with another model or other options. */
   "ALREADY_INITIALIZED",
+  /** The `signal` of the call was aborted; the error is an `AbortError`. */
+  "ABORT_ERR",
   /** The embedder has been closed. */
   "CLOSED",
 ] as const;
 
 /** Every error of this package. `code` is for programs, `message` says what was wrong, what was expected and what to do. */
 export class EmbedderError extends Error {
-  override readonly name = "EmbedderError";
+  override readonly name: string = "EmbedderError";
   readonly code: EmbedderErrorCode;
 
   constructor(code: EmbedderErrorCode, message: string, options?: { cause?: unknown }) {
     super(message, options);
     this.code = code;
   }
+}
+
+/** What a call is rejected with whose `signal` was aborted; `cause` is the signal's reason. Named as Node.js names its own. */
+export class AbortError extends EmbedderError {
+  override readonly name = "AbortError";
+
+  constructor(signal: AbortSignal) {
+    super("ABORT_ERR", "the call was aborted", { cause: signal.reason });
+  }
+}
+
+/** @throws AbortError if the signal is aborted. */
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) throw new AbortError(signal);
 }
 
 /** Gives an error that crossed a boundary (the addon, the worker thread) its class back. */

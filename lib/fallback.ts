@@ -1,8 +1,16 @@
 import * as path from "node:path";
 import { Worker } from "node:worker_threads";
-import { type Engine, type EngineResult, inSlices, type ModelOptions } from "./engine.js";
+import {
+  type Activity,
+  type Engine,
+  type EngineCall,
+  type EngineResult,
+  inSlices,
+  type ModelOptions,
+} from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import type { FallbackDescription, Reply, Request, WorkerInput } from "./fallback_protocol.js";
+import { RunGate } from "./run_gate.js";
 
 /** A request without its call number, which `#ask` adds. */
 type Question<T> = T extends { call: number } ? Omit<T, "call"> : never;
@@ -10,6 +18,7 @@ type Question<T> = T extends { call: number } ? Omit<T, "call"> : never;
 interface Call {
   resolve(reply: Reply): void;
   reject(error: EmbedderError): void;
+  onProgress?: EngineCall["onProgress"];
 }
 
 /** How long a closing worker may take to finish the text it is at, before it is stopped. */
@@ -26,6 +35,7 @@ export class FallbackEngine implements Engine {
   readonly pooling: FallbackDescription["pooling"];
   readonly #worker: Worker;
   readonly #calls: Map<number, Call>;
+  readonly #computed = { texts: 0, tokens: 0, batches: 0 };
   #nextCall = 0;
   #closed: Promise<void> | undefined;
 
@@ -40,7 +50,8 @@ export class FallbackEngine implements Engine {
 
   /** @throws EmbedderError */
   static async load(modelDir: string, options: ModelOptions): Promise<FallbackEngine> {
-    const workerData: WorkerInput = { modelDir, options };
+    const gate = new RunGate();
+    const workerData: WorkerInput = { modelDir, options, gate: gate.shared };
     // Without the parent's own flags: `--input-type`, for one, is refused for a worker that is a file.
     const worker = new Worker(path.join(__dirname, "fallback_worker.js"), { workerData, execArgv: [] });
     const calls = new Map<number, Call>();
@@ -51,6 +62,7 @@ export class FallbackEngine implements Engine {
           const error = reply.kind === "failed" ? new EmbedderError(reply.code, reply.message) : undefined;
           const call = reply.call === undefined ? undefined : calls.get(reply.call);
           if (reply.call === undefined) return error && reject(error);
+          if (reply.kind === "progress") return call?.onProgress?.({ done: reply.done, tokens: reply.tokens });
           calls.delete(reply.call);
           if (calls.size === 0) worker.unref();
           if (error) call?.reject(error);
@@ -64,7 +76,10 @@ export class FallbackEngine implements Engine {
         worker.on("error", (cause) =>
           end(new EmbedderError("INFERENCE_FAILED", `the onnx-js worker thread failed: ${cause.message}`, { cause })),
         );
-        worker.on("exit", () => end(closedError()));
+        worker.on("exit", () => {
+          gate.dispose();
+          end(closedError());
+        });
       });
       // An idle model does not keep the process alive; a call in flight does.
       worker.unref();
@@ -75,10 +90,17 @@ export class FallbackEngine implements Engine {
     }
   }
 
-  async embed(texts: readonly string[], isQuery: boolean): Promise<EngineResult> {
-    const reply = await this.#ask({ kind: "embed", isQuery }, texts);
+  async embed(texts: readonly string[], { isQuery, encoding, signal, onProgress }: EngineCall): Promise<EngineResult> {
+    const reply = await this.#ask({ kind: "embed", isQuery, encoding }, { texts, signal, onProgress });
     if (reply.kind !== "embedded") throw new EmbedderError("INFERENCE_FAILED", `unexpected reply ${reply.kind}`);
+    this.#computed.texts += reply.batches;
+    this.#computed.tokens += reply.tokens;
+    this.#computed.batches += reply.batches;
     return reply;
+  }
+
+  activity(): Activity {
+    return { calls: this.#calls.size, ...this.#computed };
   }
 
   async memory(): Promise<null> {
@@ -106,16 +128,27 @@ export class FallbackEngine implements Engine {
     return this.#closed;
   }
 
-  async #ask(question: Question<Request>, texts: readonly string[] = []): Promise<Reply> {
+  async #ask(
+    question: Question<Request>,
+    { texts = [], signal, onProgress }: Partial<EngineCall> & { texts?: readonly string[] } = {},
+  ): Promise<Reply> {
     const call = this.#nextCall++;
     if (this.#closed) throw closedError();
-    const answer = new Promise<Reply>((resolve, reject) => this.#calls.set(call, { resolve, reject }));
+    const answer = new Promise<Reply>((resolve, reject) => this.#calls.set(call, { resolve, reject, onProgress }));
     // Between slices the call may already have been rejected by `close`; it is awaited below either way.
     answer.catch(() => {});
+    const cancel = () => this.#post({ kind: "cancel", call });
+    signal?.addEventListener("abort", cancel, { once: true });
     this.#worker.ref();
-    await inSlices(texts, (slice) => this.#post({ kind: "texts", call, texts: slice }));
-    this.#post({ ...question, call } as Request);
-    return answer;
+    try {
+      await inSlices(texts, (slice) => this.#post({ kind: "texts", call, texts: slice }));
+      this.#post({ ...question, call } as Request);
+      // The worker would not know a call that was cancelled before it began.
+      if (signal?.aborted) cancel();
+      return await answer;
+    } finally {
+      signal?.removeEventListener("abort", cancel);
+    }
   }
 
   #post(request: Request): void {

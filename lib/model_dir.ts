@@ -8,6 +8,7 @@ import * as path from "node:path";
 import { type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, type JsonObject, readJsonIfPresent, readJsonObjectIfPresent } from "./json_file.js";
+import type { Cut } from "./vector.js";
 
 export interface ModelDir {
   dir: string;
@@ -22,6 +23,8 @@ export interface ModelDir {
   documentPrompt: string;
   /** Longest text in tokens, special tokens included. */
   maxTokens: number;
+  /** Which part of a pooled vector is kept; `undefined` for all of it. */
+  cut: Cut | undefined;
   normalize: boolean;
   /** Lower-case the text before the tokenizer sees it. */
   lowerCase: boolean;
@@ -30,20 +33,36 @@ export interface ModelDir {
   tokenizerConfig: JsonObject;
 }
 
-/** Models known by name, for folders that hold no sentence-transformers configuration. */
-const KNOWN_MODELS: { name: string; pooling: PoolingMode; queryPrompt: string; documentPrompt: string }[] = [
+/** A model that its authors describe. */
+interface KnownModel {
+  /** Part of the last segment of `_name_or_path`. */
+  name: string;
+  pooling: PoolingMode;
+  queryPrompt: string;
+  documentPrompt: string;
+  /** See `Cut`. */
+  layerNorm: boolean;
+}
+
+const NOMIC_EMBED_TEXT: KnownModel = {
+  name: "nomic-embed-text",
+  pooling: "mean",
+  queryPrompt: "search_query: ",
+  documentPrompt: "search_document: ",
+  layerNorm: false,
+};
+
+/** Models known by name, for what their folder does not say. The first that matches counts. */
+const KNOWN_MODELS: KnownModel[] = [
   {
     name: "coderankembed",
     pooling: "cls",
     queryPrompt: "Represent this query for searching relevant code: ",
     documentPrompt: "",
+    layerNorm: false,
   },
-  {
-    name: "nomic-embed-text",
-    pooling: "mean",
-    queryPrompt: "search_query: ",
-    documentPrompt: "search_document: ",
-  },
+  { ...NOMIC_EMBED_TEXT, name: "nomic-embed-text-v1.5", layerNorm: true },
+  NOMIC_EMBED_TEXT,
 ];
 
 /** `model_max_length` beyond this is the Python libraries' way to say "none" (1e30). */
@@ -80,6 +99,8 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
   const documentPrompt = options.documentPrompt ?? prompts.document ?? known?.documentPrompt ?? prompts.fallback ?? "";
   const pooling = readPooling(poolingFile, options.pooling, known?.pooling, hiddenSize, queryPrompt + documentPrompt);
 
+  const cut = readCut(configFile, config, pooling.length * hiddenSize, known, options);
+
   const declaredLimit =
     optionalCount(sentenceFile, sentenceConfig, "max_seq_length") ?? readModelMaxLength(tokenizerConfig) ?? positions;
   const truncationSide = tokenizerConfig.truncation_side ?? "right";
@@ -96,6 +117,7 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
     queryPrompt,
     documentPrompt,
     maxTokens: Math.min(options.maxTokens ?? DEFAULT_MAX_TOKENS, declaredLimit, positions),
+    cut,
     normalize: options.normalize ?? true,
     lowerCase: sentenceConfig.do_lower_case === true,
     truncationSide,
@@ -183,6 +205,29 @@ function knownModel(config: JsonObject) {
     .at(-1)
     ?.toLowerCase();
   return KNOWN_MODELS.find((known) => name?.includes(known.name));
+}
+
+function readCut(
+  configFile: string,
+  config: JsonObject,
+  pooledDimension: number,
+  known: KnownModel | undefined,
+  { dimensions, layerNorm }: ModelOptions,
+): Cut | undefined {
+  if (dimensions === undefined) return undefined;
+  if (dimensions > pooledDimension) {
+    throw new EmbedderError(
+      "INVALID_ARGUMENT",
+      `dimensions: expected 1 to ${pooledDimension}, the length of the model's vectors, found ${dimensions}`,
+    );
+  }
+  const choice = layerNorm ?? known?.layerNorm ?? (config.model_type === "bert" ? false : undefined);
+  if (choice !== undefined) return { dimensions, layerNorm: choice };
+  throw new EmbedderError(
+    "MODEL_UNSUPPORTED",
+    `${configFile}: dimensions for a nomic_bert model that does not name itself; pass layerNorm: true for ` +
+      "nomic-embed-text-v1.5, layerNorm: false for a model whose card asks for no layer norm",
+  );
 }
 
 function readPrompts(file: string): { query?: string; document?: string; fallback?: string } {

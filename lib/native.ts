@@ -3,14 +3,17 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import type { Model } from "../index.js";
 import {
+  type Activity,
   type BackendMemory,
   type BackendName,
   type Engine,
+  type EngineCall,
   type EngineResult,
   inSlices,
   type PoolingMode,
+  PROGRESS_INTERVAL_MS,
 } from "./engine.js";
-import { EmbedderError, toEmbedderError } from "./errors.js";
+import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
 import type { LoadOptions } from "./options.js";
 
 type Addon = typeof import("../index.js");
@@ -107,14 +110,27 @@ export class NativeEngine implements Engine {
     }
   }
 
-  async embed(texts: readonly string[], isQuery: boolean): Promise<EngineResult> {
+  async embed(texts: readonly string[], { isQuery, encoding, signal, onProgress }: EngineCall): Promise<EngineResult> {
+    const call = new this.#addon.Call();
+    const cancel = () => call.cancel();
+    signal.addEventListener("abort", cancel, { once: true });
+    let timer: NodeJS.Timeout | undefined;
     try {
-      const list = new this.#addon.TextList();
-      await inSlices(texts, (slice) => list.push(slice));
-      return await this.#model.embed(list, isQuery);
+      await inSlices(texts, (slice) => call.push(slice), signal);
+      throwIfAborted(signal);
+      const result = this.#model.embed(call, isQuery, encoding);
+      if (onProgress) timer = setInterval(() => onProgress(call.progress), PROGRESS_INTERVAL_MS);
+      return await result;
     } catch (error) {
       throw toEmbedderError(error);
+    } finally {
+      clearInterval(timer);
+      signal.removeEventListener("abort", cancel);
     }
+  }
+
+  activity(): Activity {
+    return this.#model.activity;
   }
 
   async memory(): Promise<BackendMemory | null> {

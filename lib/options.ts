@@ -20,6 +20,15 @@ export interface LoadOptions extends ModelOptions {
   /** Scale vectors to length 1. Default true. */
   normalize?: boolean;
   /**
+   * Keep this many of the first components of each vector: for models trained for it (Matryoshka). Default: all.
+   */
+  dimensions?: number;
+  /**
+   * With `dimensions`: whether a layer norm over the full vector comes before the cut, as nomic-embed-text-v1.5 asks for.
+   * Default: what the model is known to ask for; needed for nomic_bert folders that do not name their model.
+   */
+  layerNorm?: boolean;
+  /**
    * Number format of the weights. `"auto"` (default) is float16 on a GPU and float32 elsewhere; `"f16"` and `"bf16"` are
    * for MLX. `"int8"` computes the linear layers in integers, on the CPU: faster, nearly the same vectors. Quantized
    * weights are kept in the cache folder; `onnx-js` wants a quantized ONNX file (`exportOnnx` with this option writes one).
@@ -27,6 +36,20 @@ export interface LoadOptions extends ModelOptions {
   dtype?: NonNullable<ModelOptions["dtype"]>;
   /** Threads that compute. Default: the processors this process may use. */
   threads?: number;
+  /**
+   * Most bytes that the activations of one batch may take. Texts that are long are then computed fewer at a time; a
+   * single text always fits. Default 1 GiB.
+   */
+  memoryBudget?: number;
+  /** Query vectors that are kept for when the same query comes again; 0 keeps none. Default 128. */
+  queryCacheSize?: number;
+  /**
+   * Unload the weights when no call came for so many milliseconds. The next call loads them again, from the same folder:
+   * it takes longer, nothing else changes. Default: never.
+   */
+  idleTimeoutMs?: number;
+  /** Gives up loading with an `AbortError`. */
+  signal?: AbortSignal;
   /** Path of the ONNX Runtime library for the addon. Default: `ORT_DYLIB_PATH`, else the one of `onnxruntime-node`. */
   onnxRuntimeLibrary?: string;
 }
@@ -41,12 +64,16 @@ const oneOf = (...names: readonly string[]): Rule => ({
   accepts: (value) => names.includes(value as string),
 });
 const string: Rule = { expected: "a string", accepts: (value) => typeof value === "string" };
-const count: Rule = {
-  expected: "a whole number of at least 1",
-  accepts: (value) => Number.isInteger(value) && (value as number) >= 1 && (value as number) <= 0x7fffffff,
-};
+const boolean: Rule = { expected: "true or false", accepts: (value) => typeof value === "boolean" };
+const atLeast = (least: number, most = 0x7fffffff): Rule => ({
+  expected: `a whole number of at least ${least}`,
+  accepts: (value) => Number.isInteger(value) && (value as number) >= least && (value as number) <= most,
+});
+const count = atLeast(1);
+export const SIGNAL_RULE: Rule = { expected: "an AbortSignal", accepts: (value) => value instanceof AbortSignal };
 
 export const BACKEND_RULE = oneOf("auto", "mlx", "onnx", "onnx-js");
+export const ENCODING_RULE = oneOf("float32", "int8", "binary");
 
 const RULES: Record<keyof LoadOptions, Rule> = {
   backend: BACKEND_RULE,
@@ -54,9 +81,15 @@ const RULES: Record<keyof LoadOptions, Rule> = {
   queryPrompt: string,
   documentPrompt: string,
   maxTokens: count,
-  normalize: { expected: "true or false", accepts: (value) => typeof value === "boolean" },
+  normalize: boolean,
+  dimensions: count,
+  layerNorm: boolean,
   dtype: oneOf("auto", "f32", "f16", "bf16", "int8"),
   threads: count,
+  memoryBudget: atLeast(1, Number.MAX_SAFE_INTEGER),
+  queryCacheSize: atLeast(0),
+  idleTimeoutMs: count,
+  signal: SIGNAL_RULE,
   onnxRuntimeLibrary: { expected: "a path", accepts: (value) => typeof value === "string" && value !== "" },
 };
 
@@ -71,6 +104,9 @@ export function checkLoadOptions(options: unknown): LoadOptions {
     const rule = RULES[name as keyof LoadOptions];
     if (!rule.accepts(value)) throw invalid(`option ${name}`, rule.expected, value);
     checked[name] = value;
+  }
+  if (checked.layerNorm !== undefined && checked.dimensions === undefined) {
+    throw invalid("option layerNorm", "dimensions beside it (without a cut there is no layer norm)", checked.layerNorm);
   }
   return checked;
 }

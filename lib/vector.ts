@@ -1,19 +1,28 @@
-import type { PoolingMode } from "./engine.js";
+import type { EncodedVector, Encoding, PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 
+/** Keeps the first components of a vector, into which Matryoshka training puts what matters most. */
+export interface Cut {
+  dimensions: number;
+  /** Whether the full vector is layer-normalized before. */
+  layerNorm: boolean;
+}
+
 /**
- * Token states to one vector, written into `vector` [modes × width]. Sums are taken in float64.
+ * Token states to one vector [modes × width]. Sums are taken in float64.
  *
  * @param states [tokens × width], special tokens included.
  */
-export function pool(states: Float32Array, width: number, modes: readonly PoolingMode[], vector: Float32Array): void {
+export function pool(states: Float32Array, width: number, modes: readonly PoolingMode[]): Float32Array {
   const tokens = states.length / width;
+  const vector = new Float32Array(modes.length * width);
   for (const [index, mode] of modes.entries()) {
     const pooled = vector.subarray(index * width, (index + 1) * width);
     for (let column = 0; column < width; column++) {
       pooled[column] = poolColumn(mode, tokens, (token) => states[token * width + column] as number);
     }
   }
+  return vector;
 }
 
 function poolColumn(mode: PoolingMode, tokens: number, at: (token: number) => number): number {
@@ -44,20 +53,55 @@ function sum(tokens: number, at: (token: number) => number): number {
 }
 
 /**
- * Checks a vector and, if asked, scales it to length 1 in place. A zero vector stays zero.
+ * Checks a pooled vector, cuts it and scales it to length 1, as asked for. A zero vector stays zero.
  *
  * @throws EmbedderError `INFERENCE_FAILED` when a value is not finite.
  */
-export function finish(vector: Float32Array, normalize: boolean): void {
-  let squares = 0;
-  for (const value of vector) squares += value * value;
-  if (!Number.isFinite(squares)) {
+export function finish(pooled: Float32Array, cut: Cut | undefined, normalize: boolean): Float32Array {
+  if (!pooled.every(Number.isFinite)) {
     throw new EmbedderError(
       "INFERENCE_FAILED",
       "inference failed: the model returned values that are not finite (NaN or infinity); its weights may be damaged",
     );
   }
-  if (!normalize || squares === 0) return;
+  const full = cut?.layerNorm ? layerNorm(pooled) : pooled;
+  const vector = full.subarray(0, cut?.dimensions);
+  const squares = sum(vector.length, (index) => (vector[index] as number) ** 2);
+  if (!normalize || squares === 0) return vector;
   const length = Math.sqrt(squares);
-  for (let index = 0; index < vector.length; index++) vector[index] = (vector[index] as number) / length;
+  return vector.map((value) => value / length);
+}
+
+/** `torch.nn.functional.layer_norm`: mean 0, biased variance 1, no weights, its default epsilon. */
+function layerNorm(vector: Float32Array): Float32Array {
+  const EPSILON = 1e-5;
+  const mean = sum(vector.length, (index) => vector[index] as number) / vector.length;
+  const variance = sum(vector.length, (index) => ((vector[index] as number) - mean) ** 2) / vector.length;
+  const deviation = Math.sqrt(variance + EPSILON);
+  return vector.map((value) => (value - mean) / deviation);
+}
+
+/** Encodes vectors [n × dimension] by the rules of `src/vector.rs`. */
+export function encode(vectors: Float32Array, dimension: number, encoding: Encoding): EncodedVector[Encoding] {
+  switch (encoding) {
+    case "float32":
+      return vectors;
+    case "int8":
+      return new Int8Array(vectors.map(toInt8));
+    case "binary": {
+      const bytesPerRow = Math.ceil(dimension / 8);
+      const bits = new Uint8Array((vectors.length / dimension) * bytesPerRow);
+      for (const [index, value] of vectors.entries()) {
+        const column = index % dimension;
+        const byte = ((index - column) / dimension) * bytesPerRow + (column >> 3);
+        if (value > 0) bits[byte] = (bits[byte] as number) | (0x80 >> (column & 7));
+      }
+      return bits;
+    }
+  }
+}
+
+/** Away from zero at ±0.5, the only ties: `Math.round` alone would take −63.5 to −63. */
+function toInt8(value: number): number {
+  return Math.sign(value) * Math.min(127, Math.round(Math.abs(value) * 127));
 }

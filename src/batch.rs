@@ -55,14 +55,36 @@ pub struct Limits {
     pub padding_ratio: f64,
     /// Whether batches are padded to [`bucket`] lengths.
     pub buckets: bool,
+    /// Most bytes that the activations of a batch may take. A single text above it still gets a batch of its own.
+    pub budget_bytes: usize,
+    /// Bytes of activations per token, an upper estimate.
+    pub token_bytes: usize,
+    /// Bytes per pair of tokens of a text: attention scores of all heads, where they are kept.
+    pub score_bytes: usize,
+}
+
+impl Limits {
+    /// Default of [`Limits::budget_bytes`].
+    pub const DEFAULT_BUDGET_BYTES: usize = 1 << 30;
+
+    /// Bytes that the activations of so many texts of this padded length take, an upper estimate.
+    #[must_use]
+    pub const fn bytes(&self, texts: usize, length: usize) -> usize {
+        texts * length * (self.token_bytes + length * self.score_bytes)
+    }
+
+    /// The length that texts of this length are padded to when they are alone.
+    const fn padded(&self, length: usize) -> usize {
+        if self.buckets { bucket(length) } else { length }
+    }
 }
 
 /// The length that a batch is padded to where shapes should repeat: rounded up by at most an eighth, or 3 tokens, to one of
 /// eight lengths per doubling.
 #[must_use]
-pub fn bucket(length: usize) -> usize {
-    let step = (length.next_power_of_two() / 16).max(4);
-    length.next_multiple_of(step)
+pub const fn bucket(length: usize) -> usize {
+    let step = length.next_power_of_two() / 16;
+    length.next_multiple_of(if step < 4 { 4 } else { step })
 }
 
 /// Groups texts of these lengths (in tokens) into batches of indices.
@@ -72,21 +94,17 @@ pub fn plan(lengths: &[usize], limits: Limits) -> Vec<Vec<usize>> {
     order.sort_by_key(|&text| std::cmp::Reverse(lengths[text]));
     let mut batches: Vec<Vec<usize>> = Vec::new();
     let mut real_tokens = 0;
-    let padded_length = |length| {
-        if limits.buckets {
-            bucket(length)
-        } else {
-            length
-        }
-    };
     for text in order {
         let fits = batches.last().is_some_and(|batch| {
-            let length = padded_length(lengths[batch[0]]);
-            let padded = length * (batch.len() + 1);
+            let length = limits.padded(lengths[batch[0]]);
+            let texts = batch.len() + 1;
+            let padded = length * texts;
             let real = real_tokens + lengths[text];
             let is_dense = padded as f64 <= real as f64 * limits.padding_ratio;
             // Texts of one bucket are padded alike whether they share a batch or not.
-            padded <= limits.budget_tokens && (is_dense || padded_length(lengths[text]) == length)
+            padded <= limits.budget_tokens
+                && limits.bytes(texts, length) <= limits.budget_bytes
+                && (is_dense || limits.padded(lengths[text]) == length)
         });
         if let Some(batch) = batches.last_mut().filter(|_| fits) {
             batch.push(text);
@@ -112,19 +130,23 @@ mod tests {
             budget_tokens in 1_usize..4000,
             padding_ratio in 1.0_f64..2.0,
             buckets: bool,
+            budget_bytes in 1_usize..40_000,
+            score_bytes in 0_usize..3,
         ) {
-            let batches = plan(&lengths, Limits { budget_tokens, padding_ratio, buckets });
+            let limits = Limits { budget_tokens, padding_ratio, buckets, budget_bytes, token_bytes: 7, score_bytes };
+            let batches = plan(&lengths, limits);
             let mut seen: Vec<usize> = batches.iter().flatten().copied().collect();
             seen.sort_unstable();
             prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
-            let padded_length = |length| if buckets { bucket(length) } else { length };
             for batch in &batches {
-                let longest = batch.iter().map(|&text| padded_length(lengths[text])).max().unwrap_or(0);
-                let shortest = batch.iter().map(|&text| padded_length(lengths[text])).min().unwrap_or(0);
+                let padded = || batch.iter().map(|&text| limits.padded(lengths[text]));
+                let longest = padded().max().unwrap_or(0);
+                let shortest = padded().min().unwrap_or(0);
                 let real: usize = batch.iter().map(|&text| lengths[text]).sum();
-                let padded = longest * batch.len();
-                prop_assert!(batch.len() == 1 || padded <= budget_tokens);
-                prop_assert!(padded as f64 <= real as f64 * padding_ratio + 1e-9 || longest == shortest);
+                let tokens = longest * batch.len();
+                let bytes = tokens * 7 + tokens * longest * score_bytes;
+                prop_assert!(batch.len() == 1 || (tokens <= budget_tokens && bytes <= budget_bytes));
+                prop_assert!(tokens as f64 <= real as f64 * padding_ratio + 1e-9 || longest == shortest);
             }
         }
 
@@ -141,7 +163,15 @@ mod tests {
         fn without_padding_all_texts_of_a_batch_have_one_length(
             lengths in prop::collection::vec(1_usize..20, 0..200),
         ) {
-            for batch in plan(&lengths, Limits { budget_tokens: 64, padding_ratio: 1.0, buckets: false }) {
+            let limits = Limits {
+                budget_tokens: 64,
+                padding_ratio: 1.0,
+                buckets: false,
+                budget_bytes: usize::MAX,
+                token_bytes: 1,
+                score_bytes: 0,
+            };
+            for batch in plan(&lengths, limits) {
                 prop_assert!(batch.iter().all(|&text| lengths[text] == lengths[batch[0]]));
             }
         }

@@ -95,6 +95,9 @@ pub enum Error {
         /// Folder of the refused one.
         requested: PathBuf,
     },
+    /// The caller cancelled the call.
+    #[error("the call was aborted")]
+    Aborted,
     /// The model was closed.
     #[error("the model is closed: load it again to embed more texts")]
     Closed,
@@ -114,6 +117,7 @@ impl Error {
             Self::InferenceFailed { .. } => "INFERENCE_FAILED",
             Self::NotInitialized => "NOT_INITIALIZED",
             Self::AlreadyInitialized { .. } => "ALREADY_INITIALIZED",
+            Self::Aborted => "ABORT_ERR",
             Self::Closed => "CLOSED",
         }
     }

@@ -9,8 +9,8 @@
 //!           →  tokenizer    texts → ids, cut to the token limit, counted
 //!           →  batch        lengths → batches (pure)
 //!           →  runtime      ids → pooled vectors, [texts, dimension]
-//!           →  vector       NaN check, L2 normalization (pure)
-//!           →  one Float32Array, handed out as one view per text
+//!           →  vector       NaN check, cut to fewer dimensions, L2 normalization, encoding (pure)
+//!           →  one typed array, handed out as one view per text
 //! ```
 //!
 //! # Where things are

@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use crate::arch::Encoder;
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Embeddings, Engine, Reply};
+use crate::engine::{Activity, Embeddings, Engine, Reply, Ticket};
 use crate::error::{Error, Result};
 use crate::model_dir::ModelDir;
 use crate::options::Options;
@@ -68,7 +68,13 @@ impl Model {
             is_gpu: runtime.is_gpu,
             fallback_reason,
             threads,
-            engine: Engine::start(runtime, tokenizer, dir.dimension(), dir.normalize)?,
+            engine: Engine::start(
+                runtime,
+                tokenizer,
+                dir.pooled_dimension(),
+                dir.cut,
+                dir.normalize,
+            )?,
             dir,
         })
     }
@@ -87,9 +93,16 @@ impl Model {
         receiver.recv().unwrap_or(Err(Error::Closed))
     }
 
-    /// Embeds `texts` without waiting; `reply` is called exactly once, on another thread.
-    pub fn submit(&self, texts: Vec<String>, is_query: bool, reply: Reply) {
-        self.engine.submit(texts, is_query, reply);
+    /// Embeds `texts` without waiting; `reply` is called exactly once, on another thread. The ticket cancels the call and
+    /// tells how far it is.
+    pub fn submit(&self, texts: Vec<String>, is_query: bool, reply: Reply) -> Arc<Ticket> {
+        self.engine.submit(texts, is_query, reply)
+    }
+
+    /// What the model's threads have done and what is before them.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        self.engine.activity()
     }
 
     /// The token ids of a text, as the model would see them.

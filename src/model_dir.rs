@@ -12,6 +12,10 @@
 //!
 //! A folder with only config, tokenizer and weights works for models that its `config.json` names
 //! (CodeRankEmbed, nomic-embed-text); for any other the pooling has to be given as an option.
+//!
+//! Nothing in a folder says whether its vectors are layer-normalized before they are cut. Among the supported models
+//! nomic-embed-text-v1.5 alone asks for it, and its own `config.json` does not name it: a `nomic_bert` model that is
+//! not known by name is cut only where the caller says which.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,6 +28,7 @@ use crate::arch::{Config, Pooling};
 use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::options::Options;
+use crate::vector::Cut;
 
 /// A model folder, read and combined with the caller's options.
 #[derive(Debug, Clone)]
@@ -44,6 +49,8 @@ pub struct ModelDir {
     pub model_max_tokens: usize,
     /// Whether texts are lower-cased before tokenization, on top of what the tokenizer does.
     pub lower_case: bool,
+    /// Which part of a pooled vector is kept; `None` for all of it.
+    pub cut: Option<Cut>,
     /// Whether vectors are scaled to length 1.
     pub normalize: bool,
     /// `tokenizer.json`.
@@ -115,6 +122,10 @@ impl ModelDir {
             }
         };
 
+        let pooled = pooling.len() * width;
+        let known_norm = known.as_ref().map(|known| known.layer_norm);
+        let cut = read_cut(&config_path, &config, pooled, known_norm, options)?;
+
         let sentence_bert: SentenceBertConfig =
             read_optional(&folder.join("sentence_bert_config.json"))?;
         let tokenizer_config: TokenizerConfig =
@@ -145,6 +156,7 @@ impl ModelDir {
             max_tokens,
             model_max_tokens,
             lower_case: sentence_bert.do_lower_case.unwrap_or(false),
+            cut,
             normalize: !options.keep_length,
             tokenizer,
             truncate_left: tokenizer_config.truncation_side.as_deref() == Some("left"),
@@ -157,6 +169,13 @@ impl ModelDir {
     /// Length of a vector.
     #[must_use]
     pub fn dimension(&self) -> usize {
+        self.cut
+            .map_or_else(|| self.pooled_dimension(), |cut| cut.dimensions)
+    }
+
+    /// Length of a vector before it is cut.
+    #[must_use]
+    pub fn pooled_dimension(&self) -> usize {
         self.pooling.len() * self.config.width()
     }
 
@@ -179,6 +198,11 @@ impl ModelDir {
             max_tokens: usize,
             normalize: bool,
             dtype: &'a str,
+            // Left out without a cut: an index that was made before cuts existed stays valid.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            dimensions: Option<usize>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            layer_norm: Option<bool>,
         }
         let identity = Identity {
             format: 1,
@@ -191,6 +215,8 @@ impl ModelDir {
             max_tokens: self.max_tokens,
             normalize: self.normalize,
             dtype,
+            dimensions: self.cut.map(|cut| cut.dimensions),
+            layer_norm: self.cut.map(|cut| cut.layer_norm),
         };
         let json =
             serde_json::to_vec(&identity).expect("strings, numbers and booleans always serialize");
@@ -445,6 +471,8 @@ struct KnownModel {
     pooling: Pooling,
     query_prompt: &'static str,
     document_prompt: &'static str,
+    /// See [`Cut::layer_norm`].
+    layer_norm: bool,
 }
 
 impl KnownModel {
@@ -461,6 +489,7 @@ impl KnownModel {
                 pooling: Pooling::Cls,
                 query_prompt: "Represent this query for searching relevant code: ",
                 document_prompt: "",
+                layer_norm: false,
             })
         } else if name.contains("nomic-embed-text") {
             // https://huggingface.co/nomic-ai/nomic-embed-text-v1.5
@@ -468,11 +497,47 @@ impl KnownModel {
                 pooling: Pooling::Mean,
                 query_prompt: "search_query: ",
                 document_prompt: "search_document: ",
+                layer_norm: name.contains("nomic-embed-text-v1.5"),
             })
         } else {
             None
         }
     }
+}
+
+fn read_cut(
+    config_path: &Path,
+    config: &Config,
+    pooled: usize,
+    known_norm: Option<bool>,
+    options: &Options,
+) -> Result<Option<Cut>> {
+    let Some(dimensions) = options.dimensions else {
+        return Ok(None);
+    };
+    if !(1..=pooled).contains(&dimensions) {
+        return Err(Error::InvalidArgument {
+            argument: "dimensions",
+            expected: format!("1 to {pooled}, the length of the model's vectors"),
+            found: dimensions.to_string(),
+        });
+    }
+    let layer_norm = match (options.layer_norm.or(known_norm), config) {
+        (Some(layer_norm), _) => layer_norm,
+        (None, Config::Bert(_)) => false,
+        (None, Config::NomicBert(_)) => {
+            return Err(Error::ModelUnsupported {
+                path: config_path.to_owned(),
+                feature: "`dimensions` for a nomic_bert model that does not name itself".to_owned(),
+                hint: "pass `layerNorm: true` for nomic-embed-text-v1.5, `layerNorm: false` for a model whose card asks for no layer norm"
+                    .to_owned(),
+            });
+        }
+    };
+    Ok(Some(Cut {
+        dimensions,
+        layer_norm,
+    }))
 }
 
 /// The checkpoint's files: one, or the shards that the index names.

@@ -12,15 +12,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use napi::bindgen_prelude::{Float32Array, Object, ToNapiValue, Uint32Array};
+use napi::bindgen_prelude::{
+    Either3, Float32Array, Int8Array, Object, ToNapiValue, Uint8Array, Uint32Array,
+};
 use napi::{Env, JsError};
 use napi_derive::napi;
 
-use crate::engine;
+use crate::engine::{self, Ticket};
 use crate::error::Error;
 use crate::model::{self, Model as LoadedModel};
 use crate::options::Options;
 use crate::runtime;
+use crate::vector::{Encoding, Vectors};
 
 /// Options of a model; every one may be left out.
 #[napi(object)]
@@ -35,12 +38,18 @@ pub struct ModelOptions {
     pub max_tokens: Option<u32>,
     /// Whether vectors are scaled to length 1; default true.
     pub normalize: Option<bool>,
+    /// Keeps this many of the first components of each vector.
+    pub dimensions: Option<u32>,
+    /// With `dimensions`: whether a layer norm comes before the cut; default: what the model asks for.
+    pub layer_norm: Option<bool>,
     /// Number format of the weights while computing: "auto", "f32", "int8" (ONNX Runtime), "f16" or "bf16" (MLX).
     pub dtype: Option<String>,
     /// "auto", "mlx" or "onnx".
     pub backend: Option<String>,
     /// Threads that compute; default: what the machine, or its cgroup, offers.
     pub threads: Option<u32>,
+    /// Most bytes that the activations of one batch may take.
+    pub memory_budget: Option<f64>,
     /// ONNX Runtime's shared library.
     pub onnx_runtime_library: Option<String>,
 }
@@ -58,9 +67,12 @@ impl TryFrom<Option<ModelOptions>> for Options {
             document_prompt: options.document_prompt,
             max_tokens: options.max_tokens.map(|tokens| tokens as usize),
             keep_length: options.normalize == Some(false),
+            dimensions: options.dimensions.map(|dimensions| dimensions as usize),
+            layer_norm: options.layer_norm,
             dtype: options.dtype.as_deref().unwrap_or("auto").parse()?,
             backend: options.backend.as_deref().unwrap_or("auto").parse()?,
             threads: options.threads.map(|threads| threads as usize),
+            memory_budget: options.memory_budget.map(|bytes| bytes as usize),
             cache_folder: None,
             onnx_runtime_library: options.onnx_runtime_library.map(PathBuf::from),
         })
@@ -70,21 +82,20 @@ impl TryFrom<Option<ModelOptions>> for Options {
 /// The vectors of one call.
 #[napi(object)]
 pub struct Embeddings {
-    /// `[texts, dimension]`, row-major.
-    pub vectors: Float32Array,
+    /// `[texts, dimension]`, row-major; "binary": `[texts, ⌈dimension / 8⌉]`.
+    pub vectors: Either3<Float32Array, Int8Array, Uint8Array>,
     /// Indices of the texts that were cut to the token limit, ascending.
     pub truncated: Uint32Array,
     /// Tokens computed; equal texts count once.
     pub tokens: u32,
 }
 
-impl From<engine::Embeddings> for Embeddings {
-    fn from(embeddings: engine::Embeddings) -> Self {
-        Self {
-            vectors: Float32Array::new(embeddings.vectors),
-            truncated: Uint32Array::new(embeddings.truncated),
-            tokens: embeddings.tokens as u32,
-        }
+/// Vectors as a typed array of their own kind, which takes the memory over.
+fn typed_array(vectors: Vectors) -> Either3<Float32Array, Int8Array, Uint8Array> {
+    match vectors {
+        Vectors::Float32(vectors) => Either3::A(Float32Array::new(vectors)),
+        Vectors::Int8(vectors) => Either3::B(Int8Array::new(vectors)),
+        Vectors::Binary(vectors) => Either3::C(Uint8Array::new(vectors)),
     }
 }
 
@@ -110,17 +121,51 @@ impl From<runtime::Memory> for Memory {
     }
 }
 
-/// Texts on their way into a call. Copying strings out of JavaScript takes time on its thread, so a long list is pushed
-/// in slices, with turns of the event loop between them.
+/// What a model has done since it was loaded, and what is before it.
+#[napi(object)]
+pub struct Activity {
+    /// Calls that are queued or being computed.
+    pub calls: u32,
+    /// Texts computed; a repetition within a call does not count.
+    pub texts: f64,
+    /// Tokens computed.
+    pub tokens: f64,
+    /// Batches computed.
+    pub batches: f64,
+}
+
+impl From<engine::Activity> for Activity {
+    fn from(activity: engine::Activity) -> Self {
+        Self {
+            calls: activity.calls as u32,
+            texts: activity.texts as f64,
+            tokens: activity.tokens as f64,
+            batches: activity.batches as f64,
+        }
+    }
+}
+
+/// How far a call is.
+#[napi(object)]
+pub struct Progress {
+    /// Texts whose vectors are there.
+    pub done: u32,
+    /// Tokens computed.
+    pub tokens: u32,
+}
+
+/// One call of `Model.embed`: first its texts on their way in, then its progress. Copying strings out of JavaScript takes
+/// time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
 #[napi]
 #[derive(Default)]
-pub struct TextList {
+pub struct Call {
     texts: Vec<String>,
+    ticket: Option<Arc<Ticket>>,
 }
 
 #[napi]
-impl TextList {
-    /// An empty list.
+impl Call {
+    /// A call without texts.
     #[napi(constructor)]
     #[must_use]
     pub fn new() -> Self {
@@ -133,11 +178,23 @@ impl TextList {
         self.texts.extend(texts);
     }
 
-    /// Number of texts.
+    /// Rejects the promise of `Model.embed` with `ABORT_ERR`, unless it is settled.
+    #[napi]
+    pub fn cancel(&self) {
+        if let Some(ticket) = &self.ticket {
+            ticket.cancel();
+        }
+    }
+
+    /// How far the call is.
     #[napi(getter)]
     #[must_use]
-    pub fn length(&self) -> u32 {
-        self.texts.len() as u32
+    pub fn progress(&self) -> Progress {
+        let progress = self.ticket.as_ref().map(|ticket| ticket.progress());
+        Progress {
+            done: progress.map_or(0, |progress| progress.done as u32),
+            tokens: progress.map_or(0, |progress| progress.tokens as u32),
+        }
     }
 }
 
@@ -169,23 +226,40 @@ impl Model {
         )
     }
 
-    /// Embeds the texts and empties the list. The promise is settled from the engine's threads.
+    /// Embeds the texts of a call. `encoding`: "float32" (default), "int8" or "binary". The promise is settled from the
+    /// engine's threads, which also encode.
     #[napi(ts_return_type = "Promise<Embeddings>")]
     pub fn embed<'env>(
         &self,
         env: &'env Env,
-        texts: &mut TextList,
+        call: &mut Call,
         is_query: bool,
+        encoding: Option<String>,
     ) -> napi::Result<Object<'env>> {
+        let encoding: Encoding = encoding
+            .as_deref()
+            .unwrap_or("float32")
+            .parse()
+            .map_err(|error| rejection(*env, &error))?;
+        let dimension = self.model.dir().dimension();
         let (deferred, promise) = env.create_deferred()?;
-        let texts = std::mem::take(&mut texts.texts);
+        let texts = std::mem::take(&mut call.texts);
         let reply = move |result: Result<engine::Embeddings, Error>| {
+            // Here, not in the closure below: that one runs on the JavaScript thread.
+            let result = result.map(|embeddings| {
+                let vectors = encoding.encode(embeddings.vectors, dimension);
+                (vectors, embeddings.truncated, embeddings.tokens)
+            });
             deferred.resolve(move |env| match result {
-                Ok(embeddings) => Ok(Embeddings::from(embeddings)),
+                Ok((vectors, truncated, tokens)) => Ok(Embeddings {
+                    vectors: typed_array(vectors),
+                    truncated: Uint32Array::new(truncated),
+                    tokens: tokens as u32,
+                }),
                 Err(error) => Err(rejection(env, &error)),
             });
         };
-        self.model.submit(texts, is_query, Box::new(reply));
+        call.ticket = Some(self.model.submit(texts, is_query, Box::new(reply)));
         Ok(promise)
     }
 
@@ -224,6 +298,13 @@ impl Model {
             move || model.memory(),
             |_, memory| Ok(memory.map(Memory::from)),
         )
+    }
+
+    /// What the model has done since it was loaded, and what is before it.
+    #[napi(getter)]
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        self.model.activity().into()
     }
 
     /// Why a faster backend of the addon was not taken; `null` where none was tried.

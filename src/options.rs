@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use crate::arch::Pooling;
+#[cfg(doc)]
+use crate::batch::Limits;
 use crate::error::{Error, Result};
 
 /// Options of [`crate::Model::load`]. The default follows the model folder.
@@ -19,12 +21,20 @@ pub struct Options {
     pub max_tokens: Option<usize>,
     /// Leaves vectors at the length that pooling gives them, instead of scaling them to 1.
     pub keep_length: bool,
+    /// Keeps this many of the first components of each vector, for models that were trained for it.
+    pub dimensions: Option<usize>,
+    /// With `dimensions`: whether a layer norm over the full vector comes before the cut. Default: what the model asks
+    /// for; needed where the folder does not tell.
+    pub layer_norm: Option<bool>,
     /// Number format of the weights while computing.
     pub dtype: Dtype,
     /// Which runtime computes.
     pub backend: Backend,
     /// Threads of the ONNX backend. Default: what the machine, or its cgroup, offers.
     pub threads: Option<usize>,
+    /// Most bytes that the activations of one batch may take; texts that are long together are computed in several. A
+    /// single text always fits. Default [`Limits::DEFAULT_BUDGET_BYTES`].
+    pub memory_budget: Option<usize>,
     /// Where quantized weights are kept. Default: [`default_folder`](crate::int8::cache::default_folder).
     pub cache_folder: Option<PathBuf>,
     /// ONNX Runtime's shared library. Default: the environment variable `ORT_DYLIB_PATH`, then the system's

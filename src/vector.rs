@@ -1,11 +1,50 @@
-//! Arithmetic on finished vectors. Pure float32.
+//! Arithmetic on pooled vectors: cut, scaled, and stored in fewer bits. Pure; sums are taken in double precision, since the
+//! error of a long float32 sum would show in the last digits.
+
+use std::str::FromStr;
 
 use crate::error::{Error, Result};
+
+/// Keeps the first components of a vector, into which Matryoshka training puts what matters most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// Components that are kept.
+    pub dimensions: usize,
+    /// Whether the full vector is layer-normalized before, as nomic-embed-text-v1.5 asks for.
+    pub layer_norm: bool,
+}
+
+impl Cut {
+    /// Cuts every row of `vectors` (`[n, dimension]`, row-major), which then is `[n, self.dimensions]`.
+    pub fn apply(self, vectors: &mut Vec<f32>, dimension: usize) {
+        if self.layer_norm {
+            layer_norm(vectors, dimension);
+        }
+        let rows = vectors.len() / dimension;
+        for row in 0..rows {
+            let start = row * dimension;
+            vectors.copy_within(start..start + self.dimensions, row * self.dimensions);
+        }
+        vectors.truncate(rows * self.dimensions);
+    }
+}
+
+/// `torch.nn.functional.layer_norm` of every row: mean 0, biased variance 1, no weights, its default epsilon.
+fn layer_norm(vectors: &mut [f32], dimension: usize) {
+    const EPSILON: f64 = 1e-5;
+    for row in vectors.chunks_exact_mut(dimension) {
+        let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / dimension as f64;
+        let squares: f64 = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
+        let scale = 1.0 / (squares / dimension as f64 + EPSILON).sqrt();
+        for x in row {
+            *x = ((f64::from(*x) - mean) * scale) as f32;
+        }
+    }
+}
 
 /// Scales every row of `vectors` (`[n, dimension]`, row-major) to length 1. A row of zeros stays as it is.
 pub fn normalize(vectors: &mut [f32], dimension: usize) {
     for row in vectors.chunks_exact_mut(dimension) {
-        // Summed in double precision: the error of a long float32 sum would show in the last digits.
         let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
         if squares > 0.0 {
             let scale = 1.0 / squares.sqrt();
@@ -36,6 +75,77 @@ pub fn check_finite(vectors: &[f32], dimension: usize) -> Result<()> {
     })
 }
 
+/// How finished vectors are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// As they are.
+    #[default]
+    Float32,
+    /// One byte per component, `x ≈ value / 127`. One scale for all vectors: dot product, cosine and Euclidean distance
+    /// order them as in float32. For vectors of length 1; components beyond ±1 are clipped.
+    Int8,
+    /// One bit per component, 1 where it is positive, most significant bit first, each row filled up with zeros to whole
+    /// bytes: `numpy.packbits`, the "ubinary" of sentence-transformers.
+    Binary,
+}
+
+impl FromStr for Encoding {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "float32" => Ok(Self::Float32),
+            "int8" => Ok(Self::Int8),
+            "binary" => Ok(Self::Binary),
+            _ => Err(Error::InvalidArgument {
+                argument: "encoding",
+                expected: "\"float32\", \"int8\" or \"binary\"".to_owned(),
+                found: format!("{name:?}"),
+            }),
+        }
+    }
+}
+
+/// Encoded vectors, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Vectors {
+    /// `[n, dimension]`.
+    Float32(Vec<f32>),
+    /// `[n, dimension]`.
+    Int8(Vec<i8>),
+    /// `[n, ⌈dimension / 8⌉]`.
+    Binary(Vec<u8>),
+}
+
+impl Encoding {
+    /// Encodes `vectors` (`[n, dimension]`, row-major).
+    #[must_use]
+    pub fn encode(self, vectors: Vec<f32>, dimension: usize) -> Vectors {
+        match self {
+            Self::Float32 => Vectors::Float32(vectors),
+            Self::Int8 => Vectors::Int8(vectors.into_iter().map(to_int8).collect()),
+            Self::Binary => {
+                let rows = vectors.chunks_exact(dimension);
+                Vectors::Binary(rows.flat_map(|row| row.chunks(8)).map(to_bits).collect())
+            }
+        }
+    }
+}
+
+/// Rounds to the nearest. The only ties are those of ±0.5, which rounding away from zero takes to ±64 and rounding to even
+/// as well: `numpy.rint` gives the same. The product is exact in double precision.
+fn to_int8(x: f32) -> i8 {
+    (f64::from(x) * 127.0).round().clamp(-127.0, 127.0) as i8
+}
+
+/// The signs of at most eight components, the first in the highest bit.
+fn to_bits(components: &[f32]) -> u8 {
+    let bits = components.iter().enumerate();
+    bits.fold(0, |byte, (index, &x)| {
+        byte | u8::from(x > 0.0) << (7 - index)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +155,25 @@ mod tests {
         let mut vectors = vec![3.0, 4.0, 0.0, 0.0, 1e-30, 0.0];
         normalize(&mut vectors, 2);
         assert_eq!(vectors, [0.6, 0.8, 0.0, 0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_cut_keeps_the_first_components_of_every_row() {
+        let cut = |dimensions, layer_norm| {
+            let mut vectors = vec![1.0, 2.0, 3.0, 5.0, 5.0, 5.0];
+            Cut {
+                dimensions,
+                layer_norm,
+            }
+            .apply(&mut vectors, 3);
+            vectors
+        };
+        assert_eq!(cut(1, false), [1.0, 5.0]);
+        assert_eq!(cut(2, false), [1.0, 2.0, 5.0, 5.0]);
+        assert_eq!(cut(3, false), [1.0, 2.0, 3.0, 5.0, 5.0, 5.0]);
+        // Mean 2, variance 2/3; a constant row has no direction that the norm could keep.
+        let first = (-1.0 / (2.0 / 3.0 + 1e-5_f64).sqrt()) as f32;
+        assert_eq!(cut(2, true), [first, 0.0, 0.0, 0.0]);
     }
 
     #[test]

@@ -290,6 +290,34 @@ fn a_bare_folder_needs_a_known_name_or_the_option() {
     assert_eq!(model.dir().pooling[0].name(), "max");
 }
 
+/// A `nomic_bert` model may be nomic-embed-text-v1.5, whose card asks for a layer norm, and its `config.json` does not tell.
+#[test]
+fn a_cut_nomic_model_needs_a_known_name_or_the_option() {
+    let options = |layer_norm| Options {
+        dimensions: Some(8),
+        layer_norm,
+        ..setup::options()
+    };
+    let layer_norm = |name: &str, asked| {
+        let named = set_config("_name_or_path", json!(name));
+        load_spoiled_with("nomic_cls", &options(asked), named)
+            .map(|model| model.dir().cut.unwrap().layer_norm)
+    };
+    assert_error(
+        layer_norm("somebody/else", None),
+        "MODEL_UNSUPPORTED",
+        &["config.json", "dimensions", "`layerNorm: true`"],
+    );
+    assert!(layer_norm("somebody/else", Some(true)).unwrap());
+    assert!(!layer_norm("somebody/else", Some(false)).unwrap());
+    assert!(layer_norm("nomic-ai/nomic-embed-text-v1.5", None).unwrap());
+    assert!(!layer_norm("nomic-ai/nomic-embed-text-v1.5", Some(false)).unwrap());
+    assert!(!layer_norm("nomic-ai/nomic-embed-text-v1", None).unwrap());
+    assert!(!layer_norm("nomic-ai/CodeRankEmbed", None).unwrap());
+    let bert = Model::load(&setup::fixture("bert_mean"), &options(None)).unwrap();
+    assert!(!bert.dir().cut.unwrap().layer_norm);
+}
+
 #[test]
 fn a_default_prompt_must_exist() {
     let file = "config_sentence_transformers.json";
@@ -472,6 +500,18 @@ fn options_are_checked() {
         ..setup::options()
     });
     assert_error(result, "INVALID_ARGUMENT", &["threads", "0"]);
+    for dimensions in [0, 49] {
+        let result = load(Options {
+            dimensions: Some(dimensions),
+            ..setup::options()
+        });
+        let found = format!("found {dimensions}");
+        assert_error(
+            result,
+            "INVALID_ARGUMENT",
+            &["dimensions", "1 to 48", &found],
+        );
+    }
     assert_error(
         "avg".parse::<Pooling>(),
         "INVALID_ARGUMENT",

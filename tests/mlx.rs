@@ -136,7 +136,8 @@ fn padding_of_real_code_is_small() {
     }
     assert!(lengths.len() > 200);
     for is_gpu in [false, true] {
-        let batches = batch::plan(&lengths, mlx::limits(is_gpu));
+        let limits = mlx::limits(is_gpu, model.dir().config.size(), None);
+        let batches = batch::plan(&lengths, limits);
         let padded: usize = batches
             .iter()
             .map(|texts| batch::bucket(lengths[texts[0]]) * texts.len())

@@ -93,33 +93,6 @@ proptest! {
     }
 }
 
-/// Somebody waits for a single text; an indexer does not notice.
-#[test]
-fn a_single_text_overtakes_bulk_work() {
-    for &backend in setup::BACKENDS {
-        let options = setup::options_for(backend);
-        let model = Model::load(&setup::fixture("nomic_cls"), &options).unwrap();
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let submit = |name: &'static str, texts| {
-            let sender = sender.clone();
-            let reply = move |result: semantic_search_native::Result<_>| {
-                result.unwrap();
-                sender.send(name).unwrap();
-            };
-            model.submit(texts, false, Box::new(reply));
-        };
-        submit(
-            "bulk",
-            (0..400)
-                .map(|i| format!("{i} {}", "word ".repeat(i)))
-                .collect(),
-        );
-        submit("single", vec!["a query".to_owned()]);
-        assert_eq!(receiver.recv().unwrap(), "single", "{backend:?}");
-        assert_eq!(receiver.recv().unwrap(), "bulk", "{backend:?}");
-    }
-}
-
 /// Cutting a long text before it is tokenized must not show, wherever the cut falls.
 #[test]
 fn the_tokens_of_a_long_text_are_those_of_the_whole() {

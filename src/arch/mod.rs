@@ -374,6 +374,15 @@ pub struct Size {
     pub heads: usize,
 }
 
+impl Size {
+    /// Bytes of activations per token in float32, an upper estimate: states in and out of a layer, q, k and v, and the
+    /// wide part of the feed-forward, with their temporaries.
+    #[must_use]
+    pub const fn token_bytes(&self) -> usize {
+        (8 * self.width + 4 * self.inner) * size_of::<f32>()
+    }
+}
+
 /// An encoder with its weights located and checked.
 #[derive(Debug, Clone)]
 pub enum Encoder {

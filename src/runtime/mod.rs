@@ -22,6 +22,9 @@ pub trait Worker: Send {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
 }
 
+/// Makes a worker. Called on the thread that will use it, since that can take as long as loading.
+pub type MakeWorker = Box<dyn FnOnce() -> Result<Box<dyn Worker>> + Send>;
+
 /// A model on a runtime, ready to compute.
 pub struct Runtime {
     /// The backend's name, as users know it.
@@ -32,10 +35,11 @@ pub struct Runtime {
     pub dtype: &'static str,
     /// What suits a worker's batch.
     pub limits: Limits,
-    /// Workers for bulk work, each to be given a thread.
-    pub workers: Vec<Box<dyn Worker>>,
-    /// A worker that uses the whole machine for one text, where that is another one than `workers[0]`.
-    pub lone: Option<Box<dyn Worker>>,
+    /// Workers for bulk work, each to be given a thread. The first one is there already and cannot fail; work begins
+    /// while the others are made.
+    pub workers: Vec<MakeWorker>,
+    /// A worker for urgent work, to be given a thread too: it uses the whole machine for one batch.
+    pub lone: MakeWorker,
 }
 
 /// Memory of a runtime that manages its own, in bytes.
@@ -65,7 +69,7 @@ pub fn load(
         onnx::check_dtype(options.dtype)?;
         onnx::load(dir, encoder, Arc::clone(checkpoint), options, threads)
     };
-    let load_mlx = |needs_gpu| load_mlx(dir, encoder, checkpoint, options.dtype, needs_gpu);
+    let load_mlx = |needs_gpu| load_mlx(dir, encoder, checkpoint, options, needs_gpu);
     match options.backend {
         Backend::Mlx if options.dtype == Dtype::Int8 => Err(refused_by_mlx(options.dtype)),
         // MLX computes no int8; asking for it is asking for the CPU.
@@ -107,7 +111,7 @@ fn load_mlx(
     dir: &ModelDir,
     encoder: &Encoder,
     checkpoint: &Arc<Checkpoint>,
-    dtype: Dtype,
+    options: &Options,
     needs_gpu: bool,
 ) -> Result<Runtime> {
     if needs_gpu && !mlx::has_gpu()? {
@@ -116,7 +120,7 @@ fn load_mlx(
             reason: "there is no GPU that it can use".to_owned(),
         });
     }
-    mlx::load(encoder, checkpoint, &dir.pooling, dir.config.size(), dtype)
+    mlx::load(dir, encoder, checkpoint, options)
 }
 
 #[cfg(not(mlx))]
@@ -124,7 +128,7 @@ fn load_mlx(
     _: &ModelDir,
     _: &Encoder,
     _: &Arc<Checkpoint>,
-    _: Dtype,
+    _: &Options,
     _needs_gpu: bool,
 ) -> Result<Runtime> {
     Err(Error::BackendUnavailable {

@@ -54,13 +54,14 @@ use mlx_rs::{Dtype as MlxDtype, memory};
 
 use self::forward::{Pass, Shape};
 use self::parameters::Parameters;
-use self::thread::State;
-use super::{Memory, Runtime, Worker};
+use self::thread::{State, Turn};
+use super::{MakeWorker, Memory, Runtime, Worker};
 use crate::arch::{Encoder, NtkScaling, Pooling, Size};
 use crate::batch::{self, Batch, Limits};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::options::Dtype;
+use crate::model_dir::ModelDir;
+use crate::options::{Dtype, Options};
 
 /// Padded tokens of a batch on a GPU, which wants many at once, and on a CPU, which gains nothing from more.
 const BUDGET_TOKENS_GPU: usize = 8192;
@@ -74,14 +75,12 @@ pub struct LoadedModel {
     encoder: Encoder,
     parameters: Parameters,
     pooling: Vec<Pooling>,
-    /// Bytes of activations per token, an upper estimate.
-    bytes_per_token: usize,
-    heads: usize,
+    limits: Limits,
 }
 
 /// What suits a batch.
 #[must_use]
-pub const fn limits(is_gpu: bool) -> Limits {
+pub const fn limits(is_gpu: bool, size: Size, budget_bytes: Option<usize>) -> Limits {
     Limits {
         budget_tokens: if is_gpu {
             BUDGET_TOKENS_GPU
@@ -90,6 +89,13 @@ pub const fn limits(is_gpu: bool) -> Limits {
         },
         padding_ratio: PADDING_RATIO,
         buckets: true,
+        budget_bytes: match budget_bytes {
+            Some(bytes) => bytes,
+            None => Limits::DEFAULT_BUDGET_BYTES,
+        },
+        token_bytes: size.token_bytes(),
+        // The fused attention of a GPU may not cover every width of a head, so scores count there too.
+        score_bytes: size.heads * size_of::<f32>(),
     }
 }
 
@@ -106,16 +112,15 @@ pub fn has_gpu() -> Result<bool> {
 /// # Errors
 /// MLX cannot be started, or has no memory for the weights.
 pub fn load(
+    dir: &ModelDir,
     encoder: &Encoder,
     checkpoint: &Arc<Checkpoint>,
-    pooling: &[Pooling],
-    size: Size,
-    dtype: Dtype,
+    options: &Options,
 ) -> Result<Runtime> {
     static NEXT_MODEL: AtomicU64 = AtomicU64::new(0);
     let number = NEXT_MODEL.fetch_add(1, Ordering::Relaxed);
     let is_gpu = has_gpu()?;
-    let (dtype, name) = match dtype {
+    let (dtype, name) = match options.dtype {
         Dtype::Auto if is_gpu => (MlxDtype::Float16, "f16"),
         Dtype::Auto | Dtype::F32 => (MlxDtype::Float32, "f32"),
         Dtype::F16 => (MlxDtype::Float16, "f16"),
@@ -123,7 +128,8 @@ pub fn load(
         Dtype::Int8 => return Err(super::refused_by_mlx(dtype)),
     };
     let (encoder, checkpoint, pooling) =
-        (encoder.clone(), Arc::clone(checkpoint), pooling.to_vec());
+        (encoder.clone(), Arc::clone(checkpoint), dir.pooling.clone());
+    let limits = limits(is_gpu, dir.config.size(), options.memory_budget);
     let scaling = encoder.ntk_scaling();
     thread::run(move |state| {
         let value_bytes = if dtype == MlxDtype::Float32 { 4 } else { 2 };
@@ -139,23 +145,24 @@ pub fn load(
             encoder,
             parameters,
             pooling,
-            // States in and out of a layer, q, k and v, and the wide part of the feed-forward, with their temporaries.
-            bytes_per_token: (8 * size.width + 4 * size.inner) * 4,
-            heads: size.heads,
+            limits,
         };
         state.models.insert(number, model);
         Ok(())
     })?;
     let handle = Arc::new(Handle { number, scaling });
-    // A second worker tokenizes and plans while the first waits for the MLX thread.
-    let workers = (0..2).map(|_| Box::new(MlxWorker(Arc::clone(&handle))) as Box<dyn Worker>);
+    let worker = |turn| -> MakeWorker {
+        let handle = Arc::clone(&handle);
+        Box::new(move || Ok(Box::new(MlxWorker { handle, turn })))
+    };
     Ok(Runtime {
         backend: "mlx",
         is_gpu,
         dtype: name,
-        limits: limits(is_gpu),
-        workers: workers.collect(),
-        lone: None,
+        limits,
+        // While one waits for the MLX thread, the other tokenizes and has the next batch ready.
+        workers: vec![worker(Turn::Last), worker(Turn::Last)],
+        lone: worker(Turn::Next),
     })
 }
 
@@ -201,13 +208,16 @@ impl Drop for Handle {
     }
 }
 
-struct MlxWorker(Arc<Handle>);
+struct MlxWorker {
+    handle: Arc<Handle>,
+    turn: Turn,
+}
 
 impl Worker for MlxWorker {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let number = self.0.number;
+        let number = self.handle.number;
         let groups = self.same_stretch(batch);
-        thread::run(move |state| {
+        thread::run_at(self.turn, move |state| {
             let State {
                 models, kernels, ..
             } = state;
@@ -226,7 +236,7 @@ impl MlxWorker {
     /// length, since the stretch depends on a text's own length.
     fn same_stretch(&self, batch: &Batch) -> Vec<(Batch, f64)> {
         let stretch = |text: &[u32]| {
-            self.0
+            self.handle
                 .scaling
                 .map_or(1.0, |scaling| scaling.stretch(text.len()))
         };
@@ -252,11 +262,9 @@ impl LoadedModel {
         } else {
             batch::bucket(longest)
         };
-        let tokens = batch.len() * length;
-        let scores = batch.len() * self.heads * length * length * 4;
-        reserve(tokens * self.bytes_per_token + scores, "a batch")?;
+        reserve(self.limits.bytes(batch.len(), length), "a batch")?;
 
-        let mut ids = Vec::with_capacity(tokens);
+        let mut ids = Vec::with_capacity(batch.len() * length);
         for text in batch.texts() {
             ids.extend_from_slice(text);
             ids.resize(ids.len() + length - text.len(), 0);

@@ -4,10 +4,10 @@
 //! stream that never ends. So a process has a single MLX thread, started on first use; whoever needs MLX sends it a
 //! closure and waits for the result. Arrays never leave it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use mlx_rs::error::Exception;
@@ -36,11 +36,31 @@ pub struct State {
 
 type Work = Box<dyn FnOnce(&mut State) + Send>;
 
+/// When work is done: after what was sent before, or as soon as the thread is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Before everything that waits.
+    Next,
+    /// After everything that waits.
+    Last,
+}
+
 /// Runs `work` on the MLX thread and waits for it. MLX's errors, and panics, come back as errors.
 ///
 /// # Errors
 /// MLX cannot be started, or `work` failed.
 pub fn run<T: Send + 'static>(
+    work: impl FnOnce(&mut State) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    run_at(Turn::Last, work)
+}
+
+/// [`run`], with a choice of turn.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_at<T: Send + 'static>(
+    turn: Turn,
     work: impl FnOnce(&mut State) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
@@ -50,58 +70,84 @@ pub fn run<T: Send + 'static>(
         // The receiver waits below.
         let _ = sender.send(result);
     };
-    mlx_thread()?.send(Box::new(work)).map_err(|_| stopped())?;
-    receiver.recv().unwrap_or_else(|_| Err(stopped()))
+    inbox()?.push(turn, Box::new(work));
+    receiver.recv().unwrap_or_else(|_| {
+        Err(Error::InferenceFailed {
+            reason: "the MLX thread has ended".to_owned(),
+        })
+    })
 }
 
-fn stopped() -> Error {
-    Error::InferenceFailed {
-        reason: "the MLX thread has ended".to_owned(),
+/// Work that waits for the thread.
+struct Inbox {
+    waiting: Mutex<VecDeque<Work>>,
+    ready: Condvar,
+}
+
+impl Inbox {
+    fn push(&self, turn: Turn, work: Work) {
+        {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            match turn {
+                Turn::Next => waiting.push_front(work),
+                Turn::Last => waiting.push_back(work),
+            }
+        }
+        self.ready.notify_one();
+    }
+
+    /// The next work. `on_idle` is called once if none comes for a while.
+    fn take(&self, on_idle: impl FnOnce()) -> Work {
+        let is_empty = |waiting: &mut VecDeque<Work>| waiting.is_empty();
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut waiting, _) = self
+            .ready
+            .wait_timeout_while(waiting, IDLE, is_empty)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waiting.is_empty() {
+            on_idle();
+            waiting = self
+                .ready
+                .wait_while(waiting, is_empty)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        waiting
+            .pop_front()
+            .expect("waited until there was something")
     }
 }
 
-/// The thread's inbox. A start that failed is not tried again: neither drivers nor GPUs appear in a running process.
-fn mlx_thread() -> Result<Sender<Work>> {
-    static THREAD: OnceLock<Result<Mutex<Sender<Work>>, String>> = OnceLock::new();
-    let started = THREAD.get_or_init(|| {
-        let (sender, receiver) = mpsc::channel::<Work>();
+/// The inbox of the thread, which is started on first use. A start that failed is not tried again: neither drivers nor
+/// GPUs appear in a running process.
+fn inbox() -> Result<&'static Inbox> {
+    static INBOX: Inbox = Inbox {
+        waiting: Mutex::new(VecDeque::new()),
+        ready: Condvar::new(),
+    };
+    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
+    let started = STARTED.get_or_init(|| {
         let (started, has_started) = mpsc::sync_channel(1);
         let life = move || {
-            let mut state = match State::start() {
-                Ok(state) => state,
-                Err(error) => {
-                    let _ = started.send(Err(error.to_string()));
-                    return;
-                }
-            };
-            let _ = started.send(Ok(()));
+            let state = State::start().map_err(|error| error.to_string());
+            // The receiver waits below.
+            let _ = started.send(state.as_ref().map(|_| ()).map_err(String::clone));
+            let Ok(mut state) = state else { return };
             loop {
-                match receiver.recv_timeout(IDLE) {
-                    Ok(work) => work(&mut state),
-                    Err(RecvTimeoutError::Timeout) => {
-                        // Failing to free spare memory harms nothing.
-                        let _ = memory::clear_cache();
-                        match receiver.recv() {
-                            Ok(work) => work(&mut state),
-                            Err(_) => return,
-                        }
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
+                let work = INBOX.take(|| {
+                    // Failing to free spare memory harms nothing.
+                    let _ = memory::clear_cache();
+                });
+                work(&mut state);
             }
         };
         std::thread::Builder::new()
             .name("mlx".to_owned())
             .spawn(life)
             .map_err(|error| error.to_string())?;
-        has_started.recv().map_err(|error| error.to_string())??;
-        Ok(Mutex::new(sender))
+        has_started.recv().map_err(|error| error.to_string())?
     });
     match started {
-        Ok(sender) => Ok(sender
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()),
+        Ok(()) => Ok(&INBOX),
         Err(reason) => Err(Error::BackendUnavailable {
             backend: "mlx",
             reason: reason.clone(),

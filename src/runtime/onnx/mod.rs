@@ -5,7 +5,7 @@
 //! prepacked weights), and that copy is made from initializers that point into the mapped checkpoint: beyond
 //! activations, memory does not grow with the number of workers.
 //!
-//! Bulk work runs on workers with one thread each and batches without padding; a lone text runs on one more session
+//! Bulk work runs on workers with one thread each and batches without padding; urgent work runs on one more session
 //! that uses all threads.
 
 mod graph;
@@ -23,7 +23,7 @@ use ort::value::TensorRef;
 
 use self::graph::GraphBuilder;
 use self::weights::SharedWeights;
-use super::{Runtime, Worker};
+use super::{MakeWorker, Runtime, Worker};
 use crate::arch::{Encoder, Tokens};
 use crate::batch::{Batch, Limits};
 use crate::checkpoint::Checkpoint;
@@ -101,22 +101,23 @@ pub fn load(
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
     let (graph, weights) =
-        builder.finish_pooled(&output, dir.dimension(), file_name, int8.as_ref());
+        builder.finish_pooled(&output, dir.pooled_dimension(), file_name, int8.as_ref());
     let weights = SharedWeights::new(checkpoint, &weights, int8)?;
     let blueprint = Arc::new(Blueprint {
         environment,
         graph,
         folder: folder.display().to_string(),
+        precision,
         weights,
     });
-    let session = |threads| OnnxWorker::new(&blueprint, precision, threads);
-    let workers = (0..threads)
-        .map(|_| Ok(Box::new(session(1)?) as Box<dyn Worker>))
-        .collect::<Result<Vec<_>>>()?;
-    let lone = match threads {
-        1 => None,
-        _ => Some(Box::new(session(threads)?) as Box<dyn Worker>),
+    // The first session packs the weights for all, and tells whether the graph is accepted.
+    let first = OnnxWorker::new(&blueprint, 1)?;
+    let later = |threads| -> MakeWorker {
+        let blueprint = Arc::clone(&blueprint);
+        Box::new(move || Ok(Box::new(OnnxWorker::new(&blueprint, threads)?)))
     };
+    let mut workers: Vec<MakeWorker> = vec![Box::new(|| Ok(Box::new(first)))];
+    workers.extend((1..threads).map(|_| later(1)));
     Ok(Runtime {
         backend: "onnx",
         is_gpu: false,
@@ -125,9 +126,15 @@ pub fn load(
             budget_tokens: BUDGET_TOKENS,
             padding_ratio: 1.0,
             buckets: false,
+            budget_bytes: options
+                .memory_budget
+                .unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
+            token_bytes: dir.config.size().token_bytes(),
+            // Without a mask, ONNX Runtime's attention keeps only a tile of the scores.
+            score_bytes: 0,
         },
         workers,
-        lone,
+        lone: later(threads),
     })
 }
 
@@ -209,6 +216,7 @@ struct Blueprint {
     graph: Vec<u8>,
     /// Where the graph's external data lies.
     folder: String,
+    precision: Precision,
     weights: SharedWeights,
 }
 
@@ -233,12 +241,11 @@ impl Blueprint {
 /// One session, declared before the weights that it points into, so that it is dropped first.
 struct OnnxWorker {
     session: Session,
-    precision: Precision,
-    _blueprint: Arc<Blueprint>,
+    blueprint: Arc<Blueprint>,
 }
 
 impl OnnxWorker {
-    fn new(blueprint: &Arc<Blueprint>, precision: Precision, threads: usize) -> Result<Self> {
+    fn new(blueprint: &Arc<Blueprint>, threads: usize) -> Result<Self> {
         let session = blueprint
             .session(threads)
             .map_err(|error| Error::InferenceFailed {
@@ -246,8 +253,7 @@ impl OnnxWorker {
             })?;
         Ok(Self {
             session,
-            precision,
-            _blueprint: Arc::clone(blueprint),
+            blueprint: Arc::clone(blueprint),
         })
     }
 
@@ -267,7 +273,7 @@ impl Worker for OnnxWorker {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         let texts: Vec<&[u32]> = batch.texts().collect();
         let mut vectors = Vec::new();
-        let may_group = self.precision == Precision::Float;
+        let may_group = self.blueprint.precision == Precision::Float;
         for group in texts.chunk_by(|a, b| may_group && a.len() == b.len()) {
             let ids = group.concat();
             let part = self

@@ -1,0 +1,63 @@
+/** The process ends when it should, cleanly, whatever the model is doing; and its children have models of their own. */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import * as path from "node:path";
+import { test } from "node:test";
+import { BACKENDS, model, ROOT } from "./models.mjs";
+
+const PACKAGE = path.join(ROOT, "dist/embedder.js");
+
+/** Runs `body` in a process with a loaded `embedder` and texts for a while of work, `many`. */
+async function inChild(backend, body) {
+  const code = `
+    const { Embedder } = require(${JSON.stringify(PACKAGE)});
+    const many = Array.from({ length: 3000 }, (_, index) => index + " word".repeat(60));
+    (async () => {
+      const embedder = await Embedder.load(process.env.MODEL, { backend: "${backend}" });
+      await embedder.embed(["works"]);
+      ${body}
+    })();`;
+  const env = { ...process.env, MODEL: await model("bert_mean") };
+  const options = { env, encoding: "utf8", timeout: 60_000 };
+  const { status, signal, stdout, stderr } = spawnSync(process.execPath, ["-e", code], options);
+  assert.equal(status, 0, `${signal} ${stderr}`);
+  return stdout;
+}
+
+for (const backend of BACKENDS) {
+  for (const [when, body] of [
+    ["with a model loaded", ""],
+    ["in the middle of a batch", "embedder.embed(many); setTimeout(() => process.exit(0), 200);"],
+    ["after close", "await embedder.close();"],
+    ["while closing", "embedder.embed(many).catch(() => {}); embedder.close(); process.exit(0);"],
+    ["after an abort", "embedder.embed(many, { signal: AbortSignal.timeout(50) }).catch(() => {});"],
+    ["with weights that wait to be unloaded", "await Embedder.load(process.env.MODEL, { idleTimeoutMs: 60_000 });"],
+    ["in the middle of a stream", "for await (const _ of embedder.stream(many)) process.exit(0);"],
+  ]) {
+    test(`${backend}: the process ends cleanly ${when}`, () => inChild(backend, body));
+  }
+
+  test(`${backend}: work in flight keeps the process alive`, async () => {
+    const out = await inChild(backend, "embedder.embed(many.slice(0, 200)).then((v) => console.log(v.length));");
+    assert.equal(out.trim(), "200");
+  });
+
+  test(`${backend}: a forked process loads the model for itself`, async () => {
+    const out = await inChild(
+      backend,
+      `
+      if (process.env.IS_CHILD) return process.send(Array.from((await embedder.embed(["text"]))[0]));
+      const { fork } = require("node:child_process");
+      const { writeFileSync, mkdtempSync } = require("node:fs");
+      const file = mkdtempSync(require("node:os").tmpdir() + "/fork-") + "/child.cjs";
+      writeFileSync(file, process.execArgv[1]);
+      const child = fork(file, { env: { ...process.env, IS_CHILD: "1" }, execArgv: [] });
+      const here = embedder.embed([...many.slice(0, 50), "text"]);
+      const there = await new Promise((resolve) => child.on("message", resolve));
+      console.log(Math.max(...(await here)[50].map((x, i) => Math.abs(x - there[i]))));
+      child.disconnect();`,
+    );
+    assert.ok(Number(out) <= 1e-6, out);
+  });
+}

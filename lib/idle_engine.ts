@@ -1,0 +1,115 @@
+import type { Activity, BackendMemory, Engine, EngineCall, EngineResult } from "./engine.js";
+import { EmbedderError } from "./errors.js";
+
+/** An engine whose weights are unloaded while nobody uses it, and loaded again by the next call. */
+export class IdleEngine implements Engine {
+  readonly backend: Engine["backend"];
+  readonly isGpu: boolean;
+  readonly dimension: number;
+  readonly maxTokens: number;
+  readonly fingerprint: string;
+  readonly pooling: Engine["pooling"];
+  readonly fallbackReason: string | null;
+  readonly #reload: () => Promise<Engine>;
+  readonly #timeoutMs: number;
+  /** Loaded or about to be; `undefined` while unloaded. */
+  #engine: Promise<Engine> | undefined;
+  /** The same, once it is there. */
+  #loaded: Engine | undefined;
+  #calls = 0;
+  #timer: NodeJS.Timeout | undefined;
+  #isClosed = false;
+  /** Of the engines that were unloaded. */
+  readonly #past = { texts: 0, tokens: 0, batches: 0 };
+
+  /**
+   * @param engine The loaded engine.
+   * @param reload Loads it once more, on the same backend.
+   */
+  constructor(engine: Engine, reload: () => Promise<Engine>, timeoutMs: number) {
+    this.backend = engine.backend;
+    this.isGpu = engine.isGpu;
+    this.dimension = engine.dimension;
+    this.maxTokens = engine.maxTokens;
+    this.fingerprint = engine.fingerprint;
+    this.pooling = engine.pooling;
+    this.fallbackReason = engine.fallbackReason;
+    this.#engine = Promise.resolve(engine);
+    this.#loaded = engine;
+    this.#reload = reload;
+    this.#timeoutMs = timeoutMs;
+    this.#unloadLater();
+  }
+
+  async embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+    this.#calls++;
+    clearTimeout(this.#timer);
+    try {
+      this.#engine ??= this.#load();
+      return await (await this.#engine).embed(texts, call);
+    } finally {
+      this.#calls--;
+      if (this.#calls === 0) this.#unloadLater();
+    }
+  }
+
+  /** `null` while unloaded, too. */
+  async memory(): Promise<BackendMemory | null> {
+    return this.#loaded ? this.#loaded.memory() : null;
+  }
+
+  activity(): Activity {
+    const { texts, tokens, batches } = this.#loaded?.activity() ?? { texts: 0, tokens: 0, batches: 0 };
+    const past = this.#past;
+    return {
+      calls: this.#calls,
+      texts: past.texts + texts,
+      tokens: past.tokens + tokens,
+      batches: past.batches + batches,
+    };
+  }
+
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    clearTimeout(this.#timer);
+    await this.#unload();
+  }
+
+  async #load(): Promise<Engine> {
+    try {
+      const engine = await this.#reload();
+      if (engine.fingerprint !== this.fingerprint) {
+        await engine.close();
+        throw new EmbedderError(
+          "MODEL_INVALID",
+          "the model folder has changed since it was loaded: load it again, and embed again what other vectors are compared with",
+        );
+      }
+      this.#loaded = engine;
+      return engine;
+    } catch (error) {
+      // The next call tries again.
+      this.#engine = undefined;
+      throw error;
+    }
+  }
+
+  #unloadLater(): void {
+    if (this.#isClosed) return;
+    this.#timer = setTimeout(() => void this.#unload(), this.#timeoutMs);
+    this.#timer.unref();
+  }
+
+  async #unload(): Promise<void> {
+    // A load that fails has told those who waited for it.
+    const engine = await this.#engine?.catch(() => undefined);
+    this.#engine = undefined;
+    this.#loaded = undefined;
+    if (!engine) return;
+    await engine.close();
+    const { texts, tokens, batches } = engine.activity();
+    this.#past.texts += texts;
+    this.#past.tokens += tokens;
+    this.#past.batches += batches;
+  }
+}

@@ -1,0 +1,37 @@
+import type { EngineResult } from "./engine.js";
+
+/** The vectors of the latest queries of one embedder: a search box sends the same ones again and again. */
+export class QueryCache {
+  /** How many queries were answered from it. */
+  hits = 0;
+  readonly #size: number;
+  /** In the order of last use, which a `Map` keeps by insertion. */
+  readonly #results = new Map<string, EngineResult>();
+
+  /** @param size Queries that are kept; 0 turns the cache off. */
+  constructor(size: number) {
+    this.#size = size;
+  }
+
+  /** A copy of what was computed for this query: what the caller does to its vector must not show here. */
+  get(query: string): EngineResult | undefined {
+    const result = this.#results.get(query);
+    if (!result) return undefined;
+    this.hits++;
+    this.#results.delete(query);
+    this.#results.set(query, result);
+    return { ...result, vectors: result.vectors.slice() };
+  }
+
+  set(query: string, result: EngineResult): void {
+    if (this.#size === 0) return;
+    this.#results.delete(query);
+    this.#results.set(query, { ...result, vectors: result.vectors.slice() });
+    const [oldest] = this.#results.keys();
+    if (this.#results.size > this.#size && oldest !== undefined) this.#results.delete(oldest);
+  }
+
+  clear(): void {
+    this.#results.clear();
+  }
+}

@@ -1,0 +1,266 @@
+//! The engine as its callers see it: who is served when, what cancelling and closing do, what is counted.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod setup;
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use rand::{Rng, SeedableRng};
+use semantic_search_native::engine::{Embeddings, Ticket};
+use semantic_search_native::options::{Backend, Options};
+use semantic_search_native::{Error, Model, Result};
+
+fn model(backend: Backend) -> Model {
+    Model::load(&setup::fixture("nomic_cls"), &setup::options_for(backend)).unwrap()
+}
+
+/// Distinct texts of growing length.
+fn texts(name: &str, count: usize) -> Vec<String> {
+    (0..count)
+        .map(|i| format!("{name} {i} {}", "word ".repeat(i % 97)))
+        .collect()
+}
+
+type Outcome = Receiver<Result<Embeddings>>;
+
+fn submit(model: &Model, texts: Vec<String>, is_query: bool) -> (Arc<Ticket>, Outcome) {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let reply = move |result| sender.send(result).unwrap();
+    (model.submit(texts, is_query, Box::new(reply)), receiver)
+}
+
+/// The names of calls in the order in which they end.
+fn order_of_ends(
+    model: &Model,
+    calls: Vec<(&'static str, Vec<String>, bool)>,
+) -> Vec<&'static str> {
+    let (sender, receiver) = mpsc::channel();
+    let count = calls.len();
+    for (name, texts, is_query) in calls {
+        let sender = sender.clone();
+        let reply = move |result: Result<Embeddings>| {
+            result.unwrap();
+            sender.send(name).unwrap();
+        };
+        model.submit(texts, is_query, Box::new(reply));
+    }
+    receiver.iter().take(count).collect()
+}
+
+#[test]
+fn queries_and_single_texts_overtake_bulk_work() {
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let calls = vec![
+            ("bulk", texts("bulk", 3000), false),
+            ("queries", texts("query", 5), true),
+            ("single", texts("single", 1), false),
+        ];
+        let order = order_of_ends(&model, calls);
+        assert_eq!(order[2], "bulk", "{backend:?}: {order:?}");
+    }
+}
+
+/// Calls take turns: a small one does not wait for the whole of a large one.
+#[test]
+fn bulk_calls_share_the_workers() {
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let calls = vec![
+            ("large", texts("large", 3000), false),
+            ("small", texts("small", 100), false),
+        ];
+        assert_eq!(
+            order_of_ends(&model, calls),
+            ["small", "large"],
+            "{backend:?}"
+        );
+    }
+}
+
+/// Windows, repetitions across windows and the way back into order.
+#[test]
+fn every_text_of_a_long_call_gets_its_own_vector() {
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let mut all = texts("long", 2500);
+        all.extend(texts("long", 700));
+        let (ticket, outcome) = submit(&model, all.clone(), false);
+        let result = outcome.recv().unwrap().unwrap();
+        let dimension = model.dir().dimension();
+        assert_eq!(result.vectors.len(), all.len() * dimension);
+        let row = |index: usize| &result.vectors[index * dimension..][..dimension];
+        for index in [0, 1, 63, 64, 1023, 1024, 1500, 2047, 2048, 2499, 2500, 3199] {
+            let alone = model.embed(vec![all[index].clone()], false).unwrap();
+            setup::assert_equal(&format!("{backend:?} {index}"), row(index), &alone.vectors);
+        }
+        for index in 0..700 {
+            assert_eq!(row(index), row(2500 + index));
+        }
+        assert_eq!(ticket.progress().done, all.len());
+        assert_eq!(ticket.progress().tokens, result.tokens);
+        assert_eq!(model.activity().calls, 0);
+        assert!(model.activity().texts >= 2500 && model.activity().tokens >= result.tokens as u64);
+    }
+}
+
+#[test]
+fn progress_grows() {
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let (ticket, outcome) = submit(&model, texts("progress", 2000), false);
+        assert_eq!(model.activity().calls, 1);
+        let mut seen = vec![0];
+        while outcome.try_recv().is_err() {
+            seen.push(ticket.progress().done);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        assert!(seen.is_sorted());
+        assert!(
+            seen.iter().any(|&done| done > 0 && done < 2000),
+            "{backend:?}"
+        );
+        assert_eq!(ticket.progress().done, 2000);
+    }
+}
+
+#[test]
+fn a_cancelled_call_ends_and_harms_no_other() {
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let expected = model.embed(texts("other", 200), false).unwrap();
+
+        let (running, ran) = submit(&model, texts("running", 5000), false);
+        let (_, other) = submit(&model, texts("other", 200), false);
+        let (queued, waited) = submit(&model, texts("queued", 5000), false);
+        queued.cancel();
+        assert!(matches!(waited.recv().unwrap(), Err(Error::Aborted)));
+        while running.progress().done == 0 {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        running.cancel();
+        assert!(matches!(ran.recv().unwrap(), Err(Error::Aborted)));
+        running.cancel();
+        assert!(running.progress().done < 5000, "{backend:?}");
+
+        let result = other.recv().unwrap().unwrap();
+        setup::assert_equal(&format!("{backend:?}"), &result.vectors, &expected.vectors);
+        let (ended, end) = submit(&model, texts("ended", 1), false);
+        end.recv().unwrap().unwrap();
+        // Nobody is there to be told: a call replies once.
+        ended.cancel();
+        assert_eq!(model.activity().calls, 0);
+    }
+}
+
+#[test]
+fn closing_ends_every_call() {
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let outcomes: Vec<Outcome> = (0..20)
+            .map(|call| submit(&model, texts("close", 1 + call * 100), call % 3 == 0).1)
+            .collect();
+        model.close();
+        let closed = outcomes
+            .iter()
+            .map(|outcome| outcome.recv().unwrap())
+            .inspect(|result| assert!(matches!(result, Ok(_) | Err(Error::Closed))))
+            .filter(Result::is_err)
+            .count();
+        assert!(closed > 0, "{backend:?}");
+        let (_, late) = submit(&model, texts("late", 1), true);
+        assert!(matches!(late.recv().unwrap(), Err(Error::Closed)));
+        assert_eq!(model.activity().calls, 0);
+    }
+}
+
+/// Work begins before all workers are there, and the model may be gone before they are.
+#[test]
+fn the_first_worker_is_enough() {
+    for &backend in setup::BACKENDS {
+        let options = Options {
+            threads: Some(4),
+            ..setup::options_for(backend)
+        };
+        for round in 0..10 {
+            let model = Model::load(&setup::fixture("nomic_cls"), &options).unwrap();
+            let (_, bulk) = submit(&model, texts("early", 20), false);
+            if round % 2 == 0 {
+                model.embed(vec!["query".to_owned()], true).unwrap();
+                bulk.recv().unwrap().unwrap();
+            }
+            model.close();
+        }
+    }
+}
+
+#[test]
+fn a_memory_budget_makes_batches_smaller_and_changes_no_vector() {
+    for &backend in setup::BACKENDS {
+        let words = vec!["word ".repeat(60); 40];
+        let texts: Vec<String> = words
+            .iter()
+            .enumerate()
+            .map(|(i, text)| format!("{i} {text}"))
+            .collect();
+        let embed = |memory_budget| {
+            let options = Options {
+                memory_budget,
+                ..setup::options_for(backend)
+            };
+            let model = Model::load(&setup::fixture("nomic_cls"), &options).unwrap();
+            let vectors = model.embed(texts.clone(), false).unwrap().vectors;
+            (vectors, model.activity().batches)
+        };
+        let (roomy, few) = embed(None);
+        let (tight, many) = embed(Some(1));
+        assert_eq!(many, 40, "{backend:?}: a text each");
+        assert!(few < many, "{backend:?}: {few}");
+        setup::assert_equal(&format!("{backend:?}"), &tight, &roomy);
+    }
+}
+
+/// Many callers, calls of all kinds, cancelled at random: every one of them is answered once, and rightly.
+#[test]
+fn a_storm_of_calls_is_answered() {
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let pool = texts("storm", 40);
+        let expected = model.embed(pool.clone(), false).unwrap().vectors;
+        let dimension = model.dir().dimension();
+        std::thread::scope(|scope| {
+            for caller in 0..8 {
+                let (model, pool, expected) = (&model, &pool, &expected);
+                scope.spawn(move || {
+                    let mut random = rand::rngs::StdRng::seed_from_u64(caller);
+                    for _ in 0..60 {
+                        let chosen: Vec<usize> = (0..random.random_range(0..30))
+                            .map(|_| random.random_range(0..pool.len()))
+                            .collect();
+                        let texts = chosen.iter().map(|&index| pool[index].clone()).collect();
+                        let (ticket, outcome) = submit(model, texts, false);
+                        let is_cancelled = random.random_bool(0.3);
+                        if is_cancelled {
+                            ticket.cancel();
+                        }
+                        match outcome.recv().unwrap() {
+                            Ok(result) => {
+                                for (row, index) in
+                                    result.vectors.chunks_exact(dimension).zip(chosen)
+                                {
+                                    let same = &expected[index * dimension..][..dimension];
+                                    setup::assert_equal("storm", row, same);
+                                }
+                            }
+                            Err(error) => assert!(is_cancelled && matches!(error, Error::Aborted)),
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(model.activity().calls, 0);
+    }
+}
