@@ -3,9 +3,21 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as os from "node:os";
 import * as path from "node:path";
 import { test } from "node:test";
-import { api, assertClose, changedModel, embedderError, model, ROOT, STARTER_MODEL, withEmbedder } from "./models.mjs";
+import {
+  api,
+  assertClose,
+  changedModel,
+  embedderError,
+  model,
+  ROOT,
+  STARTER_MODEL,
+  temporaryFolder,
+  withEmbedder,
+} from "./models.mjs";
 import { tableModel } from "./onnx_writer.mjs";
 
 const WIDTH = 64;
@@ -143,3 +155,21 @@ async function freeEventLoop(work) {
   clearInterval(timer);
   assert.ok(longest < 250, `the event loop stood still for ${Math.round(longest)} ms`);
 }
+
+test("the fallback's threads honour the quota of a container", () => {
+  const { availableProcessors } = createRequire(import.meta.url)("../dist/lib/processors.js");
+  const file = path.join(temporaryFolder(), "cpu.max");
+  const all = os.availableParallelism();
+  for (const [content, expected] of [
+    ["max 100000\n", all],
+    ["50000 100000\n", 1],
+    ["100000 100000\n", 1],
+    ["150000 100000\n", 1],
+    [`${all * 2}00000 100000\n`, all],
+    ["nonsense", all],
+  ]) {
+    writeFileSync(file, content);
+    assert.equal(availableProcessors(file), expected, content);
+  }
+  assert.equal(availableProcessors(path.join(temporaryFolder(), "none")), all);
+});

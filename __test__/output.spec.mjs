@@ -111,7 +111,8 @@ for (const backend of BACKENDS) {
 }
 
 test("the addon and the fallback agree on what is cut and how, and the fingerprint tells", async () => {
-  const named = (name) => changedModel("nomic_cls", { "config.json": (config) => ({ ...config, _name_or_path: name }) });
+  const named = (name) =>
+    changedModel("nomic_cls", { "config.json": (config) => ({ ...config, _name_or_path: name }) });
   const [v15, v1] = [await named("nomic-ai/nomic-embed-text-v1.5"), await named("nomic-ai/nomic-embed-text-v1")];
   const cases = [
     [v15, {}],

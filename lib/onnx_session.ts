@@ -1,6 +1,6 @@
-import { availableParallelism } from "node:os";
 import type { InferenceSession, Tensor } from "onnxruntime-node";
 import { EmbedderError } from "./errors.js";
+import { availableProcessors } from "./processors.js";
 
 interface Input {
   name: string;
@@ -43,7 +43,7 @@ export class OnnxSession {
     let session: InferenceSession;
     try {
       session = await ort.InferenceSession.create(file, {
-        intraOpNumThreads: threads ?? availableParallelism(),
+        intraOpNumThreads: threads ?? availableProcessors(),
         interOpNumThreads: 1,
         // The arena and the memory pattern pay off for equal shapes; texts run unpadded, at any length.
         enableCpuMemArena: false,

@@ -5,7 +5,7 @@
 //! ```text
 //! string[]  →  TypeScript   checks arguments, chooses the backend
 //!           →  node         strings cross into Rust; everything below runs off the JavaScript thread
-//!           →  engine       one queue per model, one thread per worker
+//!           →  engine       one queue per model, queries before bulk work, one thread per worker
 //!           →  tokenizer    texts → ids, cut to the token limit, counted
 //!           →  batch        lengths → batches (pure)
 //!           →  runtime      ids → pooled vectors, [texts, dimension]
