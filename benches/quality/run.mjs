@@ -59,19 +59,16 @@ function dot(a, b) {
   return sum;
 }
 
-/** The vectors of a configuration, and how long the documents took. */
+/** The vectors of a configuration. */
 async function embed(Embedder, model, pairs, { load, stored = (vector) => vector }) {
   const embedder = await Embedder.load(model, load);
   try {
-    await embedder.embed(pairs.slice(0, 8).map(({ code }) => code));
-    const start = performance.now();
     const documents = await embedder.embed(pairs.map(({ code }) => code));
-    const seconds = (performance.now() - start) / 1000;
     const queries = await embedder.embed(
       pairs.map(({ query }) => query),
       { kind: "query" },
     );
-    return { queries: queries.map(stored), documents: documents.map(stored), seconds };
+    return { queries: queries.map(stored), documents: documents.map(stored) };
   } finally {
     await embedder.close();
   }
@@ -103,7 +100,7 @@ function cosines(ours, reference) {
 function report(pairs, digest, rows) {
   const commit = output("git", ["-C", ROOT, "rev-parse", "--short=12", "HEAD"]).trim();
   const changed = output("git", ["-C", ROOT, "status", "--porcelain", "--", "src", "lib", "embedder.ts"]) !== "";
-  const lines = rows.map(({ name, mrr, recall, cosine, speed, passed }) =>
+  const lines = rows.map(({ name, mrr, recall, cosine, passed }) =>
     [
       name,
       mrr.toFixed(4),
@@ -111,7 +108,6 @@ function report(pairs, digest, rows) {
       recall.toFixed(4),
       cosine.least.toFixed(4),
       cosine.mean.toFixed(5),
-      `${speed.toFixed(2)}×`,
       passed === undefined ? "" : passed ? "kept" : "**missed**",
     ].join(" | "),
   );
@@ -126,11 +122,10 @@ function report(pairs, digest, rows) {
 - Model: all-MiniLM-L6-v2, real weights; texts are cut at its own limit
 - Machine: ${os.cpus().length} × ${os.cpus()[0].model.trim()}, ${os.type()} ${os.arch()}; Node.js ${process.version}; commit ${commit}${changed ? " with changes" : ""}
 - Cosine: of each vector, queries and documents, to its own in the first row
-- Speed: of the documents, relative to the first row; a single run each, so a rough figure
 - Bounds: ${bounds.join("; ")}
 
-| configuration | MRR@${DEPTH} | difference | Recall@${DEPTH} | least cosine | mean cosine | speed | bounds |
-|---|--:|--:|--:|--:|--:|--:|---|
+| configuration | MRR@${DEPTH} | difference | Recall@${DEPTH} | least cosine | mean cosine | bounds |
+|---|--:|--:|--:|--:|--:|---|
 ${lines.map((line) => `| ${line} |`).join("\n")}
 `;
 }
@@ -148,7 +143,6 @@ async function main() {
     const vectors = await embed(Embedder, model, pairs, configuration);
     reference ??= vectors;
     const row = { name: configuration.name, ...retrieve(vectors), cosine: cosines(vectors, reference) };
-    row.speed = reference.seconds / vectors.seconds;
     const { bounds } = configuration;
     if (bounds) row.passed = row.mrr >= bounds.mrr * rows[0].mrr && row.cosine.least >= bounds.cosine;
     rows.push(row);
