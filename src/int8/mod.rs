@@ -88,12 +88,14 @@ impl Int8Weights {
             return Ok(weights);
         }
         let bytes = quantize(checkpoint, layers, &source)?;
-        let bytes = match file.and_then(|file| cache::store(&file, &bytes)) {
-            Some(map) => Bytes::Mapped(map),
-            None => Bytes::Owned(bytes),
-        };
-        Self::read(bytes, &source, layers).ok_or_else(|| Error::InferenceFailed {
-            reason: "the file of quantized weights changed while it was written".to_owned(),
+        let stored = file
+            .and_then(|file| cache::store(&file, &bytes))
+            .and_then(|map| Self::read(Bytes::Mapped(map), &source, layers));
+        if let Some(weights) = stored {
+            return Ok(weights);
+        }
+        Self::read(Bytes::Owned(bytes), &source, layers).ok_or_else(|| Error::InferenceFailed {
+            reason: "quantized weights cannot be read back".to_owned(),
         })
     }
 

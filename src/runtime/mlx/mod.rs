@@ -125,7 +125,7 @@ pub fn load(
         Dtype::Auto | Dtype::F32 => (MlxDtype::Float32, "f32"),
         Dtype::F16 => (MlxDtype::Float16, "f16"),
         Dtype::BF16 => (MlxDtype::Bfloat16, "bf16"),
-        Dtype::Int8 => return Err(super::refused_by_mlx(dtype)),
+        Dtype::Int8 => return Err(super::refused_by_mlx(options.dtype)),
     };
     let (encoder, checkpoint, pooling) =
         (encoder.clone(), Arc::clone(checkpoint), dir.pooling.clone());
