@@ -528,13 +528,14 @@ impl Shared {
     }
 }
 
-/// Lets the scheduler prefer other threads of the process to this one: without it, a query that is computed beside bulk
-/// work takes five times as long as alone, with it 1.4 times. Alone, the thread has the processor all the same.
+/// Lets the scheduler prefer other threads of the process to this one. Without it, a query that is computed beside bulk
+/// work takes up to five times as long as alone; with it, twice. More would starve bulk work while the machine does
+/// something else; alone, the thread has the processor all the same.
 fn yield_to_urgent_work() {
     #[cfg(target_os = "linux")]
     {
         /// On the scale of `nice`, from 0 to 19.
-        const NICENESS: i32 = 10;
+        const NICENESS: i32 = 5;
         // SAFETY: has no preconditions. On Linux it concerns the calling thread only; elsewhere it would the process.
         unsafe { libc::nice(NICENESS) };
     }
