@@ -20,7 +20,7 @@ async function inChild(backend, body) {
     })();`;
   const env = { ...process.env, MODEL: await model("bert_mean") };
   const options = { env, encoding: "utf8", timeout: 60_000 };
-  const { status, signal, stdout, stderr } = spawnSync(process.execPath, ["-e", code], options);
+  const { status, signal, stdout, stderr } = spawnSync(process.execPath, ["--expose-gc", "-e", code], options);
   assert.equal(status, 0, `${signal} ${stderr}`);
   return stdout;
 }
@@ -33,6 +33,18 @@ for (const backend of BACKENDS) {
     ["while closing", "embedder.embed(many).catch(() => {}); embedder.close(); process.exit(0);"],
     ["after an abort", "embedder.embed(many, { signal: AbortSignal.timeout(50) }).catch(() => {});"],
     ["with weights that wait to be unloaded", "await Embedder.load(process.env.MODEL, { idleTimeoutMs: 60_000 });"],
+    ["while loading", "Embedder.load(process.env.MODEL, { backend: embedder.backend, threads: 8 }); process.exit(0);"],
+    [
+      "as soon as a model is loaded",
+      "await Embedder.load(process.env.MODEL, { backend: embedder.backend, threads: 8 }); process.exit(0);",
+    ],
+    [
+      "with models that were collected as garbage",
+      `for (let i = 0; i < 5; i++) (await Embedder.load(process.env.MODEL, { backend: embedder.backend })).embed(many);
+       gc();
+       await new Promise((resolve) => setImmediate(resolve));
+       process.exit(0);`,
+    ],
     ["in the middle of a stream", "for await (const _ of embedder.stream(many)) process.exit(0);"],
   ]) {
     test(`${backend}: the process ends cleanly ${when}`, () => inChild(backend, body));
@@ -51,13 +63,22 @@ for (const backend of BACKENDS) {
       const { fork } = require("node:child_process");
       const { writeFileSync, mkdtempSync } = require("node:fs");
       const file = mkdtempSync(require("node:os").tmpdir() + "/fork-") + "/child.cjs";
-      writeFileSync(file, process.execArgv[1]);
+      writeFileSync(file, process.execArgv.at(-1));
       const child = fork(file, { env: { ...process.env, IS_CHILD: "1" }, execArgv: [] });
       const here = embedder.embed([...many.slice(0, 50), "text"]);
       const there = await new Promise((resolve) => child.on("message", resolve));
       console.log(Math.max(...(await here)[50].map((x, i) => Math.abs(x - there[i]))));
-      child.disconnect();`,
+      if (child.connected) child.disconnect();`,
     );
     assert.ok(Number(out) <= 1e-6, out);
+  });
+}
+
+for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
+  test(`${backend}: the process ends cleanly after init()`, async () => {
+    const code = `require(${JSON.stringify(PACKAGE)}).init(process.env.MODEL, { backend: "${backend}", threads: 8 });`;
+    const env = { ...process.env, MODEL: await model("bert_mean") };
+    const { status, signal, stderr } = spawnSync(process.execPath, ["-e", code], { env, encoding: "utf8" });
+    assert.equal(status, 0, `${signal} ${stderr}`);
   });
 }

@@ -134,7 +134,8 @@ for (const backend of BACKENDS) {
         }
       }
       for await (const { index } of embedder.stream(endless())) {
-        assert.ok(index < 512);
+        // The second chunk may be ready before the first.
+        assert.ok(index < 1024);
         await sleep(100);
         assert.ok(read <= 3 * 512, `${read} texts read ahead`);
         if (index > 0) break;
@@ -375,8 +376,8 @@ test("10,000 mixed calls from 8 worker threads are each answered once, and right
   });
   const results = await Promise.all(
     workers.map(async (worker) => {
-      const [message] = await once(worker, "message");
-      await once(worker, "exit");
+      // Both at once: the last message and the end may come in the same breath.
+      const [[message]] = await Promise.all([once(worker, "message"), once(worker, "exit")]);
       return message;
     }),
   );

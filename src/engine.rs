@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 
 use crate::batch::{self, Batch, Limits};
 use crate::error::{Error, Result};
-use crate::runtime::{Runtime, Worker};
+use crate::runtime::{Runtime, Worker, gate};
 use crate::tokenizer::{TokenizedText, Tokenizer};
 use crate::vector::{self, Cut};
 
@@ -228,12 +228,18 @@ impl Engine {
                 if lock(&shared.queue).closed {
                     return;
                 }
-                if role == Role::Bulk {
-                    yield_to_urgent_work();
-                }
+                let made = catch_unwind(AssertUnwindSafe(|| {
+                    let _inside = gate::enter();
+                    make()
+                }));
                 // One that cannot be made, for lack of memory, is done without: the first worker is always there.
-                if let Ok(Ok(mut worker)) = catch_unwind(AssertUnwindSafe(make)) {
+                if let Ok(Ok(mut worker)) = made {
+                    if role == Role::Bulk {
+                        yield_to_urgent_work();
+                    }
                     shared.work(role, worker.as_mut());
+                    let _inside = gate::enter();
+                    drop(worker);
                 }
             };
             let thread = std::thread::Builder::new()
@@ -469,7 +475,10 @@ impl Shared {
         let distinct = call.distinct();
         let ids = places.iter().map(|&place| &*distinct.tokens(place).ids);
         let batch = Batch::from_texts(ids);
-        let rows = worker.forward(&batch)?;
+        let rows = {
+            let _inside = gate::enter();
+            worker.forward(&batch)?
+        };
         vector::check_finite(&rows, self.dimension)?;
         if call.ticket.is_settled() {
             return Ok(());

@@ -1,5 +1,6 @@
 //! What computes an encoder: one [`Runtime`] per loaded model, made of workers that own their state.
 
+pub mod gate;
 #[cfg(mlx)]
 pub mod mlx;
 pub mod onnx;
