@@ -1,0 +1,37 @@
+/** This package; `setup.options` are those of `Embedder.load`. */
+
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as path from "node:path";
+import { serve } from "./protocol.mjs";
+
+await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
+  const { Embedder } = createRequire(import.meta.url)(path.join(folder, "dist/embedder.js"));
+  const { version } = JSON.parse(readFileSync(path.join(folder, "package.json"), "utf8"));
+  const memoryBeforeLoad = process.memoryUsage.rss();
+  const embedder = await Embedder.load(model, { maxTokens, threads, ...options });
+  const answers = {
+    /** Seconds of the same query, over and over. */
+    cached: async ({ runs }, [text]) => {
+      const seconds = [];
+      for (let run = 0; run < runs; run++) {
+        const start = performance.now();
+        await embedder.embedQuery(text);
+        seconds.push((performance.now() - start) / 1000);
+      }
+      return seconds;
+    },
+    close: async () => {
+      await embedder.close();
+      return {};
+    },
+  };
+  return {
+    name: `semantic-search-native ${version} (${embedder.backend})`,
+    device: embedder.isGpu ? "gpu" : "cpu",
+    details: { memoryBeforeLoad },
+    embed: (texts) => embedder.embed(texts),
+    embedQuery: (text) => embedder.embedQuery(text),
+    answer: (request, texts) => answers[request.want](request, texts),
+  };
+});

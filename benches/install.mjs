@@ -1,0 +1,89 @@
+/** Brings peers into the cache folder, in the versions that are pinned here. They are no dependencies of the package. */
+
+import { spawnSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import * as os from "node:os";
+import * as path from "node:path";
+import { fileURLToPath } from "node:url";
+
+const HERE = path.dirname(fileURLToPath(import.meta.url));
+
+/** Where peers and models lie. */
+export function cacheFolder() {
+  const user = process.env.XDG_CACHE_HOME || path.join(os.homedir(), ".cache");
+  return path.join(process.env.SEMANTIC_SEARCH_CACHE || path.join(user, "semantic-search-native"), "bench");
+}
+
+/** Runs a command; `undefined` where it went well, else the end of what it said. */
+function failure(program, args, cwd) {
+  const { status, error, stdout, stderr } = spawnSync(program, args, { cwd, encoding: "utf8" });
+  if (status === 0) return undefined;
+  return error?.message ?? `${stdout}\n${stderr}`.trim().split("\n").slice(-3).join(" ");
+}
+
+/**
+ * @typedef {object} Installed
+ * @property {string} [program] what runs the driver
+ * @property {string} [folder] where npm packages lie
+ * @property {string} [missing] why it is not there and what would install it
+ */
+
+const done = new Map();
+
+/** Installs once per run of the benchmark. `install` returns why it failed. */
+function once(key, list, target, install) {
+  if (done.has(key)) return done.get(key);
+  const stamp = path.join(target, "installed-list");
+  let reason;
+  if (!existsSync(stamp) || readFileSync(stamp, "utf8") !== readFileSync(list, "utf8")) {
+    console.error(`installing ${key}`);
+    rmSync(target, { recursive: true, force: true });
+    mkdirSync(target, { recursive: true });
+    reason = install();
+    if (reason === undefined) copyFileSync(list, stamp);
+  }
+  done.set(key, reason);
+  return reason;
+}
+
+/** @returns {Installed} */
+export function npmPeers() {
+  const list = path.join(HERE, "peers/package.json");
+  const folder = path.join(cacheFolder(), "npm");
+  // No scripts: onnxruntime-node's would download CUDA parts, and none of the others is needed.
+  const args = ["install", "--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"];
+  const reason = once("npm peers", list, folder, () => {
+    copyFileSync(list, path.join(folder, "package.json"));
+    return process.env.npm_execpath?.endsWith(".js")
+      ? failure(process.execPath, [process.env.npm_execpath, ...args], folder)
+      : failure("npm", args, folder);
+  });
+  return reason
+    ? { missing: `npm ${args[0]} (benches/peers/package.json): ${reason}` }
+    : { program: process.execPath, folder };
+}
+
+/**
+ * A Python environment of its own for `peers/<name>.txt`.
+ *
+ * @param {boolean} mayInstall whether it may be installed now, if it is not there
+ * @returns {Installed}
+ */
+export function pythonPeer(name, mayInstall = true) {
+  const list = path.join(HERE, "peers", `${name}.txt`);
+  const folder = path.join(cacheFolder(), "python", name);
+  const line = `python3 -m venv ${name} && ${name}/bin/pip install -r benches/peers/${name}.txt`;
+  if (!mayInstall && !existsSync(path.join(folder, "installed-list"))) {
+    return { missing: `large, so only with --full: ${line}` };
+  }
+  const pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", list];
+  const bin = process.platform === "win32" ? "Scripts" : "bin";
+  const program = path.join(folder, bin, "python");
+  const reason = once(
+    `Python ${name}`,
+    list,
+    folder,
+    () => failure("python3", ["-m", "venv", folder]) ?? failure(program, pip),
+  );
+  return reason ? { missing: `${line}: ${reason}` } : { program };
+}

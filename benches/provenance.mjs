@@ -1,0 +1,34 @@
+/** On what and of what the figures are. */
+
+import { spawnSync } from "node:child_process";
+import * as os from "node:os";
+import { ROOT } from "../scripts/setup.mjs";
+import { measured } from "./peers.mjs";
+
+function git(...args) {
+  return spawnSync("git", args, { cwd: ROOT, encoding: "utf8" }).stdout.trim();
+}
+
+/** The code that was measured; changes beside it do not count. */
+function commit() {
+  const changed = git("status", "--porcelain", "--", "src", "lib", "embedder.ts", "Cargo.toml", "Cargo.lock");
+  return git("rev-parse", "--short=12", "HEAD") + (changed === "" ? "" : ", with uncommitted changes");
+}
+
+export function describeRun(mode) {
+  const [{ model }] = os.cpus();
+  return {
+    command: ["npm run bench", ...process.argv.slice(2)]
+      .join(" -- ")
+      .replaceAll(" -- --", " --")
+      .replace("bench --", "bench -- --"),
+    mode,
+    date: new Date().toISOString().slice(0, 10),
+    commit: commit(),
+    machine: `${os.cpus().length} × ${model.trim()}, ${Math.round(os.totalmem() / 2 ** 30)} GB, ${os.type()} ${os.machine()}`,
+    node: process.version,
+    threads: measured.threads,
+    load: [os.loadavg()[0], os.loadavg()[0]],
+    seconds: 0,
+  };
+}
