@@ -17,7 +17,7 @@ const node = () => ({ program: process.execPath });
  * @typedef {object} Peer
  * @property {string} title for people
  * @property {string} driver
- * @property {() => import("./install.mjs").Installed} install
+ * @property {(settings: { full: boolean }) => import("./install.mjs").Installed} install
  * @property {object} [setup] added to the driver's setup
  * @property {boolean} [needsQuantized] reads `onnx/model_quantized.onnx`
  */
@@ -64,6 +64,12 @@ export const PEERS = {
   onnxruntime: { title: "onnxruntime-node, loop by hand", driver: "onnxruntime.mjs", install: node },
   "fastembed-js": { title: "fastembed (npm)", driver: "fastembed_js.mjs", install: npmPeers },
   "fastembed-py": { title: "fastembed (Python)", driver: "fastembed_py.py", install: () => pythonPeer("fastembed") },
+  "sentence-transformers": {
+    title: "sentence-transformers (PyTorch)",
+    driver: "sentence_transformers_py.py",
+    install: ({ full }) => pythonPeer("torch", full),
+  },
+  "mlx-py": { title: "MLX (Python)", driver: "mlx_py.py", install: () => pythonPeer("mlx") },
 };
 
 /** Not peers: what ours is measured against in the engine's table. */
@@ -73,7 +79,7 @@ export const LIMITS = {
 };
 
 /** The package that is measured, and with how many threads. */
-export const measured = { package: ROOT, threads: os.availableParallelism() };
+export const measured = { package: ROOT, threads: os.availableParallelism(), full: false };
 
 /**
  * Starts the driver of a peer on a model.
@@ -85,10 +91,11 @@ export const measured = { package: ROOT, threads: os.availableParallelism() };
  * @param {number} job.maxTokens
  * @param {object} [job.options] added to those of our `Embedder.load`
  * @param {number} [job.threads]
+ * @param {{ [name: string]: string }} [job.env]
  * @returns {Promise<Contestant | { introduction: { refused: string } }>}
  */
-export async function startPeer({ driver, install, setup, needsQuantized }, { model, options, ...job }) {
-  const { program, folder, missing } = install();
+export async function startPeer({ driver, install, setup, needsQuantized }, { model, options, env, ...job }) {
+  const { program, folder, missing } = install(measured);
   const refusal = missing ?? (needsQuantized ? model.quantizedMissing : undefined);
   if (refusal) return { introduction: { refused: refusal } };
   const started = {
@@ -100,5 +107,5 @@ export async function startPeer({ driver, install, setup, needsQuantized }, { mo
     ...setup,
     ...((setup?.options || options) && { options: { ...setup?.options, ...options } }),
   };
-  return Contestant.start(program, [path.join(DRIVERS, driver), JSON.stringify(started)]);
+  return Contestant.start(program, [path.join(DRIVERS, driver), JSON.stringify(started)], env);
 }

@@ -1,29 +1,127 @@
 /** From results to Markdown. */
 
+import { median, quantile, sum } from "./statistics.mjs";
+import { REFERENCE } from "./suites/peers.mjs";
+
 const MARKS = new Map([
   [true, "yes"],
   [false, "**no**"],
   [null, "not measured"],
 ]);
+/** Below it, a peer computes something else. Quantized weights stay above it. */
+const SAME_COSINE = 0.95;
+const MANY_SYMBOLS = 25_000;
 
-function table(head, rows) {
+/** The first column is text, the others are figures unless `align` says otherwise. */
+function table(head, rows, align = "r") {
   const line = (cells) => `| ${cells.join(" | ")} |`;
-  return [line(head), line(head.map(() => "---")), ...rows.map(line)];
+  const rule = head.map((_, i) => (i === 0 || align === "l" ? "---" : "--:"));
+  return [line(head), line(rule), ...rows.map(line)];
 }
 
-export function report({ run, models }) {
-  const lines = [
+const milliseconds = (seconds) => (1000 * seconds).toFixed(seconds < 0.1 ? 1 : 0);
+const megabytes = (bytes) => String(Math.round(bytes / 2 ** 20));
+
+function duration(seconds) {
+  return seconds < 100 ? `${seconds.toFixed(1)} s` : `${(seconds / 60).toFixed(1)} min`;
+}
+
+/** @param {string[]} charts files that lie beside the report */
+export function report({ run, suites }, charts) {
+  const sections = [
+    ...Object.values(suites.engine ?? {}).map(engineSection),
+    ...Object.values(suites.peers ?? {}).map((model) => peersSection("Peers", model)),
+    ...Object.values(suites.mlx ?? {}).map((model) => peersSection("MLX", model)),
+  ];
+  const load = run.load.map((value) => value.toFixed(1)).join(" before, ");
+  return `${[
     "# Benchmark",
     "",
-    `\`${run.command}\`, ${run.date}, ${run.seconds} s`,
+    `\`${run.command}\`, ${run.date}, ${duration(run.seconds)}`,
     "",
-    `- Machine: ${run.machine}; ${run.threads} threads; load average ${run.load.map((value) => value.toFixed(1)).join(" before, ")} after`,
+    `- Machine: ${run.machine}; ${run.threads} threads; load average ${load} after`,
     `- Code: commit ${run.commit}, Node.js ${run.node}`,
+    "- Texts: functions of this repository and of Python's standard library, the same for everybody",
+    ...sections.flat(),
+    ...charts.flatMap((file) => ["", `![${file.replace(".svg", "").replaceAll("-", " ")}](${file})`]),
+  ].join("\n")}\n`;
+}
+
+function engineSection({ title, rows }) {
+  const cells = rows.map(({ what, target, value, passed }) => [what, target, value, MARKS.get(passed)]);
+  return ["", `## Engine: ${title}`, "", ...table(["what", "must reach", "measured", "reached"], cells, "l")];
+}
+
+function peersSection(heading, { title, peers, symbols, preloaded }) {
+  const all = Object.entries(peers);
+  const present = all.filter(([, peer]) => peer.symbols.length > 0);
+  const [, reference] = present.find(([name]) => name === REFERENCE) ?? present[0] ?? [];
+  const counts = Object.keys(reference?.equal ?? {});
+  // Rounds repeat the same parts.
+  const speed = ({ symbols: parts, coldStarts }) => (symbols * coldStarts.length) / sum(parts);
+
+  const throughput = present.map(([, peer]) => {
+    const perPart = peer.symbols.map((seconds, i) => seconds / reference.symbols[i]);
+    return [
+      peer.title,
+      ...counts.map((count) => milliseconds(median(peer.equal[count]) / Number(count))),
+      speed(peer).toFixed(1),
+      duration(symbols / speed(peer)),
+      duration(MANY_SYMBOLS / speed(peer)),
+      peer === reference
+        ? "1"
+        : `${(speed(reference) / speed(peer)).toFixed(2)} (${quantile(perPart, 0.25).toFixed(2)}–${quantile(perPart, 0.75).toFixed(2)})`,
+    ];
+  });
+  const latency = present.map(([, peer]) => [
+    peer.title,
+    duration(median(peer.coldStarts)),
+    milliseconds(median(peer.queries)),
+    milliseconds(quantile(peer.queries, 0.95)),
+    peer.busy.length > 0 ? milliseconds(quantile(peer.busy, 0.95)) : "–",
+    megabytes(median(peer.memory.map(({ peak, now }) => peak ?? now))),
+    peer.cosine.toFixed(4),
+  ]);
+  const others = present.filter(([, { cosine }]) => cosine < SAME_COSINE);
+  const refused = all.filter(([, { introduction }]) => introduction?.refused);
+  return [
+    "",
+    `## ${heading}: ${title}`,
+    "",
+    ...table(
+      [
+        "peer",
+        ...counts.map((count) => `batch ${count}, ms per text`),
+        "texts/s",
+        `${symbols} symbols`,
+        `${MANY_SYMBOLS.toLocaleString("en")} symbols¹`,
+        "times ours²",
+      ],
+      throughput,
+    ),
+    "",
+    ...table(
+      [
+        "peer",
+        "start to first vector",
+        "query p50, ms",
+        "p95, ms",
+        "p95 while indexing³, ms",
+        "most memory, MB",
+        "least cosine⁴",
+      ],
+      latency,
+    ),
+    "",
+    `¹ Extrapolated from the ${symbols}. ² Time for the same texts, in brackets the middle half of its parts. ³ Counted from when the query is due; Python's`,
+    "peers are synchronous. ⁴ To our float32 vectors, which the tests prove equal to those of `transformers`.",
+    ...others.map(
+      ([, peer]) =>
+        `\n**${peer.title} computes something else**: its vectors have a cosine of only ${peer.cosine.toFixed(2)} to the model's.`,
+    ),
+    ...(preloaded ? [`\nBLAS of both: \`LD_PRELOAD=${preloaded}\`.`] : []),
+    "",
+    `Versions: ${present.map(([, { introduction }]) => introduction.name).join("; ")}.`,
+    ...refused.map(([, peer]) => `\nLeft out: ${peer.title}: ${peer.introduction.refused}.`),
   ];
-  for (const { title, engine } of Object.values(models)) {
-    if (!engine) continue;
-    const rows = engine.rows.map(({ what, target, value, passed }) => [what, target, value, MARKS.get(passed)]);
-    lines.push("", `## Engine: ${title}`, "", ...table(["what", "must reach", "measured", "reached"], rows));
-  }
-  return `${lines.join("\n")}\n`;
 }

@@ -2,36 +2,50 @@
  * `npm run bench`: how fast and how right is it, here, beside what else one could use? Needs what `npm test` needs; peers
  * are installed into the cache folder. Writes `RESULTS.md`, `results.json` and the charts beside this file.
  *
- *   --suite=engine,peers   what to measure
- *   --full                 larger samples, more rounds, large peers too (PyTorch, candle)
- *   --smoke                a minute on tiny models without any peer, to see that the benchmark itself works
- *   --model=minilm,nomic   on which models
- *   --out=<folder>         where the results go
+ *   --suite=engine,peers,mlx   what to measure
+ *   --model=nomic,minilm       on which models
+ *   --full                     larger samples, more rounds, large peers too
+ *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark itself works
+ *   --package=<folder>         another build of this package
+ *   --out=<folder>             where the results go
  */
 
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { ROOT } from "../scripts/setup.mjs";
+import { figures } from "./figures.mjs";
 import { cacheFolder } from "./install.mjs";
 import { prepareModel } from "./models/prepare.mjs";
+import { measured } from "./peers.mjs";
 import { describeRun } from "./provenance.mjs";
 import { report } from "./report.mjs";
 import { measureEngine } from "./suites/engine.mjs";
+import { measureMlx } from "./suites/mlx.mjs";
+import { measurePeers } from "./suites/peers.mjs";
 import { questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
-const SUITES = { engine: measureEngine };
+const SUITES = { engine: measureEngine, peers: measurePeers, mlx: measureMlx };
 
-/** How much is measured. Times are for two processors. */
+/**
+ * How much is measured. `suites` names the models of each suite; `equal` how often batches of so many texts are embedded.
+ * The usual sizes take less than ten minutes on two processors.
+ */
 const SIZES = {
   smoke: {
-    models: ["tiny-bert", "tiny-nomic"],
+    suites: { engine: ["tiny-bert", "tiny-nomic"], peers: ["tiny-bert", "tiny-nomic"] },
     maxTokens: 64,
+    equalTokens: 32,
     npm: false,
+    rounds: 1,
     functions: 24,
     chunk: 12,
+    symbols: 24,
+    symbolsChunk: 12,
+    equal: { 1: 2, 8: 1 },
     queries: 10,
     busyQueries: 5,
     busyTexts: 24,
@@ -42,11 +56,16 @@ const SIZES = {
     randomLongest: 64,
   },
   usual: {
-    models: ["nomic", "minilm"],
+    suites: { engine: ["nomic", "minilm"], peers: ["minilm"] },
     maxTokens: 256,
+    equalTokens: 128,
     npm: true,
+    rounds: 1,
     functions: 256,
     chunk: 64,
+    symbols: 700,
+    symbolsChunk: 100,
+    equal: { 1: 8, 8: 3, 32: 2 },
     queries: 40,
     busyQueries: 40,
     busyTexts: 64,
@@ -55,59 +74,78 @@ const SIZES = {
     memoryTexts: 16,
     randomTexts: 10_000,
     randomLongest: 128,
+    // What the size of the model does not change is measured on the small one.
+    perModel: { nomic: { delayTexts: 0, randomTexts: 0 } },
   },
 };
-SIZES.full = { ...SIZES.usual, functions: 704, randomLongest: 256 };
+SIZES.full = {
+  ...SIZES.usual,
+  suites: { engine: ["nomic", "minilm"], peers: ["minilm", "nomic"], mlx: ["nomic-2-layers"] },
+  perModel: {},
+  rounds: 3,
+  functions: 704,
+  randomLongest: 256,
+};
 
 const { values: options } = parseArgs({
   options: {
-    suite: { type: "string", default: Object.keys(SUITES).join() },
+    suite: { type: "string" },
     model: { type: "string" },
     full: { type: "boolean", default: false },
     smoke: { type: "boolean", default: false },
+    package: { type: "string", default: ROOT },
     out: { type: "string", default: HERE },
   },
 });
 
 function makeLists(model, sizes) {
-  const functions = realFunctions(Math.max(sizes.functions, sizes.delayTexts));
-  const queries = questionsAbout(functions);
+  const functions = realFunctions(Math.max(sizes.functions, sizes.symbols, sizes.delayTexts));
+  const { folder } = model;
+  const equal = Object.keys(sizes.equal).map((count) => [
+    `equal-${count}`,
+    textsOfLengths(folder, Array(Number(count)).fill(sizes.equalTokens)),
+  ]);
   return {
     first: functions[0],
     functions,
-    [`functions-${sizes.busyTexts}`]: functions.slice(0, sizes.busyTexts),
-    queries,
-    random: textsOfLengths(model.folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
+    bulk: functions.slice(0, sizes.busyTexts),
+    queries: questionsAbout(functions),
+    random: textsOfLengths(folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
+    ...Object.fromEntries(equal),
   };
 }
 
 async function main() {
   const mode = options.smoke ? "smoke" : options.full ? "full" : "usual";
-  const sizes = SIZES[mode];
+  const { perModel, suites, ...common } = SIZES[mode];
+  Object.assign(measured, { package: path.resolve(options.package), full: options.full });
   const begin = performance.now();
   const progress = (line) => console.error(`${((performance.now() - begin) / 1000).toFixed(0).padStart(4)} s  ${line}`);
-  const results = { run: describeRun(mode), models: {} };
-  for (const name of options.model?.split(",") ?? sizes.models) {
-    const model = await prepareModel(name, { maxTokens: sizes.maxTokens, quantize: sizes.npm });
-    const lists = makeLists(model, sizes);
-    const texts = path.join(cacheFolder(), `texts-${name}.json`);
-    writeFileSync(texts, JSON.stringify(lists));
-    results.models[name] = { title: model.title };
-    for (const suite of options.suite.split(",")) {
+  const results = { run: describeRun(mode), suites: {} };
+  for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
+    results.suites[suite] = {};
+    for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
+      const sizes = { ...common, ...perModel?.[name] };
+      const model = await prepareModel(name, { maxTokens: sizes.maxTokens, quantize: sizes.npm });
+      const lists = makeLists(model, sizes);
+      const texts = path.join(cacheFolder(), `texts-${name}.json`);
+      writeFileSync(texts, JSON.stringify(lists));
       const job = { model, texts, lists, maxTokens: sizes.maxTokens, sizes, progress };
-      results.models[name][suite] = await SUITES[suite](job);
-      // After every suite, so that a run that is broken off leaves what it has.
+      results.suites[suite][name] = { title: model.title, ...(await SUITES[suite](job)) };
+      // After every part, so that a run that is broken off leaves what it has.
       write(results, (performance.now() - begin) / 1000);
     }
   }
-  console.log(report(results));
+  console.log(readFileSync(path.join(options.out, "RESULTS.md"), "utf8"));
 }
 
 function write(results, seconds) {
   results.run.seconds = Math.round(seconds);
   results.run.load[1] = os.loadavg()[0];
   mkdirSync(options.out, { recursive: true });
-  writeFileSync(path.join(options.out, "RESULTS.md"), report(results));
+  const charts = figures(results);
+  for (const [file, chart] of Object.entries(charts)) writeFileSync(path.join(options.out, file), chart);
+  writeFileSync(path.join(options.out, "RESULTS.md"), report(results, Object.keys(charts)));
   // Four digits: differences beyond are noise.
   const short = (_, value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
   writeFileSync(path.join(options.out, "results.json"), `${JSON.stringify(results, short)}\n`);

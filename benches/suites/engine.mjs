@@ -78,39 +78,41 @@ async function compareVectors(contestants) {
   return cosines;
 }
 
+/** Who is timed beside whom, by the part that each plays. */
+export const CONTESTANTS = {
+  ours: "ours-f32",
+  int8: "ours-int8",
+  products: "products",
+  peer: "transformers.js",
+  peerQ8: "transformers.js-q8",
+};
+
+const NOT_ON_THIS_MODEL = { samples: null, rows: [] };
+
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const milliseconds = (seconds) => `${(1000 * seconds).toFixed(seconds < 0.1 ? 2 : 0)} ms`;
 const megabytes = (bytes) => `${Math.round(bytes / 2 ** 20)} MB`;
 
 /** Each contestant by turns embeds the same part of the functions, part after part. */
 async function throughput(job) {
-  const { functions, chunk } = job.sizes;
-  const peers = {
-    ours: PEERS["ours-f32"],
-    int8: PEERS["ours-int8"],
-    products: LIMITS.products,
-    peer: PEERS["transformers.js"],
-    peerQ8: PEERS["transformers.js-q8"],
-  };
-  return withContestants(
-    job,
-    job.sizes.npm ? peers : { ours: peers.ours, int8: peers.int8, products: peers.products },
-    async (contestants, refused) => {
-      const cosines = await compareVectors(contestants);
-      const samples = Object.fromEntries(Object.keys(contestants).map((name) => [name, []]));
-      const names = Object.keys(contestants);
-      for (let from = 0; from < functions; from += chunk) {
-        for (const name of names) {
-          await sleep(PAUSE_MS);
-          const request = { want: "seconds", texts: "functions", from, to: Math.min(from + chunk, functions) };
-          samples[name].push(await contestants[name].ask(request));
-        }
-        // Whoever begins changes.
-        names.push(names.shift());
+  const { functions: texts, chunk, npm } = job.sizes;
+  const names = Object.entries(CONTESTANTS).filter(([, name]) => npm || !name.startsWith("transformers"));
+  const peers = Object.fromEntries(names.map(([role, name]) => [role, PEERS[name] ?? LIMITS[name]]));
+  return withContestants(job, peers, async (contestants, refused) => {
+    const cosines = await compareVectors(contestants);
+    const chunks = Object.fromEntries(Object.keys(contestants).map((role) => [role, []]));
+    const order = Object.keys(contestants);
+    for (let from = 0; from < texts; from += chunk) {
+      for (const role of order) {
+        await sleep(PAUSE_MS);
+        const request = { want: "seconds", texts: "functions", from, to: Math.min(from + chunk, texts) };
+        chunks[role].push(await contestants[role].ask(request));
       }
-      return { samples: { chunks: samples, refused, cosines }, rows: throughputRows(samples, refused, functions) };
-    },
-  );
+      // Whoever begins changes.
+      order.push(order.shift());
+    }
+    return { samples: { texts, chunks, refused, cosines }, rows: throughputRows(chunks, refused, texts) };
+  });
 }
 
 function throughputRows(samples, refused, functions) {
@@ -137,6 +139,7 @@ function throughputRows(samples, refused, functions) {
 
 async function eventLoop(job) {
   const count = job.sizes.delayTexts;
+  if (count === 0) return NOT_ON_THIS_MODEL;
   return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
     const samples = await ours.ask({ want: "delay", texts: "functions", to: count });
     const { p99, max } = samples;
@@ -155,7 +158,7 @@ async function eventLoop(job) {
 }
 
 async function queries(job) {
-  const { queries: count, busyQueries, busyTexts } = job.sizes;
+  const { queries: count, busyQueries } = job.sizes;
   const block = 5;
   return withContestants(job, { ours: PEERS["ours-f32"], bare: LIMITS["bare-graph"] }, async ({ ours, bare }) => {
     const samples = { ours: [], bare: [] };
@@ -169,8 +172,13 @@ async function queries(job) {
     samples.cached = await ours.ask({ want: "cached", texts: "queries", to: 1, runs: 200 });
     // Other queries than before, which the cache knows.
     const range = { from: count, to: count + busyQueries };
-    const bulk = `functions-${busyTexts}`;
-    const busy = await ours.ask({ want: "busy", texts: "queries", ...range, bulk, pauseMs: job.sizes.busyPauseMs });
+    const busy = await ours.ask({
+      want: "busy",
+      texts: "queries",
+      ...range,
+      bulk: "bulk",
+      pauseMs: job.sizes.busyPauseMs,
+    });
     samples.busy = busy.seconds;
 
     const p50 = median(samples.ours);
@@ -237,6 +245,7 @@ async function workers(job) {
 /** Resident memory from the first thousand texts of random lengths to ten times as many. */
 async function growth(job) {
   const all = job.lists.random.length;
+  if (all === 0) return NOT_ON_THIS_MODEL;
   const first = all / 10;
   return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
     const samples = [];
