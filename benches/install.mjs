@@ -64,6 +64,23 @@ export function npmPeers() {
 }
 
 /**
+ * The peer in `candle/`, compiled.
+ *
+ * @param {boolean} mayInstall it takes minutes
+ * @returns {Installed}
+ */
+export function candlePeer(mayInstall) {
+  const target = path.join(cacheFolder(), "candle");
+  const program = path.join(target, "release", process.platform === "win32" ? "candle-peer.exe" : "candle-peer");
+  const manifest = path.join(HERE, "candle/Cargo.toml");
+  const line = "cargo build --release --locked --manifest-path benches/candle/Cargo.toml";
+  if (!mayInstall && !existsSync(program)) return { missing: `takes minutes to compile, so only with --full: ${line}` };
+  const [cargo, ...args] = line.split(" ");
+  const reason = failure(cargo, [...args.slice(0, -1), manifest, "--target-dir", target]);
+  return reason ? { missing: `${line}: ${reason}` } : { program };
+}
+
+/**
  * A Python environment of its own for `peers/<name>.txt`.
  *
  * @param {boolean} mayInstall whether it may be installed now, if it is not there

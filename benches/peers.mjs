@@ -8,7 +8,7 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { ROOT } from "../scripts/setup.mjs";
 import { Contestant } from "./contestant.mjs";
-import { npmPeers, pythonPeer } from "./install.mjs";
+import { candlePeer, npmPeers, pythonPeer } from "./install.mjs";
 
 const DRIVERS = fileURLToPath(new URL("drivers", import.meta.url));
 const node = () => ({ program: process.execPath });
@@ -16,9 +16,10 @@ const node = () => ({ program: process.execPath });
 /**
  * @typedef {object} Peer
  * @property {string} title for people
- * @property {string} driver
+ * @property {string} [driver] script; without it the installed program is the driver itself
  * @property {(settings: { full: boolean }) => import("./install.mjs").Installed} install
  * @property {object} [setup] added to the driver's setup
+ * @property {string} [difference] why its vectors differ from the model's, where they do
  * @property {boolean} [needsQuantized] reads `onnx/model_quantized.onnx`
  */
 
@@ -35,6 +36,7 @@ export const PEERS = {
     driver: "ours.mjs",
     install: node,
     setup: { options: { backend: "onnx", dtype: "int8" } },
+    difference: "weights in 8 bits with one scale per output",
   },
   "ours-mlx": {
     title: "semantic-search-native, MLX float32",
@@ -53,22 +55,31 @@ export const PEERS = {
     driver: "transformers_js.mjs",
     install: npmPeers,
     setup: { dtype: "fp32" },
+    difference: "it cuts the closing special token off texts that are too long",
   },
   "transformers.js-q8": {
     title: "transformers.js, q8",
     driver: "transformers_js.mjs",
     install: npmPeers,
     setup: { dtype: "q8" },
+    difference:
+      "weights in 8 bits with one scale per matrix, as on the Hub, and the closing token is cut off long texts",
     needsQuantized: true,
   },
   onnxruntime: { title: "onnxruntime-node, loop by hand", driver: "onnxruntime.mjs", install: node },
-  "fastembed-js": { title: "fastembed (npm)", driver: "fastembed_js.mjs", install: npmPeers },
+  "fastembed-js": {
+    title: "fastembed (npm)",
+    driver: "fastembed_js.mjs",
+    install: npmPeers,
+    difference: "it takes the first token's state, whatever the model says, and pads every text to the limit",
+  },
   "fastembed-py": { title: "fastembed (Python)", driver: "fastembed_py.py", install: () => pythonPeer("fastembed") },
   "sentence-transformers": {
     title: "sentence-transformers (PyTorch)",
     driver: "sentence_transformers_py.py",
     install: ({ full }) => pythonPeer("torch", full),
   },
+  candle: { title: "candle", install: ({ full }) => candlePeer(full) },
   "mlx-py": { title: "MLX (Python)", driver: "mlx_py.py", install: () => pythonPeer("mlx") },
 };
 
@@ -107,5 +118,5 @@ export async function startPeer({ driver, install, setup, needsQuantized }, { mo
     ...setup,
     ...((setup?.options || options) && { options: { ...setup?.options, ...options } }),
   };
-  return Contestant.start(program, [path.join(DRIVERS, driver), JSON.stringify(started)], env);
+  return Contestant.start(program, [...(driver ? [path.join(DRIVERS, driver)] : []), JSON.stringify(started)], env);
 }

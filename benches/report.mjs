@@ -1,5 +1,6 @@
 /** From results to Markdown. */
 
+import { PEERS } from "./peers.mjs";
 import { median, quantile, sum } from "./statistics.mjs";
 import { REFERENCE } from "./suites/peers.mjs";
 
@@ -8,8 +9,8 @@ const MARKS = new Map([
   [false, "**no**"],
   [null, "not measured"],
 ]);
-/** Below it, a peer computes something else. Quantized weights stay above it. */
-const SAME_COSINE = 0.95;
+/** Below it, a peer computes something else than the model. */
+const SAME_COSINE = 0.9999;
 const MANY_SYMBOLS = 25_000;
 
 /** The first column is text, the others are figures unless `align` says otherwise. */
@@ -116,8 +117,8 @@ function peersSection(heading, { title, peers, symbols, preloaded }) {
     `¹ Extrapolated from the ${symbols}. ² Time for the same texts, in brackets the middle half of its parts. ³ Counted from when the query is due; Python's`,
     "peers are synchronous. ⁴ To our float32 vectors, which the tests prove equal to those of `transformers`.",
     ...others.map(
-      ([, peer]) =>
-        `\n**${peer.title} computes something else**: its vectors have a cosine of only ${peer.cosine.toFixed(2)} to the model's.`,
+      ([name, { title: who, cosine }]) =>
+        `\n**${who} computes something else** (cosine down to ${cosine.toFixed(4)}): ${PEERS[name].difference ?? "not known why"}.`,
     ),
     ...(preloaded ? [`\nBLAS of both: \`LD_PRELOAD=${preloaded}\`.`] : []),
     "",

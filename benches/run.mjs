@@ -4,6 +4,7 @@
  *
  *   --suite=engine,peers,mlx   what to measure
  *   --model=nomic,minilm       on which models
+ *   --peers=ours-f32,candle    which peers; see `peers.mjs`
  *   --full                     larger samples, more rounds, large peers too
  *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark itself works
  *   --package=<folder>         another build of this package
@@ -75,13 +76,17 @@ const SIZES = {
     randomTexts: 10_000,
     randomLongest: 128,
     // What the size of the model does not change is measured on the small one.
-    perModel: { nomic: { delayTexts: 0, randomTexts: 0 } },
+    perModel: {
+      nomic: { delayTexts: 0, randomTexts: 0 },
+      // MLX on a CPU takes its time.
+      "nomic-2-layers": { symbols: 64, symbolsChunk: 32 },
+    },
   },
 };
 SIZES.full = {
   ...SIZES.usual,
   suites: { engine: ["nomic", "minilm"], peers: ["minilm", "nomic"], mlx: ["nomic-2-layers"] },
-  perModel: {},
+  perModel: { "nomic-2-layers": SIZES.usual.perModel["nomic-2-layers"] },
   rounds: 3,
   functions: 704,
   randomLongest: 256,
@@ -91,6 +96,7 @@ const { values: options } = parseArgs({
   options: {
     suite: { type: "string" },
     model: { type: "string" },
+    peers: { type: "string" },
     full: { type: "boolean", default: false },
     smoke: { type: "boolean", default: false },
     package: { type: "string", default: ROOT },
@@ -125,7 +131,7 @@ async function main() {
   for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
     results.suites[suite] = {};
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
-      const sizes = { ...common, ...perModel?.[name] };
+      const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
       const model = await prepareModel(name, { maxTokens: sizes.maxTokens, quantize: sizes.npm });
       const lists = makeLists(model, sizes);
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
@@ -136,7 +142,35 @@ async function main() {
       write(results, (performance.now() - begin) / 1000);
     }
   }
+  if (options.smoke) checkSmoke(results);
   console.log(readFileSync(path.join(options.out, "RESULTS.md"), "utf8"));
+}
+
+/**
+ * In a smoke run nothing may be missing: every driver of this package and of ONNX Runtime starts, and all agree.
+ *
+ * @throws Error naming what is wrong
+ */
+function checkSmoke({ suites }) {
+  const drivers = [
+    ...Object.values(suites.engine).flatMap(({ samples: { throughput } }) => [
+      ...Object.entries(throughput.refused).map(([name, refused]) => ({ name, refused })),
+      ...Object.entries(throughput.cosines).map(([name, cosine]) => ({ name, cosine })),
+    ]),
+    ...Object.values(suites.peers).flatMap(({ peers }) =>
+      Object.entries(peers).map(([name, { introduction, cosine }]) => ({
+        name,
+        refused: introduction.refused,
+        cosine,
+      })),
+    ),
+  ];
+  for (const { name, refused, cosine } of drivers) {
+    if (refused) throw new Error(`${name} did not start: ${refused}`);
+    // Tiny random models quantize worse than real ones.
+    const least = name.endsWith("int8") ? 0.9 : 0.9999;
+    if (!(cosine >= least)) throw new Error(`${name}: cosine ${cosine} to our float32, expected at least ${least}`);
+  }
 }
 
 function write(results, seconds) {

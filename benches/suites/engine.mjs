@@ -270,6 +270,8 @@ async function growth(job) {
 
 async function close(job) {
   return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
+    // Loading may go on in the background while the first texts are computed.
+    await ours.ask({ want: "seconds", texts: "functions", to: job.sizes.memoryTexts });
     const samples = { before: ours.introduction.memoryBeforeLoad, loaded: ours.memory().now };
     await ours.ask({ want: "close", texts: "functions", to: 0 });
     samples.closed = ours.memory().now;

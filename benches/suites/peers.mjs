@@ -85,8 +85,8 @@ async function measureRound({ model, texts, maxTokens, sizes, progress }, peers,
     }
     progress(`${model.name}: queries during indexing`);
     for (const [name, contestant] of contestants) {
-      // Python's are synchronous: there is nobody who could ask meanwhile.
-      if (PEERS[name].driver.endsWith(".py")) continue;
+      // The others are synchronous: there is nobody who could ask meanwhile.
+      if (!PEERS[name].driver?.endsWith(".mjs")) continue;
       const range = { from: sizes.queries, to: sizes.queries + sizes.busyQueries };
       const request = { want: "busy", texts: "queries", ...range, bulk: "bulk", pauseMs: sizes.busyPauseMs };
       peers[name].busy.push(...(await contestant.ask(request)).seconds);
