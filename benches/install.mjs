@@ -46,21 +46,43 @@ function once(key, list, target, install) {
   return reason;
 }
 
-/** @returns {Installed} */
-export function npmPeers() {
-  const list = path.join(HERE, "peers/package.json");
-  const folder = path.join(cacheFolder(), "npm");
+/**
+ * The npm packages of a list, in a folder of their own.
+ *
+ * @param {string} name
+ * @param {string} list file below `peers/`
+ * @param {string[]} more arguments
+ * @returns {Installed}
+ */
+function npmPackages(name, list, more) {
+  const source = path.join(HERE, "peers", list);
+  const folder = path.join(cacheFolder(), name);
   // No scripts: onnxruntime-node's would download CUDA parts, and none of the others is needed.
-  const args = ["install", "--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"];
-  const reason = once("npm peers", list, folder, () => {
-    copyFileSync(list, path.join(folder, "package.json"));
+  const args = ["install", "--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund", ...more];
+  const reason = once(name, source, folder, () => {
+    copyFileSync(source, path.join(folder, "package.json"));
     return process.env.npm_execpath?.endsWith(".js")
       ? failure(process.execPath, [process.env.npm_execpath, ...args], folder)
       : failure("npm", args, folder);
   });
   return reason
-    ? { missing: `npm ${args[0]} (benches/peers/package.json): ${reason}` }
+    ? { missing: `npm ${args.join(" ")} (benches/peers/${list}): ${reason}` }
     : { program: process.execPath, folder };
+}
+
+/** transformers.js and fastembed. */
+export function npmPeers() {
+  return npmPackages("npm", "package.json", []);
+}
+
+/** node-llama-cpp with the binaries of this platform for the CPU: those for GPUs take hundreds of megabytes. */
+export function llamaPeer() {
+  const list = "llama.json";
+  const { dependencies } = JSON.parse(readFileSync(path.join(HERE, "peers", list), "utf8"));
+  const system = { darwin: "mac", win32: "win" }[process.platform] ?? process.platform;
+  const binaries = `${system}-${process.arch}${system === "mac" && process.arch === "arm64" ? "-metal" : ""}`;
+  const more = ["--omit=optional", `@node-llama-cpp/${binaries}@${dependencies["node-llama-cpp"]}`];
+  return npmPackages("llama", list, more);
 }
 
 /**

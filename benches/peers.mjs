@@ -8,7 +8,7 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { ROOT } from "../scripts/setup.mjs";
 import { Contestant } from "./contestant.mjs";
-import { candlePeer, npmPeers, pythonPeer } from "./install.mjs";
+import { candlePeer, llamaPeer, npmPeers, pythonPeer } from "./install.mjs";
 
 const DRIVERS = fileURLToPath(new URL("drivers", import.meta.url));
 const node = () => ({ program: process.execPath });
@@ -20,7 +20,7 @@ const node = () => ({ program: process.execPath });
  * @property {(settings: { full: boolean }) => import("./install.mjs").Installed} install
  * @property {object} [setup] added to the driver's setup
  * @property {string} [difference] why its vectors differ from the model's, where they do
- * @property {boolean} [needsQuantized] reads `onnx/model_quantized.onnx`
+ * @property {string} [needs] file of the model's folder that others do not read
  */
 
 /** @type {{ [name: string]: Peer }} */
@@ -64,7 +64,7 @@ export const PEERS = {
     setup: { dtype: "q8" },
     difference:
       "weights in 8 bits with one scale per matrix, as on the Hub, and the closing token is cut off long texts",
-    needsQuantized: true,
+    needs: "onnx/model_quantized.onnx",
   },
   onnxruntime: { title: "onnxruntime-node, loop by hand", driver: "onnxruntime.mjs", install: node },
   "fastembed-js": {
@@ -80,6 +80,13 @@ export const PEERS = {
     install: ({ full }) => pythonPeer("torch", full),
   },
   candle: { title: "candle", install: ({ full }) => candlePeer(full) },
+  "node-llama-cpp": {
+    title: "node-llama-cpp, float32 GGUF",
+    driver: "node_llama_cpp.mjs",
+    install: llamaPeer,
+    needs: "model.gguf",
+    difference: "llama.cpp's own arithmetic",
+  },
   "mlx-py": { title: "MLX (Python)", driver: "mlx_py.py", install: () => pythonPeer("mlx") },
 };
 
@@ -105,9 +112,9 @@ export const measured = { package: ROOT, threads: os.availableParallelism(), ful
  * @param {{ [name: string]: string }} [job.env]
  * @returns {Promise<Contestant | { introduction: { refused: string } }>}
  */
-export async function startPeer({ driver, install, setup, needsQuantized }, { model, options, env, ...job }) {
+export async function startPeer({ driver, install, setup, needs }, { model, options, env, ...job }) {
   const { program, folder, missing } = install(measured);
-  const refusal = missing ?? (needsQuantized ? model.quantizedMissing : undefined);
+  const refusal = missing ?? model.missing[needs];
   if (refusal) return { introduction: { refused: refusal } };
   const started = {
     ...measured,

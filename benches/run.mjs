@@ -132,7 +132,7 @@ async function main() {
     results.suites[suite] = {};
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
       const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
-      const model = await prepareModel(name, { maxTokens: sizes.maxTokens, quantize: sizes.npm });
+      const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
       const lists = makeLists(model, sizes);
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
       writeFileSync(texts, JSON.stringify(lists));

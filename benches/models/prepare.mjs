@@ -1,6 +1,6 @@
 /**
  * The models that are measured, each a folder in the cache with everything that any peer reads: the layout of
- * sentence-transformers, an ONNX export as on the Hub in float32 and int8, and the graph of matrix products.
+ * sentence-transformers, an ONNX export as on the Hub in float32 and int8, GGUF, and the graph of matrix products.
  */
 
 import { spawnSync } from "node:child_process";
@@ -30,7 +30,7 @@ const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json"];
  * @property {string} title for people
  * @property {string} folder
  * @property {"cls" | "mean"} pooling
- * @property {string} [quantizedMissing] why there is no `onnx/model_quantized.onnx`
+ * @property {{ [file: string]: string }} missing why a file that a peer needs is not there
  */
 
 const MODELS = {
@@ -75,10 +75,10 @@ async function makeRandom(folder, settings) {
  * @param {keyof typeof MODELS} name
  * @param {object} settings
  * @param {number} settings.maxTokens written where each peer looks for its limit
- * @param {boolean} settings.quantize
+ * @param {boolean} settings.forPeers whether to make the files that only peers read
  * @returns {Promise<Model>}
  */
-export async function prepareModel(name, { maxTokens, quantize }) {
+export async function prepareModel(name, { maxTokens, forPeers }) {
   const { title, pooling, make } = MODELS[name];
   const folder = path.join(cacheFolder(), "models", `${name}-${maxTokens}`);
   const stamp = path.join(folder, "made-by");
@@ -95,7 +95,7 @@ export async function prepareModel(name, { maxTokens, quantize }) {
     await exportOnnx(folder);
     writeFileSync(stamp, maker);
   }
-  return { name, title, folder, pooling, ...(quantize && quantized(folder)) };
+  return { name, title, folder, pooling, missing: forPeers ? derive(folder, pooling) : {} };
 }
 
 /** The scripts that make models: when they change, so do the folders. */
@@ -117,17 +117,28 @@ function completeTokenizer(folder, maxTokens) {
   change("special_tokens_map.json", SPECIAL_TOKENS);
 }
 
-function quantized(folder) {
-  const target = path.join(folder, "onnx/model_quantized.onnx");
-  if (existsSync(target)) return {};
-  const { program, missing } = pythonPeer("quantize");
-  if (missing) return { quantizedMissing: missing };
-  const partial = `${target}.part`;
-  const script = path.join(HERE, "../peers/quantize.py");
-  const { status, stderr } = spawnSync(program, [script, path.join(folder, "onnx/model.onnx"), partial], {
-    encoding: "utf8",
-  });
-  if (status !== 0) return { quantizedMissing: `quantize.py failed: ${stderr.trim().split("\n").at(-1)}` };
-  renameSync(partial, target);
-  return {};
+/** Files that a script of a peer makes: its Python environment, the script, and its arguments after the target. */
+const DERIVED = {
+  "onnx/model_quantized.onnx": { python: "quantize", script: "quantize.py", source: "onnx/model.onnx" },
+  "model.gguf": { python: "gguf", script: "write_gguf.py", source: "." },
+};
+
+/** Makes what is not there yet; returns, by file, why it could not be made. */
+function derive(folder, pooling) {
+  const missing = {};
+  for (const [file, { python, script, source }] of Object.entries(DERIVED)) {
+    const target = path.join(folder, file);
+    if (existsSync(target)) continue;
+    const { program, missing: reason } = pythonPeer(python);
+    if (reason) {
+      missing[file] = reason;
+      continue;
+    }
+    const partial = `${target}.part`;
+    const args = [path.join(HERE, "../peers", script), path.join(folder, source), partial, pooling];
+    const { status, stderr } = spawnSync(program, args, { encoding: "utf8" });
+    if (status === 0) renameSync(partial, target);
+    else missing[file] = `${script} failed: ${stderr.trim().split("\n").at(-1)}`;
+  }
+  return missing;
 }

@@ -7,5 +7,6 @@ import sys
 
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-source, target = sys.argv[1:]
-quantize_dynamic(source, target, weight_type=QuantType.QInt8, extra_options={"EnableSubgraph": True, "MatMulConstBOnly": True})
+source, target = sys.argv[1:3]
+options = {"EnableSubgraph": True, "MatMulConstBOnly": True}
+quantize_dynamic(source, target, weight_type=QuantType.QInt8, extra_options=options)
