@@ -1,6 +1,6 @@
 /** From results to charts: file names and their SVG. */
 
-import { barChart, rangeChart } from "./charts.mjs";
+import { barChart, rangeChart, stackedChart } from "./charts.mjs";
 import { LIMITS, PEERS } from "./peers.mjs";
 import { median, quantile, sum } from "./statistics.mjs";
 import { CONTESTANTS } from "./suites/engine.mjs";
@@ -62,6 +62,21 @@ export function figures({ suites }) {
         format: milliseconds,
       });
     }
+  }
+  const rows = Object.entries(suites.stages ?? {}).flatMap(([model, { calls = {} }]) =>
+    Object.entries(calls).map(([count, stages]) => ({
+      label: `${model}, ${count} text${count === "1" ? "" : "s"}`,
+      stages,
+    })),
+  );
+  if (rows.length > 0) {
+    files["stages.svg"] = stackedChart({
+      title: "Where the time of a call goes",
+      note: "share of each stage, timed alone on one thread; on the right the whole, in milliseconds",
+      parts: Object.keys(rows[0].stages),
+      rows: rows.map(({ label, stages }) => ({ label, values: Object.values(stages) })),
+      format: (seconds) => milliseconds(1000 * seconds),
+    });
   }
   return files;
 }

@@ -85,21 +85,26 @@ export function llamaPeer() {
   return npmPackages("llama", list, more);
 }
 
-/**
- * The peer in `candle/`, compiled.
- *
- * @param {boolean} mayInstall it takes minutes
- * @returns {Installed}
- */
-export function candlePeer(mayInstall) {
-  const target = path.join(cacheFolder(), "candle");
-  const program = path.join(target, "release", process.platform === "win32" ? "candle-peer.exe" : "candle-peer");
-  const manifest = path.join(HERE, "candle/Cargo.toml");
-  const line = "cargo build --release --locked --manifest-path benches/candle/Cargo.toml";
-  if (!mayInstall && !existsSync(program)) return { missing: `takes minutes to compile, so only with --full: ${line}` };
+/** @returns {Installed} a program of this folder, compiled into the cache */
+function compiled(name, executable) {
+  const target = path.join(cacheFolder(), name);
+  const program = path.join(target, "release", process.platform === "win32" ? `${executable}.exe` : executable);
+  const line = `cargo build --release --locked --manifest-path benches/${name}/Cargo.toml`;
   const [cargo, ...args] = line.split(" ");
+  const manifest = path.join(HERE, name, "Cargo.toml");
   const reason = failure(cargo, [...args.slice(0, -1), manifest, "--target-dir", target]);
   return reason ? { missing: `${line}: ${reason}` } : { program };
+}
+
+/** @param {boolean} mayInstall it takes minutes */
+export function candlePeer(mayInstall) {
+  if (mayInstall || existsSync(path.join(cacheFolder(), "candle/release"))) return compiled("candle", "candle-peer");
+  return { missing: "it takes minutes to compile, so only with --full" };
+}
+
+/** What times this package's stages. */
+export function stagesProgram() {
+  return compiled("stages", "stages");
 }
 
 /**

@@ -32,6 +32,7 @@ export function report({ run, suites }, charts) {
   const sections = [
     ...Object.values(suites.engine ?? {}).map(engineSection),
     ...Object.values(suites.peers ?? {}).map((model) => peersSection("Peers", model)),
+    ...Object.values(suites.stages ?? {}).map(stagesSection),
     ...Object.values(suites.mlx ?? {}).map((model) => peersSection("MLX", model)),
   ];
   const load = run.load.map((value) => value.toFixed(1)).join(" before, ");
@@ -48,9 +49,35 @@ export function report({ run, suites }, charts) {
   ].join("\n")}\n`;
 }
 
-function engineSection({ title, rows }) {
+function engineSection({ title, rows, samples }) {
   const cells = rows.map(({ what, target, value, passed }) => [what, target, value, MARKS.get(passed)]);
-  return ["", `## Engine: ${title}`, "", ...table(["what", "must reach", "measured", "reached"], cells, "l")];
+  const quality = samples.quality?.table ? ["", `### Quality: ${title}`, "", ...samples.quality.table] : [];
+  return [
+    "",
+    `## Engine: ${title}`,
+    "",
+    ...table(["what", "must reach", "measured", "reached"], cells, "l"),
+    ...quality,
+  ];
+}
+
+function stagesSection({ title, calls, missing }) {
+  const heading = ["", `## Stages: ${title}`, ""];
+  if (missing) return [...heading, `Left out: ${missing}.`];
+  const counts = Object.keys(calls);
+  const stages = Object.keys(calls[counts[0]]);
+  const head = [
+    "stage, ms on one thread",
+    ...counts.map((count) => `call with ${count} text${count === "1" ? "" : "s"}`),
+  ];
+  const cell = (seconds) => (1000 * seconds).toPrecision(3);
+  return [
+    ...heading,
+    ...table(
+      head,
+      stages.map((stage) => [stage, ...counts.map((count) => cell(calls[count][stage]))]),
+    ),
+  ];
 }
 
 function peersSection(heading, { title, peers, symbols, preloaded }) {

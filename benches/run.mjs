@@ -2,7 +2,7 @@
  * `npm run bench`: how fast and how right is it, here, beside what else one could use? Needs what `npm test` needs; peers
  * are installed into the cache folder. Writes `RESULTS.md`, `results.json` and the charts beside this file.
  *
- *   --suite=engine,peers,mlx   what to measure
+ *   --suite=engine,peers,stages,mlx   what to measure
  *   --model=nomic,minilm       on which models
  *   --peers=ours-f32,candle    which peers; see `peers.mjs`
  *   --full                     larger samples, more rounds, large peers too
@@ -26,10 +26,11 @@ import { report } from "./report.mjs";
 import { measureEngine } from "./suites/engine.mjs";
 import { measureMlx } from "./suites/mlx.mjs";
 import { measurePeers } from "./suites/peers.mjs";
+import { measureStages } from "./suites/stages.mjs";
 import { questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
-const SUITES = { engine: measureEngine, peers: measurePeers, mlx: measureMlx };
+const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
 
 /**
  * How much is measured. `suites` names the models of each suite; `equal` how often batches of so many texts are embedded.
@@ -54,10 +55,12 @@ const SIZES = {
     delayTexts: 100,
     memoryTexts: 12,
     randomTexts: 100,
+    qualityPairs: 0,
     randomLongest: 64,
   },
   usual: {
     suites: { engine: ["nomic", "minilm"], peers: ["minilm"] },
+    stageTexts: [1, 64],
     maxTokens: 256,
     equalTokens: 128,
     npm: true,
@@ -74,10 +77,11 @@ const SIZES = {
     delayTexts: 1000,
     memoryTexts: 16,
     randomTexts: 10_000,
+    qualityPairs: 1000,
     randomLongest: 128,
     // What the size of the model does not change is measured on the small one.
     perModel: {
-      nomic: { delayTexts: 0, randomTexts: 0 },
+      nomic: { delayTexts: 0, randomTexts: 0, qualityPairs: 0 },
       // MLX on a CPU takes its time.
       "nomic-2-layers": { symbols: 64, symbolsChunk: 32 },
     },
@@ -85,8 +89,13 @@ const SIZES = {
 };
 SIZES.full = {
   ...SIZES.usual,
-  suites: { engine: ["nomic", "minilm"], peers: ["minilm", "nomic"], mlx: ["nomic-2-layers"] },
-  perModel: { "nomic-2-layers": SIZES.usual.perModel["nomic-2-layers"] },
+  suites: {
+    engine: ["nomic", "minilm"],
+    peers: ["minilm", "nomic"],
+    stages: ["nomic", "minilm"],
+    mlx: ["nomic-2-layers"],
+  },
+  perModel: { nomic: { qualityPairs: 0 }, "nomic-2-layers": SIZES.usual.perModel["nomic-2-layers"] },
   rounds: 3,
   functions: 704,
   randomLongest: 256,

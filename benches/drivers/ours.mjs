@@ -21,6 +21,19 @@ await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
       }
       return seconds;
     },
+    /**
+     * Seconds of a call with as many texts, all of them equal, less those of a call with one: what it costs to hand
+     * texts over and vectors back.
+     */
+    boundary: async (_, texts) => {
+      const time = async (list) => {
+        const start = performance.now();
+        await embedder.embed(list);
+        return (performance.now() - start) / 1000;
+      };
+      const difference = (await time(texts.map(() => texts[0]))) - (await time([texts[0]]));
+      return { seconds: Math.max(0, difference) };
+    },
     close: async () => {
       await embedder.close();
       return {};

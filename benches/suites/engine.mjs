@@ -6,6 +6,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { LIMITS, measured, PEERS, startPeer } from "../peers.mjs";
 import { cosine, median, quantile, sum } from "../statistics.mjs";
+import { measureQuality } from "./quality.mjs";
 
 /** How long thread pools spin after work, with room: the next contestant shall find the processors free. */
 const PAUSE_MS = 60;
@@ -42,7 +43,7 @@ export async function measureEngine(job) {
   return { rows, samples };
 }
 
-const MEASUREMENTS = { throughput, eventLoop, queries, workers, growth, close };
+const MEASUREMENTS = { throughput, eventLoop, queries, workers, growth, close, quality };
 
 function start(job, peer, settings) {
   const { model, texts, maxTokens } = job;
@@ -288,4 +289,21 @@ async function close(job) {
       ],
     };
   });
+}
+
+function quality({ sizes }) {
+  if (sizes.qualityPairs === 0) return NOT_ON_THIS_MODEL;
+  const samples = measureQuality(sizes.qualityPairs);
+  const row = {
+    what: "int8 retrieval, docstring to function",
+    target: "MRR@10 within 1 % of float32, every cosine ≥ 0.98",
+  };
+  if (samples.missing) return { samples, rows: [{ ...row, value: samples.missing, passed: null }] };
+  const cells = (name) =>
+    samples.table.map((line) => line.split("|").map((cell) => cell.trim())).find(([, first]) => first === name);
+  const column = cells("configuration").indexOf("least cosine");
+  const [, , reference] = cells("float32");
+  const int8 = cells("int8");
+  const value = `MRR@10 ${int8[2]} against ${reference}; least cosine ${int8[column]}`;
+  return { samples, rows: [{ ...row, value, passed: samples.passed }] };
 }
