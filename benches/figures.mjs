@@ -11,9 +11,9 @@ const milliseconds = (value) => (value < 10 ? value.toFixed(1) : String(Math.rou
 const fastestFirst = (rows) => rows.sort((a, b) => b.value - a.value);
 
 /** @returns {{ [file: string]: string }} */
-export function figures({ suites }) {
+export function figures({ engine, peers: peersSuite, mlx, stages: stagesSuite }) {
   const files = {};
-  for (const [model, { title, samples }] of Object.entries(suites.engine ?? {})) {
+  for (const [model, { title, samples }] of Object.entries(engine?.models ?? {})) {
     const { chunks, texts } = samples.throughput;
     const rows = Object.entries(chunks).map(([contestant, parts]) => {
       const name = CONTESTANTS[contestant];
@@ -27,11 +27,11 @@ export function figures({ suites }) {
       format: perSecond,
     });
   }
-  for (const [suite, models] of [
-    ["peers", suites.peers],
-    ["mlx", suites.mlx],
+  for (const [suite, measured] of [
+    ["peers", peersSuite],
+    ["mlx", mlx],
   ]) {
-    for (const [model, { title, peers, symbols }] of Object.entries(models ?? {})) {
+    for (const [model, { title, peers, symbols }] of Object.entries(measured?.models ?? {})) {
       const present = Object.entries(peers).filter(([, peer]) => peer.symbols.length > 0);
       if (present.length === 0) continue;
       files[`${suite}-throughput-${model}.svg`] = barChart({
@@ -63,7 +63,7 @@ export function figures({ suites }) {
       });
     }
   }
-  const rows = Object.entries(suites.stages ?? {}).flatMap(([model, { calls = {} }]) =>
+  const rows = Object.entries(stagesSuite?.models ?? {}).flatMap(([model, { calls = {} }]) =>
     Object.entries(calls).map(([count, stages]) => ({
       label: `${model}, ${count} text${count === "1" ? "" : "s"}`,
       stages,

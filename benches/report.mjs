@@ -27,42 +27,45 @@ function duration(seconds) {
   return seconds < 100 ? `${seconds.toFixed(1)} s` : `${(seconds / 60).toFixed(1)} min`;
 }
 
+const SUITES = {
+  engine: { heading: "The engine against its targets", section: engineSection },
+  peers: { heading: "What one could use instead", section: peersSection },
+  stages: { heading: "Stages", section: stagesSection },
+  mlx: { heading: "The addon on MLX beside Python's MLX", section: peersSection },
+};
+
 /** @param {string[]} charts files that lie beside the report */
-export function report({ run, suites }, charts) {
-  const sections = [
-    ...Object.values(suites.engine ?? {}).map(engineSection),
-    ...Object.values(suites.peers ?? {}).map((model) => peersSection("Peers", model)),
-    ...Object.values(suites.stages ?? {}).map(stagesSection),
-    ...Object.values(suites.mlx ?? {}).map((model) => peersSection("MLX", model)),
-  ];
-  const load = run.load.map((value) => value.toFixed(1)).join(" before, ");
-  return `${[
+export function report(results, charts) {
+  const lines = [
     "# Benchmark",
     "",
-    `\`${run.command}\`, ${run.date}, ${duration(run.seconds)}`,
-    "",
-    `- Machine: ${run.machine}; ${run.threads} threads; load average ${load} after`,
-    `- Code: commit ${run.commit}, Node.js ${run.node}`,
-    "- Texts: functions of this repository and of Python's standard library, the same for everybody",
-    ...sections.flat(),
+    "Texts are functions of this repository and of Python's standard library, the same for everybody, tokenization included.",
     ...charts.flatMap((file) => ["", `![${file.replace(".svg", "").replaceAll("-", " ")}](${file})`]),
-  ].join("\n")}\n`;
+  ];
+  for (const [suite, { heading, section }] of Object.entries(SUITES)) {
+    if (!results[suite]) continue;
+    const { run, models } = results[suite];
+    lines.push("", `## ${heading}`, "", ...provenance(run), ...Object.values(models).flatMap(section));
+  }
+  return `${lines.join("\n")}\n`;
+}
+
+function provenance({ command, date, seconds, machine, threads, load, commit, node }) {
+  return [
+    `- Command: \`${command}\`, ${date}, ${duration(seconds)} of it for this`,
+    `- Machine: ${machine}; ${threads} threads; load average ${load.map((value) => value.toFixed(1)).join(" before, ")} after`,
+    `- Code: commit ${commit}, Node.js ${node}`,
+  ];
 }
 
 function engineSection({ title, rows, samples }) {
   const cells = rows.map(({ what, target, value, passed }) => [what, target, value, MARKS.get(passed)]);
-  const quality = samples.quality?.table ? ["", `### Quality: ${title}`, "", ...samples.quality.table] : [];
-  return [
-    "",
-    `## Engine: ${title}`,
-    "",
-    ...table(["what", "must reach", "measured", "reached"], cells, "l"),
-    ...quality,
-  ];
+  const quality = samples.quality?.table ? ["", `#### Quality: ${title}`, "", ...samples.quality.table] : [];
+  return ["", `### ${title}`, "", ...table(["what", "must reach", "measured", "reached"], cells, "l"), ...quality];
 }
 
 function stagesSection({ title, calls, missing }) {
-  const heading = ["", `## Stages: ${title}`, ""];
+  const heading = ["", `### ${title}`, ""];
   if (missing) return [...heading, `Left out: ${missing}.`];
   const counts = Object.keys(calls);
   const stages = Object.keys(calls[counts[0]]);
@@ -80,7 +83,7 @@ function stagesSection({ title, calls, missing }) {
   ];
 }
 
-function peersSection(heading, { title, peers, symbols, preloaded }) {
+function peersSection({ title, peers, symbols, preloaded }) {
   const all = Object.entries(peers);
   const present = all.filter(([, peer]) => peer.symbols.length > 0);
   const [, reference] = present.find(([name]) => name === REFERENCE) ?? present[0] ?? [];
@@ -114,7 +117,7 @@ function peersSection(heading, { title, peers, symbols, preloaded }) {
   const refused = all.filter(([, { introduction }]) => introduction?.refused);
   return [
     "",
-    `## ${heading}: ${title}`,
+    `### ${title}`,
     "",
     ...table(
       [

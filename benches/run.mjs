@@ -1,6 +1,6 @@
 /**
- * `npm run bench`: how fast and how right is it, here, beside what else one could use? Needs what `npm test` needs; peers
- * are installed into the cache folder. Writes `RESULTS.md`, `results.json` and the charts beside this file.
+ * `npm run bench`: how fast and how right is it, here, beside what else one could use? Brings what it needs, peers into the
+ * cache folder. Writes `RESULTS.md`, `results.json` and the charts beside this file.
  *
  *   --suite=engine,peers,stages,mlx   what to measure
  *   --model=nomic,minilm       on which models
@@ -11,12 +11,19 @@
  *   --out=<folder>             where the results go
  */
 
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { ROOT } from "../scripts/setup.mjs";
+import {
+  addonIsStale,
+  buildAddon,
+  compileTypeScript,
+  installPackages,
+  ROOT,
+  rustEnvironment,
+} from "../scripts/setup.mjs";
 import { figures } from "./figures.mjs";
 import { cacheFolder } from "./install.mjs";
 import { prepareModel } from "./models/prepare.mjs";
@@ -113,6 +120,17 @@ const { values: options } = parseArgs({
   },
 });
 
+/** As `npm test`: whatever a fresh clone lacks. */
+async function setUp() {
+  await installPackages();
+  await compileTypeScript();
+  if (!addonIsStale()) return;
+  const rust = rustEnvironment();
+  if (!rust) throw new Error("the addon has to be built, which needs a Rust toolchain: see https://rustup.rs");
+  console.error("building the native addon");
+  await buildAddon(rust);
+}
+
 function makeLists(model, sizes) {
   const functions = realFunctions(Math.max(sizes.functions, sizes.symbols, sizes.delayTexts));
   const { folder } = model;
@@ -133,12 +151,18 @@ function makeLists(model, sizes) {
 async function main() {
   const mode = options.smoke ? "smoke" : options.full ? "full" : "usual";
   const { perModel, suites, ...common } = SIZES[mode];
-  Object.assign(measured, { package: path.resolve(options.package), full: options.full });
+  if (options.package !== ROOT) measured.package = path.resolve(options.package);
+  measured.full = options.full;
+  if (measured.package === ROOT) await setUp();
   const begin = performance.now();
-  const progress = (line) => console.error(`${((performance.now() - begin) / 1000).toFixed(0).padStart(4)} s  ${line}`);
-  const results = { run: describeRun(mode), suites: {} };
+  const secondsSince = (start) => (performance.now() - start) / 1000;
+  const progress = (line) => console.error(`${secondsSince(begin).toFixed(0).padStart(4)} s  ${line}`);
+  // A suite that is not run now keeps what was there.
+  const results = options.smoke ? {} : readResults();
   for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
-    results.suites[suite] = {};
+    const start = performance.now();
+    const run = describeRun(mode);
+    results[suite] = { run, models: {} };
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
       const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
       const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
@@ -146,9 +170,11 @@ async function main() {
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
       writeFileSync(texts, JSON.stringify(lists));
       const job = { model, texts, lists, maxTokens: sizes.maxTokens, sizes, progress };
-      results.suites[suite][name] = { title: model.title, ...(await SUITES[suite](job)) };
+      results[suite].models[name] = { title: model.title, ...(await SUITES[suite](job)) };
+      run.seconds = Math.round(secondsSince(start));
+      run.load[1] = os.loadavg()[0];
       // After every part, so that a run that is broken off leaves what it has.
-      write(results, (performance.now() - begin) / 1000);
+      write(results);
     }
   }
   if (options.smoke) checkSmoke(results);
@@ -160,13 +186,13 @@ async function main() {
  *
  * @throws Error naming what is wrong
  */
-function checkSmoke({ suites }) {
+function checkSmoke({ engine, peers: rounds }) {
   const drivers = [
-    ...Object.values(suites.engine).flatMap(({ samples: { throughput } }) => [
+    ...Object.values(engine.models).flatMap(({ samples: { throughput } }) => [
       ...Object.entries(throughput.refused).map(([name, refused]) => ({ name, refused })),
       ...Object.entries(throughput.cosines).map(([name, cosine]) => ({ name, cosine })),
     ]),
-    ...Object.values(suites.peers).flatMap(({ peers }) =>
+    ...Object.values(rounds.models).flatMap(({ peers }) =>
       Object.entries(peers).map(([name, { introduction, cosine }]) => ({
         name,
         refused: introduction.refused,
@@ -182,9 +208,12 @@ function checkSmoke({ suites }) {
   }
 }
 
-function write(results, seconds) {
-  results.run.seconds = Math.round(seconds);
-  results.run.load[1] = os.loadavg()[0];
+function readResults() {
+  const file = path.join(options.out, "results.json");
+  return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : {};
+}
+
+function write(results) {
   mkdirSync(options.out, { recursive: true });
   const charts = figures(results);
   for (const [file, chart] of Object.entries(charts)) writeFileSync(path.join(options.out, file), chart);
