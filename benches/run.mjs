@@ -34,7 +34,7 @@ import { measureEngine } from "./suites/engine.mjs";
 import { measureMlx } from "./suites/mlx.mjs";
 import { measurePeers } from "./suites/peers.mjs";
 import { measureStages } from "./suites/stages.mjs";
-import { questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
+import { byLimit, questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
@@ -139,6 +139,7 @@ function makeLists(model, sizes) {
     textsOfLengths(folder, Array(Number(count)).fill(sizes.equalTokens)),
   ]);
   return {
+    ...byLimit(folder, sizes.maxTokens, functions),
     first: functions[0],
     functions,
     bulk: functions.slice(0, sizes.busyTexts),
@@ -190,20 +191,21 @@ function checkSmoke({ engine, peers: rounds }) {
   const drivers = [
     ...Object.values(engine.models).flatMap(({ samples: { throughput } }) => [
       ...Object.entries(throughput.refused).map(([name, refused]) => ({ name, refused })),
-      ...Object.entries(throughput.cosines).map(([name, cosine]) => ({ name, cosine })),
+      ...Object.entries(throughput.cosines).map(([name, cosines]) => ({ name, cosines })),
     ]),
     ...Object.values(rounds.models).flatMap(({ peers }) =>
-      Object.entries(peers).map(([name, { introduction, cosine }]) => ({
+      Object.entries(peers).map(([name, { introduction, cosines }]) => ({
         name,
         refused: introduction.refused,
-        cosine,
+        cosines,
       })),
     ),
   ];
-  for (const { name, refused, cosine } of drivers) {
+  for (const { name, refused, cosines } of drivers) {
     if (refused) throw new Error(`${name} did not start: ${refused}`);
     // Tiny random models quantize worse than real ones.
     const least = name.endsWith("int8") ? 0.9 : 0.9999;
+    const cosine = Math.min(cosines.fitting, cosines.cut);
     if (!(cosine >= least)) throw new Error(`${name}: cosine ${cosine} to our float32, expected at least ${least}`);
   }
 }

@@ -2,6 +2,7 @@
 
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import * as path from "node:path";
 import { functionsBelow } from "../scripts/functions.mjs";
 import { ROOT } from "../scripts/setup.mjs";
@@ -49,6 +50,17 @@ export function questionsAbout(functions) {
     return `Which function does this: ${words.toLowerCase().trim()}?`;
   });
   return [...new Set(questions)];
+}
+
+/** Some texts within the token limit, and some that have to be cut. */
+export function byLimit(modelFolder, maxTokens, texts) {
+  const require = createRequire(path.join(ROOT, "dist/lib/"));
+  const { TextTokenizer } = require("./tokenizer.js");
+  const { readModelDir } = require("./model_dir.js");
+  const tokenizer = new TextTokenizer(readModelDir(modelFolder, { maxTokens }));
+  const isCut = (text) => tokenizer.encode(text, false).truncated;
+  const some = texts.slice(0, 100);
+  return { fitting: some.filter((text) => !isCut(text)).slice(0, 12), cut: some.filter(isCut).slice(0, 4) };
 }
 
 function wordsOf(modelFolder) {

@@ -5,13 +5,12 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { LIMITS, measured, PEERS, startPeer } from "../peers.mjs";
-import { cosine, median, quantile, sum } from "../statistics.mjs";
+import { median, quantile, sum } from "../statistics.mjs";
+import { compareVectors } from "./compare.mjs";
 import { measureQuality } from "./quality.mjs";
 
 /** How long thread pools spin after work, with room: the next contestant shall find the processors free. */
 const PAUSE_MS = 60;
-/** They also warm up. */
-const COMPARED_TEXTS = 8;
 
 /**
  * @typedef {object} Row
@@ -66,19 +65,6 @@ async function withContestants(job, peers, use) {
   }
 }
 
-/** How near the vectors of each contestant are to ours in float32, before anything is timed. */
-async function compareVectors(contestants) {
-  const request = { want: "vectors", texts: "functions", to: COMPARED_TEXTS };
-  const reference = await contestants.ours.ask(request);
-  const cosines = {};
-  for (const [name, contestant] of Object.entries(contestants)) {
-    const vectors = await contestant.ask(request);
-    // The products alone have none.
-    if (vectors.length > 0) cosines[name] = Math.min(...vectors.map((vector, i) => cosine(vector, reference[i])));
-  }
-  return cosines;
-}
-
 /** Who is timed beside whom, by the part that each plays. */
 export const CONTESTANTS = {
   ours: "ours-f32",
@@ -100,7 +86,7 @@ async function throughput(job) {
   const names = Object.entries(CONTESTANTS).filter(([, name]) => npm || !name.startsWith("transformers"));
   const peers = Object.fromEntries(names.map(([role, name]) => [role, PEERS[name] ?? LIMITS[name]]));
   return withContestants(job, peers, async (contestants, refused) => {
-    const cosines = await compareVectors(contestants);
+    const cosines = await compareVectors(contestants, "ours");
     const chunks = Object.fromEntries(Object.keys(contestants).map((role) => [role, []]));
     const order = Object.keys(contestants);
     for (let from = 0; from < texts; from += chunk) {
@@ -117,7 +103,7 @@ async function throughput(job) {
 }
 
 function throughputRows(samples, refused, functions) {
-  const total = (name) => sum(samples[name].map(({ wall }) => wall));
+  const total = (name, time = "wall") => sum(samples[name].map((part) => part[time]));
   const speed = (name) => `${(functions / total(name)).toFixed(1)} texts/s`;
   const against = (what, target, name, other, asRatio = (ratio) => `${ratio.toFixed(2)}×`) => {
     const missing = [name, other].find((one) => !samples[one]);
@@ -127,7 +113,9 @@ function throughputRows(samples, refused, functions) {
     const ratio = total(other) / total(name);
     const parts = samples[name].map(({ wall }, i) => samples[other][i].wall / wall);
     const spread = `${asRatio(Math.min(...parts))} to ${asRatio(Math.max(...parts))}`;
-    const value = `${asRatio(ratio)} (parts: ${spread}; ${speed(name)} against ${speed(other)})`;
+    // Other work on the machine disturbs it less.
+    const cpu = asRatio(total(other, "cpu") / total(name, "cpu"));
+    const value = `${asRatio(ratio)} (parts: ${spread}; of processor time ${cpu}; ${speed(name)} against ${speed(other)})`;
     return { ...row, value, passed: ratio >= target };
   };
   return [

@@ -2,10 +2,9 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { PEERS, startPeer } from "../peers.mjs";
-import { cosine } from "../statistics.mjs";
+import { compareVectors } from "./compare.mjs";
 
 const PAUSE_MS = 60;
-const COMPARED_TEXTS = 16;
 /** The peer whose vectors are the reference; `npm test` proves them equal to those of `transformers`. */
 export const REFERENCE = "ours-f32";
 
@@ -35,7 +34,7 @@ export async function measurePeers(
 const newRecord = (title) => ({
   title,
   introduction: null,
-  cosine: null,
+  cosines: null,
   coldStarts: [],
   equal: {},
   symbols: [],
@@ -54,7 +53,10 @@ async function measureRound({ model, texts, maxTokens, sizes, progress }, peers,
       contestants.set(name, contestant);
       peer.coldStarts.push(contestant.coldStart);
     }
-    await compareVectors(contestants, peers);
+    // The first to be there, where ours is not: then at least their differences show.
+    const reference = contestants.has(REFERENCE) ? REFERENCE : [...contestants.keys()][0];
+    const cosines = await compareVectors(Object.fromEntries(contestants), reference);
+    for (const [name, values] of Object.entries(cosines)) peers[name].cosines = values;
 
     /** Asks everybody by turns, `times` times, and hands each answer to `keep`. */
     const inTurn = async (request, times, keep) => {
@@ -94,15 +96,5 @@ async function measureRound({ model, texts, maxTokens, sizes, progress }, peers,
     for (const [name, contestant] of contestants) peers[name].memory.push(contestant.memory());
   } finally {
     for (const contestant of contestants.values()) await contestant.end();
-  }
-}
-
-async function compareVectors(contestants, peers) {
-  const request = { want: "vectors", texts: "functions", to: COMPARED_TEXTS };
-  // The first to be there, where ours is not: then at least their differences show.
-  const reference = await (contestants.get(REFERENCE) ?? [...contestants.values()][0])?.ask(request);
-  for (const [name, contestant] of contestants) {
-    const vectors = await contestant.ask(request);
-    peers[name].cosine = Math.min(...vectors.map((vector, i) => cosine(vector, reference[i])));
   }
 }

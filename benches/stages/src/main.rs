@@ -24,7 +24,11 @@ fn setting(name: &str) -> String {
 fn main() -> Result<()> {
     let options = Options {
         backend: Backend::Onnx,
-        max_tokens: Some(setting("BENCH_MAX_TOKENS").parse().expect("a number of tokens")),
+        max_tokens: Some(
+            setting("BENCH_MAX_TOKENS")
+                .parse()
+                .expect("a number of tokens"),
+        ),
         ..Options::default()
     };
     let texts = std::fs::read(setting("BENCH_TEXTS")).expect("the file of texts can be read");
