@@ -64,11 +64,11 @@ function normalNumbers(count, { mean = 0, deviation, random }) {
 
 function tensors(layers) {
   const random = randomNumbers();
-  const matrix = (name, rows, columns) => ({
+  // As wide as a trained model's: values keep their size from layer to layer, and attention is not uniform.
+  const matrix = (name, rows, columns, gain = 1) => ({
     name,
     shape: [rows, columns],
-    // Wider than the 0.02 of training's start, so that attention is not uniform and the layers matter.
-    make: () => normalNumbers(rows * columns, { deviation: 0.06, random }),
+    make: () => normalNumbers(rows * columns, { deviation: gain / Math.sqrt(columns), random }),
   });
   const norm = (name) => [
     {
@@ -81,7 +81,7 @@ function tensors(layers) {
   const layer = (index) => {
     const prefix = `encoder.layers.${index}`;
     return [
-      matrix(`${prefix}.attn.Wqkv.weight`, 3 * WIDTH, WIDTH),
+      matrix(`${prefix}.attn.Wqkv.weight`, 3 * WIDTH, WIDTH, 1.5),
       matrix(`${prefix}.attn.out_proj.weight`, WIDTH, WIDTH),
       matrix(`${prefix}.mlp.fc11.weight`, INNER, WIDTH),
       matrix(`${prefix}.mlp.fc12.weight`, INNER, WIDTH),
