@@ -118,12 +118,14 @@ export function stackedChart({ title, note, parts, rows, format }) {
     return [...bars, text(LABEL_WIDTH + PLOT_WIDTH + 8, y + 12, format(whole))];
   };
   const legend = (y) => {
-    const step = (LABEL_WIDTH + PLOT_WIDTH) / parts.length;
+    let x = 10;
     return parts
-      .flatMap((part, index) => [
-        `<rect x="${at(10 + index * step)}" y="${y - 10}" width="12" height="12" rx="2" class="part-${index}"/>`,
-        text(28 + index * step, y, part),
-      ])
+      .map((part, index) => {
+        const entry = `<rect x="${at(x)}" y="${y - 10}" width="12" height="12" rx="2" class="part-${index}"/>${text(x + 18, y, part)}`;
+        // A letter is about seven wide.
+        x += 36 + 7 * part.length;
+        return entry;
+      })
       .join("\n");
   };
   return chart({ title, note, rows, draw, extra: [legend] });
