@@ -91,8 +91,10 @@ export async function prepareModel(name, { maxTokens, forPeers }) {
     completeTokenizer(folder, maxTokens);
     exportEncoder(folder, path.join(folder, "onnx/model.onnx"));
     exportProducts(folder, path.join(folder, "products.onnx"), { cls: pooling === "cls" });
-    const { exportOnnx } = createRequire(import.meta.url)("../../dist/embedder.js");
+    const { Embedder, exportOnnx } = createRequire(import.meta.url)("../../dist/embedder.js");
     await exportOnnx(folder);
+    // Quantizes the weights into the cache, which is done once and belongs to no start.
+    await (await Embedder.load(folder, { backend: "onnx", dtype: "int8" })).close();
     writeFileSync(stamp, maker);
   }
   return { name, title, folder, pooling, missing: forPeers ? derive(folder, pooling) : {} };
