@@ -6,17 +6,18 @@ import { cosine } from "../statistics.mjs";
  * The least cosine of each contestant's vectors to the reference's: of texts within the token limit, and of longer ones,
  * where peers differ in how they cut.
  *
- * @param {{ [name: string]: import("../contestant.mjs").Contestant }} contestants
- * @param {string} reference name of one of them
+ * @param {string[]} names the contestants
+ * @param {string} reference one of them
+ * @param {(name: string, request: object) => Promise<number[][] | undefined>} ask `undefined` from one that failed
  * @returns {Promise<{ [name: string]: { fitting: number, cut: number } }>} without those that give no vectors
  */
-export async function compareVectors(contestants, reference) {
+export async function compareVectors(names, reference, ask) {
   const cosines = {};
   for (const texts of ["fitting", "cut"]) {
-    const expected = await contestants[reference].ask({ want: "vectors", texts });
-    for (const [name, contestant] of Object.entries(contestants)) {
-      const vectors = name === reference ? expected : await contestant.ask({ want: "vectors", texts });
-      if (vectors.length === 0) continue;
+    const expected = await ask(reference, { want: "vectors", texts });
+    for (const name of names) {
+      const vectors = name === reference ? expected : await ask(name, { want: "vectors", texts });
+      if (!vectors || !expected || vectors.length === 0) continue;
       cosines[name] ??= {};
       cosines[name][texts] = Math.min(...vectors.map((vector, i) => cosine(vector, expected[i])));
     }

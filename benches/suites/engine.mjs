@@ -86,7 +86,9 @@ async function throughput(job) {
   const names = Object.entries(CONTESTANTS).filter(([, name]) => npm || !name.startsWith("transformers"));
   const peers = Object.fromEntries(names.map(([role, name]) => [role, PEERS[name] ?? LIMITS[name]]));
   return withContestants(job, peers, async (contestants, refused) => {
-    const cosines = await compareVectors(contestants, "ours");
+    const cosines = await compareVectors(Object.keys(contestants), "ours", (name, request) =>
+      contestants[name].ask(request),
+    );
     const chunks = Object.fromEntries(Object.keys(contestants).map((role) => [role, []]));
     const order = Object.keys(contestants);
     for (let from = 0; from < texts; from += chunk) {

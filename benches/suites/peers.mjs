@@ -53,19 +53,33 @@ async function measureRound({ model, texts, maxTokens, sizes, progress }, peers,
       contestants.set(name, contestant);
       peer.coldStarts.push(contestant.coldStart);
     }
+    /** A peer that fails is left out from there on, with its reason. */
+    const ask = async (name, request) => {
+      const contestant = contestants.get(name);
+      try {
+        return await contestant?.ask(request);
+      } catch (error) {
+        peers[name] = { ...newRecord(peers[name].title), introduction: { refused: error.message } };
+        await contestant.end();
+        contestants.delete(name);
+        return undefined;
+      }
+    };
     // The first to be there, where ours is not: then at least their differences show.
     const reference = contestants.has(REFERENCE) ? REFERENCE : [...contestants.keys()][0];
-    const cosines = await compareVectors(Object.fromEntries(contestants), reference);
-    for (const [name, values] of Object.entries(cosines)) peers[name].cosines = values;
+    const cosines = await compareVectors([...contestants.keys()], reference, ask);
+    for (const name of contestants.keys()) peers[name].cosines = cosines[name];
 
     /** Asks everybody by turns, `times` times, and hands each answer to `keep`. */
+    const order = [...contestants.keys()];
     const inTurn = async (request, times, keep) => {
-      const order = [...contestants.keys()];
       for (let time = 0; time < times; time++) {
         for (const name of order) {
           await sleep(PAUSE_MS);
-          keep(peers[name], await contestants.get(name).ask(request));
+          const answer = await ask(name, request);
+          if (answer) keep(peers[name], answer);
         }
+        // Whoever begins changes.
         order.push(order.shift());
       }
     };
@@ -86,12 +100,13 @@ async function measureRound({ model, texts, maxTokens, sizes, progress }, peers,
       await inTurn({ want: "seconds", texts: "functions", from, to }, 1, ({ symbols }, { wall }) => symbols.push(wall));
     }
     progress(`${model.name}: queries during indexing`);
-    for (const [name, contestant] of contestants) {
+    for (const name of order) {
       // The others are synchronous: there is nobody who could ask meanwhile.
       if (!PEERS[name].driver?.endsWith(".mjs")) continue;
       const range = { from: sizes.queries, to: sizes.queries + sizes.busyQueries };
       const request = { want: "busy", texts: "queries", ...range, bulk: "bulk", pauseMs: sizes.busyPauseMs };
-      peers[name].busy.push(...(await contestant.ask(request)).seconds);
+      const answer = await ask(name, request);
+      if (answer) peers[name].busy.push(...answer.seconds);
     }
     for (const [name, contestant] of contestants) peers[name].memory.push(contestant.memory());
   } finally {
