@@ -5,7 +5,7 @@ const PLOT_WIDTH = 400;
 const VALUE_WIDTH = 110;
 const ROW = 26;
 const BAR = 14;
-const TOP = 44;
+const TOP = 50;
 
 const STYLE = `
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
