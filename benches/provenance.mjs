@@ -17,11 +17,10 @@ function commit() {
 
 export function describeRun(mode) {
   const [{ model }] = os.cpus();
+  // Where results and packages lie is nobody's business.
+  const args = process.argv.slice(2).filter((argument) => !/^--(out|package)=/.test(argument));
   return {
-    command: ["npm run bench", ...process.argv.slice(2)]
-      .join(" -- ")
-      .replaceAll(" -- --", " --")
-      .replace("bench --", "bench -- --"),
+    command: ["npm run bench", ...(args.length > 0 ? ["--", ...args] : [])].join(" "),
     mode,
     date: new Date().toISOString().slice(0, 10),
     commit: commit(),

@@ -3,7 +3,12 @@
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { serve } from "./protocol.mjs";
+
+setFlagsFromString("--expose-gc");
+const collectGarbage = runInNewContext("gc");
 
 await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
   const { Embedder } = createRequire(import.meta.url)(path.join(folder, "dist/embedder.js"));
@@ -33,6 +38,11 @@ await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
       };
       const difference = (await time(texts.map(() => texts[0]))) - (await time([texts[0]]));
       return { seconds: Math.max(0, difference) };
+    },
+    /** Collects garbage, so that memory tells what is in use. */
+    collect: async () => {
+      collectGarbage();
+      return {};
     },
     close: async () => {
       await embedder.close();

@@ -233,6 +233,12 @@ async function workers(job) {
   };
 }
 
+/** Resident memory without JavaScript's garbage. */
+async function settledMemory(contestant) {
+  await contestant.ask({ want: "collect", texts: "functions", to: 0 });
+  return contestant.memory().now;
+}
+
 /** Resident memory from the first thousand texts of random lengths to ten times as many. */
 async function growth(job) {
   const all = job.lists.random.length;
@@ -242,7 +248,7 @@ async function growth(job) {
     const samples = [];
     for (let from = 0; from < all; from += first) {
       await ours.ask({ want: "seconds", texts: "random", from, to: from + first });
-      samples.push(ours.memory().now);
+      samples.push(await settledMemory(ours));
     }
     const [early, late] = [samples[0], samples.at(-1)];
     return {
@@ -263,9 +269,9 @@ async function close(job) {
   return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
     // Loading may go on in the background while the first texts are computed.
     await ours.ask({ want: "seconds", texts: "functions", to: job.sizes.memoryTexts });
-    const samples = { before: ours.introduction.memoryBeforeLoad, loaded: ours.memory().now };
+    const samples = { before: ours.introduction.memoryBeforeLoad, loaded: await settledMemory(ours) };
     await ours.ask({ want: "close", texts: "functions", to: 0 });
-    samples.closed = ours.memory().now;
+    samples.closed = await settledMemory(ours);
     const share = (samples.loaded - samples.closed) / (samples.loaded - samples.before);
     return {
       samples,
