@@ -23,7 +23,7 @@ export function describeRun(mode) {
     command: ["npm run bench", ...(args.length > 0 ? ["--", ...args] : [])].join(" "),
     mode,
     date: new Date().toISOString().slice(0, 10),
-    commit: commit(),
+    commit: measured.package === ROOT ? commit() : "not known: another folder",
     machine: `${os.cpus().length} × ${model.trim()}, ${Math.round(os.totalmem() / 2 ** 30)} GB, ${os.type()} ${os.machine()}`,
     node: process.version,
     threads: measured.threads,
