@@ -89,7 +89,7 @@ export function llamaPeer() {
 function compiled(name, executable) {
   const target = path.join(cacheFolder(), name);
   const program = path.join(target, "release", process.platform === "win32" ? `${executable}.exe` : executable);
-  const line = `cargo build --release --locked --manifest-path benches/${name}/Cargo.toml`;
+  const line = `cargo build --release --manifest-path benches/${name}/Cargo.toml`;
   const [cargo, ...args] = line.split(" ");
   const manifest = path.join(HERE, name, "Cargo.toml");
   const reason = failure(cargo, [...args.slice(0, -1), manifest, "--target-dir", target]);

@@ -55,7 +55,8 @@ export const PEERS = {
     driver: "transformers_js.mjs",
     install: npmPeers,
     setup: { dtype: "fp32" },
-    difference: "it cuts the closing special token off texts that are too long",
+    difference:
+      "it cuts the closing special token off texts that are too long, and lower-cases as JavaScript does (Greek final sigma)",
   },
   "transformers.js-q8": {
     title: "transformers.js, q8",
@@ -63,7 +64,7 @@ export const PEERS = {
     install: npmPeers,
     setup: { dtype: "q8" },
     difference:
-      "weights in 8 bits with one scale per matrix, as on the Hub, and the closing token is cut off long texts",
+      "weights in 8 bits with one scale per matrix, as the conversion script makes them, and what is said of float32",
     needs: "onnx/model_quantized.onnx",
   },
   onnxruntime: { title: "onnxruntime-node, loop by hand", driver: "onnxruntime.mjs", install: node },

@@ -9,7 +9,7 @@ const MARKS = new Map([
   [false, "**no**"],
   [null, "not measured"],
 ]);
-/** Below it, a peer computes something else than the model. */
+/** Below it, a peer's vectors are others than the model's. */
 const SAME_COSINE = 0.9999;
 const MANY_SYMBOLS = 25_000;
 
@@ -150,7 +150,7 @@ function peersSection({ title, peers, symbols, preloaded }) {
     "peers are synchronous. ⁴ To our float32 vectors, which the tests prove equal to those of `transformers`:",
     "of texts within the token limit, and of longer ones.",
     ...others.map(
-      ([name, { title: who }]) => `\n**${who} computes something else**: ${PEERS[name].difference ?? "not known why"}.`,
+      ([name, { title: who }]) => `\n**${who}** gives other vectors: ${PEERS[name].difference ?? "not known why"}.`,
     ),
     ...(preloaded ? [`\nBLAS of both: \`LD_PRELOAD=${preloaded}\`.`] : []),
     "",
