@@ -8,7 +8,7 @@ import { cacheFolder, stagesProgram } from "../install.mjs";
 import { LIMITS, measured, PEERS, startPeer } from "../peers.mjs";
 import { median } from "../statistics.mjs";
 
-const RUNS = 5;
+const RUNS = 9;
 
 /**
  * Seconds of processor time, by number of texts and stage. What the forward pass takes beyond its matrix products is
