@@ -4,7 +4,8 @@
  * `npm run build:native -- --mlx=…` MLX is tested as well.
  */
 
-import { readdirSync, readFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import * as os from "node:os";
 import * as path from "node:path";
 import {
   buildAddon,
@@ -56,6 +57,7 @@ const CHECKS = {
   "cargo-test": cargoTest,
   ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),
   "node-test": nodeTest,
+  bench: smokeBench,
 };
 
 function readIfPresent(name) {
@@ -119,6 +121,17 @@ async function nodeTest() {
     NO_COLOR: "1",
   };
   await counted(run(process.execPath, args, env), /^ℹ pass (\d+).*?^ℹ fail (\d+)/gms);
+}
+
+/** The benchmark on tiny models: that it still works, not how fast anything is. */
+async function smokeBench() {
+  const out = mkdtempSync(path.join(os.tmpdir(), "semantic-search-bench-"));
+  try {
+    const env = { SEMANTIC_SEARCH_BACKEND: undefined, NODE_OPTIONS: undefined, SEMANTIC_SEARCH_CACHE: out };
+    await run(process.execPath, ["benches/run.mjs", "--smoke", `--out=${out}`], env);
+  } finally {
+    rmSync(out, { recursive: true, force: true });
+  }
 }
 
 /** Adds the numbers of passed and failed tests that a run reports to the totals, whether it failed or not. */

@@ -1,21 +1,15 @@
-"""NomicBert on Python's MLX as a Python user would write it, and a contestant of `run.mjs`.
-
-Independent of the Rust code: `mlx.nn` layers, `mlx.fast` attention, the model's own weight names.
-
-As a contestant: `python_mlx.py <model folder> <tasks.json>`. It reads one request a line and answers with one line; see
-`run.mjs` for the protocol.
+"""NomicBert on Python's MLX as a Python user would write it: `mlx.nn` layers, `mlx.fast` attention, the model's own weight
+names. Independent of the Rust code.
 """
 
 import json
-import sys
-import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from protocol import serve
 from tokenizers import Tokenizer
 
 BATCH_SIZE = 32
@@ -67,21 +61,24 @@ class Layer(nn.Module):
 
 
 class NomicBert(nn.Module):
-    def __init__(self, config: dict):
+    def __init__(self, config: dict, pooling: str):
         super().__init__()
+        self.pooling = pooling
         self.word_embeddings = nn.Embedding(config["vocab_size"], config["n_embd"])
         self.token_type_embeddings = nn.Embedding(config["type_vocab_size"], config["n_embd"])
         self.emb_ln = nn.LayerNorm(config["n_embd"], eps=config["layer_norm_epsilon"])
         self.layers = [Layer(config) for _ in range(config["n_layer"])]
 
     def __call__(self, ids: mx.array, is_real: mx.array | None) -> mx.array:
-        """`ids` and `is_real` (false for padding; None without any) are `[batch, length]`. Unit vectors, mean-pooled."""
+        """`ids` and `is_real` (false for padding; None without any) are `[batch, length]`. Unit vectors."""
         mask = None if is_real is None else is_real[:, None, None, :]
         # Every token is of type 0.
         x = self.emb_ln(self.word_embeddings(ids) + self.token_type_embeddings.weight[0])
         for layer in self.layers:
             x = layer(x, mask)
-        if is_real is None:
+        if self.pooling == "cls":
+            pooled = x[:, 0]
+        elif is_real is None:
             pooled = x.mean(axis=1)
         else:
             weights = is_real[:, :, None].astype(x.dtype)
@@ -89,11 +86,15 @@ class NomicBert(nn.Module):
         return pooled / mx.linalg.norm(pooled, axis=-1, keepdims=True)
 
 
-class Contestant:
-    """Model and tokenizer, and the ways to embed that are measured."""
+class Embedder:
+    """Model and tokenizer."""
 
-    def __init__(self, folder: Path, max_tokens: int):
-        self.model = NomicBert(json.loads((folder / "config.json").read_text()))
+    def __init__(self, setup: dict):
+        folder = Path(setup["model"])
+        config = json.loads((folder / "config.json").read_text())
+        if config["model_type"] != "nomic_bert":
+            raise ValueError(f"this driver computes nomic_bert only, not {config['model_type']}")
+        self.model = NomicBert(config, setup["pooling"])
         weights = mx.load(str(folder / "model.safetensors"))
         prefixes = ("embeddings.", "encoder.")
         renamed = [(name.removeprefix(prefixes[0]).removeprefix(prefixes[1]), array) for name, array in weights.items()]
@@ -101,72 +102,27 @@ class Contestant:
         self.model.eval()
         mx.eval(self.model.parameters())
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(max_tokens)
+        self.tokenizer.enable_truncation(setup["maxTokens"])
         self.tokenizer.enable_padding()
 
-    def tokenize(self, texts: list[str]) -> tuple[list[list[int]], list[list[int]]]:
-        """Ids and attention mask, padded to the longest of `texts`."""
+    def forward(self, texts: list[str]) -> np.ndarray:
         encoded = self.tokenizer.encode_batch(texts)
-        return [one.ids for one in encoded], [one.attention_mask for one in encoded]
-
-    def forward(self, ids: list[list[int]], is_real: list[list[int]] | None) -> np.ndarray:
-        mask = None if is_real is None else mx.array(is_real, dtype=mx.bool_)
-        return np.array(self.model(mx.array(ids), mask))
+        ids = mx.array([one.ids for one in encoded])
+        is_real = [one.attention_mask for one in encoded]
+        is_padded = any(0 in row for row in is_real)
+        return np.array(self.model(ids, mx.array(is_real, dtype=mx.bool_) if is_padded else None))
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        """Batches of 32 in the order of the texts."""
-        batches = (texts[start : start + BATCH_SIZE] for start in range(0, len(texts), BATCH_SIZE))
-        return np.concatenate([self.forward(*self.tokenize(batch)) for batch in batches])
-
-    def embed_sorted(self, texts: list[str]) -> np.ndarray:
         """As sentence-transformers does it: sorted by characters, longest first, then batches of 32."""
         order = np.argsort([-len(text) for text in texts], kind="stable")
-        vectors = self.embed([texts[index] for index in order])
+        batches = (order[start : start + BATCH_SIZE] for start in range(0, len(texts), BATCH_SIZE))
+        vectors = np.concatenate([self.forward([texts[index] for index in batch]) for batch in batches])
         return vectors[np.argsort(order)]
 
-    def prepare(self, task: dict):
-        """What a task times, as a function without arguments."""
-        texts = task["texts"]
-        if task["tokens"] is None:
-            embed = self.embed_sorted if task["sorted"] else self.embed
-            return lambda: embed(texts)
-        ids, _ = self.tokenize(texts)
-        assert all(len(row) == task["tokens"] for row in ids), "not the number of tokens that was asked for"
-        return lambda: self.forward(ids, None)
 
-
-def blas() -> list[str]:
-    """BLAS libraries of this process."""
-    maps = Path("/proc/self/maps")
-    paths = {line.split()[-1] for line in maps.read_text().splitlines()} if maps.exists() else set()
-    return sorted(Path(path).name for path in paths if "blas" in Path(path).name)
-
-
-def answers(folder: Path, setup: dict, requests: Iterator[str]) -> Iterator[object]:
-    contestant = Contestant(folder, setup["maxTokens"])
+def load(setup: dict):
     device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
-    name = f"mlx {version('mlx')}, numpy {np.__version__}, tokenizers {version('tokenizers')}"
-    yield {"name": f"Python {sys.version.split()[0]}, {name}", "device": device, "blas": blas()}
-    prepared = [contestant.prepare(task) for task in setup["tasks"]]
-    for line in requests:
-        request = json.loads(line)
-        run = prepared[request["task"]]
-        if request["want"] == "vectors":
-            yield run().tolist()
-            continue
-        runs = request["runs"]
-        start, cpu_start = time.perf_counter(), time.process_time()
-        for _ in range(runs):
-            run()
-        wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-        yield {"wall": wall / runs, "cpu": cpu / runs}
+    return f"mlx {version('mlx')}, tokenizers {version('tokenizers')}", device, Embedder(setup).embed
 
 
-def main() -> None:
-    folder, setup = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
-    for answer in answers(folder, setup, sys.stdin):
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+serve(load)

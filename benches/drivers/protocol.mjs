@@ -1,0 +1,146 @@
+/**
+ * What every JavaScript driver shares. A driver is started with one argument, its setup as JSON, and first says who it is;
+ * then it reads one request a line and answers each with one line of JSON. `driver.py` is the same in Python, and
+ * `contestant.mjs` the other side.
+ *
+ * A request names a list of texts and a part of it, `{ want, texts, from, to }`. What can be wanted is below.
+ */
+
+import { readFileSync } from "node:fs";
+import { monitorEventLoopDelay } from "node:perf_hooks";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+
+/**
+ * @typedef {object} Driver
+ * @property {string} name with versions
+ * @property {"cpu" | "gpu"} device
+ * @property {(texts: string[]) => Promise<ArrayLike<number>[]>} embed
+ * @property {(text: string) => Promise<unknown>} [embedQuery] where it is not `embed` of one text
+ * @property {(texts: string[]) => void} [prepare] work that is not measured
+ * @property {object} [details] added to the introduction
+ * @property {(request: object, texts: string[]) => unknown} [answer] requests that only this driver knows
+ */
+
+const WANTED = {
+  vectors: async ({ embed }, texts) => (await embed(texts)).map((vector) => Array.from(vector)),
+
+  /** One call with all texts; seconds of the clock and of all processors together. */
+  seconds: async ({ embed }, texts) => {
+    const cpuBefore = process.cpuUsage();
+    const start = performance.now();
+    await embed(texts);
+    const wall = (performance.now() - start) / 1000;
+    const { user, system } = process.cpuUsage(cpuBefore);
+    return { wall, cpu: (user + system) / 1e6 };
+  },
+
+  /** Seconds of each text, one after the other. */
+  latencies: async (driver, texts) => {
+    const seconds = [];
+    for (const text of texts) {
+      const start = performance.now();
+      await driver.embedQuery(text);
+      seconds.push((performance.now() - start) / 1000);
+    }
+    return seconds;
+  },
+
+  /**
+   * Seconds of each text while one call with `bulk` texts runs; the next one is due `pauseMs` after an answer. Counted from
+   * when it is due: where the event loop is blocked, it cannot even be asked.
+   */
+  busy: async (driver, texts, { bulk, pauseMs }) => {
+    const start = performance.now();
+    let end = Number.POSITIVE_INFINITY;
+    const working = driver.embed(bulk).then(() => {
+      end = performance.now();
+    });
+    const seconds = [];
+    for (const text of texts) {
+      const due = performance.now() + pauseMs;
+      await sleep(pauseMs);
+      // With nothing beside it, a query does not count.
+      if (end < due) break;
+      await driver.embedQuery(text);
+      seconds.push((performance.now() - due) / 1000);
+    }
+    await working;
+    return { seconds, bulk: (end - start) / 1000 };
+  },
+
+  /** How late the event loop was while one call with all texts ran, in milliseconds. */
+  delay: async ({ embed }, texts) => {
+    const histogram = monitorEventLoopDelay({ resolution: 1 });
+    histogram.enable();
+    // Two turns: the first sample has to be there before the work begins.
+    await sleep(20);
+    histogram.reset();
+    await embed(texts);
+    // A loop that was blocked to the end is only seen at its next turn.
+    await sleep(5);
+    histogram.disable();
+    const milliseconds = (nanoseconds) => nanoseconds / 1e6;
+    return {
+      p50: milliseconds(histogram.percentile(50)),
+      p99: milliseconds(histogram.percentile(99)),
+      max: milliseconds(histogram.max),
+    };
+  },
+};
+
+/**
+ * Runs a driver until its input ends.
+ *
+ * @param {(setup: object) => Promise<Driver>} load Its error is a refusal: the driver is left out and the message reported.
+ */
+export async function serve(load) {
+  const say = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
+  const setup = JSON.parse(process.argv[2]);
+  const lists = JSON.parse(readFileSync(setup.texts, "utf8"));
+  let driver;
+  try {
+    driver = await load(setup);
+    driver.embedQuery ??= (text) => driver.embed([text]);
+    const first = [lists.first];
+    driver.prepare?.(first);
+    // The first vector belongs to a cold start.
+    await driver.embed(first);
+  } catch (error) {
+    say({ refused: error.message.split("\n", 1)[0] });
+    process.exit();
+  }
+  say({ name: `${driver.name}, Node.js ${process.version}`, device: driver.device, ...driver.details });
+  for await (const line of createInterface({ input: process.stdin })) {
+    const request = JSON.parse(line);
+    const list = lists[request.texts];
+    const texts = list.slice(request.from ?? 0, request.to ?? list.length);
+    const bulk = request.bulk === undefined ? undefined : lists[request.bulk];
+    driver.prepare?.(texts);
+    if (bulk) driver.prepare?.(bulk);
+    try {
+      const want = WANTED[request.want];
+      say(want ? await want(driver, texts, { ...request, bulk }) : await driver.answer(request, texts));
+    } catch (error) {
+      say({ failed: error.message });
+    }
+  }
+  // Some runtimes keep threads that would keep the process.
+  process.exit();
+}
+
+/** Calls `embed` with 32 texts at a time, in their order, as peers without a queue of their own are used. */
+export async function in32s(texts, embed) {
+  const vectors = [];
+  for (let start = 0; start < texts.length; start += 32) vectors.push(...(await embed(texts.slice(start, start + 32))));
+  return vectors;
+}
+
+/** The rows of a matrix, each scaled to length 1. */
+export function unitRows(values, width) {
+  return Array.from({ length: values.length / width }, (_, index) => {
+    const row = values.subarray(index * width, (index + 1) * width);
+    const length = Math.hypot(...row);
+    return row.map((value) => value / length);
+  });
+}

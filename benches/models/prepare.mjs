@@ -1,0 +1,146 @@
+/**
+ * The models that are measured, each a folder in the cache with everything that any peer reads: the layout of
+ * sentence-transformers, an ONNX export as on the Hub in float32 and int8, GGUF, and the graph of matrix products.
+ */
+
+import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as path from "node:path";
+import { fileURLToPath } from "node:url";
+import { installStarterModel, ROOT } from "../../scripts/setup.mjs";
+import { cacheFolder, pythonPeer } from "../install.mjs";
+import { exportEncoder, exportProducts } from "./onnx_export.mjs";
+import { writeRandomModel } from "./random_model.mjs";
+
+const HERE = path.dirname(fileURLToPath(import.meta.url));
+const SPECIAL_TOKENS = {
+  cls_token: "[CLS]",
+  mask_token: "[MASK]",
+  pad_token: "[PAD]",
+  sep_token: "[SEP]",
+  unk_token: "[UNK]",
+};
+const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json"];
+
+/**
+ * @typedef {object} Model
+ * @property {string} name
+ * @property {string} title for people
+ * @property {string} folder
+ * @property {"cls" | "mean"} pooling
+ * @property {{ [file: string]: string }} missing why a file that a peer needs is not there
+ */
+
+const MODELS = {
+  minilm: {
+    title: "all-MiniLM-L6-v2, its real weights (6 layers, 384 wide, mean pooling)",
+    pooling: "mean",
+    make: async (folder) => cpSync(await installStarterModel(), folder, { recursive: true }),
+  },
+  nomic: {
+    title: "NomicBert of CodeRankEmbed's shape, random weights (12 layers, 768 wide, CLS pooling)",
+    pooling: "cls",
+    make: (folder) => makeRandom(folder, { layers: 12, pooling: "cls" }),
+  },
+  "nomic-2-layers": {
+    title: "NomicBert, random weights (2 layers, 768 wide, mean pooling)",
+    // Among few layers the last one, which CLS pooling cuts short, would weigh far more than among a real model's twelve.
+    pooling: "mean",
+    make: (folder) => makeRandom(folder, { layers: 2, pooling: "mean" }),
+  },
+  "tiny-bert": {
+    title: "BERT, random weights (2 layers, 48 wide, mean pooling)",
+    pooling: "mean",
+    make: (folder) => cpSync(path.join(ROOT, "tests/fixtures/bert_mean"), folder, { recursive: true }),
+  },
+  "tiny-nomic": {
+    title: "NomicBert, random weights (2 layers, 32 wide, CLS pooling)",
+    pooling: "cls",
+    make: (folder) => cpSync(path.join(ROOT, "tests/fixtures/nomic_cls"), folder, { recursive: true }),
+  },
+};
+
+async function makeRandom(folder, settings) {
+  writeRandomModel({ folder, ...settings });
+  // BERT's vocabulary, as NomicBert's.
+  const starter = await installStarterModel();
+  for (const file of TOKENIZER_FILES) cpSync(path.join(starter, file), path.join(folder, file));
+}
+
+/**
+ * Makes a model's folder, or takes the one that is there.
+ *
+ * @param {keyof typeof MODELS} name
+ * @param {object} settings
+ * @param {number} settings.maxTokens written where each peer looks for its limit
+ * @param {boolean} settings.forPeers whether to make the files that only peers read
+ * @returns {Promise<Model>}
+ */
+export async function prepareModel(name, { maxTokens, forPeers }) {
+  const { title, pooling, make } = MODELS[name];
+  const folder = path.join(cacheFolder(), "models", `${name}-${maxTokens}`);
+  const stamp = path.join(folder, "made-by");
+  const maker = digestOfMakers();
+  if (!existsSync(stamp) || readFileSync(stamp, "utf8") !== maker) {
+    console.error(`making ${title}`);
+    rmSync(folder, { recursive: true, force: true });
+    mkdirSync(path.join(folder, "onnx"), { recursive: true });
+    await make(folder);
+    completeTokenizer(folder, maxTokens);
+    exportEncoder(folder, path.join(folder, "onnx/model.onnx"));
+    exportProducts(folder, path.join(folder, "products.onnx"), { cls: pooling === "cls" });
+    const { Embedder, exportOnnx } = createRequire(import.meta.url)("../../dist/embedder.js");
+    await exportOnnx(folder);
+    // Quantizes the weights into the cache, which is done once and belongs to no start.
+    await (await Embedder.load(folder, { backend: "onnx", dtype: "int8" })).close();
+    writeFileSync(stamp, maker);
+  }
+  return { name, title, folder, pooling, missing: forPeers ? derive(folder, pooling) : {} };
+}
+
+/** The scripts that make models: when they change, so do the folders. */
+function digestOfMakers() {
+  const hash = createHash("sha256");
+  for (const file of readdirSync(HERE).sort()) hash.update(readFileSync(path.join(HERE, file)));
+  return hash.digest("hex");
+}
+
+/** The limit where each peer looks for it, and a file that fastembed insists on. */
+function completeTokenizer(folder, maxTokens) {
+  const change = (file, changes) => {
+    const target = path.join(folder, file);
+    const content = existsSync(target) ? JSON.parse(readFileSync(target, "utf8")) : {};
+    writeFileSync(target, JSON.stringify({ ...content, ...changes }, null, 2));
+  };
+  change("tokenizer_config.json", { model_max_length: maxTokens });
+  change("sentence_bert_config.json", { max_seq_length: maxTokens });
+  change("special_tokens_map.json", SPECIAL_TOKENS);
+}
+
+/** Files that a script of a peer makes: its Python environment, the script, and its arguments after the target. */
+const DERIVED = {
+  "onnx/model_quantized.onnx": { python: "quantize", script: "quantize.py", source: "onnx/model.onnx" },
+  "model.gguf": { python: "gguf", script: "write_gguf.py", source: "." },
+};
+
+/** Makes what is not there yet; returns, by file, why it could not be made. */
+function derive(folder, pooling) {
+  const missing = {};
+  for (const [file, { python, script, source }] of Object.entries(DERIVED)) {
+    const target = path.join(folder, file);
+    if (existsSync(target)) continue;
+    const { program, missing: reason } = pythonPeer(python);
+    if (reason) {
+      missing[file] = reason;
+      continue;
+    }
+    const partial = `${target}.part`;
+    const args = [path.join(HERE, "../peers", script), path.join(folder, source), partial, pooling];
+    const { status, stderr } = spawnSync(program, args, { encoding: "utf8" });
+    if (status === 0) renameSync(partial, target);
+    else missing[file] = `${script} failed: ${stderr.trim().split("\n").at(-1)}`;
+  }
+  return missing;
+}

@@ -1,0 +1,228 @@
+/**
+ * `npm run bench`: how fast and how right is it, here, beside what else one could use? Brings what it needs, peers into the
+ * cache folder. Writes `RESULTS.md`, `results.json` and the charts beside this file.
+ *
+ *   --suite=engine,peers,stages,mlx   what to measure
+ *   --model=nomic,minilm       on which models
+ *   --peers=ours-f32,candle    which peers; see `peers.mjs`
+ *   --full                     larger samples, more rounds, large peers too
+ *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark itself works
+ *   --package=<folder>         another build of this package
+ *   --out=<folder>             where the results go
+ */
+
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import * as os from "node:os";
+import * as path from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import {
+  addonIsStale,
+  buildAddon,
+  compileTypeScript,
+  installPackages,
+  ROOT,
+  rustEnvironment,
+} from "../scripts/setup.mjs";
+import { figures } from "./figures.mjs";
+import { cacheFolder } from "./install.mjs";
+import { prepareModel } from "./models/prepare.mjs";
+import { measured } from "./peers.mjs";
+import { describeRun } from "./provenance.mjs";
+import { report } from "./report.mjs";
+import { measureEngine } from "./suites/engine.mjs";
+import { measureMlx } from "./suites/mlx.mjs";
+import { measurePeers } from "./suites/peers.mjs";
+import { measureStages } from "./suites/stages.mjs";
+import { byLimit, questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
+
+const HERE = path.dirname(fileURLToPath(import.meta.url));
+const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
+
+/**
+ * How much is measured. `suites` names the models of each suite; `equal` how often batches of so many texts are embedded.
+ * The usual sizes take less than ten minutes on two processors.
+ */
+const SIZES = {
+  smoke: {
+    suites: { engine: ["tiny-bert", "tiny-nomic"], peers: ["tiny-bert", "tiny-nomic"] },
+    maxTokens: 64,
+    equalTokens: 32,
+    npm: false,
+    rounds: 1,
+    functions: 24,
+    chunk: 12,
+    symbols: 24,
+    symbolsChunk: 12,
+    equal: { 1: 2, 8: 1 },
+    queries: 10,
+    busyQueries: 5,
+    busyTexts: 24,
+    busyPauseMs: 0,
+    delayTexts: 100,
+    memoryTexts: 12,
+    randomTexts: 100,
+    qualityPairs: 0,
+    randomLongest: 64,
+  },
+  usual: {
+    suites: { engine: ["nomic", "minilm"], peers: ["minilm"] },
+    stageTexts: [1, 64],
+    maxTokens: 256,
+    equalTokens: 128,
+    npm: true,
+    rounds: 1,
+    functions: 256,
+    chunk: 64,
+    symbols: 700,
+    symbolsChunk: 100,
+    equal: { 1: 8, 8: 3, 32: 2 },
+    queries: 40,
+    busyQueries: 40,
+    busyTexts: 64,
+    busyPauseMs: 50,
+    delayTexts: 1000,
+    memoryTexts: 16,
+    randomTexts: 10_000,
+    qualityPairs: 1000,
+    randomLongest: 128,
+    // What the size of the model does not change is measured on the small one.
+    perModel: {
+      nomic: { delayTexts: 0, randomTexts: 0, qualityPairs: 0 },
+      // MLX on a CPU takes its time.
+      "nomic-2-layers": { symbols: 64, symbolsChunk: 32 },
+    },
+  },
+};
+SIZES.full = {
+  ...SIZES.usual,
+  suites: {
+    engine: ["nomic", "minilm"],
+    peers: ["minilm", "nomic"],
+    stages: ["nomic", "minilm"],
+    mlx: ["nomic-2-layers"],
+  },
+  perModel: { nomic: { qualityPairs: 0 }, "nomic-2-layers": SIZES.usual.perModel["nomic-2-layers"] },
+  rounds: 3,
+  functions: 704,
+  randomLongest: 256,
+};
+
+const { values: options } = parseArgs({
+  options: {
+    suite: { type: "string" },
+    model: { type: "string" },
+    peers: { type: "string" },
+    full: { type: "boolean", default: false },
+    smoke: { type: "boolean", default: false },
+    package: { type: "string", default: ROOT },
+    out: { type: "string", default: HERE },
+  },
+});
+
+/** As `npm test`: whatever a fresh clone lacks. */
+async function setUp() {
+  await installPackages();
+  await compileTypeScript();
+  if (!addonIsStale()) return;
+  const rust = rustEnvironment();
+  if (!rust) throw new Error("the addon has to be built, which needs a Rust toolchain: see https://rustup.rs");
+  console.error("building the native addon");
+  await buildAddon(rust);
+}
+
+function makeLists(model, sizes) {
+  const functions = realFunctions(Math.max(sizes.functions, sizes.symbols, sizes.delayTexts));
+  const { folder } = model;
+  const equal = Object.keys(sizes.equal).map((count) => [
+    `equal-${count}`,
+    textsOfLengths(folder, Array(Number(count)).fill(sizes.equalTokens)),
+  ]);
+  return {
+    ...byLimit(folder, sizes.maxTokens, functions),
+    first: functions[0],
+    functions,
+    bulk: functions.slice(0, sizes.busyTexts),
+    queries: questionsAbout(functions),
+    random: textsOfLengths(folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
+    ...Object.fromEntries(equal),
+  };
+}
+
+async function main() {
+  const mode = options.smoke ? "smoke" : options.full ? "full" : "usual";
+  const { perModel, suites, ...common } = SIZES[mode];
+  if (options.package !== ROOT) measured.package = path.resolve(options.package);
+  measured.full = options.full;
+  if (measured.package === ROOT) await setUp();
+  const begin = performance.now();
+  const secondsSince = (start) => (performance.now() - start) / 1000;
+  const progress = (line) => console.error(`${secondsSince(begin).toFixed(0).padStart(4)} s  ${line}`);
+  // A suite that is not run now keeps what was there.
+  const results = options.smoke ? {} : readResults();
+  for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
+    const start = performance.now();
+    const run = describeRun(mode);
+    results[suite] = { run, models: {} };
+    for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
+      const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
+      const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
+      const lists = makeLists(model, sizes);
+      const texts = path.join(cacheFolder(), `texts-${name}.json`);
+      writeFileSync(texts, JSON.stringify(lists));
+      const job = { model, texts, lists, maxTokens: sizes.maxTokens, sizes, progress };
+      results[suite].models[name] = { title: model.title, ...(await SUITES[suite](job)) };
+      run.seconds = Math.round(secondsSince(start));
+      run.load[1] = os.loadavg()[0];
+      // After every part, so that a run that is broken off leaves what it has.
+      write(results);
+    }
+  }
+  if (options.smoke) checkSmoke(results);
+  console.log(readFileSync(path.join(options.out, "RESULTS.md"), "utf8"));
+}
+
+/**
+ * In a smoke run nothing may be missing: every driver of this package and of ONNX Runtime starts, and all agree.
+ *
+ * @throws Error naming what is wrong
+ */
+function checkSmoke({ engine, peers: rounds }) {
+  const drivers = [
+    ...Object.values(engine.models).flatMap(({ samples: { throughput } }) => [
+      ...Object.entries(throughput.refused).map(([name, refused]) => ({ name, refused })),
+      ...Object.entries(throughput.cosines).map(([name, cosines]) => ({ name, cosines })),
+    ]),
+    ...Object.values(rounds.models).flatMap(({ peers }) =>
+      Object.entries(peers).map(([name, { introduction, cosines }]) => ({
+        name,
+        refused: introduction.refused,
+        cosines,
+      })),
+    ),
+  ];
+  for (const { name, refused, cosines } of drivers) {
+    if (refused) throw new Error(`${name} did not start: ${refused}`);
+    // Tiny random models quantize worse than real ones.
+    const least = name.endsWith("int8") ? 0.9 : 0.9999;
+    const cosine = Math.min(cosines.fitting, cosines.cut);
+    if (!(cosine >= least)) throw new Error(`${name}: cosine ${cosine} to our float32, expected at least ${least}`);
+  }
+}
+
+function readResults() {
+  const file = path.join(options.out, "results.json");
+  return existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : {};
+}
+
+function write(results) {
+  mkdirSync(options.out, { recursive: true });
+  const charts = figures(results);
+  for (const [file, chart] of Object.entries(charts)) writeFileSync(path.join(options.out, file), chart);
+  writeFileSync(path.join(options.out, "RESULTS.md"), report(results, Object.keys(charts)));
+  // Four digits: differences beyond are noise.
+  const short = (_, value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
+  writeFileSync(path.join(options.out, "results.json"), `${JSON.stringify(results, short)}\n`);
+}
+
+await main();

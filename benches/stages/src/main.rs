@@ -1,0 +1,78 @@
+//! The stages of a call, each timed alone on one thread: tokenize, plan, forward, finish.
+//!
+//! `stages --bench`, with the model folder in `BENCH_MODEL`, a JSON list of texts in `BENCH_TEXTS` and the token limit in
+//! `BENCH_MAX_TOKENS`. The boundary to JavaScript is timed from there, by `../suites/stages.mjs`, which runs this.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criterion::Criterion;
+use semantic_search_native::arch::Encoder;
+use semantic_search_native::batch::{self, Batch};
+use semantic_search_native::checkpoint::Checkpoint;
+use semantic_search_native::model_dir::ModelDir;
+use semantic_search_native::options::{Backend, Options};
+use semantic_search_native::tokenizer::Tokenizer;
+use semantic_search_native::{Result, runtime, vector};
+
+fn setting(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("the environment variable {name} is not set"))
+}
+
+fn main() -> Result<()> {
+    let options = Options {
+        backend: Backend::Onnx,
+        max_tokens: Some(
+            setting("BENCH_MAX_TOKENS")
+                .parse()
+                .expect("a number of tokens"),
+        ),
+        ..Options::default()
+    };
+    let texts = std::fs::read(setting("BENCH_TEXTS")).expect("the file of texts can be read");
+    let texts: Vec<String> = serde_json::from_slice(&texts).expect("a list of texts");
+
+    let dir = ModelDir::read(Path::new(&setting("BENCH_MODEL")), &options)?;
+    let tokenizer = Tokenizer::load(&dir)?;
+    let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
+    let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
+    let (mut runtime, _) = runtime::load(&dir, &encoder, &Arc::new(checkpoint), &options, 1)?;
+    let mut worker = runtime.workers.remove(0)()?;
+
+    let tokenize = || {
+        let tokenized = texts.iter().map(|text| tokenizer.tokenize(text, false));
+        tokenized.collect::<Result<Vec<_>>>()
+    };
+    let tokenized = tokenize()?;
+    let lengths: Vec<usize> = tokenized.iter().map(|text| text.ids.len()).collect();
+    let plan = || batch::plan(&lengths, runtime.limits);
+    let batches: Vec<Batch> = plan()
+        .iter()
+        .map(|batch| Batch::from_texts(batch.iter().map(|&text| &*tokenized[text].ids)))
+        .collect();
+    let mut forward = || {
+        let rows = batches.iter().map(|batch| worker.forward(batch));
+        rows.collect::<Result<Vec<_>>>().map(|rows| rows.concat())
+    };
+    let vectors = forward()?;
+    let finish = |mut vectors: Vec<f32>| {
+        vector::check_finite(&vectors, dir.dimension())?;
+        vector::normalize(&mut vectors, dir.dimension());
+        Ok::<_, semantic_search_native::Error>(vectors)
+    };
+    let mut report = Criterion::default()
+        .configure_from_args()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(3));
+    report.bench_function("tokenize", |bencher| bencher.iter(|| black_box(tokenize())));
+    report.bench_function("plan", |bencher| bencher.iter(|| black_box(plan())));
+    report.bench_function("forward", |bencher| bencher.iter(|| black_box(forward())));
+    report.bench_function("finish", |bencher| {
+        bencher.iter(|| black_box(finish(vectors.clone())));
+    });
+    report.final_summary();
+    Ok(())
+}

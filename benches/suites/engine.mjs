@@ -1,0 +1,305 @@
+/**
+ * What the engine promises, each promise measured against its target: throughput beside transformers.js and beside the
+ * limit of the machine, the event loop, queries, memory.
+ */
+
+import { setTimeout as sleep } from "node:timers/promises";
+import { LIMITS, measured, PEERS, startPeer } from "../peers.mjs";
+import { median, quantile, sum } from "../statistics.mjs";
+import { compareVectors } from "./compare.mjs";
+import { measureQuality } from "./quality.mjs";
+
+/** How long thread pools spin after work, with room: the next contestant shall find the processors free. */
+const PAUSE_MS = 60;
+
+/**
+ * @typedef {object} Row
+ * @property {string} what
+ * @property {string} target
+ * @property {string} value
+ * @property {boolean | null} passed `null` where it could not be measured
+ */
+
+/**
+ * @param {object} job
+ * @param {import("../models/prepare.mjs").Model} job.model
+ * @param {string} job.texts file of the lists
+ * @param {{ [name: string]: string[] }} job.lists
+ * @param {number} job.maxTokens
+ * @param {object} job.sizes
+ * @param {(line: string) => void} job.progress
+ * @returns {Promise<{ rows: Row[], samples: object }>}
+ */
+export async function measureEngine(job) {
+  const samples = {};
+  const rows = [];
+  for (const [name, measure] of Object.entries(MEASUREMENTS)) {
+    job.progress(`${job.model.name}: ${name}`);
+    const outcome = await measure(job);
+    samples[name] = outcome.samples;
+    rows.push(...outcome.rows);
+  }
+  return { rows, samples };
+}
+
+const MEASUREMENTS = { throughput, eventLoop, queries, workers, growth, close, quality };
+
+function start(job, peer, settings) {
+  const { model, texts, maxTokens } = job;
+  return startPeer(peer, { model, texts, maxTokens, ...settings });
+}
+
+/** Starts several, hands those that work to `use` and ends them. */
+async function withContestants(job, peers, use) {
+  const started = {};
+  const refused = {};
+  try {
+    for (const [name, peer] of Object.entries(peers)) {
+      const contestant = await start(job, peer);
+      if (contestant.introduction.refused) refused[name] = contestant.introduction.refused;
+      else started[name] = contestant;
+    }
+    return await use(started, refused);
+  } finally {
+    for (const contestant of Object.values(started)) await contestant.end();
+  }
+}
+
+/** Who is timed beside whom, by the part that each plays. */
+export const CONTESTANTS = {
+  ours: "ours-f32",
+  int8: "ours-int8",
+  products: "products",
+  peer: "transformers.js",
+  peerQ8: "transformers.js-q8",
+};
+
+const NOT_ON_THIS_MODEL = { samples: null, rows: [] };
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const milliseconds = (seconds) => `${(1000 * seconds).toFixed(seconds < 0.1 ? 2 : 0)} ms`;
+const megabytes = (bytes) => `${Math.round(bytes / 2 ** 20)} MB`;
+
+/** Each contestant by turns embeds the same part of the functions, part after part. */
+async function throughput(job) {
+  const { functions: texts, chunk, npm } = job.sizes;
+  const names = Object.entries(CONTESTANTS).filter(([, name]) => npm || !name.startsWith("transformers"));
+  const peers = Object.fromEntries(names.map(([role, name]) => [role, PEERS[name] ?? LIMITS[name]]));
+  return withContestants(job, peers, async (contestants, refused) => {
+    const cosines = await compareVectors(Object.keys(contestants), "ours", (name, request) =>
+      contestants[name].ask(request),
+    );
+    const chunks = Object.fromEntries(Object.keys(contestants).map((role) => [role, []]));
+    const order = Object.keys(contestants);
+    for (let from = 0; from < texts; from += chunk) {
+      for (const role of order) {
+        await sleep(PAUSE_MS);
+        const request = { want: "seconds", texts: "functions", from, to: Math.min(from + chunk, texts) };
+        chunks[role].push(await contestants[role].ask(request));
+      }
+      // Whoever begins changes.
+      order.push(order.shift());
+    }
+    return { samples: { texts, chunks, refused, cosines }, rows: throughputRows(chunks, refused, texts) };
+  });
+}
+
+function throughputRows(samples, refused, functions) {
+  const total = (name, time = "wall") => sum(samples[name].map((part) => part[time]));
+  const speed = (name) => `${(functions / total(name)).toFixed(1)} texts/s`;
+  const against = (what, target, name, other, asRatio = (ratio) => `${ratio.toFixed(2)}×`) => {
+    const missing = [name, other].find((one) => !samples[one]);
+    const row = { what, target: `≥ ${asRatio(target)}` };
+    if (missing) return { ...row, value: refused[missing] ?? "not in this run", passed: null };
+    // Above 1: `name` is the faster one.
+    const ratio = total(other) / total(name);
+    const parts = samples[name].map(({ wall }, i) => samples[other][i].wall / wall);
+    const spread = `${asRatio(Math.min(...parts))} to ${asRatio(Math.max(...parts))}`;
+    // Other work on the machine disturbs it less.
+    const cpu = asRatio(total(other, "cpu") / total(name, "cpu"));
+    const value = `${asRatio(ratio)} (parts: ${spread}; of processor time ${cpu}; ${speed(name)} against ${speed(other)})`;
+    return { ...row, value, passed: ratio >= target };
+  };
+  return [
+    against("float32 throughput against transformers.js", 2.3, "ours", "peer"),
+    against("float32 throughput against the matrix products alone", 0.9, "ours", "products", percent),
+    against("int8 throughput against transformers.js q8", 2.3, "int8", "peerQ8"),
+    against("int8 throughput against our float32", 1.5, "int8", "ours"),
+  ];
+}
+
+async function eventLoop(job) {
+  const count = job.sizes.delayTexts;
+  if (count === 0) return NOT_ON_THIS_MODEL;
+  return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
+    const samples = await ours.ask({ want: "delay", texts: "functions", to: count });
+    const { p99, max } = samples;
+    return {
+      samples,
+      rows: [
+        {
+          what: `event-loop delay while ${count} texts are embedded`,
+          target: "p99 ≤ 5 ms, max ≤ 15 ms",
+          value: `p99 ${p99.toFixed(2)} ms, max ${max.toFixed(2)} ms`,
+          passed: p99 <= 5 && max <= 15,
+        },
+      ],
+    };
+  });
+}
+
+async function queries(job) {
+  const { queries: count, busyQueries } = job.sizes;
+  const block = 5;
+  return withContestants(job, { ours: PEERS["ours-f32"], bare: LIMITS["bare-graph"] }, async ({ ours, bare }) => {
+    const samples = { ours: [], bare: [] };
+    for (let from = 0; from < count; from += block) {
+      for (const [name, contestant] of Object.entries({ ours, bare })) {
+        await sleep(PAUSE_MS);
+        const request = { want: "latencies", texts: "queries", from, to: Math.min(from + block, count) };
+        samples[name].push(...(await contestant.ask(request)));
+      }
+    }
+    samples.cached = await ours.ask({ want: "cached", texts: "queries", to: 1, runs: 200 });
+    // Other queries than before, which the cache knows.
+    const range = { from: count, to: count + busyQueries };
+    const busy = await ours.ask({
+      want: "busy",
+      texts: "queries",
+      ...range,
+      bulk: "bulk",
+      pauseMs: job.sizes.busyPauseMs,
+    });
+    samples.busy = busy.seconds;
+
+    const p50 = median(samples.ours);
+    const bareP50 = median(samples.bare);
+    const cached = median(samples.cached);
+    const p95 = quantile(samples.busy, 0.95);
+    return {
+      samples,
+      rows: [
+        {
+          what: "query p50 against a bare run of the same graph with all threads",
+          target: "≤ 1.05 × + 1 ms",
+          value: `${milliseconds(p50)} against ${milliseconds(bareP50)} (limit ${milliseconds(bareP50 * 1.05 + 0.001)})`,
+          passed: p50 <= bareP50 * 1.05 + 0.001,
+        },
+        {
+          what: "query from the cache",
+          target: "≤ 50 µs",
+          value: `${(cached * 1e6).toFixed(1)} µs`,
+          passed: cached <= 50e-6,
+        },
+        {
+          what: "query p95 while bulk work runs",
+          target: "≤ 3 × idle p50",
+          value: `${milliseconds(p95)}, ${(p95 / p50).toFixed(2)} × (${samples.busy.length} queries)`,
+          passed: p95 <= 3 * p50,
+        },
+      ],
+    };
+  });
+}
+
+/** Resident memory with one worker and with all of them, after loading and after work. */
+async function workers(job) {
+  const samples = {};
+  for (const threads of new Set([1, measured.threads])) {
+    const contestant = await start(job, PEERS["ours-f32"], { threads });
+    const loaded = contestant.memory().now;
+    await contestant.ask({ want: "seconds", texts: "functions", to: job.sizes.memoryTexts });
+    samples[threads] = { loaded, worked: contestant.memory().now };
+    await contestant.end();
+  }
+  const one = samples[1];
+  const all = samples[measured.threads];
+  // Each further worker may hold as many activations as the only one did.
+  const activations = Math.max(0, one.worked - one.loaded) * (measured.threads - 1);
+  const limit = one.worked * 1.1 + activations;
+  return {
+    samples,
+    rows: [
+      {
+        what: `resident memory, 1 worker against all ${measured.threads}`,
+        target: "≤ +10 % plus activations",
+        value:
+          measured.threads === 1
+            ? "this machine has one processor"
+            : `${megabytes(one.worked)} against ${megabytes(all.worked)} (limit ${megabytes(limit)}; loaded only: ${megabytes(one.loaded)} against ${megabytes(all.loaded)})`,
+        passed: measured.threads === 1 ? null : all.worked <= limit,
+      },
+    ],
+  };
+}
+
+/** Resident memory without JavaScript's garbage. */
+async function settledMemory(contestant) {
+  await contestant.ask({ want: "collect", texts: "functions", to: 0 });
+  return contestant.memory().now;
+}
+
+/** Resident memory from the first thousand texts of random lengths to ten times as many. */
+async function growth(job) {
+  const all = job.lists.random.length;
+  if (all === 0) return NOT_ON_THIS_MODEL;
+  const first = all / 10;
+  return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
+    const samples = [];
+    for (let from = 0; from < all; from += first) {
+      await ours.ask({ want: "seconds", texts: "random", from, to: from + first });
+      samples.push(await settledMemory(ours));
+    }
+    const [early, late] = [samples[0], samples.at(-1)];
+    return {
+      samples,
+      rows: [
+        {
+          what: `growth from text ${first} to text ${all} of random lengths`,
+          target: "≤ 5 %",
+          value: `${percent(late / early - 1)} (${megabytes(early)} to ${megabytes(late)})`,
+          passed: late <= early * 1.05,
+        },
+      ],
+    };
+  });
+}
+
+async function close(job) {
+  return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
+    // Loading may go on in the background while the first texts are computed.
+    await ours.ask({ want: "seconds", texts: "functions", to: job.sizes.memoryTexts });
+    const samples = { before: ours.introduction.memoryBeforeLoad, loaded: await settledMemory(ours) };
+    await ours.ask({ want: "close", texts: "functions", to: 0 });
+    samples.closed = await settledMemory(ours);
+    const share = (samples.loaded - samples.closed) / (samples.loaded - samples.before);
+    return {
+      samples,
+      rows: [
+        {
+          what: "memory returned by close()",
+          target: "≥ 80 % of what load took",
+          value: `${percent(share)} (${megabytes(samples.before)} before, ${megabytes(samples.loaded)} loaded, ${megabytes(samples.closed)} closed)`,
+          passed: share >= 0.8,
+        },
+      ],
+    };
+  });
+}
+
+function quality({ sizes }) {
+  if (sizes.qualityPairs === 0) return NOT_ON_THIS_MODEL;
+  const samples = measureQuality(sizes.qualityPairs);
+  const row = {
+    what: "int8 retrieval, docstring to function",
+    target: "MRR@10 within 1 % of float32, every cosine ≥ 0.98",
+  };
+  if (samples.missing) return { samples, rows: [{ ...row, value: samples.missing, passed: null }] };
+  const cells = (name) =>
+    samples.table.map((line) => line.split("|").map((cell) => cell.trim())).find(([, first]) => first === name);
+  const column = cells("configuration").indexOf("least cosine");
+  const [, , reference] = cells("float32");
+  const int8 = cells("int8");
+  const value = `MRR@10 ${int8[2]} against ${reference}; least cosine ${int8[column]}`;
+  return { samples, rows: [{ ...row, value, passed: samples.passed }] };
+}

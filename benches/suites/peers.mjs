@@ -1,0 +1,115 @@
+/** What one could use instead, with the same weights, texts and token limit: throughput, latency, start, memory. */
+
+import { setTimeout as sleep } from "node:timers/promises";
+import { PEERS, startPeer } from "../peers.mjs";
+import { compareVectors } from "./compare.mjs";
+
+const PAUSE_MS = 60;
+/** The peer whose vectors are the reference; `npm test` proves them equal to those of `transformers`. */
+export const REFERENCE = "ours-f32";
+
+const EVERYBODY = Object.keys(PEERS).filter((name) => !name.includes("mlx"));
+
+/**
+ * Every round starts all peers as fresh processes; then each task is done by one after the other, so that what else the
+ * machine does meets all of them.
+ *
+ * @param {object} job see `engine.mjs`
+ * @param {string[]} [names] the peers
+ * @param {{ [name: string]: string }} [env]
+ */
+export async function measurePeers(
+  job,
+  names = job.sizes.npm ? EVERYBODY : [REFERENCE, "ours-js", "onnxruntime"],
+  env = {},
+) {
+  const peers = Object.fromEntries(names.map((name) => [name, newRecord(PEERS[name].title)]));
+  for (let round = 0; round < job.sizes.rounds; round++) {
+    job.progress(`${job.model.name}: peers, round ${round + 1} of ${job.sizes.rounds}`);
+    await measureRound(job, peers, env);
+  }
+  return { peers, symbols: job.sizes.symbols };
+}
+
+const newRecord = (title) => ({
+  title,
+  introduction: null,
+  cosines: null,
+  coldStarts: [],
+  equal: {},
+  symbols: [],
+  queries: [],
+  busy: [],
+  memory: [],
+});
+
+async function measureRound({ model, texts, maxTokens, sizes, progress }, peers, env) {
+  const contestants = new Map();
+  try {
+    for (const [name, peer] of Object.entries(peers)) {
+      const contestant = await startPeer(PEERS[name], { model, texts, maxTokens, env });
+      peer.introduction = contestant.introduction;
+      if (contestant.introduction.refused) continue;
+      contestants.set(name, contestant);
+      peer.coldStarts.push(contestant.coldStart);
+    }
+    /** A peer that fails is left out from there on, with its reason. */
+    const ask = async (name, request) => {
+      const contestant = contestants.get(name);
+      try {
+        return await contestant?.ask(request);
+      } catch (error) {
+        peers[name] = { ...newRecord(peers[name].title), introduction: { refused: error.message } };
+        await contestant.end();
+        contestants.delete(name);
+        return undefined;
+      }
+    };
+    // The first to be there, where ours is not: then at least their differences show.
+    const reference = contestants.has(REFERENCE) ? REFERENCE : [...contestants.keys()][0];
+    const cosines = await compareVectors([...contestants.keys()], reference, ask);
+    for (const name of contestants.keys()) peers[name].cosines = cosines[name];
+
+    /** Asks everybody by turns, `times` times, and hands each answer to `keep`. */
+    const order = [...contestants.keys()];
+    const inTurn = async (request, times, keep) => {
+      for (let time = 0; time < times; time++) {
+        for (const name of order) {
+          await sleep(PAUSE_MS);
+          const answer = await ask(name, request);
+          if (answer) keep(peers[name], answer);
+        }
+        // Whoever begins changes.
+        order.push(order.shift());
+      }
+    };
+    for (const [count, times] of Object.entries(sizes.equal)) {
+      progress(`${model.name}: batches of ${count}`);
+      await inTurn({ want: "seconds", texts: `equal-${count}` }, times, ({ equal }, { wall }) => {
+        equal[count] ??= [];
+        equal[count].push(wall);
+      });
+    }
+    progress(`${model.name}: queries`);
+    await inTurn({ want: "latencies", texts: "queries", to: sizes.queries }, 1, ({ queries }, seconds) =>
+      queries.push(...seconds),
+    );
+    progress(`${model.name}: ${sizes.symbols} symbols`);
+    for (let from = 0; from < sizes.symbols; from += sizes.symbolsChunk) {
+      const to = Math.min(from + sizes.symbolsChunk, sizes.symbols);
+      await inTurn({ want: "seconds", texts: "functions", from, to }, 1, ({ symbols }, { wall }) => symbols.push(wall));
+    }
+    progress(`${model.name}: queries during indexing`);
+    for (const name of order) {
+      // The others are synchronous: there is nobody who could ask meanwhile.
+      if (!PEERS[name].driver?.endsWith(".mjs")) continue;
+      const range = { from: sizes.queries, to: sizes.queries + sizes.busyQueries };
+      const request = { want: "busy", texts: "queries", ...range, bulk: "bulk", pauseMs: sizes.busyPauseMs };
+      const answer = await ask(name, request);
+      if (answer) peers[name].busy.push(...answer.seconds);
+    }
+    for (const [name, contestant] of contestants) peers[name].memory.push(contestant.memory());
+  } finally {
+    for (const contestant of contestants.values()) await contestant.end();
+  }
+}

@@ -1,0 +1,88 @@
+/** The texts that are embedded: real functions, questions about them, and texts of an exact length. */
+
+import { spawnSync } from "node:child_process";
+import { existsSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as path from "node:path";
+import { functionsBelow } from "../scripts/functions.mjs";
+import { ROOT } from "../scripts/setup.mjs";
+import { randomNumbers } from "./models/random_model.mjs";
+
+/** Packages of Python's standard library that are read beside this repository. */
+const PYTHON_PACKAGES = [
+  "asyncio",
+  "concurrent",
+  "email",
+  "http",
+  "importlib",
+  "json",
+  "logging",
+  "multiprocessing",
+  "unittest",
+  "urllib",
+  "xml",
+  "zoneinfo",
+];
+
+function pythonLibrary() {
+  const { stdout } = spawnSync("python3", ["-c", "import sysconfig; print(sysconfig.get_paths()['stdlib'])"], {
+    encoding: "utf8",
+  });
+  return stdout?.trim();
+}
+
+/** Distinct functions, spread evenly over everything that was found, in its order. */
+export function realFunctions(count) {
+  const library = pythonLibrary();
+  const folders = [ROOT, ...(library ? PYTHON_PACKAGES.map((name) => path.join(library, name)) : [])];
+  const found = folders.filter((folder) => existsSync(folder)).flatMap((folder) => functionsBelow(folder));
+  const distinct = [...new Set(found.map(({ text }) => text))];
+  if (distinct.length < count) throw new Error(`${distinct.length} functions were found, ${count} are needed`);
+  return Array.from({ length: count }, (_, i) => distinct[Math.floor((i * distinct.length) / count)]);
+}
+
+/** A question about each function: the words of its name. */
+export function questionsAbout(functions) {
+  const name = /(?:function\*?|fn|def)\s+(\w+)|^\s*(?:async |static |get |set )*#?(\w+)\(/m;
+  const questions = functions.map((text) => {
+    const [, declared, method] = name.exec(text) ?? [];
+    const words = (declared ?? method ?? "").replace(/([a-z])([A-Z])/g, "$1 $2").replaceAll("_", " ");
+    return `Which function does this: ${words.toLowerCase().trim()}?`;
+  });
+  return [...new Set(questions)];
+}
+
+/** Some texts within the token limit, and some that have to be cut. */
+export function byLimit(modelFolder, maxTokens, texts) {
+  const require = createRequire(path.join(ROOT, "dist/lib/"));
+  const { TextTokenizer } = require("./tokenizer.js");
+  const { readModelDir } = require("./model_dir.js");
+  const tokenizer = new TextTokenizer(readModelDir(modelFolder, { maxTokens }));
+  const isCut = (text) => tokenizer.encode(text, false).truncated;
+  const some = texts.slice(0, 100);
+  return { fitting: some.filter((text) => !isCut(text)).slice(0, 12), cut: some.filter(isCut).slice(0, 4) };
+}
+
+function wordsOf(modelFolder) {
+  const { vocab } = JSON.parse(readFileSync(path.join(modelFolder, "tokenizer.json"), "utf8")).model;
+  return Object.keys(vocab).filter((token) => /^[a-z]{3,}$/.test(token));
+}
+
+/**
+ * Texts of random words, each a token of the model.
+ *
+ * @param {string} modelFolder
+ * @param {number[]} lengths in tokens, two special ones included
+ */
+export function textsOfLengths(modelFolder, lengths) {
+  const words = wordsOf(modelFolder);
+  const random = randomNumbers();
+  const word = () => words[Math.floor(random() * words.length)];
+  return lengths.map((tokens) => Array.from({ length: tokens - 2 }, word).join(" "));
+}
+
+/** Lengths from 3 to `longest`, short ones more often, as symbols of code are. */
+export function randomLengths(count, longest) {
+  const random = randomNumbers(2);
+  return Array.from({ length: count }, () => Math.floor(3 * (longest / 3) ** random()));
+}
