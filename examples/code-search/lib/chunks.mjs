@@ -32,6 +32,8 @@ const OVERLAP = 0.2;
 const UNDERSTOOD = 0.9;
 /** The opening of a class or impl goes with its first member if it has no more words than this. */
 const OPENING_WORDS = 12;
+/** What exceeds the limit by a few lines is not worth a chunk of its own. */
+const TOLERANCE = 1.25;
 /** Syntax trees of generated code can be deeper than the stack. */
 const MAX_DEPTH = 200;
 
@@ -74,7 +76,11 @@ class Text {
     this.limit = limit;
     /** Characters before each row. */
     this.offsets = [0];
-    for (const line of this.lines) this.offsets.push(Number(this.offsets.at(-1)) + line.trim().length + 1);
+    let offset = 0;
+    for (const line of this.lines) {
+      offset += line.trim().length + 1;
+      this.offsets.push(offset);
+    }
   }
 
   /**
@@ -82,7 +88,7 @@ class Text {
    * @param {number} end
    */
   size(start, end) {
-    return this.offsets[end + 1] - this.offsets[start];
+    return Number(this.offsets[end + 1]) - Number(this.offsets[start]);
   }
 
   /** @param {Node} root */
@@ -152,13 +158,17 @@ class Text {
       last.end = Math.max(last.end, atom.end);
     } else if (last.isDefinition) {
       spans.push(atom);
-    } else if (!atom.isDefinition) {
-      if (atom.owner === last.owner && this.size(last.start, atom.end) <= this.limit) last.end = atom.end;
-      else spans.push(atom);
+    } else if (atom.owner === last.owner && !atom.isDefinition && this.size(last.start, atom.end) <= this.limit) {
+      last.end = atom.end;
+    } else if (
+      last.owner !== "" &&
+      atom.owner.startsWith(`${last.owner}.`) &&
+      words(last) <= OPENING_WORDS &&
+      this.size(last.start, atom.end) <= TOLERANCE * this.limit
+    ) {
+      spans[spans.length - 1] = { ...atom, start: last.start };
     } else {
-      const isOpening = last.owner !== "" && atom.owner.startsWith(`${last.owner}.`) && words(last) <= OPENING_WORDS;
-      if (isOpening) spans[spans.length - 1] = { ...atom, start: last.start };
-      else spans.push(atom);
+      spans.push(atom);
     }
   }
 
@@ -200,8 +210,7 @@ class Text {
       while (start <= last && isBlank(start)) start++;
       if (start > last) return chunks;
       let end = start;
-      // What exceeds the limit by a few lines is not worth a chunk of its own.
-      if (this.size(start, last) <= 1.25 * this.limit) end = last;
+      if (this.size(start, last) <= TOLERANCE * this.limit) end = last;
       while (end < last && this.size(start, end + 1) <= this.limit) end++;
       const line = Math.min(Math.max(start, span.line), end) + 1;
       chunks.push({ name: span.owner, line, startLine: start + 1, endLine: end + 1, text: this.text(start, end) });

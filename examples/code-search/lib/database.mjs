@@ -45,7 +45,7 @@ export function indexFile(dir) {
 }
 
 export class IndexDatabase {
-  /** @type {Map<string, ReturnType<DatabaseSync["prepare"]>>} */
+  /** @type {Map<string, import("@photostructure/sqlite").StatementSyncInstance>} */
   #statements = new Map();
 
   /**

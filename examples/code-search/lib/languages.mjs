@@ -79,7 +79,6 @@ export function definitionOf(node) {
       return inner(node.childForFieldName("declaration"));
     }
     case "ambient_declaration":
-      return inner(node.namedChild(0));
     case "expression_statement":
       return inner(node.namedChild(0));
     case "lexical_declaration":
@@ -92,9 +91,11 @@ export function definitionOf(node) {
       return valued(node, "property", "value");
     case "public_field_definition":
       return valued(node, "name", "value");
-    // Rust: methods belong to the type, whatever trait they implement.
-    case "impl_item":
-      return named(node, node.childForFieldName("type"));
+    // Rust: methods belong to the type, whatever trait they implement and whatever its parameters are.
+    case "impl_item": {
+      const type = node.childForFieldName("type");
+      return named(node, type?.childForFieldName("type") ?? type);
+    }
     // Go
     case "method_declaration": {
       const receiver = node.childForFieldName("receiver")?.text.match(/(\w+)(\[.*\])?\s*\)$/)?.[1];
@@ -115,7 +116,7 @@ function inner(node) {
 
 /**
  * @param {Node} node
- * @param {Node | null | undefined} name
+ * @param {Node | null | undefined} name what stands for its name
  */
 function named(node, name) {
   return name ? { name: name.text, node } : undefined;
