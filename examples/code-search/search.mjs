@@ -129,7 +129,7 @@ async function ask(question, { dir, limit, json, model }) {
       return;
     }
     for (const { path: file, line, score, name, snippet } of hits) {
-      console.log(`${file}:${line}  ${score.toFixed(4)}  ${name}`);
+      console.log(`${file}:${line}  ${score.toFixed(4)}  ${name}`.trimEnd());
       for (const shown of snippet) console.log(`${String(shown.line).padStart(6)}  ${shown.text}`);
       console.log();
     }

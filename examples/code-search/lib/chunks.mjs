@@ -128,7 +128,8 @@ class Text {
       if (leading && leading.end + 1 >= line) start = leading.start;
       else if (leading) yield leading;
       leading = undefined;
-      const definition = definitionOf(child);
+      // One-liners inside of a definition are no more than statements of it.
+      const definition = start < end || depth === 0 ? definitionOf(child) : undefined;
       const name = definition ? [owner, definition.name].filter(Boolean).join(".") : owner;
       if (this.size(start, end) <= this.limit || child.childCount === 0 || depth === MAX_DEPTH) {
         yield { start, end, line, owner: name, isDefinition: definition !== undefined };
@@ -150,10 +151,9 @@ class Text {
    */
   append(spans, atom) {
     const last = spans.at(-1);
-    const words = (/** @type {Span} */ { start, end }) => this.text(start, end).match(/\w+/g)?.length ?? 0;
     if (!last) {
       spans.push(atom);
-    } else if (atom.start <= last.end || words(atom) === 0) {
+    } else if (atom.start <= last.end || this.words(atom.start, atom.end) === 0) {
       // On the same line, or a closing brace.
       last.end = Math.max(last.end, atom.end);
     } else if (last.isDefinition) {
@@ -163,7 +163,7 @@ class Text {
     } else if (
       last.owner !== "" &&
       atom.owner.startsWith(`${last.owner}.`) &&
-      words(last) <= OPENING_WORDS &&
+      this.words(last.start, last.end) <= OPENING_WORDS &&
       this.size(last.start, atom.end) <= TOLERANCE * this.limit
     ) {
       spans[spans.length - 1] = { ...atom, start: last.start };
@@ -211,7 +211,7 @@ class Text {
       if (start > last) return chunks;
       let end = start;
       if (this.size(start, last) <= TOLERANCE * this.limit) end = last;
-      while (end < last && this.size(start, end + 1) <= this.limit) end++;
+      while (end < last && (this.size(start, end + 1) <= this.limit || this.words(start, end) === 0)) end++;
       const line = Math.min(Math.max(start, span.line), end) + 1;
       chunks.push({ name: span.owner, line, startLine: start + 1, endLine: end + 1, text: this.text(start, end) });
       if (end === last) return chunks;
@@ -227,6 +227,14 @@ class Text {
    */
   text(start, end) {
     return this.lines.slice(start, end + 1).join("\n");
+  }
+
+  /**
+   * @param {number} start
+   * @param {number} end
+   */
+  words(start, end) {
+    return this.text(start, end).match(/[\p{L}\p{N}]+/gu)?.length ?? 0;
   }
 }
 

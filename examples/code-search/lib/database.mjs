@@ -63,11 +63,18 @@ export class IndexDatabase {
     this.db.enableLoadExtension(true);
     sqliteVec.load(this.db);
     this.db.enableLoadExtension(false);
-    // With WAL a search reads while an indexer writes, and NORMAL loses nothing when a process ends.
-    this.db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON");
-    this.db.exec(
-      "CREATE TABLE IF NOT EXISTS configuration (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL)",
-    );
+    try {
+      // With WAL a search reads while an indexer writes, and NORMAL loses nothing when a process ends.
+      this.db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON");
+      this.db.exec(
+        "CREATE TABLE IF NOT EXISTS configuration (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL)",
+      );
+    } catch (cause) {
+      this.db.close();
+      const { message, code } = /** @type {NodeJS.ErrnoException} */ (cause);
+      const hint = "if it is damaged, remove it and index again";
+      throw Object.assign(new Error(`${file}: ${message} (${hint})`, { cause }), { code });
+    }
   }
 
   close() {

@@ -25,7 +25,7 @@ const NAMED = new Set([
   // Python
   ...["function_definition", "class_definition"],
   // Rust
-  ...["function_item", "struct_item", "enum_item", "union_item", "trait_item", "mod_item", "macro_definition"],
+  ...["function_item", "struct_item", "enum_item", "union_item", "trait_item", "macro_definition"],
 ]);
 const FUNCTION_VALUES = new Set(["arrow_function", "function_expression", "generator_function", "class"]);
 
@@ -91,7 +91,10 @@ export function definitionOf(node) {
       return valued(node, "property", "value");
     case "public_field_definition":
       return valued(node, "name", "value");
-    // Rust: methods belong to the type, whatever trait they implement and whatever its parameters are.
+    // Rust: `mod name;` defines nothing here.
+    case "mod_item":
+      return node.childForFieldName("body") ? named(node, node.childForFieldName("name")) : undefined;
+    // Methods belong to the type, whatever trait they implement and whatever its parameters are.
     case "impl_item": {
       const type = node.childForFieldName("type");
       return named(node, type?.childForFieldName("type") ?? type);

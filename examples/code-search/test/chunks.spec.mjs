@@ -105,7 +105,9 @@ impl<T> Display for Point<T> {
         write!(f, "({}, {})", self.x, self.y)
     }
 
-    fn other(&self) -> String { "a text that makes this impl long enough".to_owned() }
+    fn other(&self) -> String {
+        "a text that makes this impl long enough".to_owned()
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +175,15 @@ test("a long function is cut between its statements, each part with its name", a
     assert.equal(name, "much");
     assert.ok(text.split("call(").length === text.split("});").length, `cut inside of a statement:\n${text}`);
   }
+});
+
+test("one-liners inside of a long function belong to it", async () => {
+  const statements = Array.from({ length: 10 }, (_, index) => `  const f${index} = () => call(${index});`);
+  const source = `function much() {\n${statements.join("\n")}\n}\nconst top = () => 1;\n`;
+  const chunks = await chunkFile("a.js", source, SMALL);
+  assertEachLineOnce(source, chunks);
+  assert.deepEqual([...new Set(chunks.map(({ name }) => name))], ["much", "top"]);
+  assert.ok(chunks.length < 8, `${chunks.length} chunks`);
 });
 
 test("a long comment is cut between its lines", async () => {

@@ -40,6 +40,18 @@ test("an empty folder is indexed, and has nothing to be searched", async () => {
   assert.match(stderr, /nothing is indexed/);
 });
 
+test("a damaged index is named, with what to do", async () => {
+  const dir = folderWith({ ".code-search/index.db": "this is no database ".repeat(100) });
+  for (const args of [
+    ["index", dir],
+    ["search", "x", `--dir=${dir}`],
+  ]) {
+    const { status, stderr } = await run([...args, MODEL]);
+    assert.equal(status, 1);
+    assert.match(stderr, /index\.db: file is not a database \(if it is damaged, remove it and index again\)\n$/);
+  }
+});
+
 test("the model may come from the environment; --json is for tools", async () => {
   const env = { SEMANTIC_SEARCH_MODEL: TINY_MODEL };
   const dir = folderWith({ "sub/a.js": "\n// Adds up.\nfunction add(a, b) {\n  return a + b;\n}\n" });
