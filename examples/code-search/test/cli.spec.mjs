@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { contentsOf, folderWith, run, TINY_MODEL, write } from "./folders.mjs";
+import { contentsOf, filesIn, folderWith, run, TINY_MODEL, write } from "./folders.mjs";
 
 const MODEL = `--model=${TINY_MODEL}`;
 
@@ -79,7 +79,13 @@ test("the model may come from the environment; --json is for tools", async () =>
 test("Ctrl-C leaves an index that the next run completes", { skip: process.platform === "win32" }, async () => {
   const dir = folderWith();
   for (let file = 0; file < 400; file++) write(dir, `f${file}.py`, `def a${file}():\n    pass\n`.repeat(20));
-  const interrupt = (child) => setTimeout(() => child.kill("SIGINT"), 900);
+  const interrupt = (child) => {
+    const watching = setInterval(() => {
+      if (filesIn(dir) === 0) return;
+      clearInterval(watching);
+      child.kill("SIGINT");
+    }, 2);
+  };
   const { status, stderr } = await run(["index", dir, MODEL], { started: interrupt });
   assert.equal(status, 130, stderr);
   assert.match(stderr, /interrupted: \d+ files are in the index/);

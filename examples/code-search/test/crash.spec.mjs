@@ -1,25 +1,13 @@
 /** kill -9 at moments that nobody chose: nothing is lost, nothing is doubled. */
 
 import assert from "node:assert/strict";
-import { cpSync, existsSync } from "node:fs";
+import { cpSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { IndexDatabase, indexFile } from "../lib/database.mjs";
-import { assertClose, contentsOf, folderWith, indexed, REPOSITORY, run, TINY_MODEL } from "./folders.mjs";
+import { assertClose, contentsOf, filesIn, folderWith, indexed, REPOSITORY, run, TINY_MODEL } from "./folders.mjs";
 
 const KILLS = 6;
-
-/** Files in an index that another process may be writing; 0 while it has no tables yet. */
-function filesIn(dir) {
-  if (!existsSync(indexFile(dir))) return 0;
-  const database = new IndexDatabase(dir);
-  try {
-    return database.configuration === undefined ? 0 : database.counts().files;
-  } finally {
-    database.close();
-  }
-}
 
 /** Kills an indexer once it has written some files more than there were, and then a little later. */
 async function indexAndKill(dir, files, delayMs) {

@@ -9,7 +9,7 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { Embedder } from "semantic-search-native";
 import { starterModelFolder } from "../../../scripts/starter-model.mjs";
-import { IndexDatabase } from "../lib/database.mjs";
+import { IndexDatabase, indexFile } from "../lib/database.mjs";
 import { indexFolder } from "../lib/indexing.mjs";
 
 export const REPOSITORY = fileURLToPath(new URL("../../..", import.meta.url));
@@ -94,6 +94,21 @@ export function assertClose(found, expected) {
   for (const [row, vector] of found.entries()) {
     const worst = Math.max(0, ...(vector ?? []).map((value, index) => Math.abs(value - expected[row][index])));
     assert.ok(worst <= 1, `vector ${row} is off by ${worst}`);
+  }
+}
+
+/**
+ * Number of files in an index that another process may be writing; 0 while it has no tables yet.
+ *
+ * @param {string} dir
+ */
+export function filesIn(dir) {
+  if (!existsSync(indexFile(dir))) return 0;
+  const database = new IndexDatabase(dir);
+  try {
+    return database.configuration === undefined ? 0 : database.counts().files;
+  } finally {
+    database.close();
   }
 }
 
