@@ -16,6 +16,7 @@ const FOLDER = ".code-search";
 const FILE = "index.db";
 /** Another indexer may be at work. */
 const BUSY_TIMEOUT_MS = 10_000;
+const BUSY_RETRY_MS = 10;
 
 /** @param {number} dimension */
 const schema = (dimension) => `
@@ -64,8 +65,8 @@ export class IndexDatabase {
     sqliteVec.load(this.db);
     this.db.enableLoadExtension(false);
     try {
-      // With WAL a search reads while an indexer writes, and NORMAL loses nothing when a process ends.
-      this.db.exec("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON");
+      this.#switchToWal();
+      this.db.exec("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON");
       this.db.exec(
         "CREATE TABLE IF NOT EXISTS configuration (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL)",
       );
@@ -74,6 +75,23 @@ export class IndexDatabase {
       const { message, code } = /** @type {NodeJS.ErrnoException} */ (cause);
       const hint = "if it is damaged, remove it and index again";
       throw Object.assign(new Error(`${file}: ${message} (${hint})`, { cause }), { code });
+    }
+  }
+
+  /**
+   * With WAL a search reads while an indexer writes, and `synchronous = NORMAL` loses nothing when a process ends.
+   * SQLite's busy timeout does not cover the switch: two processes that make an index at once would meet here.
+   */
+  #switchToWal() {
+    const deadline = Date.now() + BUSY_TIMEOUT_MS;
+    while (true) {
+      try {
+        this.db.exec("PRAGMA journal_mode = WAL");
+        return;
+      } catch (error) {
+        if (!/locked/.test(String(error)) || Date.now() > deadline) throw error;
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, BUSY_RETRY_MS);
+      }
     }
   }
 

@@ -98,11 +98,14 @@ test("an aborted run leaves whole files, and the next one does the rest", async 
   await assertAsNew(dir, files);
 });
 
-test("two indexers at once do not double anything", async () => {
-  const dir = folderWith(FILES);
-  const args = ["index", dir, `--model=${TINY_MODEL}`];
-  for (const { status, stderr } of await Promise.all([run(args), run(args)])) assert.equal(status, 0, stderr);
-  await assertAsNew(dir, FILES);
+test("several indexers at once do not double anything, nor get in each other's way", async () => {
+  for (let round = 0; round < 3; round++) {
+    const dir = folderWith(FILES);
+    const args = ["index", dir, `--model=${TINY_MODEL}`];
+    const outcomes = await Promise.all([run(args), run(args), run(args), run(args)]);
+    for (const { status, stderr } of outcomes) assert.equal(status, 0, stderr);
+    await assertAsNew(dir, FILES);
+  }
 });
 
 test("the same on a real package of the registry", async () => {
