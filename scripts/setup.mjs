@@ -49,21 +49,27 @@ export function runPackage(script, args, env) {
   return run(process.execPath, [path.join(ROOT, "node_modules", script), ...args], env);
 }
 
-/** `npm ci`, unless `node_modules` holds what the lock file says. */
-export async function installPackages() {
-  if (packagesAreCurrent()) return;
-  console.log("installing npm packages");
+/**
+ * `npm ci`, unless `node_modules` holds what the lock file says.
+ *
+ * @param {string} [folder] of the package, relative to the repository
+ */
+export async function installPackages(folder = ".") {
+  if (packagesAreCurrent(folder)) return;
+  console.log(folder === "." ? "installing npm packages" : `installing npm packages of ${folder}`);
   const env = { ONNXRUNTIME_NODE_INSTALL: "skip" };
+  const args = ["ci", `--prefix=${folder}`];
   const npm = process.env.npm_execpath;
-  if (npm?.endsWith(".js")) await run(process.execPath, [npm, "ci"], env);
-  else await run("npm", ["ci"], env);
+  if (npm?.endsWith(".js")) await run(process.execPath, [npm, ...args], env);
+  else await run("npm", args, env);
 }
 
-function packagesAreCurrent() {
+function packagesAreCurrent(folder) {
+  const installedFile = path.join(folder, "node_modules/.package-lock.json");
   const readPackages = (file) => JSON.parse(readFileSync(path.join(ROOT, file), "utf8")).packages;
-  if (!existsSync(path.join(ROOT, "node_modules/.package-lock.json"))) return false;
-  const installed = readPackages("node_modules/.package-lock.json");
-  return Object.entries(readPackages("package-lock.json")).every(([name, { version, optional }]) => {
+  if (!existsSync(path.join(ROOT, installedFile))) return false;
+  const installed = readPackages(installedFile);
+  return Object.entries(readPackages(path.join(folder, "package-lock.json"))).every(([name, { version, optional }]) => {
     if (name === "") return true;
     // Packages for other platforms are optional and absent.
     return installed[name] ? installed[name].version === version : optional;

@@ -22,6 +22,7 @@ import {
 } from "./setup.mjs";
 
 const GENERATED = ["index.js", "index.d.ts"];
+const EXAMPLE = "examples/code-search";
 
 const passed = { tests: 0 };
 const failed = { tests: 0 };
@@ -56,7 +57,11 @@ const CHECKS = {
   generated: checkGenerated,
   "cargo-test": cargoTest,
   ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),
-  "node-test": nodeTest,
+  "node-test": () => nodeTest("__test__"),
+  example: async () => {
+    await installPackages(EXAMPLE);
+    await nodeTest(`${EXAMPLE}/test`);
+  },
   bench: smokeBench,
 };
 
@@ -108,9 +113,10 @@ async function cargoTestMlx() {
   await countedCargoTest(["--no-default-features", ...withMlx(), "--", "--test-threads=1"], mlxRequired);
 }
 
-async function nodeTest() {
-  const specs = readdirSync(path.join(ROOT, "__test__")).filter((name) => name.endsWith(".spec.mjs"));
-  const args = ["--test", "--test-reporter=spec", ...specs.map((name) => `__test__/${name}`)];
+/** @param {string} folder of the specs */
+async function nodeTest(folder) {
+  const specs = readdirSync(path.join(ROOT, folder)).filter((name) => name.endsWith(".spec.mjs"));
+  const args = ["--test", "--test-reporter=spec", ...specs.map((name) => `${folder}/${name}`)];
   const env = {
     SEMANTIC_SEARCH_STARTER_MODEL: starterModel,
     ...mlxRequired,

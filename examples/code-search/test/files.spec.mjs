@@ -1,0 +1,80 @@
+/** Which files are indexed. */
+
+import assert from "node:assert/strict";
+import { mkdirSync, symlinkSync } from "node:fs";
+import * as path from "node:path";
+import { test } from "node:test";
+import { filesBelow, readSource } from "../lib/files.mjs";
+import { folderWith } from "./folders.mjs";
+
+test(".gitignore counts at every level, and the deepest decides", async () => {
+  const folder = folderWith({
+    ".gitignore": "*.log\n/build/\n!keep.log\nsecret*",
+    "a.js": "",
+    "a.log": "",
+    "keep.log": "",
+    "build/out.js": "",
+    "src/build/in.js": "",
+    "src/.gitignore": "!debug.log\nlocal.js\nvendor/",
+    "src/debug.log": "",
+    "src/other.log": "",
+    "src/local.js": "",
+    "src/vendor/a.js": "",
+    "local.js": "",
+    "lib/secret.txt": "",
+  });
+  assert.deepEqual(await filesBelow(folder), [
+    ".gitignore",
+    "a.js",
+    "keep.log",
+    "local.js",
+    "src/.gitignore",
+    "src/build/in.js",
+    "src/debug.log",
+  ]);
+});
+
+test("inside of a repository the .gitignore files above count, unless they leave out the folder itself", async () => {
+  const files = {
+    ".gitignore": "*.gen.js\nout/",
+    "src/a.js": "",
+    "src/a.gen.js": "",
+    "out/a.js": "",
+    "out/a.gen.js": "",
+  };
+  const repository = folderWith(files);
+  mkdirSync(path.join(repository, ".git"));
+  assert.deepEqual(await filesBelow(path.join(repository, "src")), ["a.js"]);
+  assert.deepEqual(await filesBelow(path.join(repository, "out")), ["a.gen.js", "a.js"]);
+  const elsewhere = folderWith(files);
+  assert.deepEqual(await filesBelow(path.join(elsewhere, "src")), ["a.gen.js", "a.js"]);
+});
+
+test("version control, packages, lock files, the index and symbolic links are left out", async () => {
+  const folder = folderWith({
+    ".git/config": "",
+    ".code-search/index.db": "",
+    "node_modules/a/index.js": "",
+    "package-lock.json": "{}",
+    "Cargo.lock": "",
+    "src/clock.js": "",
+  });
+  symlinkSync(path.join(folder, "src"), path.join(folder, "linked"));
+  symlinkSync(path.join(folder, "src/clock.js"), path.join(folder, "linked.js"));
+  assert.deepEqual(await filesBelow(folder), ["src/clock.js"]);
+});
+
+test("binary, huge, machine-written and unreadable files are not read", async () => {
+  const folder = folderWith({
+    "text.txt": "Grüße",
+    "nul.bin": "a\0b",
+    "latin1.txt": Uint8Array.of(0x47, 0x72, 0xfc),
+    "huge.txt": "a\n".repeat(300_000),
+    "minified.js": `${"a();".repeat(2000)}\n`,
+  });
+  const read = (name) => readSource(path.join(folder, name));
+  assert.equal((await read("text.txt")).text, "Grüße");
+  for (const name of ["nul.bin", "latin1.txt", "huge.txt", "minified.js", "absent.txt"]) {
+    assert.equal(await read(name), undefined, name);
+  }
+});

@@ -1,0 +1,64 @@
+/** Ranking, and questions about this repository that a real model must answer. */
+
+import assert from "node:assert/strict";
+import { cpSync } from "node:fs";
+import * as path from "node:path";
+import { test } from "node:test";
+import { fuse } from "../lib/ranking.mjs";
+import { searchableText, searchWords } from "../lib/words.mjs";
+import { folderWith, REPOSITORY, run, STARTER_MODEL, WITHOUT_STARTER_MODEL } from "./folders.mjs";
+
+const QUESTIONS = {
+  "Where is a text that is too long cut to the token limit?": "tokenizer.rs",
+  "How are texts of similar length put into one batch?": "batch.rs",
+  "scale a vector to length one": "vector.rs",
+  "rotary position embedding with dynamic scaling": "arch/nomic_bert.rs",
+  "How do queries overtake bulk work?": "engine.rs",
+  "read the pooling mode from the model folder": "model_dir.rs",
+  "SafetensorsFile bfloat16 weights": "checkpoint.rs",
+};
+
+test("fusion: what both rankings know comes first", () => {
+  const fused = fuse([
+    [1, 2, 3],
+    [4, 3],
+  ]);
+  assert.deepEqual(fused.map(([id]) => id).slice(0, 1), [3]);
+  assert.equal(fused[0][1], 1 / 63 + 1 / 62);
+  assert.deepEqual(new Map(fused).get(1), 1 / 61);
+  assert.deepEqual(fuse([[], []]), []);
+});
+
+test("compound names are found by their parts", () => {
+  assert.equal(searchableText("embedQuery(HTTPServer, x_y)"), "embedQuery(HTTPServer, x_y) embed Query HTTP Server");
+  assert.deepEqual(searchWords('Where is the "embedQuery" AND NEAR(x)?'), [
+    "embedquery",
+    "near",
+    "x",
+    "embed",
+    "query",
+  ]);
+  assert.deepEqual(searchWords("what is this"), ["what", "is", "this"]);
+  assert.deepEqual(searchWords("?!"), []);
+});
+
+test("questions about this repository find their file", { skip: WITHOUT_STARTER_MODEL }, async (context) => {
+  const dir = folderWith();
+  cpSync(path.join(REPOSITORY, "src"), dir, { recursive: true });
+  const model = `--model=${STARTER_MODEL}`;
+  const made = await run(["index", dir, model]);
+  assert.equal(made.status, 0, made.stderr);
+  context.diagnostic(made.stdout.trim());
+  const missed = [];
+  for (const [question, file] of Object.entries(QUESTIONS)) {
+    const { status, stdout, stderr } = await run(["search", question, `--dir=${dir}`, "--json", "--limit=5", model]);
+    assert.equal(status, 0, stderr);
+    const hits = JSON.parse(stdout);
+    assert.equal(hits.length, 5);
+    if (!hits.some((hit) => hit.path === file)) missed.push(`${question}: ${hits.map((hit) => hit.path)}`);
+  }
+  assert.deepEqual(missed, []);
+
+  const { stdout } = await run(["search", "embed_query", `--dir=${dir}`, "--limit=3", model]);
+  assert.match(stdout, /^\S+\.rs:\d+ {2}0\.\d{4} {2}.*\n +\d+ {2}/);
+});
