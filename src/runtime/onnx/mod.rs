@@ -226,8 +226,12 @@ impl Blueprint {
             .with_log_level(LogLevel::Fatal)?
             .with_optimization_level(GraphOptimizationLevel::Level1)?
             .with_intra_threads(threads)?
-            // Idle threads must not burn CPU in somebody else's process.
-            .with_intra_op_spinning(false)?
+            // Waiting for the next operator of a run, threads spin, which spares a query the time of waking them up some
+            // hundred times; idle ones must not burn CPU in somebody else's process.
+            .with_intra_op_spinning(true)?
+            .with_config_entry("session.force_spinning_stop", "1")?
+            // Kept for every shape that ever occurs, and texts have many lengths.
+            .with_memory_pattern(false)?
             .with_config_entry(
                 "session.model_external_initializers_file_folder_path",
                 &self.folder,
