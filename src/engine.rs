@@ -228,15 +228,15 @@ impl Engine {
                 if lock(&shared.queue).closed {
                     return;
                 }
+                if role == Role::Bulk {
+                    yield_to_urgent_work();
+                }
                 let made = catch_unwind(AssertUnwindSafe(|| {
                     let _inside = gate::enter();
                     make()
                 }));
                 // One that cannot be made, for lack of memory, is done without: the first worker is always there.
                 if let Ok(Ok(mut worker)) = made {
-                    if role == Role::Bulk {
-                        yield_to_urgent_work();
-                    }
                     shared.work(role, worker.as_mut());
                     let _inside = gate::enter();
                     drop(worker);
