@@ -17,7 +17,7 @@ export function measureQuality(pairs) {
   if (!existsSync(SCRIPT)) return { missing: "there is no benches/quality/run.mjs" };
   const out = path.join(cacheFolder(), "quality");
   mkdirSync(out, { recursive: true });
-  const args = [SCRIPT, `--pairs=${pairs}`, `--package=${measured.package}`, `--out=${out}`];
+  const args = [SCRIPT, "--bounded", `--pairs=${pairs}`, `--package=${measured.package}`, `--out=${out}`];
   const { status, stderr } = spawnSync(process.execPath, args, { encoding: "utf8" });
   // 1 is the exit code for bounds that were missed, and for an error.
   if (status !== 0 && stderr.includes("Error"))
