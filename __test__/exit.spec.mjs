@@ -82,3 +82,23 @@ for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
     assert.equal(status, 0, `${signal} ${stderr}`);
   });
 }
+
+// What a library makes when it is first used must not be destroyed before threads have left it, however late that is.
+for (const [first, second] of [
+  ["onnx", "mlx"],
+  ["mlx", "onnx"],
+].filter((pair) => pair.every((name) => BACKENDS.includes(name)))) {
+  test(`${second}: the process ends cleanly when it comes after much work of ${first}`, async () => {
+    for (let run = 0; run < 5; run++) {
+      await inChild(
+        first,
+        `for (let i = 0; i < 40; i++) await embedder.embed([String(i)]);
+         const load = () => Embedder.load(process.env.MODEL, { backend: "${second}" });
+         const later = [await load(), await load(), await load()];
+         await Promise.all(later.map((embedder) => embedder.embed(many.slice(0, 20))));
+         for (const embedder of later) embedder.close();
+         process.exit(0);`,
+      );
+    }
+  });
+}

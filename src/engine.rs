@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 
 use crate::batch::{self, Batch, Limits};
 use crate::error::{Error, Result};
-use crate::runtime::{Runtime, Worker, gate};
+use crate::runtime::{Runtime, Worker};
 use crate::tokenizer::{TokenizedText, Tokenizer};
 use crate::vector::{self, Cut};
 
@@ -231,15 +231,10 @@ impl Engine {
                 if role == Role::Bulk {
                     yield_to_urgent_work();
                 }
-                let made = catch_unwind(AssertUnwindSafe(|| {
-                    let _inside = gate::enter();
-                    make()
-                }));
+                let made = catch_unwind(AssertUnwindSafe(make));
                 // One that cannot be made, for lack of memory, is done without: the first worker is always there.
                 if let Ok(Ok(mut worker)) = made {
                     shared.work(role, worker.as_mut());
-                    let _inside = gate::enter();
-                    drop(worker);
                 }
             };
             let thread = std::thread::Builder::new()
@@ -481,10 +476,7 @@ impl Shared {
         let distinct = call.distinct();
         let ids = places.iter().map(|&place| &*distinct.tokens(place).ids);
         let batch = Batch::from_texts(ids);
-        let rows = {
-            let _inside = gate::enter();
-            worker.forward(&batch)?
-        };
+        let rows = worker.forward(&batch)?;
         vector::check_finite(&rows, self.dimension)?;
         if call.ticket.is_settled() {
             return Ok(());

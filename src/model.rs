@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model_dir::ModelDir;
 use crate::options::Options;
 use crate::runtime::onnx::{self, Precision};
-use crate::runtime::{self, Memory, gate};
+use crate::runtime::{self, Memory};
 use crate::tokenizer::{TokenizedText, Tokenizer};
 
 /// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
@@ -54,9 +54,7 @@ impl Model {
         // Reading every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
         let (checked, runtime) = std::thread::scope(|scope| {
             let check = scope.spawn(|| checkpoint.check_finite().map(|()| checkpoint.digests()));
-            let inside = gate::enter();
             let runtime = runtime::load(&dir, &encoder, &checkpoint, options, threads);
-            drop(inside);
             (
                 check.join().expect("reading mapped bytes does not panic"),
                 runtime,
@@ -156,10 +154,7 @@ impl Model {
     /// MLX failed.
     pub fn memory(&self) -> Result<Option<Memory>> {
         match self.backend {
-            "mlx" => {
-                let _inside = gate::enter();
-                runtime::mlx_memory()
-            }
+            "mlx" => runtime::mlx_memory(),
             _ => Ok(None),
         }
     }

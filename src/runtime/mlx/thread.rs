@@ -17,6 +17,7 @@ use mlx_rs::{Device, memory};
 use super::LoadedModel;
 use super::forward::Kernels;
 use crate::error::{Error, Result};
+use crate::runtime::gate;
 
 /// How long the thread waits for work before it gives MLX's cache of freed buffers back to the system.
 const IDLE: Duration = Duration::from_secs(2);
@@ -128,15 +129,21 @@ fn inbox() -> Result<&'static Inbox> {
     let started = STARTED.get_or_init(|| {
         let (started, has_started) = mpsc::sync_channel(1);
         let life = move || {
-            let state = State::start().map_err(|error| error.to_string());
+            let start = || {
+                let _inside = gate::MLX.enter();
+                State::start()
+            };
+            let state = start().map_err(|error| error.to_string());
             // The receiver waits below.
             let _ = started.send(state.as_ref().map(|_| ()).map_err(String::clone));
             let Ok(mut state) = state else { return };
             loop {
                 let work = INBOX.take(|| {
+                    let _inside = gate::MLX.enter();
                     // Failing to free spare memory harms nothing.
                     let _ = memory::clear_cache();
                 });
+                let _inside = gate::MLX.enter();
                 work(&mut state);
             }
         };

@@ -23,6 +23,7 @@ use ort::value::TensorRef;
 
 use self::graph::GraphBuilder;
 use self::weights::SharedWeights;
+use super::gate::{self, Kept};
 use super::{MakeWorker, Runtime, Worker};
 use crate::arch::{Encoder, Tokens};
 use crate::batch::{Batch, Limits};
@@ -88,6 +89,7 @@ pub fn load(
     options: &Options,
     threads: usize,
 ) -> Result<Runtime> {
+    let _inside = gate::ONNX.enter();
     let environment = environment(options.onnx_runtime_library.as_deref())?;
     let precision = Precision::of(options.dtype);
     let mut builder = GraphBuilder::new(precision);
@@ -102,7 +104,7 @@ pub fn load(
     let file_name = Path::new(file.file_name().unwrap_or_default());
     let (graph, weights) =
         builder.finish_pooled(&output, dir.pooled_dimension(), file_name, int8.as_ref());
-    let weights = SharedWeights::new(checkpoint, &weights, int8)?;
+    let weights = gate::ONNX.keep(SharedWeights::new(checkpoint, &weights, int8)?);
     let blueprint = Arc::new(Blueprint {
         environment,
         graph,
@@ -217,7 +219,7 @@ struct Blueprint {
     /// Where the graph's external data lies.
     folder: String,
     precision: Precision,
-    weights: SharedWeights,
+    weights: Kept<SharedWeights>,
 }
 
 impl Blueprint {
@@ -244,19 +246,20 @@ impl Blueprint {
 
 /// One session, declared before the weights that it points into, so that it is dropped first.
 struct OnnxWorker {
-    session: Session,
+    session: Kept<Session>,
     blueprint: Arc<Blueprint>,
 }
 
 impl OnnxWorker {
     fn new(blueprint: &Arc<Blueprint>, threads: usize) -> Result<Self> {
+        let _inside = gate::ONNX.enter();
         let session = blueprint
             .session(threads)
             .map_err(|error| Error::InferenceFailed {
                 reason: format!("ONNX Runtime refused the model's graph: {error}"),
             })?;
         Ok(Self {
-            session,
+            session: gate::ONNX.keep(session),
             blueprint: Arc::clone(blueprint),
         })
     }
@@ -275,6 +278,7 @@ impl Worker for OnnxWorker {
     /// Texts of different lengths run one group of equal neighbours after the other; nothing is padded. With int8 every
     /// text runs alone: a rounding that differs in the last bit may there become a step between two integers.
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let _inside = gate::ONNX.enter();
         let texts: Vec<&[u32]> = batch.texts().collect();
         let mut vectors = Vec::new();
         let may_group = self.blueprint.precision == Precision::Float;
