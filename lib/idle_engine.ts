@@ -101,10 +101,12 @@ export class IdleEngine implements Engine {
   }
 
   async #unload(): Promise<void> {
-    // A load that fails has told those who waited for it.
-    const engine = await this.#engine?.catch(() => undefined);
+    const loading = this.#engine;
+    // At once: a call that comes from now on loads anew.
     this.#engine = undefined;
     this.#loaded = undefined;
+    // A load that fails has told those who waited for it.
+    const engine = await loading?.catch(() => undefined);
     if (!engine) return;
     await engine.close();
     const { texts, tokens, batches } = engine.activity();
