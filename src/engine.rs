@@ -340,23 +340,20 @@ impl Shared {
             if queue.closed {
                 return None;
             }
-            let urgent = match role {
-                Role::Bulk if !queue.lone_is_busy => None,
-                Role::Bulk | Role::Lone => take_turn(&mut queue.urgent),
-            };
             let step = match role {
-                Role::Lone => urgent,
-                Role::Bulk => urgent.or_else(|| take_turn(&mut queue.bulk)),
+                Role::Lone => take_turn(&mut queue.urgent),
+                Role::Bulk if queue.lone_is_busy => {
+                    take_turn(&mut queue.urgent).or_else(|| take_turn(&mut queue.bulk))
+                }
+                Role::Bulk => take_turn(&mut queue.bulk),
             };
             if step.is_some() {
-                let is_waiting = !queue.urgent.is_empty();
                 if role == Role::Lone {
                     queue.lone_is_busy = true;
-                }
-                drop(queue);
-                if is_waiting && role == Role::Lone {
-                    // More than one thread can do: now the others may help.
-                    self.ready.notify_all();
+                    if !queue.urgent.is_empty() {
+                        // More than one thread can do: now the others may help.
+                        self.ready.notify_all();
+                    }
                 }
                 return step;
             }
@@ -412,15 +409,12 @@ impl Shared {
         }
         lock(&call.vectors).resize(count * self.dimension, 0.0);
         call.missing.store(count, Ordering::Release);
-        let mut steps = distinct.tokenization(0);
-        match (steps.next(), steps.next()) {
-            // Few texts: the way through the queue would take longer than they do.
-            (Some(Step::Tokenize(range)), None) => self.tokenize(call, range, worker),
-            (first, second) => {
-                self.push(call, first.into_iter().chain(second).chain(steps));
-                Ok(())
-            }
+        if count <= TEXTS_PER_STEP {
+            // The way through the queue would take longer than they do.
+            return self.tokenize(call, 0..count, worker);
         }
+        self.push(call, distinct.tokenization(0));
+        Ok(())
     }
 
     fn tokenize(
@@ -440,6 +434,9 @@ impl Shared {
         if distinct.untokenized[window].fetch_sub(count, Ordering::AcqRel) > count {
             return Ok(());
         }
+        if distinct.firsts.len() == 1 {
+            return self.forward(call, &[0], worker);
+        }
         let places = distinct.window(window);
         let first = places.start;
         let lengths: Vec<usize> = places
@@ -452,12 +449,6 @@ impl Shared {
                 .map(|index| first + index)
                 .collect::<Vec<_>>()
         });
-        if distinct.firsts.len() == 1 {
-            return match batches.next() {
-                Some(batch) => self.forward(call, &batch, worker),
-                None => Ok(()),
-            };
-        }
         // By turns, so that neither the batches nor the tokenization of the next window wait for all of the other.
         let mut following = distinct.tokenization(window + 1);
         let mut steps = Vec::new();
