@@ -9,29 +9,28 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 
 import * as path from "node:path";
-import type {
-  BackendMemory,
-  BackendName,
-  EncodedVector,
-  Encoding,
-  Engine,
-  EngineProgress,
-  EngineResult,
-  PoolingMode,
+import {
+  type BackendMemory,
+  type BackendName,
+  type EncodedVector,
+  type Encoding,
+  type Engine,
+  type EngineProgress,
+  type EngineResult,
+  type PoolingMode,
+  rowsOf,
 } from "./lib/engine.js";
-import { AbortError, EmbedderError, throwIfAborted, toEmbedderError } from "./lib/errors.js";
+import { AbortError, closedError, EmbedderError, throwIfAborted, toEmbedderError } from "./lib/errors.js";
 import { FallbackEngine } from "./lib/fallback.js";
 import { IdleEngine } from "./lib/idle_engine.js";
 import { addonOptions, loadAddon, NativeEngine } from "./lib/native.js";
 import {
   BACKEND_RULE,
+  checkCallOptions,
   checkLoadOptions,
   checkTexts,
-  ENCODING_RULE,
   invalid,
   type LoadOptions,
-  optionEntries,
-  SIGNAL_RULE,
 } from "./lib/options.js";
 import { QueryCache } from "./lib/query_cache.js";
 import { type StreamedVector, streamVectors } from "./lib/stream.js";
@@ -181,7 +180,7 @@ export class Embedder {
     if (snapshot.length === 0) return [];
     const { vectors, truncated } = await this.#compute(snapshot, checked);
     if (truncated.length > 0) checked.onTruncated?.(truncated);
-    return rows(vectors as EncodedVector[E], snapshot.length);
+    return rowsOf(vectors as EncodedVector[E], snapshot.length);
   }
 
   /**
@@ -202,7 +201,7 @@ export class Embedder {
     if (typeof source === "string" || !isIterable(source)) {
       throw invalid("source", "an iterable or async iterable of strings", source);
     }
-    const checked = checkOptions(options, ["kind", "encoding", "signal"]);
+    const checked: StreamOptions<Encoding> = checkCallOptions(options, ["kind", "encoding", "signal"]);
     this.#checkEncoding(checked.encoding);
     this.#checkOpen();
     return streamVectors<E>(source, checked.signal, (texts, signal) => {
@@ -218,7 +217,7 @@ export class Embedder {
    */
   async embedQuery<E extends Encoding = "float32">(text: string, options?: QueryOptions<E>): Promise<EncodedVector[E]> {
     if (typeof text !== "string") throw invalid("text", "a string", text);
-    const checked = Object.fromEntries(optionEntries("options", options, QUERY_OPTIONS));
+    const checked = checkCallOptions(options, QUERY_OPTIONS);
     const [vector] = await this.embed<E>([text], { ...checked, kind: "query" });
     return vector as EncodedVector[E];
   }
@@ -302,7 +301,7 @@ export class Embedder {
   }
 
   #checkOpen(): void {
-    if (this.#isClosed) throw new EmbedderError("CLOSED", "the embedder is closed: load it again to embed more texts");
+    if (this.#isClosed) throw closedError();
   }
 }
 
@@ -339,7 +338,7 @@ export function embed(texts: readonly string[], isQuery = false): Float32Array[]
   const snapshot = checkTexts(texts);
   if (typeof isQuery !== "boolean") throw invalid("isQuery", "true or false", isQuery);
   const vectors = native((addon) => addon.embed(snapshot, isQuery));
-  return rows(vectors, snapshot.length);
+  return rowsOf(vectors, snapshot.length);
 }
 
 /**
@@ -418,8 +417,6 @@ async function run(
   const stop = new AbortController();
   const call = { isQuery: kind === "query", encoding, signal: stop.signal };
   if (!signal && !onProgress) return engine.embed(texts, call);
-  const cancel = () => stop.abort();
-  signal?.addEventListener("abort", cancel, { once: true });
   let fail: (error: unknown) => void = () => {};
   const failed = new Promise<never>((_, reject) => {
     fail = reject;
@@ -440,7 +437,6 @@ async function run(
     return result;
   } finally {
     stop.abort();
-    signal?.removeEventListener("abort", cancel);
   }
 }
 
@@ -472,34 +468,13 @@ function backendFromEnvironment(chosen: NonNullable<LoadOptions["backend"]>): No
   return name as NonNullable<LoadOptions["backend"]>;
 }
 
-const QUERY_OPTIONS: readonly (keyof QueryOptions)[] = ["encoding", "onTruncated", "signal", "onProgress"];
+const QUERY_OPTIONS = ["encoding", "onTruncated", "signal", "onProgress"] as const;
 
 function checkEmbedOptions(options: unknown): EmbedOptions<Encoding> {
   if (typeof options === "boolean") return { kind: options ? "query" : "document" };
-  return checkOptions(options, ["kind", ...QUERY_OPTIONS]);
-}
-
-function checkOptions(options: unknown, names: readonly (keyof EmbedOptions)[]): EmbedOptions<Encoding> {
-  const checked: EmbedOptions<Encoding> = Object.fromEntries(optionEntries("options", options, names));
-  const { kind = "document", encoding, onTruncated, signal, onProgress } = checked;
-  if (kind !== "query" && kind !== "document") throw invalid("option kind", '"query" or "document"', kind);
-  for (const [name, callback] of Object.entries({ onTruncated, onProgress })) {
-    if (callback !== undefined && typeof callback !== "function")
-      throw invalid(`option ${name}`, "a function", callback);
-  }
-  if (encoding !== undefined && !ENCODING_RULE.accepts(encoding))
-    throw invalid("option encoding", ENCODING_RULE.expected, encoding);
-  if (signal !== undefined && !SIGNAL_RULE.accepts(signal))
-    throw invalid("option signal", SIGNAL_RULE.expected, signal);
-  return checked;
+  return checkCallOptions(options, ["kind", ...QUERY_OPTIONS]);
 }
 
 function isIterable(value: unknown): boolean {
   return typeof value === "object" && value !== null && (Symbol.iterator in value || Symbol.asyncIterator in value);
-}
-
-/** Views of the rows of a row-major matrix. */
-function rows<V extends EncodedVector[Encoding]>(matrix: V, count: number): V[] {
-  const length = matrix.length / count;
-  return Array.from({ length: count }, (_, row) => matrix.subarray(row * length, (row + 1) * length) as V);
 }

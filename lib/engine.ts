@@ -70,6 +70,12 @@ export interface EngineResult {
   tokens: number;
 }
 
+/** Views of the rows of a row-major matrix. */
+export function rowsOf<V extends EncodedVector[Encoding]>(matrix: V, count: number): V[] {
+  const length = matrix.length / count;
+  return Array.from({ length: count }, (_, row) => matrix.subarray(row * length, (row + 1) * length) as V);
+}
+
 /** What holds a vector in each encoding. */
 export interface EncodedVector {
   /** The numbers themselves. */

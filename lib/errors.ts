@@ -46,6 +46,10 @@ export class AbortError extends EmbedderError {
   }
 }
 
+export function closedError(): EmbedderError {
+  return new EmbedderError("CLOSED", "the embedder is closed: load it again to embed more texts");
+}
+
 /** @throws AbortError if the signal is aborted. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new AbortError(signal);

@@ -8,7 +8,7 @@ import {
   inSlices,
   type ModelOptions,
 } from "./engine.js";
-import { EmbedderError } from "./errors.js";
+import { closedError, EmbedderError } from "./errors.js";
 import type { FallbackDescription, Reply, Request, WorkerInput } from "./fallback_protocol.js";
 import { RunGate } from "./run_gate.js";
 
@@ -35,7 +35,7 @@ export class FallbackEngine implements Engine {
   readonly pooling: FallbackDescription["pooling"];
   readonly #worker: Worker;
   readonly #calls: Map<number, Call>;
-  readonly #computed = { texts: 0, tokens: 0, batches: 0 };
+  readonly #computed = { texts: 0, tokens: 0 };
   #nextCall = 0;
   #closed: Promise<void> | undefined;
 
@@ -93,14 +93,14 @@ export class FallbackEngine implements Engine {
   async embed(texts: readonly string[], { isQuery, encoding, signal, onProgress }: EngineCall): Promise<EngineResult> {
     const reply = await this.#ask({ kind: "embed", isQuery, encoding }, { texts, signal, onProgress });
     if (reply.kind !== "embedded") throw new EmbedderError("INFERENCE_FAILED", `unexpected reply ${reply.kind}`);
-    this.#computed.texts += reply.batches;
+    this.#computed.texts += reply.computed;
     this.#computed.tokens += reply.tokens;
-    this.#computed.batches += reply.batches;
     return reply;
   }
 
   activity(): Activity {
-    return { calls: this.#calls.size, ...this.#computed };
+    // Each text is a run of its own.
+    return { calls: this.#calls.size, ...this.#computed, batches: this.#computed.texts };
   }
 
   async memory(): Promise<null> {
@@ -154,8 +154,4 @@ export class FallbackEngine implements Engine {
   #post(request: Request): void {
     this.#worker.postMessage(request);
   }
-}
-
-function closedError(): EmbedderError {
-  return new EmbedderError("CLOSED", "the embedder is closed: load it again to embed more texts");
 }

@@ -28,7 +28,8 @@ export type Reply =
       vectors: EncodedVector[Encoding];
       truncated: Uint32Array;
       tokens: number;
-      batches: number;
+      /** Texts that were run; a repetition is not. */
+      computed: number;
     }
   /** How far a call is, now and then. */
   | { kind: "progress"; call: number; done: number; tokens: number }

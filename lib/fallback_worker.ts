@@ -152,8 +152,8 @@ async function advance(job: Job, model: FallbackModel): Promise<"more" | "done">
   }
   const vectors = encode(job.vectors, dimension, job.encoding);
   const truncated = Uint32Array.from(job.truncated);
-  const batches = job.firstIndex.size;
-  reply({ kind: "embedded", call, vectors, truncated, tokens, batches }, [vectors.buffer as ArrayBuffer]);
+  const computed = job.firstIndex.size;
+  reply({ kind: "embedded", call, vectors, truncated, tokens, computed }, [vectors.buffer as ArrayBuffer]);
   return "done";
 }
 

@@ -70,12 +70,12 @@ const atLeast = (least: number, most = 0x7fffffff): Rule => ({
   accepts: (value) => Number.isInteger(value) && (value as number) >= least && (value as number) <= most,
 });
 const count = atLeast(1);
-export const SIGNAL_RULE: Rule = { expected: "an AbortSignal", accepts: (value) => value instanceof AbortSignal };
+const callback: Rule = { expected: "a function", accepts: (value) => typeof value === "function" };
+const signal: Rule = { expected: "an AbortSignal", accepts: (value) => value instanceof AbortSignal };
 
 export const BACKEND_RULE = oneOf("auto", "mlx", "onnx", "onnx-js");
-export const ENCODING_RULE = oneOf("float32", "int8", "binary");
 
-const RULES: Record<keyof LoadOptions, Rule> = {
+const LOAD_RULES: Record<keyof LoadOptions, Rule> = {
   backend: BACKEND_RULE,
   pooling: oneOf(...POOLING_MODES),
   queryPrompt: string,
@@ -89,9 +89,33 @@ const RULES: Record<keyof LoadOptions, Rule> = {
   memoryBudget: atLeast(1, Number.MAX_SAFE_INTEGER),
   queryCacheSize: atLeast(0),
   idleTimeoutMs: count,
-  signal: SIGNAL_RULE,
+  signal,
   onnxRuntimeLibrary: { expected: "a path", accepts: (value) => typeof value === "string" && value !== "" },
 };
+
+/** Options of a call. */
+const CALL_RULES = {
+  kind: {
+    expected: '"query" or "document"',
+    accepts: (value: unknown) => value === "query" || value === "document",
+  },
+  encoding: oneOf("float32", "int8", "binary"),
+  onTruncated: callback,
+  signal,
+  onProgress: callback,
+} satisfies Record<string, Rule>;
+
+/**
+ * The options of a call that takes those in `names`, checked and copied; `undefined` values are left out.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT` for an unknown name or a value of the wrong kind.
+ */
+export function checkCallOptions(
+  options: unknown,
+  names: readonly (keyof typeof CALL_RULES)[],
+): Record<string, unknown> {
+  return checkOptions(options, names, CALL_RULES);
+}
 
 /**
  * The options, checked and copied; `undefined` values are left out.
@@ -99,16 +123,24 @@ const RULES: Record<keyof LoadOptions, Rule> = {
  * @throws EmbedderError `INVALID_ARGUMENT` for an unknown name or a value of the wrong kind.
  */
 export function checkLoadOptions(options: unknown): LoadOptions {
-  const checked: Record<string, unknown> = {};
-  for (const [name, value] of optionEntries("options", options, Object.keys(RULES))) {
-    const rule = RULES[name as keyof LoadOptions];
-    if (!rule.accepts(value)) throw invalid(`option ${name}`, rule.expected, value);
-    checked[name] = value;
-  }
+  const checked: LoadOptions = checkOptions(options, Object.keys(LOAD_RULES), LOAD_RULES);
   if (checked.layerNorm !== undefined && checked.dimensions === undefined) {
     throw invalid("option layerNorm", "dimensions beside it (without a cut there is no layer norm)", checked.layerNorm);
   }
   return checked;
+}
+
+function checkOptions(
+  options: unknown,
+  names: readonly string[],
+  rules: Readonly<Record<string, Rule>>,
+): Record<string, unknown> {
+  const entries = optionEntries("options", options, names);
+  for (const [name, value] of entries) {
+    const rule = rules[name];
+    if (rule && !rule.accepts(value)) throw invalid(`option ${name}`, rule.expected, value);
+  }
+  return Object.fromEntries(entries);
 }
 
 /**

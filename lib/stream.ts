@@ -1,4 +1,4 @@
-import type { EncodedVector, Encoding, EngineResult } from "./engine.js";
+import { type EncodedVector, type Encoding, type EngineResult, rowsOf } from "./engine.js";
 import { AbortError } from "./errors.js";
 import { invalid } from "./options.js";
 
@@ -119,11 +119,8 @@ function pause(): Promise<Event> {
 }
 
 function* vectorsOf<E extends Encoding>({ first, texts }: Chunk, result: EngineResult): Generator<StreamedVector<E>> {
-  const vectors = result.vectors as EncodedVector[E];
-  const length = vectors.length / texts.length;
   const truncated = new Set(result.truncated);
-  for (let row = 0; row < texts.length; row++) {
-    const vector = vectors.subarray(row * length, (row + 1) * length) as EncodedVector[E];
+  for (const [row, vector] of rowsOf(result.vectors as EncodedVector[E], texts.length).entries()) {
     yield { index: first + row, vector, truncated: truncated.has(row) };
   }
 }
