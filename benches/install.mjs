@@ -2,16 +2,15 @@
 
 import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
-import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
+import { packageCacheFolder } from "../scripts/starter-model.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 
 /** Where peers and models lie. */
 export function cacheFolder() {
-  const user = process.env.XDG_CACHE_HOME || path.join(os.homedir(), ".cache");
-  return path.join(process.env.SEMANTIC_SEARCH_CACHE || path.join(user, "semantic-search-native"), "bench");
+  return path.join(packageCacheFolder(), "bench");
 }
 
 /** Runs a command; `undefined` where it went well, else the end of what it said. */

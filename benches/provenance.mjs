@@ -10,7 +10,7 @@ function git(...args) {
 }
 
 /** The code that was measured; changes beside it do not count. */
-function commit() {
+export function commit() {
   const changed = git("status", "--porcelain", "--", "src", "lib", "embedder.ts", "Cargo.toml", "Cargo.lock");
   return git("rev-parse", "--short=12", "HEAD") + (changed === "" ? "" : ", with uncommitted changes");
 }

@@ -13,7 +13,7 @@ export function sum(values) {
   return values.reduce((total, value) => total + value, 0);
 }
 
-function dot(a, b) {
+export function dot(a, b) {
   let total = 0;
   for (let i = 0; i < a.length; i++) total += a[i] * b[i];
   return total;

@@ -41,12 +41,16 @@ const GRAPH_NAME = "semantic-search-native.onnx";
 const CONNECT_TIMEOUT_MS = 5_000;
 const STALL_TIMEOUT_MS = 30_000;
 
-/** Where the starter model lies on this machine. */
-export function starterModelFolder(env = process.env) {
+/** Where scripts and benchmarks keep what they bring. */
+export function packageCacheFolder(env = process.env) {
   const userCache =
     (process.platform === "win32" ? env.LOCALAPPDATA : env.XDG_CACHE_HOME) || path.join(os.homedir(), ".cache");
-  const cache = env.SEMANTIC_SEARCH_CACHE || path.join(userCache, "semantic-search-native");
-  return path.join(cache, "models", "all-MiniLM-L6-v2");
+  return env.SEMANTIC_SEARCH_CACHE || path.join(userCache, "semantic-search-native");
+}
+
+/** Where the starter model lies on this machine. */
+export function starterModelFolder(env = process.env) {
+  return path.join(packageCacheFolder(env), "models", "all-MiniLM-L6-v2");
 }
 
 /**

@@ -4,6 +4,7 @@ import { closeSync, openSync, renameSync, writeSync } from "node:fs";
 
 const FLOAT = 1;
 const INT64 = 7;
+const ELEMENT_TYPES = { float: FLOAT, int32: 6, int64: INT64 };
 const EXTERNAL = 1;
 /** `AttributeProto.AttributeType` */
 const ATTRIBUTE = { float: 1, int: 2, ints: 7 };
@@ -64,9 +65,9 @@ export class OnnxGraph {
   #outputs = [];
   #known = new Set();
 
-  /** @param {"int64" | "float"} type */
+  /** @param {keyof typeof ELEMENT_TYPES} type */
   input(name, type, shape) {
-    this.#inputs.push(valueInfo(name, type === "int64" ? INT64 : FLOAT, shape));
+    this.#inputs.push(valueInfo(name, ELEMENT_TYPES[type], shape));
     return name;
   }
 
@@ -120,7 +121,8 @@ export class OnnxGraph {
     return name;
   }
 
-  write(file) {
+  /** The file's content, in parts. */
+  parts() {
     const graph = [
       ...this.#nodes.flatMap((node) => field(1, node)),
       ...field(2, "encoder"),
@@ -129,10 +131,13 @@ export class OnnxGraph {
       ...this.#outputs.flatMap((output) => field(12, output)),
     ];
     const opset = [...field(1, ""), ...field(2, 17)];
-    const parts = [...field(1, 8), ...field(7, graph), ...field(8, opset)];
+    return [...field(1, 8), ...field(7, graph), ...field(8, opset)];
+  }
+
+  write(file) {
     const partial = `${file}.part`;
     const handle = openSync(partial, "w");
-    for (const part of parts) for (let at = 0; at < part.length; ) at += writeSync(handle, part, at);
+    for (const part of this.parts()) for (let at = 0; at < part.length; ) at += writeSync(handle, part, at);
     closeSync(handle);
     renameSync(partial, file);
   }

@@ -11,13 +11,15 @@
 
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { installStarterModel, ROOT } from "../../scripts/setup.mjs";
+import { commit } from "../provenance.mjs";
+import { cosine, dot, sum } from "../statistics.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 /** A rank beyond this counts as not found. */
@@ -68,12 +70,6 @@ function output(program, args) {
   return stdout;
 }
 
-function dot(a, b) {
-  let sum = 0;
-  for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
-  return sum;
-}
-
 /** The vectors of a configuration; `null` where it needs a GPU and there is none. */
 async function embed(Embedder, model, pairs, { load, encoding, numbers = (vector) => vector, needsGpu }) {
   let embedder;
@@ -106,7 +102,7 @@ function retrieve({ queries, documents }) {
   });
   const found = ranks.filter((rank) => rank <= DEPTH);
   return {
-    mrr: found.reduce((sum, rank) => sum + 1 / rank, 0) / ranks.length,
+    mrr: sum(found.map((rank) => 1 / rank)) / ranks.length,
     recall: found.length / ranks.length,
   };
 }
@@ -115,17 +111,12 @@ function retrieve({ queries, documents }) {
 function cosines(ours, reference) {
   if (ours.queries[0].length !== reference.queries[0].length) return null;
   const all = ["queries", "documents"].flatMap((side) =>
-    ours[side].map((vector, index) => {
-      const other = reference[side][index];
-      return dot(vector, other) / Math.sqrt(dot(vector, vector) * dot(other, other));
-    }),
+    ours[side].map((vector, index) => cosine(vector, reference[side][index])),
   );
-  return { least: Math.min(...all), mean: all.reduce((sum, cosine) => sum + cosine, 0) / all.length };
+  return { least: Math.min(...all), mean: sum(all) / all.length };
 }
 
 function report(pairs, digest, rows) {
-  const commit = output("git", ["-C", ROOT, "rev-parse", "--short=12", "HEAD"]).trim();
-  const changed = output("git", ["-C", ROOT, "status", "--porcelain", "--", "src", "lib", "embedder.ts"]) !== "";
   const lines = rows.map(({ name, mrr, recall, cosine, passed }) =>
     [
       name,
@@ -146,7 +137,7 @@ function report(pairs, digest, rows) {
 
 - Task: ${pairs.length} docstrings of the standard library of ${output(options.python, ["--version"]).trim()} (SHA-256 of the pairs ${digest.slice(0, 12)}…); each has its own function, without the docstring, as the one right answer among all
 - Model: all-MiniLM-L6-v2, real weights; texts are cut at its own limit
-- Machine: ${os.cpus().length} × ${os.cpus()[0].model.trim()}, ${os.type()} ${os.arch()}; Node.js ${process.version}; commit ${commit}${changed ? " with changes" : ""}
+- Machine: ${os.cpus().length} × ${os.cpus()[0].model.trim()}, ${os.type()} ${os.arch()}; Node.js ${process.version}; commit ${commit()}
 - Cosine: of each vector, queries and documents, to its own in the first row
 - Bounds: ${bounds.join("; ")}
 
@@ -176,6 +167,7 @@ async function main() {
     rows.push(row);
     console.log(`${row.name}: MRR@${DEPTH} ${row.mrr.toFixed(4)}, least cosine ${row.cosine?.least.toFixed(4) ?? "-"}`);
   }
+  mkdirSync(options.out, { recursive: true });
   writeFileSync(path.join(options.out, "RESULTS.md"), report(pairs, digest, rows));
   if (rows.some(({ passed }) => passed === false)) process.exitCode = 1;
 }
