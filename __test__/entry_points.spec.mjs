@@ -167,6 +167,21 @@ for (const how of Object.keys(LOADERS)) {
   });
 }
 
+test("ONNX Runtime's library is taken from what was unpacked beside an Electron archive", async () => {
+  const user = path.join(temporaryFolder(), "app.asar");
+  cpSync(installed({ dependencies: ["@huggingface/tokenizers"] }), user, { recursive: true, verbatimSymlinks: true });
+  // In the archive only what JavaScript reads, as the linker would see it.
+  const inArchive = path.join(user, "node_modules/onnxruntime-node");
+  mkdirSync(inArchive);
+  copyFileSync(path.join(ROOT, "node_modules/onnxruntime-node/package.json"), path.join(inArchive, "package.json"));
+  mkdirSync(path.join(`${user}.unpacked`, "node_modules"), { recursive: true });
+  const unpacked = path.join(`${user}.unpacked`, "node_modules/onnxruntime-node");
+  symlinkSync(path.join(ROOT, "node_modules/onnxruntime-node"), unpacked, "junction");
+  const env = { MODEL: await model("bert_mean"), OPTIONS: JSON.stringify({ backend: "onnx" }) };
+  const [{ backend }] = child(user, "require", LOAD, env);
+  assert.equal(backend, "onnx");
+});
+
 test("worker threads load, embed and end without harm to each other or the main thread", async () => {
   const body = `
     const { Worker } = require("node:worker_threads");

@@ -70,7 +70,10 @@ function bundledOnnxRuntime(): string | undefined {
   } catch {
     return undefined;
   }
-  const libraries = path.join(dir, "bin", "napi-v6", process.platform, process.arch);
+  const packed = path.join(dir, "bin", "napi-v6", process.platform, process.arch);
+  // Electron shows an archive as a folder, to JavaScript only. The system's linker finds what was unpacked beside it.
+  const unpacked = packed.replace(/(\.asar)(?=[\\/])/, "$1.unpacked");
+  const libraries = existsSync(unpacked) ? unpacked : packed;
   const isLibrary = /^(libonnxruntime\.so\.1|libonnxruntime\.1.*\.dylib|onnxruntime\.dll)$/;
   const name = existsSync(libraries) ? readdirSync(libraries).find((file) => isLibrary.test(file)) : undefined;
   return name === undefined ? undefined : path.join(libraries, name);
