@@ -1,4 +1,4 @@
-/** What went wrong, for programs: stable across versions. The README lists what a caller can do about each. */
+/** What went wrong, for programs: stable across versions. `docs/troubleshooting.md` says what to do about each. */
 export type EmbedderErrorCode = (typeof ERROR_CODES)[number];
 
 const ERROR_CODES = [

@@ -1,0 +1,243 @@
+/**
+ * The documents are true: their samples run, their links lead somewhere, and no error code, error message or option is
+ * missing or made up.
+ *
+ * Every fenced `js` sample is run as an ES module of its own, in a folder where `semantic-search-native` is installed and
+ * every `./models/…` is the starter model. HTML comments before it, which readers do not see, say what else it needs:
+ *
+ *     <!-- given: const texts = ["…"]; -->   code in front of it
+ *     <!-- then: server.close(); -->          code behind it
+ *     <!-- file: worker.mjs -->               it is this file, for the samples that follow on the page
+ *     <!-- needs: fastembed -->               run where the benchmark has installed these packages, else skipped
+ *     <!-- not run: it needs Electron -->     not run, with the reason
+ *     <!-- output -->                         before a `text` fence: what the sample above it prints
+ */
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import * as path from "node:path";
+import { test } from "node:test";
+import { packageCacheFolder } from "../scripts/starter-model.mjs";
+import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
+
+const PAGES = ["README.md", ...markdownIn("docs")];
+const LINKING_PAGES = [...PAGES, ...markdownIn("examples/code-search"), ...markdownIn("benches")];
+const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
+const BENCH = path.join(packageCacheFolder(), "bench");
+
+function markdownIn(folder) {
+  const names = readdirSync(path.join(ROOT, folder));
+  return names.filter((name) => name.endsWith(".md")).map((name) => `${folder}/${name}`);
+}
+
+function read(page) {
+  return readFileSync(path.join(ROOT, page), "utf8");
+}
+
+/** The fences of a page with their directives, in order. */
+function fences(page) {
+  const pattern = /((?:^<!--(?:(?!-->).)*-->\n)*)^( *)```(\w*)\n(.*?)^ *```$/gms;
+  return [...read(page).matchAll(pattern)].map(({ 1: comments, 3: language, 4: code, index, 0: all }) => {
+    const directives = {};
+    for (const [, name, value = ""] of comments.matchAll(/<!--\s*([a-z ]+?)(?::(.*?))?\s*-->/gs)) {
+      assert.ok(DIRECTIVES.includes(name), `${page}: unknown directive "${name}" (known: ${DIRECTIVES.join(", ")})`);
+      directives[name] = value.trim();
+    }
+    const line = read(page)
+      .slice(0, index + all.indexOf("```"))
+      .split("\n").length;
+    return { language, code, directives, where: `${page}:${line}` };
+  });
+}
+
+/** A folder like a user's, for the samples of one page. */
+function userFolder() {
+  const folder = temporaryFolder();
+  mkdirSync(path.join(folder, "node_modules"));
+  symlinkSync(ROOT, path.join(folder, "node_modules/semantic-search-native"), "junction");
+  const model = path.join(folder, "starter-model");
+  cpSync(STARTER_MODEL, model, { recursive: true });
+  mkdirSync(path.join(folder, "models"));
+  for (const name of ["CodeRankEmbed", "nomic-embed-text-v1.5", "all-MiniLM-L6-v2", "bge-small-en-v1.5"]) {
+    symlinkSync(model, path.join(folder, "models", name), "junction");
+  }
+  return folder;
+}
+
+/** Installs the benchmark's peers and its model with an ONNX file; `false` where it has not brought them. */
+function installPeers(folder, names) {
+  const model = path.join(BENCH, "models/minilm-256");
+  const installed = (name) => path.join(BENCH, "npm/node_modules", name);
+  if (!names.every((name) => existsSync(installed(name))) || !existsSync(path.join(model, "onnx"))) return false;
+  for (const name of names) {
+    const target = path.join(folder, "node_modules", name);
+    if (existsSync(target)) continue;
+    mkdirSync(path.dirname(target), { recursive: true });
+    symlinkSync(installed(name), target, "junction");
+  }
+  cpSync(model, path.join(folder, "starter-model"), { recursive: true });
+  return true;
+}
+
+function runModule(folder, file) {
+  const env = { ...process.env, NO_COLOR: "1" };
+  for (const name of Object.keys(env))
+    if (/^(SEMANTIC_SEARCH_(MODEL|BACKEND)|ORT_DYLIB_PATH)$/.test(name)) delete env[name];
+  return new Promise((resolve, reject) => {
+    const child = spawn(process.execPath, [file], { cwd: folder, env, timeout: 60_000 });
+    let [out, err] = ["", ""];
+    child.stdout.setEncoding("utf8").on("data", (text) => (out += text));
+    child.stderr.setEncoding("utf8").on("data", (text) => (err += text));
+    child.on("error", reject);
+    child.on("close", (status, signal) => resolve({ status: status ?? signal, out, err }));
+  });
+}
+
+for (const page of PAGES) {
+  test(`${page}: its samples run`, async (t) => {
+    const folder = userFolder();
+    let printed;
+    for (const [index, { language, code, directives, where }] of fences(page).entries()) {
+      if ("output" in directives) {
+        await t.test(`${where} is what the sample above prints`, () => assert.equal(printed, code));
+        continue;
+      }
+      assert.ok(!["ts", "javascript", "typescript", "mjs"].includes(language), `${where}: write the sample as js`);
+      if (language !== "js") continue;
+      if (directives.file) {
+        writeFileSync(path.join(folder, directives.file), code);
+        continue;
+      }
+      const reason = directives["not run"];
+      await t.test(where, { skip: reason }, async (sample) => {
+        const peers = directives.needs?.split(",").map((name) => name.trim());
+        if (peers && !installPeers(folder, peers)) return sample.skip(`npm run bench has not installed ${peers}`);
+        const file = path.join(folder, `sample-${index}.mjs`);
+        writeFileSync(file, [directives.given, code, directives.then].filter(Boolean).join("\n"));
+        const { status, out, err } = await runModule(folder, file);
+        assert.equal(status, 0, err || out);
+        printed = out;
+      });
+    }
+  });
+}
+
+/** The anchors of a page, as GitHub makes them of its headings. */
+function anchors(page) {
+  const seen = new Map();
+  const headings = withoutFences(read(page)).matchAll(/^#{1,6} (.+)$/gm);
+  return [...headings].map(([, heading]) => {
+    const text = heading.replace(/\[([^\]]*)\]\([^)]*\)/g, "$1").toLowerCase();
+    const slug = text
+      .replace(/[^\p{L}\p{N}\s_-]/gu, "")
+      .trim()
+      .replaceAll(" ", "-");
+    const count = seen.get(slug) ?? 0;
+    seen.set(slug, count + 1);
+    return count === 0 ? slug : `${slug}-${count}`;
+  });
+}
+
+function withoutFences(text) {
+  return text.replace(/^ *```.*?^ *```$/gms, "");
+}
+
+for (const page of LINKING_PAGES) {
+  test(`${page}: every relative link and anchor exists`, () => {
+    const broken = [];
+    for (const [, target] of withoutFences(read(page)).matchAll(/\]\(([^)\s]+)\)/g)) {
+      if (/^[a-z]+:/.test(target)) continue;
+      const [file, anchor] = target.split("#");
+      const linked = file === "" ? page : path.posix.join(path.posix.dirname(page), file);
+      if (!existsSync(path.join(ROOT, linked))) broken.push(target);
+      else if (anchor !== undefined && !anchors(linked).includes(anchor)) broken.push(target);
+    }
+    assert.deepEqual(broken, []);
+  });
+}
+
+/** The part of a page below a heading, up to the next one of its level. */
+function section(page, heading) {
+  const [, rest] = read(page).split(`\n${heading}\n`);
+  assert.ok(rest !== undefined, `${page} has no heading "${heading}"`);
+  return rest.split(new RegExp(`^${heading.match(/^#+/)[0]} `, "m"))[0];
+}
+
+const TROUBLESHOOTING = "docs/troubleshooting.md";
+const ERROR_CODES = [
+  ...read("lib/errors.ts")
+    .split("] as const")[0]
+    .matchAll(/^ {2}"([A-Z_]+)",$/gm),
+].map(([, code]) => code);
+
+test("troubleshooting has a heading for every error code, and for no other", () => {
+  const headings = [...read(TROUBLESHOOTING).matchAll(/^## `(.+)`$/gm)].map(([, code]) => code);
+  assert.ok(ERROR_CODES.length > 0);
+  assert.deepEqual(headings.toSorted(), ERROR_CODES.toSorted());
+});
+
+/** The sources as one text, in which a string that is broken into several is whole. */
+function messageSources() {
+  const below = (folder) =>
+    readdirSync(path.join(ROOT, folder), { recursive: true }).map((name) => path.join(folder, String(name)));
+  return ["embedder.ts", ...below("lib"), ...below("src")]
+    .filter((file) => /\.(ts|rs)$/.test(file))
+    .map(read)
+    .join("\n")
+    .replace(/(["'`])\s*\+\s*["'`]/g, "")
+    .replace(/\\\n\s*/g, "")
+    .replaceAll('\\"', '"')
+    .replaceAll("\\`", "`");
+}
+
+/** What is filled in, and what the error types put around a reason: what lies between is one string of the sources. */
+const FRAMES =
+  /…|: expected |, found |: not found; (?:expected )?| is not supported; |the \S+ backend is not available: |(?:inference|tokenization) failed: /;
+
+test("every message in troubleshooting is one that the sources have", () => {
+  const sources = messageSources();
+  const unknown = [];
+  let count = 0;
+  for (const code of ERROR_CODES) {
+    for (const [, message] of section(TROUBLESHOOTING, `## \`${code}\``).matchAll(/^\| `(.+?)` \|/gm)) {
+      count++;
+      const parts = message.split(FRAMES).map((part) => part.replace(/^\W+|\W+$/g, ""));
+      if (!parts.filter((part) => part.length > 3).every((part) => sources.includes(part))) unknown.push(message);
+    }
+  }
+  assert.ok(count > 20, `only ${count} messages were found`);
+  assert.deepEqual(unknown, []);
+});
+
+/** The options that a function knows: its error for a misspelt one lists them. */
+async function knownOptions(call) {
+  const message = await call({ "?": 1 }).then(assert.fail, (error) => error.message);
+  return message.match(/\(known: (.+)\)/)[1].split(", ");
+}
+
+test("every option is in the documents", async () => {
+  const embedder = await api.Embedder.load(STARTER_MODEL);
+  const options = [
+    ...(await knownOptions((misspelt) => api.Embedder.load(STARTER_MODEL, misspelt))),
+    ...(await knownOptions((misspelt) => embedder.embed([], misspelt))),
+    ...(api.pull ? await knownOptions((misspelt) => api.pull("org/name", misspelt)) : []),
+  ];
+  await embedder.close();
+  const text = PAGES.map(read).join("\n");
+  assert.ok(options.includes("maxTokens") && options.includes("onTruncated"));
+  assert.deepEqual(
+    options.filter((name) => !text.includes(`\`${name}\``)),
+    [],
+  );
+});
+
+test("docs/models.md lists the known models as the package has them", { skip: !api.KNOWN_MODELS && "none yet" }, () => {
+  const cell = (prompt) => (prompt === "" ? "" : `\`${prompt}\``);
+  const rows = api.KNOWN_MODELS.map(
+    ({ id, dimension, maxTokens, pooling, queryPrompt, documentPrompt, license }) =>
+      `| \`${id}\` | ${dimension} | ${maxTokens} | ${pooling} | ${cell(queryPrompt)} | ${cell(documentPrompt)} | ${license} |`,
+  );
+  const [, table] = read("docs/models.md").match(/<!-- known models -->\n(.*?)<!-- end of known models -->/s) ?? [];
+  assert.equal(table?.trim().split("\n").slice(2).join("\n"), rows.join("\n"));
+});
