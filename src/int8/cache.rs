@@ -23,7 +23,7 @@ pub fn file(folder: &Path, source_digest: &str) -> PathBuf {
 
 /// The ending of a file that is being written, and the time after which it will not be finished any more.
 const PARTIAL: &str = "part";
-const ABANDONED: Duration = Duration::from_secs(60 * 60);
+const ABANDONED: Duration = Duration::from_hours(1);
 
 /// This package's cache folder: `SEMANTIC_SEARCH_CACHE`, else a folder where the system wants caches. `None` where the
 /// environment does not even name a home.
