@@ -315,6 +315,7 @@ export class Embedder {
  * Loads the process-wide model of `embed` and `isGpu`. Synchronous: it blocks until the model is loaded. A second call
  * with the same arguments does nothing.
  *
+ * @param modelDir A folder: what must not wait cannot download. `pull` gives the folder of a model on the Hub.
  * @throws EmbedderError as `Embedder.load`, and `ALREADY_INITIALIZED` for another model or other options.
  */
 export function init(

@@ -119,6 +119,8 @@ export class HubClient {
     const stalled = /^UND_ERR_(HEADERS|BODY)_TIMEOUT$/.test(code);
     if (stalled)
       return new TransferError(`${origin} sent nothing for ${this.#settings.stallTimeoutMs / 1000} s`, { cause });
+    // Where a tunnel is asked for, undici has only words for it.
+    if (/\b407\b/.test(message)) return refusedByProxy();
     const certificate = /CERT|^ERR_TLS|^UNABLE_TO_/.test(code);
     const advice = certificate
       ? "where a proxy opens connections, NODE_EXTRA_CA_CERTS names its certificate"
@@ -174,6 +176,13 @@ function named({ model, revision, file }: Subject): string {
   return file === undefined ? `${model}@${revision}` : `${file} of ${model}@${revision}`;
 }
 
+function refusedByProxy(): EmbedderError {
+  return new EmbedderError(
+    "ACCESS_DENIED",
+    "the proxy asks for a name and password, or for others: HTTPS_PROXY=http://name:password@host:port",
+  );
+}
+
 /** The error of an answer that is none. `X-Error-Code` tells apart what the status alone does not. */
 function refusal(
   status: number,
@@ -210,9 +219,6 @@ function refusal(
       `${origin} refuses ${named(subject)} (${status}${said ? `: ${said}` : ""}): ${withToken}`,
     );
   }
-  if (status === 407) {
-    return new EmbedderError("ACCESS_DENIED", "the proxy asks for a name and password: http://name:password@host:port");
-  }
   const retry = status === 408 || status === 429 || status >= 500;
   const retryAfterMs = retry ? waitAskedFor(headers) : undefined;
   const wait = retryAfterMs === undefined ? "" : `; it asks to wait ${Math.ceil(retryAfterMs / 1000)} s`;
@@ -225,9 +231,9 @@ function refusal(
       );
 }
 
-/** `Retry-After` in milliseconds: seconds or a date. */
+/** `Retry-After` in milliseconds: seconds or a date; or what is left of the Hub's own `RateLimit: "api";r=0;t=55`. */
 function waitAskedFor(headers: Headers): number | undefined {
-  const value = header(headers, "retry-after");
+  const value = header(headers, "retry-after") ?? /\bt=(\d+)/.exec(header(headers, "ratelimit") ?? "")?.[1];
   if (value === undefined) return undefined;
   const wait = /^\s*\d+\s*$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
   return Number.isNaN(wait) ? undefined : Math.max(0, wait);
