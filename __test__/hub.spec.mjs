@@ -387,7 +387,7 @@ describe("which files", () => {
     }
     const { hub, options } = await hubWith();
     hub.fault("hub", /api/, (response) => response.end("<html>Please log in</html>"));
-    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "expected JSON", "login page"));
+    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "expected a short JSON", "login page"));
   });
 });
 
@@ -407,6 +407,17 @@ describe("the transfer", () => {
     hub.fault("cdn", /safetensors/, cutAfter(60_000));
     hub.fault("cdn", /safetensors/, (response, { file }) => response.end(file));
     assertComplete(await pull(ID, options));
+  });
+
+  test("gives up on a server that starts over and breaks off each time", async () => {
+    const { hub, options } = await hubWith();
+    const breakOff = (response, { file }) => {
+      response.writeHead(200, { "content-length": file.length });
+      response.write(file.subarray(0, 60_000), () => setTimeout(() => response.destroy(), 20));
+    };
+    hub.fault("cdn", /safetensors/, breakOff, 99);
+    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "connection to http://localhost"));
+    assert.equal(hub.requests.filter(({ host }) => host === "cdn").length, 5, "one, and four that brought nothing new");
   });
 
   test("gives up after attempts without a byte, keeps what it has, and goes on from there", async () => {

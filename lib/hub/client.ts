@@ -25,6 +25,8 @@ export interface Subject {
 const CONNECT_TIMEOUT_MS = 10_000;
 const REDIRECTS = 5;
 const ATTEMPTS = 5;
+/** In bytes. The largest repositories' lists of files take a few megabytes. */
+const LONGEST_JSON = 50_000_000;
 
 /**
  * HTTP with the Hub. Follows redirects itself, because the token is for the endpoint alone; reports what goes wrong as
@@ -57,20 +59,26 @@ export class HubClient {
       try {
         const { body } = await this.get(path, subject);
         const chunks: Buffer[] = [];
-        for await (const chunk of body) chunks.push(chunk);
+        let length = 0;
+        for await (const chunk of body) {
+          chunks.push(chunk);
+          length += chunk.length;
+          if (length > LONGEST_JSON) throw this.#noJson(path, `more than ${LONGEST_JSON} bytes`);
+        }
         try {
           return JSON.parse(Buffer.concat(chunks).toString());
         } catch (cause) {
-          throw new EmbedderError(
-            "DOWNLOAD_FAILED",
-            `${this.#settings.endpoint}${path}: expected JSON; is this the endpoint of a Hub, and no login page before it?`,
-            { cause },
-          );
+          throw this.#noJson(path, "something else; is a login page before the Hub?", cause);
         }
       } catch (error) {
         await retries.after(error);
       }
     }
+  }
+
+  #noJson(path: string, found: string, cause?: unknown): EmbedderError {
+    const message = `${this.#settings.endpoint}${path}: expected a short JSON text, found ${found}`;
+    return new EmbedderError("DOWNLOAD_FAILED", message, { cause });
   }
 
   /**
@@ -116,9 +124,9 @@ export class HubClient {
   #transferError(cause: unknown, { origin }: URL): EmbedderError {
     throwIfAborted(this.#signal);
     const { code = "", message } = cause as NodeJS.ErrnoException;
-    const stalled = /^UND_ERR_(HEADERS|BODY)_TIMEOUT$/.test(code);
-    if (stalled)
+    if (/^UND_ERR_(HEADERS|BODY)_TIMEOUT$/.test(code)) {
       return new TransferError(`${origin} sent nothing for ${this.#settings.stallTimeoutMs / 1000} s`, { cause });
+    }
     // Where a tunnel is asked for, undici has only words for it.
     if (/\b407\b/.test(message)) return refusedByProxy();
     const certificate = /CERT|^ERR_TLS|^UNABLE_TO_/.test(code);
@@ -195,7 +203,7 @@ function refusal(
   const reason = header(headers, "x-error-code");
   const said = header(headers, "x-error-message");
   const withToken = token ? "the token that was sent does not allow it" : "no token was sent: set HF_TOKEN";
-  if (reason === "GatedRepo" || (status === 403 && /gated|access/i.test(said ?? "") && reason !== "RepoNotFound")) {
+  if (reason === "GatedRepo") {
     return new EmbedderError(
       "ACCESS_DENIED",
       `${model} is a gated model: accept its conditions on ${origin}/${model} and set HF_TOKEN to a token of that account (${withToken})`,
