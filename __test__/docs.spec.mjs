@@ -3,7 +3,7 @@
  * missing or made up.
  *
  * Every fenced `js` sample is run as an ES module of its own, in a folder where `semantic-search-native` is installed and
- * every `./models/…` is the starter model. HTML comments before it, which readers do not see, say what else it needs:
+ * every `./models/…` is the starter model; names are looked up on a Hub of this machine. HTML comments before it, which readers do not see, say what else it needs:
  *
  *     <!-- given: const texts = ["…"]; -->   code in front of it
  *     <!-- then: server.close(); -->          code behind it
@@ -17,8 +17,9 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
-import { test } from "node:test";
+import { after, test } from "node:test";
 import { packageCacheFolder } from "../scripts/starter-model.mjs";
+import { filesIn, startHub } from "./hub_server.mjs";
 import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
@@ -80,10 +81,26 @@ function installPeers(folder, names) {
   return true;
 }
 
+/** The models that samples name, as small ones, and a branch for `org/model`. */
+const hub = await startHub(
+  Object.fromEntries(
+    [...api.KNOWN_MODELS, { id: "org/model", revision: "2".repeat(40) }].map(({ id, revision }) => [
+      id,
+      {
+        files: filesIn(path.join(ROOT, "tests/fixtures/bert_mean")),
+        commit: revision,
+        branches: { main: revision, "v1.2": revision },
+      },
+    ]),
+  ),
+);
+after(() => hub.close());
+
 function runModule(folder, file) {
-  const env = { ...process.env, NO_COLOR: "1" };
+  const home = path.join(folder, "hub");
+  const env = { ...process.env, NO_COLOR: "1", HF_ENDPOINT: hub.endpoint, HF_HOME: home };
   for (const name of Object.keys(env))
-    if (/^(SEMANTIC_SEARCH_(MODEL|BACKEND)|ORT_DYLIB_PATH)$/.test(name)) delete env[name];
+    if (/^(SEMANTIC_SEARCH_(MODEL|BACKEND)|ORT_DYLIB_PATH|HF_HUB_.*|HF_TOKEN.*)$/.test(name)) delete env[name];
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [file], { cwd: folder, env, timeout: 60_000 });
     let [out, err] = ["", ""];
@@ -221,7 +238,7 @@ test("every option is in the documents", async () => {
   const options = [
     ...(await knownOptions((misspelt) => api.Embedder.load(STARTER_MODEL, misspelt))),
     ...(await knownOptions((misspelt) => embedder.embed([], misspelt))),
-    ...(api.pull ? await knownOptions((misspelt) => api.pull("org/name", misspelt)) : []),
+    ...(await knownOptions((misspelt) => api.pull("org/name", misspelt))),
   ];
   await embedder.close();
   const text = PAGES.map(read).join("\n");
@@ -232,7 +249,7 @@ test("every option is in the documents", async () => {
   );
 });
 
-test("docs/models.md lists the known models as the package has them", { skip: !api.KNOWN_MODELS && "none yet" }, () => {
+test("docs/models.md lists the known models as the package has them", () => {
   const cell = (prompt) => (prompt === "" ? "" : `\`${prompt}\``);
   const rows = api.KNOWN_MODELS.map(
     ({ id, dimension, maxTokens, pooling, queryPrompt, documentPrompt, license }) =>

@@ -1,8 +1,10 @@
 /** `dtype: "int8"` as users see it, with the real starter model; `tests/int8.rs` has what Rust can test closer by. */
 
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { copyFileSync, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
+import { createInterface } from "node:readline";
 import { test } from "node:test";
 import {
   api,
@@ -12,6 +14,7 @@ import {
   FIXTURES,
   golden,
   model,
+  ROOT,
   STARTER_MODEL,
   temporaryFolder,
   withEmbedder,
@@ -72,6 +75,32 @@ test("the number format is part of the fingerprint, and the weights are kept in 
   assert.equal(fingerprints.size, 2);
   const kept = readdirSync(path.join(CACHE, "quantized"));
   assert.ok(kept.length >= 1 && kept.every((name) => /^int8-v\d+-[0-9a-f]{64}\.safetensors$/.test(name)), String(kept));
+});
+
+test("several processes may quantize the same model at once", async () => {
+  const cache = temporaryFolder();
+  const code = `
+    const { Embedder } = require(${JSON.stringify(path.join(ROOT, "dist/embedder.js"))});
+    process.stdin.once("data", async () => {
+      const embedder = await Embedder.load(process.env.MODEL, { dtype: "int8", backend: "onnx", threads: 1 });
+      const [vector] = await embedder.embed(["one text"]);
+      console.log(Buffer.from(vector.buffer, vector.byteOffset, vector.byteLength).toString("hex"));
+      process.exit();
+    });
+    console.log("ready");`;
+  const env = { ...process.env, MODEL: STARTER_MODEL, SEMANTIC_SEARCH_CACHE: cache };
+  const children = Array.from({ length: 4 }, () => {
+    const child = spawn(process.execPath, ["-e", code], { env, stdio: ["pipe", "pipe", "inherit"] });
+    return { child, lines: createInterface({ input: child.stdout })[Symbol.asyncIterator]() };
+  });
+  const answers = () => Promise.all(children.map(async ({ lines }) => (await lines.next()).value));
+  assert.deepEqual(await answers(), ["ready", "ready", "ready", "ready"]);
+  for (const { child } of children) child.stdin.write("go\n");
+  const vectors = await answers();
+  assert.match(vectors[0], /^[0-9a-f]{3072}$/);
+  assert.equal(new Set(vectors).size, 1);
+  const kept = readdirSync(path.join(cache, "quantized"));
+  assert.ok(kept.length === 1 && kept[0].endsWith(".safetensors"), String(kept));
 });
 
 test("the fallback gives the same vectors under the same fingerprint, over the exported file", async () => {

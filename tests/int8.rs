@@ -231,6 +231,24 @@ fn several_may_quantize_at_once() {
 }
 
 #[test]
+fn what_killed_writers_left_is_removed() {
+    let cache = tempfile::tempdir().unwrap();
+    let folder = cache.path().join("quantized");
+    std::fs::create_dir(&folder).unwrap();
+    let [old, new] = ["int8-v1-old.1-0.part", "int8-v1-new.2-0.part"].map(|name| folder.join(name));
+    for (file, hours) in [(&old, 2), (&new, 0)] {
+        let written = std::time::SystemTime::now() - std::time::Duration::from_secs(hours * 3600);
+        std::fs::File::create(file)
+            .unwrap()
+            .set_modified(written)
+            .unwrap();
+    }
+    load("bert_mean", &options(cache.path()));
+    assert!(!old.exists());
+    assert!(new.exists(), "another process may be writing it");
+}
+
+#[test]
 fn int8_is_for_the_onnx_backend() {
     let cache = tempfile::tempdir().unwrap();
     let with = |backend| Options {

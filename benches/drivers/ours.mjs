@@ -14,7 +14,8 @@ await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
   const { Embedder } = createRequire(import.meta.url)(path.join(folder, "dist/embedder.js"));
   const { version } = JSON.parse(readFileSync(path.join(folder, "package.json"), "utf8"));
   const memoryBeforeLoad = process.memoryUsage.rss();
-  const embedder = await Embedder.load(model, { maxTokens, threads, ...options });
+  const load = () => Embedder.load(model, { maxTokens, threads, ...options });
+  let embedder = await load();
   const answers = {
     /** Seconds of the same query, over and over. */
     cached: async ({ runs }, [text]) => {
@@ -43,6 +44,10 @@ await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
     /** Collects garbage, so that memory tells what is in use. */
     collect: async () => {
       collectGarbage();
+      return {};
+    },
+    load: async () => {
+      embedder = await load();
       return {};
     },
     close: async () => {

@@ -6,10 +6,12 @@
  * A request names a list of texts and a part of it, `{ want, texts, from, to }`. What can be wanted is below.
  */
 
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Worker } from "node:worker_threads";
 
 /**
  * @typedef {object} Driver
@@ -69,25 +71,44 @@ const WANTED = {
     return { seconds, bulk: (end - start) / 1000 };
   },
 
-  /** How late the event loop was while one call with all texts ran, in milliseconds. */
-  delay: async ({ embed }, texts) => {
-    const histogram = monitorEventLoopDelay({ resolution: 1 });
-    histogram.enable();
-    // Two turns: the first sample has to be there before the work begins.
-    await sleep(20);
-    histogram.reset();
-    await embed(texts);
-    // A loop that was blocked to the end is only seen at its next turn.
-    await sleep(5);
-    histogram.disable();
-    const milliseconds = (nanoseconds) => nanoseconds / 1e6;
-    return {
-      p50: milliseconds(histogram.percentile(50)),
-      p99: milliseconds(histogram.percentile(99)),
-      max: milliseconds(histogram.max),
-    };
+  /** How late the event loop was while one call with all texts ran. */
+  delay: ({ embed }, texts) => loopDelay(() => embed(texts)),
+
+  /**
+   * The same while as many threads as compute did nothing but count, at the priority of bulk work: what the machine and
+   * its scheduler do to an event loop, whatever runs.
+   */
+  delayBesideCounting: async (_driver, _texts, { threads, seconds }) => {
+    const count = `
+      require("node:os").setPriority(10);
+      for (const end = Date.now() + ${1000 * seconds}; Date.now() < end; );`;
+    const workers = Array.from({ length: threads }, () => new Worker(count, { eval: true }));
+    await Promise.all(workers.map((worker) => once(worker, "online")));
+    return loopDelay(() => Promise.all(workers.map((worker) => once(worker, "exit"))));
   },
 };
+
+/** How late the event loop was until `work` was done, in milliseconds, and how long that took in seconds. */
+async function loopDelay(work) {
+  const histogram = monitorEventLoopDelay({ resolution: 1 });
+  histogram.enable();
+  // Two turns: the first sample has to be there before the work begins.
+  await sleep(20);
+  histogram.reset();
+  const start = performance.now();
+  await work();
+  const seconds = (performance.now() - start) / 1000;
+  // A loop that was blocked to the end is only seen at its next turn.
+  await sleep(5);
+  histogram.disable();
+  const milliseconds = (nanoseconds) => nanoseconds / 1e6;
+  return {
+    seconds,
+    p50: milliseconds(histogram.percentile(50)),
+    p99: milliseconds(histogram.percentile(99)),
+    max: milliseconds(histogram.max),
+  };
+}
 
 /**
  * Runs a driver until its input ends.

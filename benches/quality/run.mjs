@@ -6,7 +6,7 @@
  * made of the vectors before they are compared. The first row is what the others are measured against. The exit code is 1
  * if one falls short of its bounds.
  *
- * Options: --bounded (only rows that have bounds, and the first) --pairs=1000 --package=<folder with dist and the addon> --python=python3 --out=<folder>
+ * Options: --bounded (only rows that have bounds, and the first) --slow (also what needs a GPU, without one) --pairs=1000 --package=<folder with dist and the addon> --python=python3 --out=<folder>
  */
 
 import { spawnSync } from "node:child_process";
@@ -32,7 +32,7 @@ const DEPTH = 10;
  * @property {"int8" | "binary"} [encoding] of `embed`
  * @property {(vector: Float32Array | Int8Array | Uint8Array) => ArrayLike<number>} [numbers] the vector as numbers to compare by
  * dot product
- * @property {boolean} [needsGpu] would take too long without
+ * @property {boolean} [needsGpu] takes a second a text without, so only where `--slow` asks for it
  * @property {{ mrr: number, cosine: number }} [bounds] least MRR relative to the first row; least cosine of a vector to its
  * own in the first row
  */
@@ -57,6 +57,7 @@ function signs(bits) {
 const { values: options } = parseArgs({
   options: {
     bounded: { type: "boolean", default: false },
+    slow: { type: "boolean", default: false },
     pairs: { type: "string", default: "1000" },
     package: { type: "string", default: ROOT },
     python: { type: "string", default: "python3" },
@@ -70,7 +71,7 @@ function output(program, args) {
   return stdout;
 }
 
-/** The vectors of a configuration; `null` where it needs a GPU and there is none. */
+/** The vectors of a configuration; `null` where it needs what is not here. */
 async function embed(Embedder, model, pairs, { load, encoding, numbers = (vector) => vector, needsGpu }) {
   let embedder;
   try {
@@ -80,7 +81,7 @@ async function embed(Embedder, model, pairs, { load, encoding, numbers = (vector
     throw error;
   }
   try {
-    if (needsGpu && !embedder.isGpu) return null;
+    if (needsGpu && !embedder.isGpu && !options.slow) return null;
     const vectors = async (texts, kind) => (await embedder.embed(texts, { kind, encoding })).map(numbers);
     return {
       documents: await vectors(pairs.map(({ code }) => code)),

@@ -12,6 +12,8 @@ import { measureQuality } from "./quality.mjs";
 /** How long thread pools spin after work, with room: the next contestant shall find the processors free. */
 const PAUSE_MS = 60;
 
+const DELAY_RUNS = 3;
+
 /**
  * @typedef {object} Row
  * @property {string} what
@@ -132,15 +134,29 @@ async function eventLoop(job) {
   const count = job.sizes.delayTexts;
   if (count === 0) return NOT_ON_THIS_MODEL;
   return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
-    const samples = await ours.ask({ want: "delay", texts: "functions", to: count });
-    const { p99, max } = samples;
+    const samples = { embedding: [], counting: [] };
+    for (let run = 0; run < DELAY_RUNS; run++) {
+      const embedding = await ours.ask({ want: "delay", texts: "functions", to: count });
+      const { threads } = measured;
+      const { seconds } = embedding;
+      const counting = await ours.ask({ want: "delayBesideCounting", texts: "functions", to: 0, threads, seconds });
+      samples.embedding.push(embedding);
+      samples.counting.push(counting);
+    }
+    const middle = (name) => ({
+      p99: median(samples[name].map((s) => s.p99)),
+      max: median(samples[name].map((s) => s.max)),
+    });
+    const { p99, max } = middle("embedding");
+    const counting = middle("counting");
+    const figures = (delay) => `p99 ${delay.p99.toFixed(2)} ms, max ${delay.max.toFixed(2)} ms`;
     return {
       samples,
       rows: [
         {
           what: `event-loop delay while ${count} texts are embedded`,
           target: "p99 ≤ 5 ms, max ≤ 15 ms",
-          value: `p99 ${p99.toFixed(2)} ms, max ${max.toFixed(2)} ms`,
+          value: `${figures({ p99, max })} (medians of ${DELAY_RUNS} runs; beside threads that only count: ${figures(counting)})`,
           passed: p99 <= 5 && max <= 15,
         },
       ],
@@ -267,20 +283,29 @@ async function growth(job) {
 
 async function close(job) {
   return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
-    // Loading may go on in the background while the first texts are computed.
-    await ours.ask({ want: "seconds", texts: "functions", to: job.sizes.memoryTexts });
-    const samples = { before: ours.introduction.memoryBeforeLoad, loaded: await settledMemory(ours) };
-    await ours.ask({ want: "close", texts: "functions", to: 0 });
-    samples.closed = await settledMemory(ours);
-    const share = (samples.loaded - samples.closed) / (samples.loaded - samples.before);
+    const samples = [];
+    let before = ours.introduction.memoryBeforeLoad;
+    // The second time, the libraries are there already.
+    for (const isFirst of [true, false]) {
+      if (!isFirst) await ours.ask({ want: "load", texts: "functions", to: 0 });
+      // Loading may go on in the background while the first texts are computed.
+      await ours.ask({ want: "seconds", texts: "functions", to: job.sizes.memoryTexts });
+      const loaded = await settledMemory(ours);
+      await ours.ask({ want: "close", texts: "functions", to: 0 });
+      const closed = await settledMemory(ours);
+      samples.push({ before, loaded, closed });
+      before = closed;
+    }
+    const [first, second] = samples.map(({ before, loaded, closed }) => (loaded - closed) / (loaded - before));
+    const [{ before: empty, loaded, closed }] = samples;
     return {
       samples,
       rows: [
         {
           what: "memory returned by close()",
           target: "≥ 80 % of what load took",
-          value: `${percent(share)} (${megabytes(samples.before)} before, ${megabytes(samples.loaded)} loaded, ${megabytes(samples.closed)} closed)`,
-          passed: share >= 0.8,
+          value: `${percent(first)} (${megabytes(empty)} before, ${megabytes(loaded)} loaded, ${megabytes(closed)} closed); of a second load, which finds the libraries there, ${percent(second)}`,
+          passed: first >= 0.8,
         },
       ],
     };

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use memmap2::Mmap;
 
@@ -19,6 +20,10 @@ pub fn file(folder: &Path, source_digest: &str) -> PathBuf {
         "quantized/int8-v{version}-{source_digest}.safetensors"
     ))
 }
+
+/// The ending of a file that is being written, and the time after which it will not be finished any more.
+const PARTIAL: &str = "part";
+const ABANDONED: Duration = Duration::from_hours(1);
 
 /// This package's cache folder: `SEMANTIC_SEARCH_CACHE`, else a folder where the system wants caches. `None` where the
 /// environment does not even name a home.
@@ -55,9 +60,11 @@ pub(super) fn store(path: &Path, bytes: &[u8]) -> Option<Mmap> {
     /// Tells apart the threads of this process that write the same file.
     static WRITERS: AtomicU32 = AtomicU32::new(0);
     let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
-    let partial = path.with_extension(format!("{}-{writer}.part", std::process::id()));
+    let partial = path.with_extension(format!("{}-{writer}.{PARTIAL}", std::process::id()));
+    let folder = path.parent().unwrap_or(Path::new("."));
     let written = || -> std::io::Result<()> {
-        std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        std::fs::create_dir_all(folder)?;
+        remove_abandoned(folder)?;
         let mut file = File::create_new(&partial)?;
         file.write_all(bytes)?;
         // A file that is there after a crash of the machine must be whole, or readers would find it damaged.
@@ -70,4 +77,21 @@ pub(super) fn store(path: &Path, bytes: &[u8]) -> Option<Mmap> {
         return None;
     }
     open(path)
+}
+
+/// Removes what writers left that were killed.
+fn remove_abandoned(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let is_abandoned = || -> std::io::Result<bool> {
+            let age = path.metadata()?.modified()?.elapsed();
+            Ok(age.is_ok_and(|age| age > ABANDONED))
+        };
+        if path.extension().is_some_and(|ending| ending == PARTIAL)
+            && is_abandoned().unwrap_or(false)
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    Ok(())
 }

@@ -36,6 +36,9 @@ use crate::options::{Dtype, Options};
 /// Tokens of a bulk batch. More texts per run spare little once a run has this many rows, and cost memory.
 const BUDGET_TOKENS: usize = 512;
 
+/// How long a thread of a session waits for work before it sleeps.
+const SPIN_MICROSECONDS: &str = "1000";
+
 /// How linear layers are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
@@ -229,9 +232,10 @@ impl Blueprint {
             .with_optimization_level(GraphOptimizationLevel::Level1)?
             .with_intra_threads(threads)?
             // Waiting for the next operator of a run, threads spin, which spares a query the time of waking them up some
-            // hundred times; idle ones must not burn CPU in somebody else's process.
+            // hundred times. They go on for a moment after it, since the next query may be there, and no longer: CPU is
+            // not to be burnt in somebody else's process (by default it would be 40 ms after every run).
             .with_intra_op_spinning(true)?
-            .with_config_entry("session.force_spinning_stop", "1")?
+            .with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?
             // Kept for every shape that ever occurs, and texts have many lengths.
             .with_memory_pattern(false)?
             .with_config_entry(
