@@ -1144,7 +1144,7 @@ describe("Embedder.load by name", () => {
   });
 
   test("synchronous init takes folders only", () => {
-    assert.throws(() => api.init(ID), embedderError("INVALID_ARGUMENT", "pull", ID));
+    assert.throws(() => api.init(ID), embedderError("MODEL_NOT_FOUND", "no folder org/model", "pull"));
   });
 });
 

@@ -18,7 +18,8 @@ const HELP = `Searches a folder of source code by meaning and by words.
   --dir=<dir>       search: the folder (default: the current one)
   --limit=<n>       search: results (default: 10)
   --json            search: results as JSON
-  --model=<folder>  the model (default: the environment variable SEMANTIC_SEARCH_MODEL)
+  --model=<model>   a folder, or a name on the Hugging Face Hub such as nomic-ai/CodeRankEmbed
+                    (default: the environment variable SEMANTIC_SEARCH_MODEL)
   --help
 
 Exit codes: 0 done, 1 failed or nothing indexed, 2 wrong arguments, 130 interrupted (index goes on where it was).
@@ -50,15 +51,23 @@ function readArguments(args) {
 }
 
 /** @param {string | undefined} model */
-async function modelFolder(model) {
+async function chosenModel(model) {
   const named = model ?? process.env.SEMANTIC_SEARCH_MODEL;
   if (named) return named;
   if (!existsSync(STARTER_MODEL)) {
-    throw new Failure("no model: name its folder with --model=<folder> or SEMANTIC_SEARCH_MODEL");
+    throw new Failure("no model: name one with --model=nomic-ai/CodeRankEmbed (or a folder), or SEMANTIC_SEARCH_MODEL");
   }
   // Inside the repository of semantic-search-native: the model of its demo.
   const { bringStarterModel, starterModelFolder } = await import(STARTER_MODEL.href);
   return bringStarterModel({ folder: starterModelFolder(), log: console.error });
+}
+
+/** @param {string | undefined} model */
+async function load(model) {
+  const progress = new ProgressLine(process.stderr);
+  const embedder = await Embedder.load(await chosenModel(model), { onProgress: progress.showDownload.bind(progress) });
+  progress.clear();
+  return embedder;
 }
 
 /** @param {string} dir */
@@ -75,7 +84,7 @@ async function index(dir, model) {
   const stop = new AbortController();
   // Once: a second Ctrl-C ends the process at once, which does no harm either.
   process.once("SIGINT", () => stop.abort());
-  const embedder = await Embedder.load(await modelFolder(model));
+  const embedder = await load(model);
   const database = new IndexDatabase(dir);
   const progress = new ProgressLine(process.stderr);
   const start = performance.now();
@@ -119,7 +128,7 @@ async function ask(question, { dir, limit, json, model }) {
     if (database.configuration === undefined || database.counts().files === 0) {
       throw new Failure(`nothing is indexed in ${dir}: run ${command}`);
     }
-    embedder = await Embedder.load(await modelFolder(model));
+    embedder = await load(model);
     if (database.configuration !== configurationOf(embedder)) {
       throw new Failure(`the index of ${dir} is of another model or version: run ${command}`);
     }

@@ -31,6 +31,9 @@ const LONGEST_JSON = 50_000_000;
 /**
  * HTTP with the Hub. Follows redirects itself, because the token is for the endpoint alone; reports what goes wrong as
  * `TransferError` (may be otherwise later) or as an `EmbedderError` that says what to do.
+ *
+ * Why not the official `@huggingface/hub`: its downloads into the cache (2.17.5) check no hash, resume and retry nothing,
+ * have no timeout, lock or offline mode, and ask the network even for a commit that is there.
  */
 export class HubClient {
   readonly #settings: HubSettings;

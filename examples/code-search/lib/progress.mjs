@@ -17,16 +17,26 @@ export class ProgressLine {
 
   /** @param {import("./indexing.mjs").Progress} progress */
   show({ done, total, chunks }) {
+    const speed = Math.round((1000 * chunks) / (performance.now() - this.#start));
+    this.#write(done / Math.max(total, 1), `${done}/${total} files, ${chunks} chunks, ${speed} per second`);
+  }
+
+  /** @param {import("semantic-search-native").PullProgress} progress of a model's download */
+  showDownload({ done, total }) {
+    const megabytes = (bytes) => Math.round(bytes / 1e6);
+    this.#write(done / Math.max(total, 1), `${megabytes(done)} of ${megabytes(total)} MB of the model`);
+  }
+
+  /** @param {number} share @param {string} line */
+  #write(share, line) {
     const now = performance.now();
     if (now - this.#last < this.interval) return;
     this.#last = now;
-    const speed = Math.round((1000 * chunks) / (now - this.#start));
-    const line = `${done}/${total} files, ${chunks} chunks, ${speed} per second`;
     if (!this.stream.isTTY) {
       this.stream.write(`${line}\n`);
       return;
     }
-    const filled = Math.round((BAR_WIDTH * done) / Math.max(total, 1));
+    const filled = Math.round(BAR_WIDTH * share);
     const bar = "█".repeat(filled) + "░".repeat(BAR_WIDTH - filled);
     this.stream.write(`\r\x1b[K${`${bar} ${line}`.slice(0, (this.stream.columns ?? 80) - 1)}`);
   }
