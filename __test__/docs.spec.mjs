@@ -96,11 +96,14 @@ const hub = await startHub(
 );
 after(() => hub.close());
 
+const FOREIGN_VARIABLES =
+  /^(SEMANTIC_SEARCH_(MODEL|BACKEND)$|ORT_DYLIB_PATH$|HF_|HUGGING|TRANSFORMERS_OFFLINE$|(https?|all|no)_proxy$)/i;
+
 function runModule(folder, file) {
-  const home = path.join(folder, "hub");
-  const env = { ...process.env, NO_COLOR: "1", HF_ENDPOINT: hub.endpoint, HF_HOME: home };
-  for (const name of Object.keys(env))
-    if (/^(SEMANTIC_SEARCH_(MODEL|BACKEND)|ORT_DYLIB_PATH|HF_HUB_.*|HF_TOKEN.*)$/.test(name)) delete env[name];
+  const env = { ...process.env };
+  // What the user's shell may carry must not matter.
+  for (const name of Object.keys(env)) if (FOREIGN_VARIABLES.test(name)) delete env[name];
+  Object.assign(env, { NO_COLOR: "1", HF_ENDPOINT: hub.endpoint, HF_HOME: path.join(folder, "hub") });
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, [file], { cwd: folder, env, timeout: 60_000 });
     let [out, err] = ["", ""];
