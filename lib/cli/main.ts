@@ -5,7 +5,9 @@
  */
 
 import { Command, CommanderError } from "commander";
+import { addDoctor } from "./doctor.js";
 import { addEmbed } from "./embed.js";
+import { addExport } from "./export.js";
 import { EXIT_CODES, failureOf } from "./failure.js";
 import { addServe } from "./serve.js";
 import { say } from "./terminal.js";
@@ -31,7 +33,7 @@ function commandLine(): Command {
     // Errors come to the same end as those of the commands.
     .exitOverride()
     .configureOutput({ outputError: () => {} });
-  for (const add of [addEmbed, addServe]) add(program);
+  for (const add of [addEmbed, addServe, addExport, addDoctor]) add(program);
   return program;
 }
 
