@@ -8,7 +8,6 @@
  */
 /// <reference lib="esnext.disposable" preserve="true" />
 
-import * as path from "node:path";
 import {
   type BackendMemory,
   type BackendName,
@@ -23,7 +22,9 @@ import {
 import { AbortError, closedError, EmbedderError, throwIfAborted, toEmbedderError } from "./lib/errors.js";
 import { FallbackEngine } from "./lib/fallback.js";
 import { IdleEngine } from "./lib/idle_engine.js";
+import { locate, type ModelSource, modelSource } from "./lib/model_source.js";
 import { addonOptions, loadAddon, NativeEngine } from "./lib/native.js";
+import { keepBesideWeights } from "./lib/onnx_file.js";
 import {
   BACKEND_RULE,
   checkCallOptions,
@@ -37,6 +38,8 @@ import { type StreamedVector, streamVectors } from "./lib/stream.js";
 
 export type { BackendMemory, BackendName, EncodedVector, Encoding, PoolingMode } from "./lib/engine.js";
 export { AbortError, EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
+export { type PullOptions, type PullProgress, pull } from "./lib/hub/pull.js";
+export { KNOWN_MODELS, type KnownModel } from "./lib/known_models.js";
 export type { LoadOptions } from "./lib/options.js";
 export type { StreamedVector } from "./lib/stream.js";
 
@@ -133,27 +136,30 @@ export class Embedder {
   }
 
   /**
-   * Loads a model folder of the sentence-transformers layout.
+   * Loads a model: a folder of the sentence-transformers layout, or by its name on the Hugging Face Hub (`"org/name"` or
+   * `"org/name@revision"`), from where it is downloaded as `pull` does unless it is in the cache. A name that is also a
+   * folder is the folder; `./org/name` always is. Known models (`KNOWN_MODELS`) come with the prompts of their authors
+   * where their folder has none.
    *
-   * @param modelDir Default: the environment variable `SEMANTIC_SEARCH_MODEL`.
+   * @param model Default: the environment variable `SEMANTIC_SEARCH_MODEL`.
    * @throws EmbedderError `INVALID_ARGUMENT`, `MODEL_NOT_FOUND`, `MODEL_INVALID`, `MODEL_UNSUPPORTED`,
-   * `BACKEND_UNAVAILABLE` (with the reason of each backend that was tried) or `INFERENCE_FAILED`.
+   * `BACKEND_UNAVAILABLE` (with the reason of each backend that was tried) or `INFERENCE_FAILED`; while downloading
+   * `ACCESS_DENIED` or `DOWNLOAD_FAILED`.
    */
-  static async load(modelDir?: string, options?: LoadOptions): Promise<Embedder> {
-    const { backend, signal, queryCacheSize, idleTimeoutMs, ...modelOptions } = checkLoadOptions(options);
-    const dir = checkModelDir(modelDir);
+  static async load(model?: string, options?: LoadOptions): Promise<Embedder> {
+    const { backend, queryCacheSize, idleTimeoutMs, ...modelOptions } = checkLoadOptions(options);
+    const source = modelSource(model);
+    const { signal } = modelOptions;
     throwIfAborted(signal);
-    const opening = openEngine(dir, backendFromEnvironment(backend ?? "auto"), modelOptions);
+    const opening = openEngine(source, backendFromEnvironment(backend ?? "auto"), modelOptions);
     const opened = await unlessAborted(opening, signal).catch((error) => {
       // A load that nobody waits for any more still ends, and must not leave its weights behind.
       if (error instanceof AbortError) opening.then(({ engine }) => engine.close()).catch(() => {});
       throw error;
     });
-    const { fallbackReason } = opened;
+    const { fallbackReason, reload } = opened;
     let { engine } = opened;
     if (idleTimeoutMs !== undefined) {
-      const { backend: same } = engine;
-      const reload = async () => (await openEngine(dir, same, modelOptions)).engine;
       engine = new IdleEngine(engine, reload, idleTimeoutMs);
     }
     const queries = new QueryCache(queryCacheSize ?? QUERY_CACHE_SIZE);
@@ -315,12 +321,12 @@ export class Embedder {
  */
 export function init(
   modelDir?: string,
-  options?: Omit<LoadOptions, "backend" | "signal" | "idleTimeoutMs" | "queryCacheSize"> & {
+  options?: Omit<LoadOptions, "backend" | "signal" | "idleTimeoutMs" | "queryCacheSize" | "onProgress" | "offline"> & {
     backend?: "auto" | "mlx" | "onnx";
   },
 ): void {
   const checked = checkLoadOptions(options);
-  const dir = checkModelDir(modelDir);
+  const dir = checkFolder(modelDir);
   const backend = backendFromEnvironment(checked.backend ?? "auto");
   if (backend === "onnx-js") {
     throw invalid("option backend", '"auto", "mlx" or "onnx" (the fallback cannot be synchronous)', backend);
@@ -357,15 +363,19 @@ export function isGpu(): boolean {
  * stay in the folder's safetensors files. With `dtype: "int8"` it writes `semantic-search-native.int8.onnx`, which holds
  * the quantized weights.
  *
+ * @param model As for `Embedder.load`; the file of a model on the Hub is written into its snapshot in the cache.
  * @returns The path of the file.
  * @throws EmbedderError as `Embedder.load`.
  */
-export async function exportOnnx(modelDir?: string, options?: LoadOptions): Promise<string> {
+export async function exportOnnx(model?: string, options?: LoadOptions): Promise<string> {
   const checked = checkLoadOptions(options);
-  const dir = checkModelDir(modelDir);
+  const source = modelSource(model);
   const addon = loadAddon();
+  const { dir, options: located } = await locate(source, { safetensors: true }, checked);
   try {
-    return await addon.exportOnnx(dir, addonOptions(checked));
+    const graph = await addon.exportOnnx(dir, addonOptions(located));
+    keepBesideWeights(graph);
+    return graph;
   } catch (error) {
     throw toEmbedderError(error);
   }
@@ -380,34 +390,62 @@ function native<T>(call: (addon: ReturnType<typeof loadAddon>) => T): T {
   }
 }
 
-/** The engine of the first backend that works, and why an earlier one did not. */
+/** An engine, why an earlier one was not taken, and how to open the same again. */
+interface Opened {
+  engine: Engine;
+  fallbackReason: string | null;
+  reload: () => Promise<Engine>;
+}
+
+/** The engine of the first backend that works. */
 async function openEngine(
-  dir: string,
+  source: ModelSource,
   backend: NonNullable<LoadOptions["backend"]>,
   options: LoadOptions,
-): Promise<{ engine: Engine; fallbackReason: string | null }> {
-  if (backend === "onnx-js") return { engine: await loadFallback(dir, options), fallbackReason: null };
+): Promise<Opened> {
+  if (backend === "onnx-js") return openFallback(source, options, null);
   let unavailable: EmbedderError;
   try {
-    const engine = await NativeEngine.load(dir, { ...options, backend });
-    return { engine, fallbackReason: engine.fallbackReason };
+    return await openNative(source, backend, options);
   } catch (error) {
     // Only a backend that cannot run here is a reason to try the next; a wrong model is wrong for all of them.
     if (backend !== "auto" || !(error instanceof EmbedderError) || error.code !== "BACKEND_UNAVAILABLE") throw error;
     unavailable = error;
   }
   try {
-    return { engine: await loadFallback(dir, options), fallbackReason: unavailable.message };
+    return await openFallback(source, options, unavailable.message);
   } catch (error) {
+    if (error instanceof AbortError) throw error;
     const { code, message } = toEmbedderError(error);
     throw new EmbedderError(code, `${message} (tried before: ${unavailable.message})`, { cause: error });
   }
 }
 
-function loadFallback(dir: string, options: LoadOptions): Promise<Engine> {
+async function openNative(
+  source: ModelSource,
+  backend: "auto" | "mlx" | "onnx",
+  options: LoadOptions,
+): Promise<Opened> {
+  // First: nothing is downloaded for an addon that cannot be loaded.
+  loadAddon();
+  const { dir, options: located } = await locate(source, { safetensors: true }, options);
+  const load = (chosen: BackendName | "auto") => NativeEngine.load(dir, { ...withoutSignal(located), backend: chosen });
+  const engine = await load(backend);
+  return { engine, fallbackReason: engine.fallbackReason, reload: () => load(engine.backend) };
+}
+
+async function openFallback(source: ModelSource, options: LoadOptions, reason: string | null): Promise<Opened> {
+  const onnx = options.dtype === "int8" ? "int8" : "f32";
+  const { dir, options: located } = await locate(source, { safetensors: false, onnx }, options);
   // The library's path is the addon's affair: onnxruntime-node brings its own.
-  const { onnxRuntimeLibrary: _, ...modelOptions } = options;
-  return FallbackEngine.load(dir, modelOptions);
+  const { onnxRuntimeLibrary: _, ...modelOptions } = withoutSignal(located);
+  const load = () => FallbackEngine.load(dir, modelOptions);
+  return { engine: await load(), fallbackReason: reason, reload: load };
+}
+
+/** Engines are loaded to the end; giving up is the caller's affair. */
+function withoutSignal({ signal: _, ...options }: LoadOptions): LoadOptions {
+  return options;
 }
 
 /** One call of the engine. An aborted signal, or an error that `onProgress` throws, rejects it at once and cancels it. */
@@ -457,10 +495,11 @@ async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undef
   }
 }
 
-function checkModelDir(modelDir: unknown): string {
-  const dir = modelDir ?? process.env.SEMANTIC_SEARCH_MODEL;
-  if (typeof dir === "string" && dir !== "") return path.resolve(dir);
-  throw invalid("modelDir", "the path of a model folder (or SEMANTIC_SEARCH_MODEL set to it)", dir);
+/** The folder that a function takes which cannot wait for a download. */
+function checkFolder(modelDir: unknown): string {
+  const source = modelSource(modelDir);
+  if ("folder" in source) return source.folder;
+  throw invalid("modelDir", "the path of a model folder (pull gives that of a model on the Hub)", source.hub.id);
 }
 
 function backendFromEnvironment(chosen: NonNullable<LoadOptions["backend"]>): NonNullable<LoadOptions["backend"]> {

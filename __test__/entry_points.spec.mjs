@@ -79,7 +79,8 @@ for (const how of Object.keys(LOADERS)) {
       how,
       "report(Object.keys(api).filter((name) => !['default', 'module.exports', '__esModule'].includes(name)).sort());",
     );
-    assert.deepEqual(names, ["AbortError", "Embedder", "EmbedderError", "embed", "exportOnnx", "init", "isGpu"]);
+    const classes = ["AbortError", "Embedder", "EmbedderError"];
+    assert.deepEqual(names, [...classes, "KNOWN_MODELS", "embed", "exportOnnx", "init", "isGpu", "pull"]);
   });
 
   for (const [addon, reason] of [

@@ -109,7 +109,7 @@ for (const backend of BACKENDS) {
       embedderError("INVALID_ARGUMENT", "backend", '"onnx-js"'),
     );
     await assert.rejects(Embedder.load(folder, "onnx"), embedderError("INVALID_ARGUMENT", "options"));
-    await assert.rejects(Embedder.load(7, { backend }), embedderError("INVALID_ARGUMENT", "modelDir", "7"));
+    await assert.rejects(Embedder.load(7, { backend }), embedderError("INVALID_ARGUMENT", "model: ", "7"));
     await assert.rejects(
       Embedder.load(undefined, { backend }),
       embedderError("INVALID_ARGUMENT", "SEMANTIC_SEARCH_MODEL"),

@@ -8,7 +8,7 @@ import { test } from "node:test";
 import { ROOT, temporaryFolder } from "./models.mjs";
 
 const USE = `
-import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, type EmbedOptions, type Encoding, type LoadOptions } from "semantic-search-native";
+import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, pull, KNOWN_MODELS, type EmbedOptions, type Encoding, type KnownModel, type LoadOptions, type PullOptions, type PullProgress } from "semantic-search-native";
 
 export async function use(): Promise<void> {
   const options: LoadOptions = { backend: "onnx-js", pooling: "cls", maxTokens: 128, normalize: true, dtype: "f32" };
@@ -31,8 +31,13 @@ export async function use(): Promise<void> {
   init("model", { maxTokens: 1 });
   const rows: Float32Array[] = embed(["a"], false);
   const file: Promise<string> = exportOnnx("model");
+  const onProgress = ({ file, done, total }: PullProgress) => void (done / total < 1 && file.length);
+  const from: PullOptions = { revision: "main", token: false, offline: true, onnx: true, onProgress };
+  const folder: string = await pull("org/name", from);
+  await Embedder.load("org/name@main", { offline: true, onProgress });
+  const known: KnownModel | undefined = KNOWN_MODELS.find(({ id }) => id === folder);
   const code: EmbedderErrorCode = new EmbedderError("CLOSED", "closed").code;
-  console.log(backend, reason, count, rows, file, code, isGpu(), embedder.pooling.includes("mean"), bytes, bits, any, smaller);
+  console.log(known, backend, reason, count, rows, file, code, isGpu(), embedder.pooling.includes("mean"), bytes, bits, any, smaller);
   // @ts-expect-error a misspelt option
   await Embedder.load("model", { maxToken: 1 });
   // @ts-expect-error a value that is none of the known ones
@@ -45,6 +50,10 @@ export async function use(): Promise<void> {
   await embedder.embed(["a"], { encoding: "int4" });
   // @ts-expect-error a query has its kind
   await embedder.embedQuery("a", { kind: "document" });
+  // @ts-expect-error a token is a text, or false for none
+  await pull("org/name", { token: true });
+  // @ts-expect-error the table is for reading
+  KNOWN_MODELS.push(...KNOWN_MODELS);
   // @ts-expect-error not an array
   await embedder.embed("a");
   // @ts-expect-error the fallback cannot be synchronous

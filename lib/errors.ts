@@ -4,12 +4,16 @@ export type EmbedderErrorCode = (typeof ERROR_CODES)[number];
 const ERROR_CODES = [
   /** An argument or option is of the wrong kind, out of range or misspelt. */
   "INVALID_ARGUMENT",
-  /** The model folder, or a file it must hold, does not exist. */
+  /** The model, or a file it must hold, does not exist: in its folder, in the cache or on the Hub. */
   "MODEL_NOT_FOUND",
   /** A file of the model folder contradicts its format or another file. */
   "MODEL_INVALID",
   /** The folder is sound, but asks for something this version does not do. */
   "MODEL_UNSUPPORTED",
+  /** The Hub wants a token, or the account's consent to a model's conditions. */
+  "ACCESS_DENIED",
+  /** A model could not be downloaded: the network, the server, a wrong hash or the disk. */
+  "DOWNLOAD_FAILED",
   /** The tokenizer failed on a text. */
   "TOKENIZATION_FAILED",
   /** The addon or ONNX Runtime could not be loaded. */

@@ -8,6 +8,7 @@ import * as path from "node:path";
 import { type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, type JsonObject, readJsonIfPresent, readJsonObjectIfPresent } from "./json_file.js";
+import { type KnownModel, knownModel } from "./known_models.js";
 import type { Cut } from "./vector.js";
 
 export interface ModelDir {
@@ -33,36 +34,11 @@ export interface ModelDir {
   tokenizerConfig: JsonObject;
 }
 
-/** A model that its authors describe. */
-interface KnownModel {
-  /** Part of the last segment of `_name_or_path`. */
-  name: string;
-  pooling: PoolingMode;
-  queryPrompt: string;
-  documentPrompt: string;
-  /** See `Cut`. */
-  layerNorm: boolean;
-}
-
-const NOMIC_EMBED_TEXT: KnownModel = {
-  name: "nomic-embed-text",
-  pooling: "mean",
-  queryPrompt: "search_query: ",
-  documentPrompt: "search_document: ",
-  layerNorm: false,
-};
-
-/** Models known by name, for what their folder does not say. The first that matches counts. */
-const KNOWN_MODELS: KnownModel[] = [
-  {
-    name: "coderankembed",
-    pooling: "cls",
-    queryPrompt: "Represent this query for searching relevant code: ",
-    documentPrompt: "",
-    layerNorm: false,
-  },
-  { ...NOMIC_EMBED_TEXT, name: "nomic-embed-text-v1.5", layerNorm: true },
-  NOMIC_EMBED_TEXT,
+/** Parts of the last segment of `_name_or_path`, for what a folder does not say itself. The first that fits counts. */
+const KNOWN_BY_NAME = [
+  { part: "coderankembed", model: knownModel("nomic-ai/CodeRankEmbed") },
+  { part: "nomic-embed-text-v1.5", model: knownModel("nomic-ai/nomic-embed-text-v1.5") },
+  { part: "nomic-embed-text", model: knownModel("nomic-ai/nomic-embed-text-v1") },
 ];
 
 /** `model_max_length` beyond this is the Python libraries' way to say "none" (1e30). */
@@ -93,8 +69,8 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
   const sentenceFile = path.join(transformerDir, "sentence_bert_config.json");
   const sentenceConfig = readJsonObjectIfPresent(sentenceFile) ?? {};
 
-  const known = knownModel(config);
-  const prompts = readPrompts(path.join(dir, "config_sentence_transformers.json"));
+  const known = knownByName(config);
+  const prompts = readPrompts(dir);
   const queryPrompt = options.queryPrompt ?? prompts.query ?? known?.queryPrompt ?? prompts.fallback ?? "";
   const documentPrompt = options.documentPrompt ?? prompts.document ?? known?.documentPrompt ?? prompts.fallback ?? "";
   const pooling = readPooling(poolingFile, options.pooling, known?.pooling, hiddenSize, queryPrompt + documentPrompt);
@@ -127,7 +103,7 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
 }
 
 /** `modules.json`: Transformer, Pooling and optionally Normalize. Without it, `1_Pooling` counts if it is there. */
-function readModules(dir: string): { transformerPath: string; poolingFile: string | undefined } {
+export function readModules(dir: string): { transformerPath: string; poolingFile: string | undefined } {
   const file = path.join(dir, "modules.json");
   const modules = readJsonIfPresent(file);
   if (modules === undefined) {
@@ -171,6 +147,11 @@ function readModules(dir: string): { transformerPath: string; poolingFile: strin
   };
 }
 
+/** @throws EmbedderError `MODEL_UNSUPPORTED` or `MODEL_INVALID` for a `config.json` of a model that cannot be loaded. */
+export function checkArchitecture(configFile: string): void {
+  readArchitecture(configFile, required(configFile));
+}
+
 function readArchitecture(file: string, config: JsonObject) {
   const modelType = config.model_type;
   if (modelType === "bert") {
@@ -198,13 +179,13 @@ function readModelMaxLength(tokenizerConfig: JsonObject): number | undefined {
   return typeof value === "number" && value >= 1 && value <= NO_LIMIT ? Math.floor(value) : undefined;
 }
 
-function knownModel(config: JsonObject) {
+function knownByName(config: JsonObject): KnownModel | undefined {
   const name = String(config._name_or_path ?? "")
     .replace(/\/+$/, "")
     .split("/")
     .at(-1)
     ?.toLowerCase();
-  return KNOWN_MODELS.find((known) => name?.includes(known.name));
+  return KNOWN_BY_NAME.find(({ part }) => name?.includes(part))?.model;
 }
 
 function readCut(
@@ -221,7 +202,8 @@ function readCut(
       `dimensions: expected 1 to ${pooledDimension}, the length of the model's vectors, found ${dimensions}`,
     );
   }
-  const choice = layerNorm ?? known?.layerNorm ?? (config.model_type === "bert" ? false : undefined);
+  const choice =
+    layerNorm ?? (known && (known.layerNorm ?? false)) ?? (config.model_type === "bert" ? false : undefined);
   if (choice !== undefined) return { dimensions, layerNorm: choice };
   throw new EmbedderError(
     "MODEL_UNSUPPORTED",
@@ -230,7 +212,8 @@ function readCut(
   );
 }
 
-function readPrompts(file: string): { query?: string; document?: string; fallback?: string } {
+export function readPrompts(dir: string): { query?: string; document?: string; fallback?: string } {
+  const file = path.join(dir, "config_sentence_transformers.json");
   const config = readJsonObjectIfPresent(file) ?? {};
   const prompts = config.prompts ?? {};
   if (!isObject(prompts)) throw new EmbedderError("MODEL_INVALID", `${file}: prompts: expected an object`);

@@ -1,12 +1,23 @@
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, openSync, readFileSync, readSync } from "node:fs";
+import {
+  closeSync,
+  existsSync,
+  lstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  renameSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import * as path from "node:path";
 import type { ModelOptions } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import type { ModelDir } from "./model_dir.js";
 
 /** The graphs that the addon exports; their weights are those of `model.safetensors`, or quantized from them. */
-const EXPORTED_GRAPHS = ["semantic-search-native.onnx", "semantic-search-native.int8.onnx"] as const;
+export const EXPORTED_GRAPHS = ["semantic-search-native.onnx", "semantic-search-native.int8.onnx"] as const;
 const FLOAT_FILES = [EXPORTED_GRAPHS[0], "model.onnx", "onnx/model.onnx"];
 const QUANTIZED_FILES: string[] = [EXPORTED_GRAPHS[1], "onnx/model_quantized.onnx", "model_quantized.onnx"];
 
@@ -67,6 +78,22 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
     );
   }
   return { path: found.file, dtype: foundDtype, weightHashes };
+}
+
+/**
+ * ONNX Runtime reads weights beside the graph only, and looks where links lead. In a snapshot of the Hub's cache the
+ * weights are links to blobs: an exported graph becomes one, too.
+ */
+export function keepBesideWeights(graph: string): void {
+  const bytes = readFileSync(graph);
+  const [weights] = externalDataLocations(bytes).map((name) => path.join(path.dirname(graph), name));
+  if (weights === undefined || !lstatSync(weights).isSymbolicLink()) return;
+  const blob = path.join(path.dirname(realpathSync(weights)), createHash("sha256").update(bytes).digest("hex"));
+  const temporary = `${graph}.${process.pid}.tmp`;
+  writeFileSync(temporary, bytes);
+  renameSync(temporary, blob);
+  symlinkSync(path.relative(path.dirname(graph), blob), temporary);
+  renameSync(temporary, graph);
 }
 
 function exportCall(dtype: string): string {

@@ -1,5 +1,6 @@
 import { type ModelOptions, POOLING_MODES } from "./engine.js";
 import { describeValue, EmbedderError } from "./errors.js";
+import type { PullOptions, PullProgress } from "./hub/pull.js";
 
 /** Options of `Embedder.load`; each may be left out. */
 export interface LoadOptions extends ModelOptions {
@@ -50,6 +51,10 @@ export interface LoadOptions extends ModelOptions {
   idleTimeoutMs?: number;
   /** Gives up loading with an `AbortError`. */
   signal?: AbortSignal;
+  /** Called now and then while a model is downloaded from the Hub. An error that it throws ends the call. */
+  onProgress?: (progress: PullProgress) => void;
+  /** Take models of the Hub from the cache only. Default: `HF_HUB_OFFLINE`. */
+  offline?: boolean;
   /** Path of the ONNX Runtime library for the addon. Default: `ORT_DYLIB_PATH`, else the one of `onnxruntime-node`. */
   onnxRuntimeLibrary?: string;
 }
@@ -75,6 +80,8 @@ const signal: Rule = { expected: "an AbortSignal", accepts: (value) => value ins
 
 export const BACKEND_RULE = oneOf("auto", "mlx", "onnx", "onnx-js");
 
+const path: Rule = { expected: "a path", accepts: (value) => typeof value === "string" && value !== "" };
+
 const LOAD_RULES: Record<keyof LoadOptions, Rule> = {
   backend: BACKEND_RULE,
   pooling: oneOf(...POOLING_MODES),
@@ -90,7 +97,20 @@ const LOAD_RULES: Record<keyof LoadOptions, Rule> = {
   queryCacheSize: atLeast(0),
   idleTimeoutMs: count,
   signal,
-  onnxRuntimeLibrary: { expected: "a path", accepts: (value) => typeof value === "string" && value !== "" },
+  onProgress: callback,
+  offline: boolean,
+  onnxRuntimeLibrary: path,
+};
+
+const PULL_RULES: Record<keyof PullOptions, Rule> = {
+  revision: { expected: "a branch, tag or commit", accepts: (value) => typeof value === "string" && value !== "" },
+  cacheFolder: path,
+  endpoint: { expected: "a URL", accepts: (value) => typeof value === "string" && value !== "" },
+  token: { expected: "a string or false", accepts: (value) => typeof value === "string" || value === false },
+  offline: boolean,
+  onnx: boolean,
+  signal,
+  onProgress: callback,
 };
 
 /** Options of a call. */
@@ -128,6 +148,15 @@ export function checkLoadOptions(options: unknown): LoadOptions {
     throw invalid("option layerNorm", "dimensions beside it (without a cut there is no layer norm)", checked.layerNorm);
   }
   return checked;
+}
+
+/**
+ * The options, checked and copied; `undefined` values are left out.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT` for an unknown name or a value of the wrong kind.
+ */
+export function checkPullOptions(options: unknown): PullOptions {
+  return checkOptions(options, Object.keys(PULL_RULES), PULL_RULES);
 }
 
 function checkOptions(

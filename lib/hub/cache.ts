@@ -1,0 +1,150 @@
+import { constants, type Dirent, existsSync, promises as fs } from "node:fs";
+import * as path from "node:path";
+import { isObject } from "../json_file.js";
+import { COMMIT, type HubFile, isPlainPath, type Listing } from "./listing.js";
+
+/**
+ * One model in the cache, in the layout of Python's `huggingface_hub`:
+ *
+ * ```
+ * models--org--name/refs/main                  text: the commit that the branch was at
+ * models--org--name/blobs/<etag>               the bytes of a file, named by their hash
+ * models--org--name/snapshots/<commit>/<file>  a link to the blob, or where there are no links a copy
+ * models--org--name/trees/<commit>.json        which files the commit has
+ * ```
+ */
+export class ModelCache {
+  readonly folder: string;
+  readonly #symlinks: boolean;
+
+  constructor(cacheFolder: string, model: string, symlinks: boolean) {
+    this.folder = path.join(cacheFolder, `models--${model.replaceAll("/", "--")}`);
+    this.#symlinks = symlinks;
+  }
+
+  blob(etag: string): string {
+    return path.join(this.folder, "blobs", etag);
+  }
+
+  snapshot(commit: string): string {
+    return path.join(this.folder, "snapshots", commit);
+  }
+
+  /** The commit that a branch or tag was at when it was last looked up. */
+  async commitOf(revision: string): Promise<string | undefined> {
+    if (COMMIT.test(revision)) return revision;
+    const commit = await readText(path.join(this.folder, "refs", revision));
+    return commit !== undefined && COMMIT.test(commit.trim()) ? commit.trim() : undefined;
+  }
+
+  async keepCommit(revision: string, commit: string): Promise<void> {
+    if (revision === commit || (await this.commitOf(revision)) === commit) return;
+    await replaceFile(path.join(this.folder, "refs", revision), (file) => fs.writeFile(file, commit));
+  }
+
+  /** The files that a commit has; `undefined` where that was never asked. */
+  async listing(commit: string): Promise<Listing | undefined> {
+    try {
+      const tree: unknown = JSON.parse((await readText(this.#tree(commit))) ?? "");
+      if (!isObject(tree) || tree.format_version !== 1 || !isObject(tree.files)) return undefined;
+      const files = Object.entries(tree.files).flatMap(([name, entry]) => {
+        const { size, blob_id: blobId, lfs_sha256: sha256 } = isObject(entry) ? entry : {};
+        const etag = sha256 ?? blobId;
+        return isPlainPath(name) ? [[name, { name, size, etag, blobId } as HubFile] as const] : [];
+      });
+      return { commit, files: new Map(files) };
+    } catch {
+      // A damaged file is as good as none: it is written anew.
+      return undefined;
+    }
+  }
+
+  async keepListing({ commit, files }: Listing): Promise<void> {
+    const entries = [...files].map(([name, { size, etag, blobId }]) => {
+      return [name, { size, blob_id: blobId, ...(etag !== blobId && { lfs_sha256: etag, lfs_size: size }) }];
+    });
+    const tree = JSON.stringify({ format_version: 1, files: Object.fromEntries(entries) }, null, 1);
+    await replaceFile(this.#tree(commit), (file) => fs.writeFile(file, tree));
+  }
+
+  /** Whether a snapshot has a file, whole. */
+  async has(commit: string, { name, size }: HubFile): Promise<boolean> {
+    const found = await fs.stat(path.join(this.snapshot(commit), name)).catch(() => undefined);
+    return found?.isFile() === true && found.size === size;
+  }
+
+  /** The files that a snapshot has, whoever put them there. */
+  async filesOf(commit: string): Promise<Listing> {
+    const folder = this.snapshot(commit);
+    const found = await fs.readdir(folder, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
+    const files = new Map<string, HubFile>();
+    for (const entry of found) {
+      const file = path.join(entry.parentPath ?? entry.path, entry.name);
+      const stat = await fs.stat(file).catch(() => undefined);
+      const name = path.relative(folder, file).split(path.sep).join("/");
+      if (stat?.isFile()) files.set(name, { name, size: stat.size, etag: "", blobId: "" });
+    }
+    return { commit, files };
+  }
+
+  /** Revisions of which something is in the cache. */
+  async revisions(): Promise<string[]> {
+    const refs = path.join(this.folder, "refs");
+    const found = await fs.readdir(refs, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
+    const named = found
+      .filter((entry) => entry.isFile())
+      .map((entry) => path.relative(refs, path.join(entry.parentPath ?? entry.path, entry.name)));
+    const commits = await fs.readdir(path.join(this.folder, "snapshots")).catch(() => []);
+    return [...named.map((name) => name.split(path.sep).join("/")), ...commits];
+  }
+
+  /** Puts a blob into a snapshot. */
+  async link(commit: string, { name, etag }: HubFile): Promise<void> {
+    const blob = this.blob(etag);
+    const target = path.join(this.snapshot(commit), name);
+    await replaceFile(target, async (file) => {
+      // Relative, so that the cache may be moved.
+      const relative = path.relative(path.dirname(target), blob);
+      if (this.#symlinks && (await succeeds(fs.symlink(relative, file)))) return;
+      // Windows wants a right for symbolic links that few users have, and none for hard ones.
+      if (await succeeds(fs.link(blob, file))) return;
+      await fs.copyFile(blob, file, constants.COPYFILE_FICLONE);
+    });
+  }
+
+  #tree(commit: string): string {
+    return path.join(this.folder, "trees", `${commit}.json`);
+  }
+}
+
+/** Free bytes where a folder is, or is to be; `undefined` where the system does not say. */
+export async function freeBytes(folder: string): Promise<number | undefined> {
+  let existing = folder;
+  while (!existsSync(existing) && path.dirname(existing) !== existing) existing = path.dirname(existing);
+  const { bavail, bsize } = await fs.statfs(existing).catch(() => ({ bavail: Number.NaN, bsize: 1 }));
+  return Number.isNaN(bavail) ? undefined : bavail * bsize;
+}
+
+/** Writes a file beside its place and renames it: whoever reads sees all of it or nothing. */
+async function replaceFile(file: string, write: (file: string) => Promise<void>): Promise<void> {
+  await fs.mkdir(path.dirname(file), { recursive: true });
+  const temporary = `${file}.${process.pid}-${Math.random().toString(36).slice(2, 10)}.tmp`;
+  try {
+    await write(temporary);
+    await fs.rename(temporary, file);
+  } catch (error) {
+    await fs.rm(temporary, { force: true });
+    throw error;
+  }
+}
+
+async function readText(file: string): Promise<string | undefined> {
+  return fs.readFile(file, "utf8").catch(() => undefined);
+}
+
+async function succeeds(work: Promise<void>): Promise<boolean> {
+  return work.then(
+    () => true,
+    () => false,
+  );
+}

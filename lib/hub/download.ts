@@ -1,0 +1,168 @@
+import { createHash, type Hash } from "node:crypto";
+import { promises as fs } from "node:fs";
+import * as path from "node:path";
+import { EmbedderError, throwIfAborted } from "../errors.js";
+import { type HubClient, header, type Subject } from "./client.js";
+import type { HubFile } from "./listing.js";
+import { Part } from "./part.js";
+import { TransferError } from "./transfer_error.js";
+
+export interface Download {
+  client: HubClient;
+  file: HubFile;
+  /** Path of the finished blob. */
+  blob: string;
+  /** Where the file lies, below the endpoint. */
+  url: string;
+  subject: Subject & { file: string };
+  signal: AbortSignal | undefined;
+  /** Called with the bytes of the file that are there. */
+  onBytes: (bytes: number) => void;
+}
+
+/** Bytes that hash to something else may be a hiccup of a proxy once; twice they are the server's. */
+const WRONG_CONTENTS = 2;
+
+/**
+ * Puts a file's bytes, checked against its hash, where the cache keeps blobs. Goes on where an earlier attempt was cut
+ * off, of this process or another; waits where another process is at it.
+ *
+ * @throws EmbedderError
+ */
+export async function download(options: Download): Promise<void> {
+  const { blob, file, signal, onBytes } = options;
+  await fs.mkdir(path.dirname(blob), { recursive: true });
+  const { size } = await fs.stat(blob).catch(() => file);
+  // Damaged by whatever: a blob is never shorter or longer than its file.
+  if (size !== file.size) await fs.rm(blob, { force: true });
+  for (let wrong = 0; ; ) {
+    const part = await Part.claim(blob, signal, onBytes);
+    if (!part) break;
+    let verdict: Verdict;
+    try {
+      verdict = await fill(part, options);
+    } catch (error) {
+      // A disk that is full is not kept full.
+      if (isNoSpace(error)) await part.discard();
+      else await part.release();
+      throwIfAborted(signal);
+      throw isNoSpace(error) ? noSpace(blob, file, error) : error;
+    }
+    if (verdict.isRight) {
+      if (await part.publish()) break;
+      continue;
+    }
+    await part.discard();
+    // What was left of an earlier download may have been wrong from the start: that is not the server's fault.
+    if (verdict.wasResumed) continue;
+    if (++wrong < WRONG_CONTENTS) continue;
+    throw new EmbedderError(
+      "DOWNLOAD_FAILED",
+      `${file.name}: the bytes that came are not those of the repository (expected ${file.size} bytes with hash ${file.etag}, ` +
+        `found ${verdict.found}); a proxy or mirror may have changed them`,
+    );
+  }
+  onBytes(file.size);
+}
+
+interface Verdict {
+  isRight: boolean;
+  /** Whether some of the bytes were there before. */
+  wasResumed: boolean;
+  found: string;
+}
+
+/** Downloads what a part lacks. */
+async function fill(part: Part, { client, file, url, subject, onBytes }: Download): Promise<Verdict> {
+  const handle = await part.open();
+  try {
+    let { hash, bytes } = await hashOf(handle, file);
+    let wasResumed = bytes > 0;
+    const retries = client.retries();
+    while (bytes < file.size) {
+      onBytes(bytes);
+      try {
+        const range: Record<string, string> = bytes > 0 ? { range: `bytes=${bytes}-` } : {};
+        const response = await client.get(url, subject, range);
+        if (bytes > 0 && !continuesAt(bytes, response.status, header(response.headers, "content-range"))) {
+          hash = newHash(file);
+          bytes = 0;
+          wasResumed = false;
+          await handle.truncate(0);
+        }
+        for await (const chunk of response.body) {
+          // More than the file has is not the file: no need to wait for its end.
+          if (bytes + chunk.length > file.size) return { isRight: false, wasResumed, found: "more bytes" };
+          await writeAll(handle, chunk, bytes);
+          hash.update(chunk);
+          bytes += chunk.length;
+          retries.reset();
+          onBytes(bytes);
+        }
+        if (bytes < file.size) throw new TransferError(`only ${bytes} of ${file.size} bytes of ${file.name} came`);
+      } catch (error) {
+        await retries.after(error);
+      }
+    }
+    const found = hash.digest("hex");
+    // The name is a promise about the bytes: they are on the disk before it is given.
+    if (found === file.etag) await handle.sync();
+    return { isRight: found === file.etag, wasResumed, found };
+  } finally {
+    await handle.close();
+  }
+}
+
+/** The hash over what a part has; a part that has too much is emptied. */
+async function hashOf(handle: fs.FileHandle, file: HubFile): Promise<{ hash: Hash; bytes: number }> {
+  const hash = newHash(file);
+  const { size } = await handle.stat();
+  if (size > file.size) {
+    await handle.truncate(0);
+    return { hash, bytes: 0 };
+  }
+  const block = Buffer.allocUnsafe(1 << 20);
+  let bytes = 0;
+  while (bytes < size) {
+    const { bytesRead } = await handle.read(block, 0, Math.min(block.length, size - bytes), bytes);
+    if (bytesRead === 0) break;
+    hash.update(block.subarray(0, bytesRead));
+    bytes += bytesRead;
+  }
+  return { hash, bytes };
+}
+
+/** The hash that a file's `etag` is: SHA-256 of its bytes, or git's SHA-1 of a header and its bytes. */
+function newHash({ etag, size }: HubFile): Hash {
+  return etag.length === 64 ? createHash("sha256") : createHash("sha1").update(`blob ${size}\0`);
+}
+
+function continuesAt(bytes: number, status: number, contentRange: string | undefined): boolean {
+  return status === 206 && contentRange?.startsWith(`bytes ${bytes}-`) === true;
+}
+
+/** Writes at a place of its own rather than at the end: see `Part` on why. */
+async function writeAll(handle: fs.FileHandle, chunk: Buffer, position: number): Promise<void> {
+  for (let written = 0; written < chunk.length; ) {
+    const { bytesWritten } = await handle.write(chunk, written, chunk.length - written, position + written);
+    written += bytesWritten;
+  }
+}
+
+/** The disk or the user's share of it is full, or the process may write no longer files. */
+function isNoSpace(error: unknown): boolean {
+  return ["ENOSPC", "EDQUOT", "EFBIG"].includes((error as NodeJS.ErrnoException).code ?? "");
+}
+
+function noSpace(blob: string, file: HubFile, cause: unknown): EmbedderError {
+  return new EmbedderError(
+    "DOWNLOAD_FAILED",
+    `no space for ${file.name} (${megabytes(file.size)}) in ${path.dirname(blob)}: ${(cause as Error).message}; ` +
+      "make room, or set HF_HOME or HF_HUB_CACHE to a folder on another disk",
+    { cause },
+  );
+}
+
+export function megabytes(bytes: number): string {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}

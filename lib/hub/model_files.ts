@@ -1,0 +1,122 @@
+import { existsSync } from "node:fs";
+import * as path from "node:path";
+import { EmbedderError } from "../errors.js";
+import { isObject, readJsonObjectIfPresent } from "../json_file.js";
+import { checkArchitecture, readModules } from "../model_dir.js";
+import { EXPORTED_GRAPHS } from "../onnx_file.js";
+import { isPlainPath, type Listing } from "./listing.js";
+
+/** Which weights are wanted. Repositories hold the same ones in up to ten formats. */
+export interface WantedWeights {
+  safetensors: boolean;
+  /** The graph for the JavaScript fallback, with its weights. */
+  onnx?: "f32" | "int8" | undefined;
+}
+
+/** A repository at a commit. */
+export interface Snapshot {
+  /** How messages name it. */
+  name: string;
+  listing: Listing;
+  /** Where its files are, or come to be. */
+  folder: string;
+}
+
+const GRAPHS = {
+  f32: ["onnx/model.onnx", "model.onnx"],
+  int8: ["onnx/model_quantized.onnx", "model_quantized.onnx"],
+} as const;
+
+/**
+ * The files that loading a model reads, as `model_dir.ts` and `src/model_dir.rs` read them, and no others. What a model
+ * consists of stands in some of its own files: `fetch` brings those, small ones, on the way. A model of another
+ * architecture is refused before its weights are asked for.
+ *
+ * @throws EmbedderError `MODEL_UNSUPPORTED` where there are no weights of the wanted kind; as `readModelDir`.
+ */
+export async function modelFiles(
+  { name, listing, folder }: Snapshot,
+  wanted: WantedWeights,
+  fetch: (files: string[]) => Promise<void>,
+): Promise<string[]> {
+  const present = (files: string[]) => files.filter((file) => listing.files.has(file));
+  await fetch(present(["modules.json"]));
+  const { transformerPath, poolingFile } = readModules(folder);
+  const pooling = poolingFile ? relative(folder, poolingFile) : "1_Pooling/config.json";
+  const inTransformer = (file: string) => relative(folder, path.join(folder, transformerPath, file));
+
+  const config = inTransformer("config.json");
+  const tokenizer = inTransformer("tokenizer.json");
+  for (const file of [config, tokenizer]) {
+    if (!listing.files.has(file)) {
+      throw new EmbedderError("MODEL_UNSUPPORTED", `${name} has no ${file}: is it a text embedding model?`);
+    }
+  }
+  await fetch([config]);
+  checkArchitecture(path.join(folder, config));
+
+  const files = present([
+    ...["modules.json", "config_sentence_transformers.json", pooling, config, tokenizer],
+    ...["tokenizer_config.json", "sentence_bert_config.json"].map(inTransformer),
+  ]);
+  const exported = EXPORTED_GRAPHS[wanted.onnx === "int8" ? 1 : 0];
+  const hasExported = [exported, inTransformer(exported)].some((file) => existsSync(path.join(folder, file)));
+  // A graph that `exportOnnx` left in the snapshot is as good as the repository's, and has its weights in safetensors.
+  const onnx = hasExported ? undefined : wanted.onnx;
+  if (onnx) files.push(...graphFiles(name, listing, onnx));
+  if (wanted.safetensors || !onnx) files.push(...(await weightFiles(name, listing, folder, inTransformer, fetch)));
+  return [...new Set(files)];
+}
+
+/** One file, or the shards that an index names. */
+async function weightFiles(
+  name: string,
+  { files }: Listing,
+  folder: string,
+  inTransformer: (file: string) => string,
+  fetch: (files: string[]) => Promise<void>,
+): Promise<string[]> {
+  const single = inTransformer("model.safetensors");
+  if (files.has(single)) return [single];
+  const index = inTransformer("model.safetensors.index.json");
+  if (!files.has(index)) {
+    throw new EmbedderError(
+      "MODEL_UNSUPPORTED",
+      `${name} has no ${single} (pytorch_model.bin is not read); pass a revision that has one, such as a conversion's @refs/pr/1`,
+    );
+  }
+  await fetch([index]);
+  const file = path.join(folder, index);
+  const { weight_map: weightMap } = readJsonObjectIfPresent(file) ?? {};
+  const shards = [...new Set(isObject(weightMap) ? Object.values(weightMap) : [undefined])];
+  for (const shard of shards) {
+    if (typeof shard !== "string" || !isPlainPath(shard) || !files.has(inTransformer(shard))) {
+      throw new EmbedderError(
+        "MODEL_INVALID",
+        `${file}: weight_map: expected files of the repository, found ${JSON.stringify(shard ?? null)}`,
+      );
+    }
+  }
+  return [index, ...shards.map((shard) => inTransformer(shard as string))];
+}
+
+/** An ONNX graph and the files beside it that hold its weights. */
+function graphFiles(name: string, { files }: Listing, kind: "f32" | "int8"): string[] {
+  const graph = GRAPHS[kind].find((file) => files.has(file));
+  if (!graph) {
+    const dtype = kind === "int8" ? ', { dtype: "int8" }' : "";
+    throw new EmbedderError(
+      "MODEL_UNSUPPORTED",
+      `${name} has no ONNX file for the backend onnx-js (looked for ${GRAPHS[kind].join(", ")}); ` +
+        `exportOnnx(model${dtype}) writes one where the addon runs`,
+    );
+  }
+  return [...files.keys()].filter(
+    (file) => file === graph || (/^[._]data/.test(file.slice(graph.length)) && file.startsWith(graph)),
+  );
+}
+
+/** With `/`, as repositories name their files. */
+function relative(folder: string, file: string): string {
+  return path.relative(folder, file).split(path.sep).join("/");
+}

@@ -1,0 +1,175 @@
+import { createHash, randomBytes } from "node:crypto";
+import { promises as fs } from "node:fs";
+import * as os from "node:os";
+import * as path from "node:path";
+import { pause } from "./transfer_error.js";
+
+/** How often an owner shows that it lives. */
+const HEARTBEAT_MS = 1_000;
+/** How long an owner may show no life. A process of this machine that has ended is found out sooner. */
+const SILENCE_MS = 30_000;
+const SILENCE_OF_ENDED_MS = 3_000;
+const POLL_MS = 250;
+
+/** Process ids mean something on their own machine only. */
+const HOST = createHash("sha256").update(os.hostname()).digest("hex").slice(0, 8);
+
+/**
+ * The beginning of a blob while it is downloaded: `<blob>.semantic-search.<host>-<pid>-<random>.incomplete`, or without
+ * the owner in its name when its download was given up.
+ *
+ * The name is the lock. Whoever renames a part to its own name owns it, which one process can do at a time; the others
+ * wait. A part whose owner shows no life is up for the next. Nobody waits for a lock that nobody holds, and a wrong guess
+ * about a slow owner does no harm: both write the same bytes to the same places, and both check them.
+ */
+export class Part {
+  readonly #blob: string;
+  readonly #file: string;
+  readonly #heartbeat: NodeJS.Timeout;
+
+  private constructor(blob: string, file: string) {
+    this.#blob = blob;
+    this.#file = file;
+    this.#heartbeat = setInterval(() => touch(file), HEARTBEAT_MS).unref();
+  }
+
+  /**
+   * A part of the blob that is this call's alone, with what others left of it; `undefined` once the blob itself is there.
+   *
+   * @param onWait Called now and then with the bytes that another process has.
+   * @throws AbortError
+   */
+  static async claim(
+    blob: string,
+    signal: AbortSignal | undefined,
+    onWait: (bytes: number) => void,
+  ): Promise<Part | undefined> {
+    const own = `${blob}.semantic-search.${HOST}-${process.pid}-${randomBytes(4).toString("hex")}.incomplete`;
+    for (;;) {
+      if (await exists(blob)) return undefined;
+      const parts = await partsOf(blob);
+      const taken = parts.find(isTaken);
+      if (taken) onWait(taken.bytes);
+      else if (parts[0] ? await take(parts[0].file, own) : await create(own)) {
+        const rival = (await partsOf(blob)).find((part) => part.file !== own && isTaken(part));
+        const part = new Part(blob, own);
+        if (!rival) return part;
+        // Two at the same moment: the later one sees the earlier one, steps back and waits.
+        await part.release();
+      }
+      await pause(POLL_MS * (0.5 + Math.random()), signal);
+    }
+  }
+
+  open(): Promise<fs.FileHandle> {
+    return fs.open(this.#file, "r+");
+  }
+
+  /** Makes the part the blob. False where another process has taken it over meanwhile. */
+  async publish(): Promise<boolean> {
+    try {
+      await fs.rename(this.#file, this.#blob);
+    } catch (error) {
+      // Windows renames no file onto one that is in use; equal bytes are there then.
+      if (await exists(this.#blob)) await this.discard();
+      else if ((error as NodeJS.ErrnoException).code === "ENOENT") return false;
+      else throw error;
+    } finally {
+      clearInterval(this.#heartbeat);
+    }
+    return true;
+  }
+
+  /** Leaves what there is to whoever comes next. */
+  async release(): Promise<void> {
+    clearInterval(this.#heartbeat);
+    const { size } = await fs.stat(this.#file).catch(() => ({ size: 0 }));
+    if (size === 0) await fs.rm(this.#file, { force: true });
+    else await fs.rename(this.#file, `${this.#blob}.semantic-search.incomplete`).catch(() => {});
+  }
+
+  async discard(): Promise<void> {
+    clearInterval(this.#heartbeat);
+    await fs.rm(this.#file, { force: true });
+  }
+}
+
+interface Found {
+  file: string;
+  bytes: number;
+  silentMs: number;
+  /** The process that owns it, where that is one of this machine. */
+  pid: number | undefined;
+  hasOwner: boolean;
+}
+
+/** Bytes of a blob that are already there. */
+export async function bytesOfPart(blob: string): Promise<number> {
+  return Math.max(0, ...(await partsOf(blob)).map(({ bytes }) => bytes));
+}
+
+async function partsOf(blob: string): Promise<Found[]> {
+  const folder = path.dirname(blob);
+  const pattern = /^\.semantic-search(?:\.([0-9a-f]{8})-(\d+)-[0-9a-f]+)?\.incomplete$/;
+  const parts: Found[] = [];
+  for (const name of await fs.readdir(folder).catch(() => [])) {
+    if (!name.startsWith(path.basename(blob))) continue;
+    const match = pattern.exec(name.slice(path.basename(blob).length));
+    if (!match) continue;
+    const [, host, pid] = match;
+    const file = path.join(folder, name);
+    const stat = await fs.stat(file).catch(() => undefined);
+    if (!stat) continue;
+    const silentMs = Date.now() - stat.mtimeMs;
+    parts.push({
+      file,
+      bytes: stat.size,
+      silentMs,
+      pid: host === HOST ? Number(pid) : undefined,
+      hasOwner: pid !== undefined,
+    });
+  }
+  return parts.sort((a, b) => b.bytes - a.bytes);
+}
+
+function isTaken({ hasOwner, silentMs, pid }: Found): boolean {
+  if (!hasOwner) return false;
+  return silentMs < (pid !== undefined && !isRunning(pid) ? SILENCE_OF_ENDED_MS : SILENCE_MS);
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    // Another user's process may not be asked, but it is there.
+    return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}
+
+/** Renames a part that nobody owns; false where another was faster. */
+async function take(file: string, own: string): Promise<boolean> {
+  // First a sign of life, so that nobody takes the new owner for a silent one.
+  await touch(file);
+  return fs.rename(file, own).then(
+    () => true,
+    () => false,
+  );
+}
+
+async function create(own: string): Promise<boolean> {
+  const handle = await fs.open(own, "wx");
+  await handle.close();
+  return true;
+}
+
+async function touch(file: string): Promise<void> {
+  const now = new Date();
+  await fs.utimes(file, now, now).catch(() => {});
+}
+
+async function exists(file: string): Promise<boolean> {
+  return fs.stat(file).then(
+    () => true,
+    () => false,
+  );
+}

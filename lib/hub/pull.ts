@@ -1,0 +1,268 @@
+import * as path from "node:path";
+import { EmbedderError, throwIfAborted } from "../errors.js";
+import { knownModel } from "../known_models.js";
+import { checkPullOptions, invalid } from "../options.js";
+import { freeBytes, ModelCache } from "./cache.js";
+import { HubClient } from "./client.js";
+import { download, megabytes } from "./download.js";
+import { fetchListing, isPlainPath, type Listing } from "./listing.js";
+import { modelFiles, type Snapshot, type WantedWeights } from "./model_files.js";
+import { bytesOfPart } from "./part.js";
+import { type HubSettings, hubSettings } from "./settings.js";
+import { TransferError } from "./transfer_error.js";
+
+/** Options of `pull`; each may be left out. */
+export interface PullOptions {
+  /** Branch, tag or commit. Default: what follows `@` in the name, else a known model's pinned commit, else `"main"`. */
+  revision?: string;
+  /** Default: `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else `huggingface/hub` in `XDG_CACHE_HOME` or `~/.cache`. */
+  cacheFolder?: string;
+  /** Default: `HF_ENDPOINT`, else `https://huggingface.co`. */
+  endpoint?: string;
+  /** For private and gated models; sent to the endpoint alone. Default: `HF_TOKEN`, else the file that `hf auth login` writes. */
+  token?: string | false;
+  /** Use the cache only. Default: `HF_HUB_OFFLINE`. */
+  offline?: boolean;
+  /** Also bring the repository's ONNX graph, which the JavaScript fallback needs. Default false. */
+  onnx?: boolean;
+  /** Gives up with an `AbortError`. What has been downloaded is kept for the next time. */
+  signal?: AbortSignal;
+  /** Called now and then while files are downloaded. An error that it throws ends the call. */
+  onProgress?: (progress: PullProgress) => void;
+}
+
+/** How far a download is. */
+export interface PullProgress {
+  /** The file that is being downloaded. */
+  file: string;
+  /** Bytes of all files of the model that are there, those of earlier downloads included. */
+  done: number;
+  /** Bytes of all files of the model. */
+  total: number;
+}
+
+/** A model on the Hub. */
+export interface HubModel {
+  id: string;
+  revision: string;
+}
+
+const ID = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
+
+/** Reads `org/name` or `org/name@revision`; `undefined` where a text is no such name. */
+export function parseHubName(text: string): HubModel | undefined {
+  const [, id = "", revision] = /^([^@]*)(?:@(.+))?$/.exec(text) ?? [];
+  if (!ID.test(id) || id.length > 96 || /--|\.\.|\.git$/.test(id)) return undefined;
+  const known = knownModel(id);
+  return { id: known?.id ?? id, revision: revision ?? known?.revision ?? "main" };
+}
+
+/**
+ * Downloads a model from the Hugging Face Hub into its standard cache, which Python's libraries share, or finds it there.
+ * Only the files that loading reads are brought, each checked against its hash. A pinned commit that is there needs no
+ * network; a branch is looked up, and where the Hub cannot be reached the cached state of it is taken.
+ *
+ * ```js
+ * const folder = await pull("nomic-ai/CodeRankEmbed");
+ * ```
+ *
+ * @param model `"org/name"` or `"org/name@revision"`.
+ * @returns The snapshot's folder, which `Embedder.load` takes.
+ * @throws EmbedderError `INVALID_ARGUMENT`, `MODEL_NOT_FOUND` (no such model, revision or file, or not in the cache),
+ * `MODEL_INVALID`, `MODEL_UNSUPPORTED`, `ACCESS_DENIED`, `DOWNLOAD_FAILED`, or `ABORT_ERR` (an `AbortError`).
+ */
+export async function pull(model: string, options?: PullOptions): Promise<string> {
+  const { revision, onnx, ...settings } = checkPullOptions(options);
+  const named = typeof model === "string" ? parseHubName(model) : undefined;
+  if (!named) throw invalid("model", 'a name on the Hub such as "nomic-ai/CodeRankEmbed"', model);
+  const chosen = { ...named, ...(revision !== undefined && { revision }) };
+  return pullWeights(chosen, { safetensors: true, onnx: onnx ? "f32" : undefined }, settings);
+}
+
+/** As `pull`, for the weights that a backend reads. */
+export async function pullWeights(
+  model: HubModel,
+  wanted: WantedWeights,
+  options: Omit<PullOptions, "revision" | "onnx">,
+): Promise<string> {
+  if (!isPlainPath(model.revision) || /[\s@?#%~^*[]/.test(model.revision)) {
+    throw invalid("revision", "a branch, tag or commit", model.revision);
+  }
+  throwIfAborted(options.signal);
+  return new Pull(model, wanted, hubSettings(options), options).run();
+}
+
+class Pull {
+  readonly #name: string;
+  readonly #cache: ModelCache;
+  readonly #client: HubClient;
+
+  constructor(
+    readonly model: HubModel,
+    readonly wanted: WantedWeights,
+    readonly settings: HubSettings,
+    readonly options: Pick<PullOptions, "signal" | "onProgress">,
+  ) {
+    this.#name = `${model.id}@${model.revision}`;
+    this.#cache = new ModelCache(settings.cacheFolder, model.id, settings.symlinks);
+    this.#client = new HubClient(settings, options.signal);
+  }
+
+  async run(): Promise<string> {
+    const { id, revision } = this.model;
+    const cached = await this.#cache.commitOf(revision);
+    // A commit never changes: what was listed and is there is all there is.
+    const listed = cached === undefined ? undefined : await this.#cache.listing(cached);
+    const isThere = listed !== undefined && (await this.#isWhole(listed));
+    if (cached === revision && isThere) return this.#cache.snapshot(cached);
+    if (this.settings.offline) return this.#fromCache(cached, undefined);
+    try {
+      const listing = await fetchListing(this.#client, id, revision, isThere ? 1 : undefined);
+      await this.#cache.keepListing(listing);
+      await this.#download(listing);
+      // Only now: until then the revision is the commit whose files are there.
+      await this.#cache.keepCommit(revision, listing.commit);
+      return this.#cache.snapshot(listing.commit);
+    } catch (error) {
+      if (!(error instanceof TransferError)) throw systemError(error, this.settings.cacheFolder);
+      return await this.#fromCache(cached, error);
+    } finally {
+      await this.#client.close();
+    }
+  }
+
+  /** The cached snapshot, where that is whole. */
+  async #fromCache(commit: string | undefined, unreachable: TransferError | undefined): Promise<string> {
+    const why = unreachable?.message ?? "offline mode is on (option offline, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE)";
+    const { cacheFolder } = this.settings;
+    if (commit === undefined || (await this.#cache.filesOf(commit)).files.size === 0) {
+      const others = await this.#cache.revisions();
+      const hint =
+        others.length > 0 ? ` (it holds ${others.map((other) => `${this.model.id}@${other}`).join(", ")})` : "";
+      throw (
+        unreachable ??
+        new EmbedderError("MODEL_NOT_FOUND", `${this.#name} is not in the cache ${cacheFolder}${hint}, and ${why}`)
+      );
+    }
+    const snapshot = this.#cache.snapshot(commit);
+    // What Python downloaded may come without a list of the commit's files: then the model's own files tell.
+    const listing = (await this.#cache.listing(commit)) ?? (await this.#cache.filesOf(commit));
+    if (await this.#isWhole(listing)) return snapshot;
+    if (unreachable) throw unreachable;
+    const missing = (await this.#missing(listing)).join(", ");
+    throw new EmbedderError(
+      "MODEL_NOT_FOUND",
+      `${this.#name} is in the cache without ${missing} (${snapshot}), and ${why}`,
+    );
+  }
+
+  async #isWhole(listing: Listing): Promise<boolean> {
+    return (await this.#missing(listing)).length === 0;
+  }
+
+  /** Files of the model that its snapshot lacks, as far as the files that are there tell. */
+  async #missing(listing: Listing): Promise<string[]> {
+    const missing: string[] = [];
+    const note = async (names: string[]) => {
+      for (const name of names) {
+        const file = listing.files.get(name);
+        if (file && !(await this.#cache.has(listing.commit, file))) missing.push(name);
+      }
+      // Without them nothing more can be said.
+      if (missing.length > 0) throw new Incomplete();
+    };
+    try {
+      await note(await modelFiles(this.#snapshot(listing), this.wanted, note));
+    } catch (error) {
+      if (error instanceof Incomplete) return missing;
+      // Not there or not in this state of the repository: whether another one is better, only the Hub knows.
+      if (error instanceof EmbedderError) return [`what makes it a model (${error.message})`];
+      throw error;
+    }
+    return missing;
+  }
+
+  async #download(listing: Listing): Promise<void> {
+    // Few and small, and which files the model has stands in them: not worth a progress report of their own.
+    const files = await modelFiles(this.#snapshot(listing), this.wanted, (names) => this.#fetch(listing, names));
+    const lacking: string[] = [];
+    let [done, total, needed] = [0, 0, 0];
+    for (const name of files) {
+      const file = fileOf(listing, name);
+      total += file.size;
+      if (await this.#cache.has(listing.commit, file)) {
+        done += file.size;
+      } else {
+        lacking.push(name);
+        needed += file.size - (await bytesOfPart(this.#cache.blob(file.etag)));
+      }
+    }
+    const free = await freeBytes(this.#cache.folder);
+    if (free !== undefined && free < needed) {
+      throw new EmbedderError(
+        "DOWNLOAD_FAILED",
+        `${this.#name} takes another ${megabytes(needed)}, but ${this.settings.cacheFolder} has only ${megabytes(free)} free; ` +
+          "make room, or set HF_HOME or HF_HUB_CACHE to a folder on another disk",
+      );
+    }
+    await this.#fetch(
+      listing,
+      lacking,
+      (file, bytes) => this.options.onProgress?.({ file, done: done + bytes, total }),
+      (size) => {
+        done += size;
+      },
+    );
+  }
+
+  /** Brings files into the snapshot. */
+  async #fetch(
+    { commit, files }: Listing,
+    names: string[],
+    onBytes: (file: string, bytes: number) => void = () => {},
+    onDone: (bytes: number) => void = () => {},
+  ): Promise<void> {
+    const { id, revision } = this.model;
+    for (const name of names) {
+      throwIfAborted(this.options.signal);
+      const file = fileOf({ commit, files }, name);
+      if (!(await this.#cache.has(commit, file))) {
+        await download({
+          client: this.#client,
+          file,
+          blob: this.#cache.blob(file.etag),
+          url: `/${id}/resolve/${commit}/${name.split("/").map(encodeURIComponent).join("/")}`,
+          subject: { model: id, revision, file: name },
+          signal: this.options.signal,
+          onBytes: (bytes) => onBytes(name, bytes),
+        });
+        await this.#cache.link(commit, file);
+      }
+      onDone(file.size);
+    }
+  }
+
+  #snapshot(listing: Listing): Snapshot {
+    return { name: this.#name, listing, folder: this.#cache.snapshot(listing.commit) };
+  }
+}
+
+class Incomplete extends Error {}
+
+function fileOf({ files, commit }: Listing, name: string) {
+  const file = files.get(name);
+  // `modelFiles` names files of the listing only.
+  if (!file) throw new Error(`${name} is no file of ${commit}`);
+  return file;
+}
+
+/** An error of the file system with what was being done; others as they are. */
+function systemError(error: unknown, cacheFolder: string): unknown {
+  const { code, syscall, message } = error as NodeJS.ErrnoException;
+  if (error instanceof EmbedderError || !code || !syscall) return error;
+  return new EmbedderError(
+    "DOWNLOAD_FAILED",
+    `cannot write into the cache ${path.resolve(cacheFolder)}: ${message}; HF_HOME or HF_HUB_CACHE name another folder`,
+    { cause: error },
+  );
+}

@@ -1,0 +1,63 @@
+import { existsSync } from "node:fs";
+import * as path from "node:path";
+import type { WantedWeights } from "./hub/model_files.js";
+import { type HubModel, parseHubName, pullWeights } from "./hub/pull.js";
+import { knownModel } from "./known_models.js";
+import { readModules, readPrompts } from "./model_dir.js";
+import { invalid, type LoadOptions } from "./options.js";
+
+/** A model as a caller names it: a folder, or a model on the Hub. */
+export type ModelSource = { folder: string } | { hub: HubModel };
+
+/**
+ * `org/name` and `org/name@revision` are models on the Hub, unless there is such a folder; everything else is a folder.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT`
+ */
+export function modelSource(model: unknown): ModelSource {
+  const name = model ?? process.env.SEMANTIC_SEARCH_MODEL;
+  if (typeof name !== "string" || name === "") {
+    throw invalid(
+      "model",
+      "the path of a model folder or a name on the Hub (or SEMANTIC_SEARCH_MODEL set to it)",
+      name,
+    );
+  }
+  const hub = parseHubName(name);
+  return hub && !existsSync(name) ? { hub } : { folder: path.resolve(name) };
+}
+
+/**
+ * The model's folder, downloaded where need be, and the options to load it with: a known model of the Hub whose folder
+ * does not say its pooling or prompts gets those of its authors.
+ *
+ * @throws EmbedderError as `pull`.
+ */
+export async function locate(
+  source: ModelSource,
+  wanted: WantedWeights,
+  options: LoadOptions,
+): Promise<{ dir: string; options: LoadOptions }> {
+  const { onProgress, offline, ...rest } = options;
+  if ("folder" in source) return { dir: source.folder, options: rest };
+  const { signal } = rest;
+  const dir = await pullWeights(source.hub, wanted, {
+    ...(signal && { signal }),
+    ...(onProgress && { onProgress }),
+    ...(offline !== undefined && { offline }),
+  });
+  return { dir, options: { ...knownOptions(source.hub.id, dir, rest), ...rest } };
+}
+
+/** What a known model's folder leaves open. Options of the caller go before. */
+function knownOptions(id: string, dir: string, { dimensions }: LoadOptions): LoadOptions {
+  const known = knownModel(id);
+  if (!known) return {};
+  const { query, document } = readPrompts(dir);
+  return {
+    ...(readModules(dir).poolingFile === undefined && { pooling: known.pooling }),
+    ...(query === undefined && { queryPrompt: known.queryPrompt }),
+    ...(document === undefined && { documentPrompt: known.documentPrompt }),
+    ...(dimensions !== undefined && { layerNorm: known.layerNorm ?? false }),
+  };
+}
