@@ -4,6 +4,7 @@ import { accessSync, constants, existsSync, readdirSync, statSync } from "node:f
 import * as os from "node:os";
 import * as path from "node:path";
 import type { BackendName } from "../engine.js";
+import { hubSettings } from "../hub/settings.js";
 import { maxDifference, type Trial, type TrialOutcome } from "./backend_trial.js";
 import type { Machine } from "./machine.js";
 
@@ -161,7 +162,9 @@ function environmentFindings(): Finding[] {
 }
 
 const MODEL_FIXES: Record<string, string> = {
-  MODEL_NOT_FOUND: "check the path; the README says which files a model folder has",
+  MODEL_NOT_FOUND: "check the path or name; the README says which files a model folder has",
+  ACCESS_DENIED: "see the message: the model is private or gated, or the token in HF_TOKEN is wrong",
+  DOWNLOAD_FAILED: "see the message; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT",
   MODEL_INVALID: "fetch the named file again",
   MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model of the README's table",
 };
@@ -267,9 +270,7 @@ function packageCache(): CacheFolder {
 
 /** The cache that all clients of the Hugging Face Hub share. */
 function hubCache(): CacheFolder {
-  const { HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME } = process.env;
-  const home = HF_HOME || path.join(XDG_CACHE_HOME || path.join(os.homedir(), ".cache"), "huggingface");
-  return cacheFolder("models of the Hub", HF_HUB_CACHE || path.join(home, "hub"), false);
+  return cacheFolder("models of the Hub", hubSettings({ token: false }).cacheFolder, false);
 }
 
 function cacheFolder(use: string, folder: string, isCounted: boolean): CacheFolder {

@@ -3,8 +3,10 @@ import * as os from "node:os";
 import * as path from "node:path";
 import type { Command } from "commander";
 import type { LoadOptions } from "../options.js";
+import type { TrialFailure } from "./backend_trial.js";
 import type { Report, Trials } from "./diagnosis.js";
-import { CommandLineError } from "./failure.js";
+import { downloadProgress } from "./download_progress.js";
+import { CommandLineError, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
 import { seconds } from "./load_options.js";
 import { clearStatus, printResult, showStatus, table } from "./terminal.js";
@@ -45,7 +47,7 @@ export function addDoctor(program: Command): void {
   program
     .command("doctor")
     .description("find out what works on this machine, how fast it is, and what is wrong")
-    .argument("[model]", "a model folder (default: SEMANTIC_SEARCH_MODEL, else a tiny one for the occasion)")
+    .argument("[model]", "a model folder or a name on the Hub (default: SEMANTIC_SEARCH_MODEL, else a tiny one)")
     .option("--pooling <mode>", "pooling, where the model folder does not say it")
     .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node")
     .option(
@@ -71,11 +73,16 @@ async function doctor(modelArgument: string | undefined, flags: DoctorFlags): Pr
   const scratch = model === undefined ? mkdtempSync(path.join(os.tmpdir(), "semantic-search-doctor-")) : undefined;
   try {
     if (scratch !== undefined) (await import("./trial_model.js")).writeTrialModel(scratch);
+    const missing = model === undefined ? undefined : await download(model, signal);
     for (const backend of BACKENDS) {
+      if (missing) {
+        trials.set(backend, { failure: missing });
+        continue;
+      }
       signal.throwIfAborted();
       showStatus(() => `trying ${backend} …`);
       const { pooling, onnxRuntimeLibrary } = flags;
-      const options: LoadOptions = { backend, dtype: "f32", ...(pooling && { pooling }) };
+      const options: LoadOptions = { backend, dtype: "f32", offline: true, ...(pooling && { pooling }) };
       const request = {
         model: scratch ?? (model as string),
         options: { ...options, ...(onnxRuntimeLibrary && { onnxRuntimeLibrary }) },
@@ -95,6 +102,21 @@ async function doctor(modelArgument: string | undefined, flags: DoctorFlags): Pr
   if (problems === 0) return;
   const found = problems === 1 ? "1 problem was found" : `${problems} problems were found`;
   throw new CommandLineError("PROBLEMS_FOUND", found);
+}
+
+/** Brings a model of the Hub before it is tried. Resolves to why that did not work. */
+async function download(model: string, signal: AbortSignal): Promise<TrialFailure | undefined> {
+  const [{ modelSource }, { pull }] = await Promise.all([import("../model_source.js"), import("../hub/pull.js")]);
+  if (!("hub" in modelSource(model))) return undefined;
+  try {
+    await pull(model, { signal, onProgress: downloadProgress() });
+  } catch (error) {
+    signal.throwIfAborted();
+    return failureOf(error);
+  } finally {
+    clearStatus();
+  }
+  return undefined;
 }
 
 function page({ machine, model, backends, parity, caches, findings }: Report): string {
@@ -124,7 +146,8 @@ function page({ machine, model, backends, parity, caches, findings }: Report): s
     facts.push(["", `${dimension} dimensions, at most ${maxTokens} tokens, ${pooling.join(" + ")} pooling`]);
     if (model !== null) facts.push(["", `fingerprint ${fingerprint}`]);
   }
-  const number = (value: number | null, unit: string) => (value === null ? "" : `${value.toPrecision(3)} ${unit}`);
+  const number = (value: number | null, unit: string) =>
+    value === null ? "" : `${value >= 100 ? Math.round(value) : value.toPrecision(3)} ${unit}`;
   const rows = backends.map((backend) => {
     if (!backend.works) return [backend.backend, `no: ${backend.reason}`];
     const compared = parity.find((other) => other.backend === backend.backend);

@@ -2,6 +2,7 @@ import { createReadStream } from "node:fs";
 import { access } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import type { Encoding } from "../engine.js";
+import { downloadProgress } from "./download_progress.js";
 import { CommandLineError } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
 import { addLoadOptions, type LoadFlags, loadOptions } from "./load_options.js";
@@ -33,15 +34,15 @@ are embedded, and the exit code is 1.
 
 Examples:
   $ git ls-files | semantic-search-native embed ./models/all-MiniLM-L6-v2 > names.jsonl
-  $ semantic-search-native embed ./models/CodeRankEmbed functions.jsonl --input-format jsonl --field code -o code.npy
-  $ echo "where are tokens validated?" | semantic-search-native embed ./models/CodeRankEmbed --kind query
-  $ semantic-search-native embed ./models/CodeRankEmbed *.txt --dtype int8 --encoding binary -o bits.npy`;
+  $ semantic-search-native embed nomic-ai/CodeRankEmbed functions.jsonl --input-format jsonl --field code -o code.npy
+  $ echo "where are tokens validated?" | semantic-search-native embed nomic-ai/CodeRankEmbed --kind query
+  $ semantic-search-native embed nomic-ai/CodeRankEmbed *.txt --dtype int8 --encoding binary -o bits.npy`;
 
 export function addEmbed(program: Command): void {
   const command = program
     .command("embed")
     .description("embed lines of standard input or of files, as JSON lines or a NumPy array")
-    .argument("<model>", "a model folder")
+    .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
     .argument("[files...]", 'what to read (default: "-", standard input)')
     .addOption(new Option("-i, --input-format <format>", "what a line is").choices(["lines", "jsonl"]).default("lines"))
     .option("-f, --field <name>", "with jsonl: the field that holds the text", "text")
@@ -67,7 +68,8 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   await Promise.all(inputs.filter((file) => file !== "-").map((file) => access(file)));
   const signal = interruptionSignal();
   const { Embedder } = await import("../../embedder.js");
-  const embedder = await Embedder.load(model, { ...loadOptions(flags), signal });
+  const embedder = await Embedder.load(model, { ...loadOptions(flags), signal, onProgress: downloadProgress() });
+  clearStatus();
   const start = performance.now();
   const output = await vectorOutput(flags.output, flags.encoding, embedder.dimension);
   /** Of the texts that are on their way through the model, in order. */

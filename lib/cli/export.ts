@@ -1,7 +1,9 @@
 import { statSync } from "node:fs";
 import { type Command, Option } from "commander";
 import type { LoadOptions } from "../options.js";
-import { printResult } from "./terminal.js";
+import { downloadProgress } from "./download_progress.js";
+import { interruptionSignal } from "./interruption.js";
+import { clearStatus, printResult } from "./terminal.js";
 
 interface ExportFlags {
   dtype: "f32" | "int8";
@@ -24,7 +26,7 @@ export function addExport(program: Command): void {
   program
     .command("export")
     .description("write the model as an ONNX file, for the JavaScript fallback and other tools")
-    .argument("<model>", "a model folder")
+    .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
     .addOption(new Option("--dtype <format>", "number format of the weights").choices(["f32", "int8"]).default("f32"))
     .option("--json", "the result as JSON")
     .addHelpText("after", HELP)
@@ -32,9 +34,10 @@ export function addExport(program: Command): void {
 }
 
 async function exportModel(model: string, { dtype, json }: ExportFlags): Promise<void> {
+  const signal = interruptionSignal();
   const { exportOnnx } = await import("../../embedder.js");
-  const options: LoadOptions = dtype === "int8" ? { dtype } : {};
-  const file = await exportOnnx(model, options);
+  const options: LoadOptions = { dtype, signal, onProgress: downloadProgress() };
+  const file = await exportOnnx(model, options).finally(clearStatus);
   const { size } = statSync(file);
   await printResult(json, { file, dtype, bytes: size }, file);
 }

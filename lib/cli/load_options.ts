@@ -18,6 +18,7 @@ export type LoadFlags = Pick<
   | "normalize"
   | "memoryBudget"
   | "onnxRuntimeLibrary"
+  | "offline"
 >;
 
 export function addLoadOptions(command: Command): Command {
@@ -41,16 +42,17 @@ export function addLoadOptions(command: Command): Command {
     .option("--query-prompt <text>", "text put in front of queries, instead of the model's own")
     .option("--document-prompt <text>", "text put in front of documents, instead of the model's own")
     .option("--memory-budget <bytes>", 'most memory for the activations of a batch, such as "512MB"', bytes)
-    .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node");
+    .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node")
+    .option("--offline", "take models of the Hub from the cache only");
 }
 
 /** The flags that `Embedder.load` takes, out of all that a command was given. */
 export function loadOptions(flags: LoadFlags): LoadOptions {
   const { backend, dtype, maxTokens, threads, pooling, queryPrompt, documentPrompt } = flags;
-  const { dimensions, layerNorm, normalize, memoryBudget, onnxRuntimeLibrary } = flags;
+  const { dimensions, layerNorm, normalize, memoryBudget, onnxRuntimeLibrary, offline } = flags;
   const given = {
     ...{ backend, dtype, maxTokens, threads, pooling, queryPrompt, documentPrompt },
-    ...{ dimensions, layerNorm, normalize, memoryBudget, onnxRuntimeLibrary },
+    ...{ dimensions, layerNorm, normalize, memoryBudget, onnxRuntimeLibrary, offline },
   };
   return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)) as LoadOptions;
 }

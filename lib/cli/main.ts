@@ -9,6 +9,8 @@ import { addDoctor } from "./doctor.js";
 import { addEmbed } from "./embed.js";
 import { addExport } from "./export.js";
 import { EXIT_CODES, failureOf } from "./failure.js";
+import { addModels } from "./models.js";
+import { addPull } from "./pull.js";
 import { addServe } from "./serve.js";
 import { say } from "./terminal.js";
 
@@ -33,7 +35,7 @@ function commandLine(): Command {
     // Errors come to the same end as those of the commands.
     .exitOverride()
     .configureOutput({ outputError: () => {} });
-  for (const add of [addEmbed, addServe, addExport, addDoctor]) add(program);
+  for (const add of [addPull, addModels, addEmbed, addServe, addExport, addDoctor]) add(program);
   return program;
 }
 

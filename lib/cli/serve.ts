@@ -2,10 +2,13 @@ import { once } from "node:events";
 import * as path from "node:path";
 import type { Command } from "commander";
 import { InvalidArgumentError } from "commander";
+import type { ModelSource } from "../model_source.js";
+import type { LoadOptions } from "../options.js";
+import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, EXIT_CODES, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
 import { addLoadOptions, bytes, count, type LoadFlags, loadOptions, seconds } from "./load_options.js";
-import { printResult, say } from "./terminal.js";
+import { clearStatus, printResult, say } from "./terminal.js";
 
 interface ServeFlags extends LoadFlags {
   host: string;
@@ -46,7 +49,7 @@ export function addServe(program: Command): void {
   const command = program
     .command("serve")
     .description("answer OpenAI's embeddings requests over HTTP, on this machine")
-    .argument("<model>", "a model folder")
+    .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
     .option("--host <address>", "address to listen on", "127.0.0.1")
     .option("-p, --port <number>", "port to listen on; 0 takes a free one", port, 8080)
     .option("--api-key <key>", "ask for this key (default: SEMANTIC_SEARCH_API_KEY, else none)")
@@ -71,26 +74,33 @@ function port(value: string): number {
 }
 
 async function serve(model: string, flags: ServeFlags): Promise<void> {
-  if (flags.matryoshka && flags.normalize === false) {
-    throw new CommandLineError("USAGE", "--matryoshka scales vectors to length 1: not with --no-normalize", {
-      exitCode: EXIT_CODES.usage,
-    });
+  if (flags.matryoshka && (flags.normalize === false || flags.dimensions !== undefined)) {
+    const message =
+      "--matryoshka cuts whole vectors and scales them to length 1: not with --dimensions or --no-normalize";
+    throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
   }
   const signal = interruptionSignal();
-  const [{ Embedder }, { EmbeddingServer }] = await Promise.all([
+  const [{ Embedder }, { modelSource }, { EmbeddingServer }] = await Promise.all([
     import("../../embedder.js"),
+    import("../model_source.js"),
     import("./embedding_server.js"),
   ]);
-  const options = { ...loadOptions(flags), ...(flags.idleTimeout && { idleTimeoutMs: flags.idleTimeout }) };
-  const embedder = await Embedder.load(model, { ...options, signal });
+  const { layerNorm, ...rest } = loadOptions(flags);
+  const options: LoadOptions = rest;
+  // With --matryoshka it is for cuts that requests ask for.
+  if (layerNorm !== undefined && !flags.matryoshka) options.layerNorm = layerNorm;
+  if (flags.idleTimeout) options.idleTimeoutMs = flags.idleTimeout;
+  const embedder = await Embedder.load(model, { ...options, signal, onProgress: downloadProgress() });
   const { version } = require("../../../package.json") as { version: string };
-  const name = flags.modelName ?? path.basename(path.resolve(model));
+  clearStatus();
+  const source = modelSource(model);
+  const name = flags.modelName ?? ("hub" in source ? source.hub.id : path.basename(source.folder));
   const server = new EmbeddingServer(embedder, {
     ...{ host: flags.host, port: flags.port, model: name, version, allowedHosts: flags.allowHost },
     ...{ maxBodyBytes: flags.maxBody, maxBatch: flags.maxBatch, maxRequests: flags.maxRequests },
     requestTimeoutMs: flags.requestTimeout,
     apiKey: (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined,
-    matryoshka: undefined,
+    matryoshka: flags.matryoshka ? { layerNorm: layerNorm ?? (await layerNormOf(source, options)) } : undefined,
     onFailure: (error) => {
       const { code, message } = failureOf(error);
       say(flags.json, `error [${code}]: ${message}`, { error: { code, message } });
@@ -112,4 +122,18 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   } finally {
     await embedder.close();
   }
+}
+
+/** Whether the model wants a layer norm before a cut, as `Embedder.load` with `dimensions` would find. */
+async function layerNormOf(source: ModelSource, { pooling }: LoadOptions): Promise<boolean> {
+  const [{ readModelDir }, { knownModel }, { pullWeights }] = await Promise.all([
+    import("../model_dir.js"),
+    import("../known_models.js"),
+    import("../hub/pull.js"),
+  ]);
+  const known = "hub" in source ? knownModel(source.hub.id) : undefined;
+  if (known) return known.layerNorm ?? false;
+  // What has just been loaded is in the cache.
+  const dir = "hub" in source ? await pullWeights(source.hub, { safetensors: true }, { offline: true }) : source.folder;
+  return readModelDir(dir, { dimensions: 1, ...(pooling && { pooling }) }).cut?.layerNorm ?? false;
 }
