@@ -277,7 +277,7 @@ function cacheFolder(use: string, folder: string, isCounted: boolean): CacheFold
   const exists = existsSync(folder);
   let existing = folder;
   while (!existsSync(existing) && path.dirname(existing) !== existing) existing = path.dirname(existing);
-  let isWritable = true;
+  let isWritable = statSync(existing).isDirectory();
   try {
     accessSync(existing, constants.W_OK);
   } catch {

@@ -2,6 +2,7 @@ import { createReadStream } from "node:fs";
 import { access } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import type { Encoding } from "../engine.js";
+import type { StreamedVector } from "../stream.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
@@ -19,6 +20,9 @@ interface EmbedFlags extends LoadFlags {
   quiet?: boolean;
   json?: boolean;
 }
+
+/** Texts that are read before their vectors, or those of earlier texts, are written. */
+const MAX_UNWRITTEN = 4096;
 
 const HELP = `
 Every line is a text; an empty line too, so that line n is the text n. With --input-format jsonl every line is a JSON
@@ -72,8 +76,11 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   clearStatus();
   const start = performance.now();
   const output = await vectorOutput(flags.output, flags.encoding, embedder.dimension);
-  /** Of the texts that are on their way through the model, in order. */
-  const waiting: Omit<VectorRecord, "index">[] = [];
+  /** Where the texts come from that are on their way through the model, in order. */
+  const origins: Omit<VectorRecord, "index">[] = [];
+  /** Vectors that were ready before those of earlier texts. */
+  const early = new Map<number, StreamedVector<Encoding>>();
+  let goOn = () => {};
   let badLines = 0;
   let texts = 0;
 
@@ -93,8 +100,13 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
           continue;
         }
         const { text, ...id } = found;
-        waiting.push({ ...(inputs.length > 1 && { file }), line: line.number, ...id });
+        origins.push({ ...(inputs.length > 1 && { file }), line: line.number, ...id });
         yield text;
+        while (origins.length >= MAX_UNWRITTEN) {
+          await new Promise<void>((resolve) => {
+            goOn = resolve;
+          });
+        }
       }
     }
   }
@@ -102,10 +114,16 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   const rate = () => Math.round(texts / ((performance.now() - start) / 1000));
   try {
     const { kind, encoding } = flags;
-    for await (const { index, vector, truncated } of embedder.stream(read(), { kind, encoding, signal })) {
-      const origin = waiting.shift() as Omit<VectorRecord, "index">;
-      await output.write({ index, ...origin, ...(truncated && { truncated }) }, vector);
-      texts++;
+    for await (const streamed of embedder.stream(read(), { kind, encoding, signal })) {
+      early.set(streamed.index, streamed);
+      for (let next = early.get(texts); next; next = early.get(texts)) {
+        const { index, vector, truncated } = next;
+        early.delete(index);
+        const origin = origins.shift() as Omit<VectorRecord, "index">;
+        await output.write({ index, ...origin, ...(truncated && { truncated }) }, vector);
+        texts++;
+      }
+      goOn();
       if (flags.output !== undefined && !flags.quiet) {
         showStatus(() => `${grouped(texts)} texts, ${grouped(rate())} per second`);
       }
