@@ -86,6 +86,8 @@ export class EmbeddingServer {
       keepAliveTimeout: KEEP_ALIVE_MS,
       connectionsCheckingInterval: Math.max(100, Math.min(5000, requestTimeoutMs / 4)),
     });
+    // As many as requests that wait for their turn on the connection.
+    this.#server.on("connection", (socket) => socket.setMaxListeners(0));
     this.#server.on("request", (request, response) => void this.#handle(request, response));
     // Node.js would ask for the body before anybody has looked whether it is wanted.
     this.#server.on("checkContinue", (request, response) => void this.#handle(request, response));
@@ -139,18 +141,18 @@ export class EmbeddingServer {
     const [name, route] = this.#route(request);
     this.#inFlight.add(controller);
     this.#metrics.requestsInFlight++;
-    response.on("close", () => {
-      const isAnswered = response.writableFinished;
+    const end = () => {
+      if (!this.#inFlight.delete(controller)) return;
+      request.socket.off("close", end);
+      const status = response.writableFinished ? `${response.statusCode}` : "aborted";
       this.#metrics.requestsInFlight--;
-      this.#metrics.observe(
-        name,
-        isAnswered ? `${response.statusCode}` : "aborted",
-        (performance.now() - start) / 1000,
-      );
-      this.#inFlight.delete(controller);
+      this.#metrics.observe(name, status, (performance.now() - start) / 1000);
       controller.abort();
       if (this.#inFlight.size === 0) this.#onIdle();
-    });
+    };
+    response.on("close", end);
+    // An answer that waits for its turn on the connection (pipelining) does not hear of the connection's end.
+    request.socket.on("close", end);
     const exchange = { request, response, signal: controller.signal };
     try {
       this.#admit(request, route);
@@ -158,9 +160,6 @@ export class EmbeddingServer {
     } catch (error) {
       await this.#refuse(exchange, error);
     }
-    // A client that does not take its answer is not waited for.
-    const timer = setTimeout(() => response.destroy(), this.#settings.requestTimeoutMs);
-    response.once("close", () => clearTimeout(timer));
   }
 
   /** The route's name, which has few values, and the route. */
@@ -381,8 +380,11 @@ export class EmbeddingServer {
     return new ApiError(500, String(message), { code: typeof code === "string" ? code : "unexpected" });
   }
 
-  /** A connection does not outlive a server that stops. */
+  /** Before an answer begins: its client is not waited for without end, and its connection does not outlive the server. */
   #prepared(response: ServerResponse): ServerResponse {
+    const { socket } = response.req;
+    const timer = setTimeout(() => socket.destroy(), this.#settings.requestTimeoutMs).unref();
+    response.once("close", () => clearTimeout(timer));
     if (this.#isStopping) response.setHeader("connection", "close");
     return response;
   }
