@@ -317,6 +317,7 @@ export class Embedder {
  * Loads the process-wide model of `embed` and `isGpu`. Synchronous: it blocks until the model is loaded. A second call
  * with the same arguments does nothing.
  *
+ * @param modelDir A folder: what must not wait cannot download. `pull` gives the folder of a model on the Hub.
  * @throws EmbedderError as `Embedder.load`, and `ALREADY_INITIALIZED` for another model or other options.
  */
 export function init(
@@ -499,7 +500,10 @@ async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undef
 function checkFolder(modelDir: unknown): string {
   const source = modelSource(modelDir);
   if ("folder" in source) return source.folder;
-  throw invalid("modelDir", "the path of a model folder (pull gives that of a model on the Hub)", source.hub.id);
+  throw new EmbedderError(
+    "MODEL_NOT_FOUND",
+    `there is no folder ${source.hub.id}, and init cannot wait for a download: pull gives the folder of a model on the Hub`,
+  );
 }
 
 function backendFromEnvironment(chosen: NonNullable<LoadOptions["backend"]>): NonNullable<LoadOptions["backend"]> {

@@ -12,7 +12,7 @@ const ADDON = readdirSync(ROOT).find((name) => /^semantic-search-native\..*\.nod
 /** A folder with the package installed; `addon` is what stands in the place of the native file. */
 function installed({
   addon = "built",
-  dependencies = ["onnxruntime-node", "onnxruntime-common", "@huggingface/tokenizers"],
+  dependencies = ["onnxruntime-node", "onnxruntime-common", "@huggingface/tokenizers", "undici"],
 } = {}) {
   const user = temporaryFolder();
   const target = path.join(user, "node_modules/semantic-search-native");
@@ -81,6 +81,17 @@ for (const how of Object.keys(LOADERS)) {
     );
     const classes = ["AbortError", "Embedder", "EmbedderError"];
     assert.deepEqual(names, [...classes, "KNOWN_MODELS", "embed", "exportOnnx", "init", "isGpu", "pull"]);
+  });
+
+  test(`${how}: pull finds its HTTP client`, () => {
+    const options = `{ endpoint: "http://127.0.0.1:9", cacheFolder: "cache", token: false }`;
+    const [{ code, message }] = child(
+      installed({ addon: "hidden" }),
+      how,
+      `report(await outcome(() => api.pull("org/model", ${options})));`,
+    );
+    assert.equal(code, "DOWNLOAD_FAILED");
+    assert.match(message, /the connection to http:\/\/127\.0\.0\.1:9 failed/);
   });
 
   for (const [addon, reason] of [

@@ -12,10 +12,12 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  renameSync,
   rmSync,
   statSync,
   symlinkSync,
   truncateSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { createRequire } from "node:module";
@@ -271,6 +273,18 @@ describe("the cache", () => {
     );
   });
 
+  test("that has everything need not be written", async () => {
+    const { hub, options } = await hubWith();
+    const folder = await pull(ID, options);
+    const trees = path.join(repository(options), "trees");
+    rmSync(trees, { recursive: true });
+    writeFileSync(trees, "in the way");
+    assert.equal(await pull(ID, options), folder);
+    rmSync(path.join(folder, "tokenizer.json"));
+    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "cannot write into the cache"));
+    assert.equal(hub.requests.filter(({ host }) => host === "cdn").length, 1);
+  });
+
   test("that is a file is said to be so", async () => {
     const { options } = await hubWith();
     const file = path.join(temporaryFolder(), "file");
@@ -373,7 +387,7 @@ describe("which files", () => {
     }
     const { hub, options } = await hubWith();
     hub.fault("hub", /api/, (response) => response.end("<html>Please log in</html>"));
-    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "expected JSON", "login page"));
+    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "expected a short JSON", "login page"));
   });
 });
 
@@ -393,6 +407,17 @@ describe("the transfer", () => {
     hub.fault("cdn", /safetensors/, cutAfter(60_000));
     hub.fault("cdn", /safetensors/, (response, { file }) => response.end(file));
     assertComplete(await pull(ID, options));
+  });
+
+  test("gives up on a server that starts over and breaks off each time", async () => {
+    const { hub, options } = await hubWith();
+    const breakOff = (response, { file }) => {
+      response.writeHead(200, { "content-length": file.length });
+      response.write(file.subarray(0, 60_000), () => setTimeout(() => response.destroy(), 20));
+    };
+    hub.fault("cdn", /safetensors/, breakOff, 99);
+    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "connection to http://localhost"));
+    assert.equal(hub.requests.filter(({ host }) => host === "cdn").length, 5, "one, and four that brought nothing new");
   });
 
   test("gives up after attempts without a byte, keeps what it has, and goes on from there", async () => {
@@ -477,10 +502,11 @@ describe("the transfer", () => {
       refuse(response, status, "", "", { "retry-after": wait });
     };
     hub.fault("hub", /api/, busy(429, "1"));
+    hub.fault("hub", /api/, (response) => refuse(response, 429, "", "", { ratelimit: '"api";r=0;t=1' }));
     hub.fault("hub", /resolve.*safetensors/, busy(503, new Date(Date.now() + 3000).toUTCString()));
     const started = Date.now();
     assertComplete(await pull(ID, options));
-    assert.ok(Date.now() - started >= 1000, "a second for the first");
+    assert.ok(Date.now() - started >= 2000, "a second for each of the first two");
     assert.equal(at.length, 2);
   });
 
@@ -726,6 +752,26 @@ describe("a proxy", () => {
     assert.match(message, /self-signed certificate.*NODE_EXTRA_CA_CERTS/);
   });
 
+  test("that wants a name and password gets them, and says so without", async () => {
+    const proxy = await startProxy({ login: "me:pass word" });
+    servers.push(proxy);
+    const url = (login) => proxy.url.replace("//", `//${login}`);
+    const { options } = await hubWith();
+    assertComplete((await pulling(options, { HTTP_PROXY: url("me:pass%20word@") }).result).folder);
+    for (const [scheme, login] of [
+      ["HTTP_PROXY", ""],
+      ["HTTP_PROXY", "me:wrong@"],
+      ["HTTPS_PROXY", ""],
+      ["HTTPS_PROXY", "me:wrong@"],
+    ]) {
+      const endpoint = scheme === "HTTPS_PROXY" ? options.endpoint.replace("http:", "https:") : options.endpoint;
+      const elsewhere = { ...options, endpoint, cacheFolder: temporaryFolder() };
+      const { code, message } = await pulling(elsewhere, { [scheme]: url(login) }).result;
+      assert.equal(code, "ACCESS_DENIED", message);
+      assert.match(message, /proxy asks for a name and password/);
+    }
+  });
+
   test("is chosen as curl and Python choose it", () => {
     const choose = (url, env) => proxyFor(new URL(url), env);
     assert.equal(choose("https://a.b/", {}), undefined);
@@ -823,6 +869,44 @@ describe("several processes", () => {
     child.kill("SIGKILL");
     assertComplete(await waiting);
     assert.equal(hub.requests.at(-1).range, "bytes=150000-");
+  });
+});
+
+describe("a part", () => {
+  test("that another took over meanwhile is left to that one", async () => {
+    const { hub, options } = await hubWith();
+    let release;
+    const released = new Promise((resolve) => {
+      release = resolve;
+    });
+    const rest = (response, file) => released.then(() => response.end(file.subarray(100_000)));
+    hub.fault("cdn", /safetensors/, sendUntil(100_000, rest));
+    const pulled = pull(ID, options);
+    const part = () => parts(options).find((name) => name.startsWith(sha256(WEIGHTS)));
+    await until(part, "the first bytes");
+    // As a process of another machine does that took this one for dead.
+    const folder = path.join(repository(options), "blobs");
+    const theirs = path.join(folder, `${sha256(WEIGHTS)}.semantic-search.00000000-1-0000.incomplete`);
+    renameSync(path.join(folder, part()), theirs);
+    release();
+    await delay(700);
+    writeFileSync(path.join(folder, sha256(WEIGHTS)), WEIGHTS);
+    rmSync(theirs);
+    assertComplete(await pulled);
+    assert.deepEqual(parts(options), []);
+  });
+
+  test("that a process of another machine left is taken after a while", async () => {
+    const { hub, options } = await hubWith();
+    const folder = path.join(repository(options), "blobs");
+    mkdirSync(folder, { recursive: true });
+    const theirs = path.join(folder, `${sha256(WEIGHTS)}.semantic-search.00000000-1-0000.incomplete`);
+    writeFileSync(theirs, WEIGHTS.subarray(0, 70_000));
+    await assert.rejects(pull(ID, { ...options, signal: AbortSignal.timeout(700) }), { code: "ABORT_ERR" });
+    const longAgo = Date.now() / 1000 - 60;
+    utimesSync(theirs, longAgo, longAgo);
+    assertComplete(await pull(ID, options));
+    assert.equal(hub.requests.at(-1).range, "bytes=70000-");
   });
 });
 
@@ -1060,7 +1144,7 @@ describe("Embedder.load by name", () => {
   });
 
   test("synchronous init takes folders only", () => {
-    assert.throws(() => api.init(ID), embedderError("INVALID_ARGUMENT", "pull", ID));
+    assert.throws(() => api.init(ID), embedderError("MODEL_NOT_FOUND", "no folder org/model", "pull"));
   });
 });
 

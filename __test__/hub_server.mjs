@@ -185,9 +185,12 @@ export const cutAfter = (length) => sendUntil(length, (response) => setTimeout((
 export const stallAfter = (length) => sendUntil(length, () => {});
 
 /** A proxy for `http:` (the whole URL as the path) and `https:` (CONNECT); `asked` tells for what. */
-export async function startProxy() {
+export async function startProxy({ login } = {}) {
   const asked = [];
+  const expected = login && `Basic ${Buffer.from(login).toString("base64")}`;
+  const isAllowed = ({ headers }) => !expected || headers["proxy-authorization"] === expected;
   const server = http.createServer((request, response) => {
+    if (!isAllowed(request)) return refuse(response, 407, "", "", { "proxy-authenticate": "Basic" });
     asked.push(`${request.method} ${request.url.split("?")[0]}`);
     const { headers, method } = request;
     const onward = http.request(request.url, { method, headers }, (answer) => {
@@ -198,13 +201,15 @@ export async function startProxy() {
     request.pipe(onward);
   });
   server.on("connect", (request, socket) => {
+    socket.on("error", () => {});
+    if (!isAllowed(request)) return socket.end("HTTP/1.1 407 Proxy Authentication Required\r\n\r\n");
     asked.push(`CONNECT ${request.url}`);
     const [host, port] = request.url.split(":");
     const onward = net.connect(Number(port), host, () => {
       socket.write("HTTP/1.1 200 Connection established\r\n\r\n");
       onward.pipe(socket).pipe(onward);
     });
-    for (const end of [socket, onward]) end.on("error", () => {});
+    onward.on("error", () => socket.destroy());
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");

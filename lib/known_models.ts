@@ -173,21 +173,21 @@ export const KNOWN_MODELS: readonly KnownModel[] = deepFreeze([
     id: "thenlper/gte-small",
     revision: "17e1f347d17fe144873b1201da91788898c639cd",
     dimension: 384,
-    parameters: 33_360_512,
+    parameters: 33_360_000,
   },
   {
     ...gte,
     id: "thenlper/gte-base",
     revision: "c078288308d8dee004ab72c6191778064285ec0c",
     dimension: 768,
-    parameters: 109_482_752,
+    parameters: 109_482_240,
   },
   {
     ...gte,
     id: "thenlper/gte-large",
     revision: "4bef63f39fcc5e2d6b0aae83089f307af4970164",
     dimension: 1024,
-    parameters: 335_142_400,
+    parameters: 335_141_888,
   },
 ]);
 

@@ -25,10 +25,15 @@ export interface Subject {
 const CONNECT_TIMEOUT_MS = 10_000;
 const REDIRECTS = 5;
 const ATTEMPTS = 5;
+/** In bytes. The largest repositories' lists of files take a few megabytes. */
+const LONGEST_JSON = 50_000_000;
 
 /**
  * HTTP with the Hub. Follows redirects itself, because the token is for the endpoint alone; reports what goes wrong as
  * `TransferError` (may be otherwise later) or as an `EmbedderError` that says what to do.
+ *
+ * Why not the official `@huggingface/hub`: its downloads into the cache (2.17.5) check no hash, resume and retry nothing,
+ * have no timeout, lock or offline mode, and ask the network even for a commit that is there.
  */
 export class HubClient {
   readonly #settings: HubSettings;
@@ -57,20 +62,26 @@ export class HubClient {
       try {
         const { body } = await this.get(path, subject);
         const chunks: Buffer[] = [];
-        for await (const chunk of body) chunks.push(chunk);
+        let length = 0;
+        for await (const chunk of body) {
+          chunks.push(chunk);
+          length += chunk.length;
+          if (length > LONGEST_JSON) throw this.#noJson(path, `more than ${LONGEST_JSON} bytes`);
+        }
         try {
           return JSON.parse(Buffer.concat(chunks).toString());
         } catch (cause) {
-          throw new EmbedderError(
-            "DOWNLOAD_FAILED",
-            `${this.#settings.endpoint}${path}: expected JSON; is this the endpoint of a Hub, and no login page before it?`,
-            { cause },
-          );
+          throw this.#noJson(path, "something else; is a login page before the Hub?", cause);
         }
       } catch (error) {
         await retries.after(error);
       }
     }
+  }
+
+  #noJson(path: string, found: string, cause?: unknown): EmbedderError {
+    const message = `${this.#settings.endpoint}${path}: expected a short JSON text, found ${found}`;
+    return new EmbedderError("DOWNLOAD_FAILED", message, { cause });
   }
 
   /**
@@ -116,9 +127,11 @@ export class HubClient {
   #transferError(cause: unknown, { origin }: URL): EmbedderError {
     throwIfAborted(this.#signal);
     const { code = "", message } = cause as NodeJS.ErrnoException;
-    const stalled = /^UND_ERR_(HEADERS|BODY)_TIMEOUT$/.test(code);
-    if (stalled)
+    if (/^UND_ERR_(HEADERS|BODY)_TIMEOUT$/.test(code)) {
       return new TransferError(`${origin} sent nothing for ${this.#settings.stallTimeoutMs / 1000} s`, { cause });
+    }
+    // Where a tunnel is asked for, undici has only words for it.
+    if (/\b407\b/.test(message)) return refusedByProxy();
     const certificate = /CERT|^ERR_TLS|^UNABLE_TO_/.test(code);
     const advice = certificate
       ? "where a proxy opens connections, NODE_EXTRA_CA_CERTS names its certificate"
@@ -174,6 +187,13 @@ function named({ model, revision, file }: Subject): string {
   return file === undefined ? `${model}@${revision}` : `${file} of ${model}@${revision}`;
 }
 
+function refusedByProxy(): EmbedderError {
+  return new EmbedderError(
+    "ACCESS_DENIED",
+    "the proxy asks for a name and password, or for others: HTTPS_PROXY=http://name:password@host:port",
+  );
+}
+
 /** The error of an answer that is none. `X-Error-Code` tells apart what the status alone does not. */
 function refusal(
   status: number,
@@ -186,7 +206,7 @@ function refusal(
   const reason = header(headers, "x-error-code");
   const said = header(headers, "x-error-message");
   const withToken = token ? "the token that was sent does not allow it" : "no token was sent: set HF_TOKEN";
-  if (reason === "GatedRepo" || (status === 403 && /gated|access/i.test(said ?? "") && reason !== "RepoNotFound")) {
+  if (reason === "GatedRepo") {
     return new EmbedderError(
       "ACCESS_DENIED",
       `${model} is a gated model: accept its conditions on ${origin}/${model} and set HF_TOKEN to a token of that account (${withToken})`,
@@ -210,9 +230,6 @@ function refusal(
       `${origin} refuses ${named(subject)} (${status}${said ? `: ${said}` : ""}): ${withToken}`,
     );
   }
-  if (status === 407) {
-    return new EmbedderError("ACCESS_DENIED", "the proxy asks for a name and password: http://name:password@host:port");
-  }
   const retry = status === 408 || status === 429 || status >= 500;
   const retryAfterMs = retry ? waitAskedFor(headers) : undefined;
   const wait = retryAfterMs === undefined ? "" : `; it asks to wait ${Math.ceil(retryAfterMs / 1000)} s`;
@@ -225,9 +242,9 @@ function refusal(
       );
 }
 
-/** `Retry-After` in milliseconds: seconds or a date. */
+/** `Retry-After` in milliseconds: seconds or a date; or what is left of the Hub's own `RateLimit: "api";r=0;t=55`. */
 function waitAskedFor(headers: Headers): number | undefined {
-  const value = header(headers, "retry-after");
+  const value = header(headers, "retry-after") ?? /\bt=(\d+)/.exec(header(headers, "ratelimit") ?? "")?.[1];
   if (value === undefined) return undefined;
   const wait = /^\s*\d+\s*$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();
   return Number.isNaN(wait) ? undefined : Math.max(0, wait);

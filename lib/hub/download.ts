@@ -79,6 +79,7 @@ async function fill(part: Part, { client, file, url, subject, onBytes }: Downloa
     let { hash, bytes } = await hashOf(handle, file);
     let wasResumed = bytes > 0;
     const retries = client.retries();
+    let farthest = bytes;
     while (bytes < file.size) {
       onBytes(bytes);
       try {
@@ -96,7 +97,9 @@ async function fill(part: Part, { client, file, url, subject, onBytes }: Downloa
           await writeAll(handle, chunk, bytes);
           hash.update(chunk);
           bytes += chunk.length;
-          retries.reset();
+          // Only what is new counts: a server that starts over each time gets nowhere.
+          if (bytes > farthest) retries.reset();
+          farthest = Math.max(farthest, bytes);
           onBytes(bytes);
         }
         if (bytes < file.size) throw new TransferError(`only ${bytes} of ${file.size} bytes of ${file.name} came`);

@@ -2,7 +2,8 @@ import { EmbedderError } from "../errors.js";
 
 /**
  * The proxy that the environment names for a URL, as curl and Python read it: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and
- * `NO_PROXY`, in capitals or not. Node's own `fetch` reads none of them before Node 24.
+ * `NO_PROXY`, in capitals or not. Node's own `fetch` reads none of them before Node 24, and the agent of undici 6 that
+ * does prints a warning into the program of whoever uses this package.
  *
  * @throws EmbedderError `INVALID_ARGUMENT` for a proxy of a kind that is not spoken here.
  */

@@ -5,7 +5,7 @@ import { checkPullOptions, invalid } from "../options.js";
 import { freeBytes, ModelCache } from "./cache.js";
 import { HubClient } from "./client.js";
 import { download, megabytes } from "./download.js";
-import { fetchListing, isPlainPath, type Listing } from "./listing.js";
+import { fetchListing, type HubFile, isPlainPath, type Listing } from "./listing.js";
 import { modelFiles, type Snapshot, type WantedWeights } from "./model_files.js";
 import { bytesOfPart } from "./part.js";
 import { type HubSettings, hubSettings } from "./settings.js";
@@ -46,6 +46,10 @@ export interface HubModel {
   id: string;
   revision: string;
 }
+
+/** Fewer than a download gets: whoever waits for the answer has not begun yet. */
+const LOOKUP_ATTEMPTS = 3;
+const PROGRESS_INTERVAL_MS = 100;
 
 const ID = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
 
@@ -117,11 +121,13 @@ class Pull {
     if (cached === revision && isThere) return this.#cache.snapshot(cached);
     if (this.settings.offline) return this.#fromCache(cached, undefined);
     try {
-      const listing = await fetchListing(this.#client, id, revision, isThere ? 1 : undefined);
-      await this.#cache.keepListing(listing);
-      await this.#download(listing);
+      const listing = await fetchListing(this.#client, id, revision, isThere ? 1 : LOOKUP_ATTEMPTS);
+      const downloaded = await this.#download(listing);
       // Only now: until then the revision is the commit whose files are there.
-      await this.#cache.keepCommit(revision, listing.commit);
+      await this.#remember(listing).catch((error) => {
+        // A cache that has everything may be one that nobody can write.
+        if (downloaded) throw error;
+      });
       return this.#cache.snapshot(listing.commit);
     } catch (error) {
       if (!(error instanceof TransferError)) throw systemError(error, this.settings.cacheFolder);
@@ -129,6 +135,11 @@ class Pull {
     } finally {
       await this.#client.close();
     }
+  }
+
+  async #remember(listing: Listing): Promise<void> {
+    if (!(await this.#cache.listing(listing.commit))) await this.#cache.keepListing(listing);
+    await this.#cache.keepCommit(this.model.revision, listing.commit);
   }
 
   /** The cached snapshot, where that is whole. */
@@ -182,64 +193,58 @@ class Pull {
     return missing;
   }
 
-  async #download(listing: Listing): Promise<void> {
-    // Few and small, and which files the model has stands in them: not worth a progress report of their own.
-    const files = await modelFiles(this.#snapshot(listing), this.wanted, (names) => this.#fetch(listing, names));
-    const lacking: string[] = [];
-    let [done, total, needed] = [0, 0, 0];
-    for (const name of files) {
-      const file = fileOf(listing, name);
-      total += file.size;
-      if (await this.#cache.has(listing.commit, file)) {
-        done += file.size;
-      } else {
-        lacking.push(name);
-        needed += file.size - (await bytesOfPart(this.#cache.blob(file.etag)));
-      }
+  /** Completes the snapshot; tells whether something was missing. */
+  async #download(listing: Listing): Promise<boolean> {
+    // Few and small, and which files the model has stands in them: not worth a report of their own.
+    const names = await modelFiles(this.#snapshot(listing), this.wanted, async (first) => {
+      for (const name of first) await this.#fetch(listing, fileOf(listing, name), () => {});
+    });
+    const files = names.map((name) => fileOf(listing, name));
+    const lacking: HubFile[] = [];
+    for (const file of files) if (!(await this.#cache.has(listing.commit, file))) lacking.push(file);
+    await this.#checkSpace(lacking);
+    const total = bytesOf(files);
+    let done = total - bytesOf(lacking);
+    let reportedAt = 0;
+    for (const file of lacking) {
+      await this.#fetch(listing, file, (bytes) => {
+        if (bytes < file.size && Date.now() - reportedAt < PROGRESS_INTERVAL_MS) return;
+        reportedAt = Date.now();
+        this.options.onProgress?.({ file: file.name, done: done + bytes, total });
+      });
+      done += file.size;
     }
+    return lacking.length > 0;
+  }
+
+  /** @throws EmbedderError `DOWNLOAD_FAILED` where the disk has no room for what is missing. */
+  async #checkSpace(lacking: HubFile[]): Promise<void> {
+    let needed = bytesOf(lacking);
+    for (const { etag } of lacking) needed -= await bytesOfPart(this.#cache.blob(etag));
     const free = await freeBytes(this.#cache.folder);
-    if (free !== undefined && free < needed) {
-      throw new EmbedderError(
-        "DOWNLOAD_FAILED",
-        `${this.#name} takes another ${megabytes(needed)}, but ${this.settings.cacheFolder} has only ${megabytes(free)} free; ` +
-          "make room, or set HF_HOME or HF_HUB_CACHE to a folder on another disk",
-      );
-    }
-    await this.#fetch(
-      listing,
-      lacking,
-      (file, bytes) => this.options.onProgress?.({ file, done: done + bytes, total }),
-      (size) => {
-        done += size;
-      },
+    if (free === undefined || free >= needed) return;
+    throw new EmbedderError(
+      "DOWNLOAD_FAILED",
+      `${this.#name} takes another ${megabytes(needed)}, but ${this.settings.cacheFolder} has only ${megabytes(free)} free; ` +
+        "make room, or set HF_HOME or HF_HUB_CACHE to a folder on another disk",
     );
   }
 
-  /** Brings files into the snapshot. */
-  async #fetch(
-    { commit, files }: Listing,
-    names: string[],
-    onBytes: (file: string, bytes: number) => void = () => {},
-    onDone: (bytes: number) => void = () => {},
-  ): Promise<void> {
+  /** Brings a file into the snapshot, unless it is there. */
+  async #fetch({ commit }: Listing, file: HubFile, onBytes: (bytes: number) => void): Promise<void> {
+    throwIfAborted(this.options.signal);
+    if (await this.#cache.has(commit, file)) return;
     const { id, revision } = this.model;
-    for (const name of names) {
-      throwIfAborted(this.options.signal);
-      const file = fileOf({ commit, files }, name);
-      if (!(await this.#cache.has(commit, file))) {
-        await download({
-          client: this.#client,
-          file,
-          blob: this.#cache.blob(file.etag),
-          url: `/${id}/resolve/${commit}/${name.split("/").map(encodeURIComponent).join("/")}`,
-          subject: { model: id, revision, file: name },
-          signal: this.options.signal,
-          onBytes: (bytes) => onBytes(name, bytes),
-        });
-        await this.#cache.link(commit, file);
-      }
-      onDone(file.size);
-    }
+    await download({
+      client: this.#client,
+      file,
+      blob: this.#cache.blob(file.etag),
+      url: `/${id}/resolve/${commit}/${file.name.split("/").map(encodeURIComponent).join("/")}`,
+      subject: { model: id, revision, file: file.name },
+      signal: this.options.signal,
+      onBytes,
+    });
+    await this.#cache.link(commit, file);
   }
 
   #snapshot(listing: Listing): Snapshot {
@@ -249,11 +254,15 @@ class Pull {
 
 class Incomplete extends Error {}
 
-function fileOf({ files, commit }: Listing, name: string) {
+function fileOf({ files, commit }: Listing, name: string): HubFile {
   const file = files.get(name);
   // `modelFiles` names files of the listing only.
   if (!file) throw new Error(`${name} is no file of ${commit}`);
   return file;
+}
+
+function bytesOf(files: HubFile[]): number {
+  return files.reduce((sum, { size }) => sum + size, 0);
 }
 
 /** An error of the file system with what was being done; others as they are. */
