@@ -11,12 +11,12 @@ interface ExportFlags {
 }
 
 const HELP = `
-Writes the model's graph into its folder and prints the file. The graph is for the JavaScript fallback of this package,
-and for any other ONNX Runtime: inputs are token ids without padding, the output is the pooled vector before
-normalization.
+Writes the model's graph into its folder and prints the file. It is for the JavaScript fallback of this package, and for
+any other ONNX Runtime: the input is input_ids [batch, length], int64, without padding; the output is last_hidden_state
+[batch, length, hidden], float32, which is still to be pooled and normalized.
 
   f32   semantic-search-native.onnx, some twenty kilobytes: its weights stay in model.safetensors beside it
-  int8  semantic-search-native.int8.onnx, which holds the quantized weights
+  int8  semantic-search-native.int8.onnx, which holds the quantized ones
 
 Examples:
   $ semantic-search-native export ./models/CodeRankEmbed
