@@ -69,7 +69,7 @@ export interface EmbedProgress {
   done: number;
   /** Texts of the call. */
   total: number;
-  /** Tokens computed. */
+  /** Tokens of these texts; equal texts count once, and a query from the cache as when it was computed. */
   tokens: number;
 }
 
@@ -293,7 +293,9 @@ export class Embedder {
     const { kind, encoding = "float32" } = options;
     const query = kind === "query" && texts.length === 1 ? `${encoding} ${texts[0]}` : undefined;
     let result = query === undefined ? undefined : this.#queries.get(query);
-    if (!result) {
+    if (result) {
+      options.onProgress?.({ done: 1, total: 1, tokens: result.tokens });
+    } else {
       result = await run(this.#engine, texts, options);
       if (query !== undefined && !this.#isClosed) this.#queries.set(query, result);
     }

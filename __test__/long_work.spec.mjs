@@ -225,13 +225,19 @@ for (const backend of BACKENDS) {
       assert.equal(await hits(), 2);
       assert.notDeepEqual((await embedder.embed(["a"]))[0], expected, "a document is no query");
       assert.equal((await embedder.info()).texts, 2);
+      const reports = [];
+      for (const text of ["new", "new"])
+        await embedder.embedQuery(text, { onProgress: (report) => reports.push(report) });
+      assert.deepEqual(reports.at(-1), { done: 1, total: 1, tokens: reports[0].tokens });
+      assert.ok(reports.length >= 2 && reports[0].tokens > 2, "the cache tells the same as the model");
 
+      await embedder.embedQuery("a");
       await embedder.embedQuery("b");
       await embedder.embedQuery("a");
       await embedder.embedQuery("c");
-      assert.equal(await hits(), 3);
+      assert.equal(await hits(), 5);
       await embedder.embedQuery("b");
-      assert.equal(await hits(), 3, "the one used longest ago was dropped");
+      assert.equal(await hits(), 5, "the one used longest ago was dropped");
     }));
 
   test(`${backend}: the cache remembers truncation, and may be turned off`, async () => {

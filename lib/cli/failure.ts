@@ -1,0 +1,52 @@
+import { CommanderError } from "commander";
+
+/** Exit codes; `--help` and docs/command-line.md list them. */
+export const EXIT_CODES = { ok: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
+
+/** A failure that the command line itself finds. `code` is for programs, as that of `EmbedderError`. */
+export class CommandLineError extends Error {
+  readonly code: string;
+  readonly exitCode: number;
+
+  constructor(code: string, message: string, options: { exitCode?: number; cause?: unknown } = {}) {
+    super(message, options);
+    this.code = code;
+    this.exitCode = options.exitCode ?? EXIT_CODES.failed;
+  }
+}
+
+/** Why a command was told to stop: the reason of its `AbortSignal`. */
+export class Interruption extends Error {
+  constructor(readonly signalName: "SIGINT" | "SIGTERM") {
+    super(`interrupted by ${signalName}`);
+  }
+}
+
+export interface Failure {
+  code: string;
+  message: string;
+  exitCode: number;
+}
+
+/** What is reported of an error: a code, one line, and how the process ends. */
+export function failureOf(error: unknown): Failure {
+  const { code, message, exitCode, cause } = error as Partial<CommandLineError>;
+  const interruption = [error, cause].find((candidate) => candidate instanceof Interruption);
+  if (interruption) {
+    const status = interruption.signalName === "SIGINT" ? EXIT_CODES.interrupted : EXIT_CODES.terminated;
+    return { code: "INTERRUPTED", message: interruption.message, exitCode: status };
+  }
+  if (error instanceof CommanderError) {
+    return { code: "USAGE", message: oneLine(error.message.replace(/^error: /, "")), exitCode: EXIT_CODES.usage };
+  }
+  const isWrongArgument = code === "INVALID_ARGUMENT";
+  return {
+    code: typeof code === "string" ? code : "UNEXPECTED",
+    message: oneLine(message ?? String(error)),
+    exitCode: exitCode ?? (isWrongArgument ? EXIT_CODES.usage : EXIT_CODES.failed),
+  };
+}
+
+function oneLine(message: string): string {
+  return message.replace(/\s*\n\s*/g, " ").trim();
+}

@@ -1,0 +1,80 @@
+import { type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promises";
+import * as path from "node:path";
+import { CommandLineError } from "./failure.js";
+
+/** Written at once, so that short records do not cost a system call each. */
+const BUFFER_BYTES = 1 << 18;
+
+/** A file that appears under its name when it is whole, and not at all otherwise: it is written beside and renamed. */
+export class WholeFile {
+  readonly #target: string;
+  readonly #partial: string;
+  readonly #file: FileHandle;
+  #pending: Buffer[] = [];
+  #pendingBytes = 0;
+  #written = 0;
+
+  private constructor(target: string, partial: string, file: FileHandle) {
+    this.#target = target;
+    this.#partial = partial;
+    this.#file = file;
+  }
+
+  static async create(name: string): Promise<WholeFile> {
+    const existing = await stat(name).catch(() => undefined);
+    if (existing && !existing.isFile()) {
+      // A rename would replace a device or a pipe.
+      throw new CommandLineError(
+        "INVALID_OUTPUT",
+        `${name} exists and is not a file; without --output, stdout is used`,
+      );
+    }
+    // A link stays one: what it points to is replaced.
+    const target = existing ? await realpath(name) : path.resolve(name);
+    const partial = path.join(path.dirname(target), `.${path.basename(target)}.${process.pid}.part`);
+    return new WholeFile(target, partial, await open(partial, "w"));
+  }
+
+  /** Appends. The bytes are copied: the caller may reuse them. */
+  async append(bytes: Uint8Array): Promise<void> {
+    this.#pending.push(Buffer.from(bytes));
+    this.#pendingBytes += bytes.length;
+    if (this.#pendingBytes >= BUFFER_BYTES) await this.#flush();
+  }
+
+  /** Overwrites the first bytes, which must have been appended before. */
+  async patchStart(bytes: Uint8Array): Promise<void> {
+    await this.#flush();
+    await this.#writeAll(bytes, 0);
+  }
+
+  /** Gives the file its name. */
+  async complete(): Promise<void> {
+    await this.#flush();
+    // Before the rename: a crash of the machine must not leave an empty file under the final name.
+    await this.#file.sync();
+    await this.#file.close();
+    await rename(this.#partial, this.#target);
+  }
+
+  /** Removes what was written. */
+  async discard(): Promise<void> {
+    this.#pending = [];
+    await this.#file.close().catch(() => {});
+    await rm(this.#partial, { force: true });
+  }
+
+  async #flush(): Promise<void> {
+    const bytes = Buffer.concat(this.#pending);
+    this.#pending = [];
+    this.#pendingBytes = 0;
+    await this.#writeAll(bytes, this.#written);
+    this.#written += bytes.length;
+  }
+
+  async #writeAll(bytes: Uint8Array, position: number): Promise<void> {
+    for (let done = 0; done < bytes.length; ) {
+      done += (await this.#file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
+    }
+  }
+}
