@@ -102,7 +102,7 @@ SIZES.full = {
     stages: ["nomic", "minilm"],
     mlx: ["nomic-2-layers"],
   },
-  perModel: { nomic: { qualityPairs: 0 }, "nomic-2-layers": SIZES.usual.perModel["nomic-2-layers"] },
+  perModel: { nomic: { delayTexts: 0, qualityPairs: 0 }, "nomic-2-layers": SIZES.usual.perModel["nomic-2-layers"] },
   rounds: 3,
   functions: 704,
   randomLongest: 256,

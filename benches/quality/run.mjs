@@ -134,7 +134,7 @@ function report(pairs, digest, rows) {
   );
   return `# Quality of retrieval
 
-\`node benches/quality/run.mjs\`
+\`node benches/quality/run.mjs${options.slow ? " --slow" : ""}\`
 
 - Task: ${pairs.length} docstrings of the standard library of ${output(options.python, ["--version"]).trim()} (SHA-256 of the pairs ${digest.slice(0, 12)}…); each has its own function, without the docstring, as the one right answer among all
 - Model: all-MiniLM-L6-v2, real weights; texts are cut at its own limit
