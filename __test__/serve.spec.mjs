@@ -319,6 +319,39 @@ test("slow clients are not waited for", async (t) => {
   assert.equal(output.stderr.split("\n").length, 2, output.stderr);
 });
 
+test("clients that leave at any moment do no harm", async (t) => {
+  const { url, output, metric } = await serve(t, "bert_mean", ["--max-body=4000", "--max-requests=4"]);
+  const { port } = new URL(url);
+  const bodies = [
+    JSON.stringify({ model: "bert_mean", input: "a ".repeat(1000) }),
+    "x".repeat(200_000),
+    "{",
+    JSON.stringify({ model: "bert_mean", input: MUCH.slice(0, 40) }),
+  ];
+  const leave = async (index) => {
+    const body = bodies[index % bodies.length];
+    const expect = index % 3 === 0 ? "expect: 100-continue\r\n" : "";
+    const head = `POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n${expect}content-length: ${body.length}\r\n\r\n`;
+    const message = head + body;
+    const socket = net.connect(port, "127.0.0.1");
+    socket.on("error", () => {});
+    await once(socket, "connect");
+    socket.write(message.slice(0, 20 + ((index * 7919) % message.length)));
+    await new Promise((resolve) => setTimeout(resolve, index % 10));
+    if (index % 2) socket.resetAndDestroy();
+    else socket.destroy();
+  };
+  for (let index = 0; index < 200; index += 10) {
+    await Promise.all(Array.from({ length: 10 }, (_, offset) => leave(index + offset)));
+  }
+  await until(async () => (await metric("semantic_search_requests_in_flight")) === 1, "all of them to be gone");
+  await until(async () => (await metric("semantic_search_calls_in_progress")) === 0, "their calls to end");
+  for (let run = 0; run < 5; run++) {
+    assert.equal((await post(url, { model: "bert_mean", input: "a" })).status, 200, "no place is lost");
+  }
+  assert.equal(output.stderr.split("\n").length, 2, output.stderr);
+});
+
 test("metrics and health tell what was done", async (t) => {
   const { url, metric } = await serve(t);
   await post(url, { model: "bert_mean", input: ["a", "b"] });

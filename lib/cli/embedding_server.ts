@@ -86,11 +86,18 @@ export class EmbeddingServer {
       keepAliveTimeout: KEEP_ALIVE_MS,
       connectionsCheckingInterval: Math.max(100, Math.min(5000, requestTimeoutMs / 4)),
     });
+    const handle = (request: IncomingMessage, response: ServerResponse) => {
+      // Whatever a handler did not foresee ends its connection, not the server.
+      this.#handle(request, response).catch((error) => {
+        response.destroy();
+        settings.onFailure(error);
+      });
+    };
     // As many as requests that wait for their turn on the connection.
     this.#server.on("connection", (socket) => socket.setMaxListeners(0));
-    this.#server.on("request", (request, response) => void this.#handle(request, response));
+    this.#server.on("request", handle);
     // Node.js would ask for the body before anybody has looked whether it is wanted.
-    this.#server.on("checkContinue", (request, response) => void this.#handle(request, response));
+    this.#server.on("checkContinue", handle);
   }
 
   /** Resolves to the URL. */
@@ -137,13 +144,14 @@ export class EmbeddingServer {
 
   async #handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const start = performance.now();
+    const { socket } = request;
     const controller = new AbortController();
     const [name, route] = this.#route(request);
     this.#inFlight.add(controller);
     this.#metrics.requestsInFlight++;
     const end = () => {
       if (!this.#inFlight.delete(controller)) return;
-      request.socket.off("close", end);
+      socket.off("close", end);
       const status = response.writableFinished ? `${response.statusCode}` : "aborted";
       this.#metrics.requestsInFlight--;
       this.#metrics.observe(name, status, (performance.now() - start) / 1000);
@@ -152,7 +160,7 @@ export class EmbeddingServer {
     };
     response.on("close", end);
     // An answer that waits for its turn on the connection (pipelining) does not hear of the connection's end.
-    request.socket.on("close", end);
+    socket.on("close", end);
     const exchange = { request, response, signal: controller.signal };
     try {
       this.#admit(request, route);
@@ -399,9 +407,7 @@ function sendJson(response: ServerResponse, status: number, value: object): void
 async function discard(request: IncomingMessage): Promise<void> {
   request.removeAllListeners("data");
   request.resume();
-  await Promise.race([
-    once(request, "close"),
-    once(request, "end"),
-    new Promise((done) => setTimeout(done, LINGER_MS)),
-  ]);
+  const patience = new Promise((resolve) => setTimeout(resolve, LINGER_MS).unref());
+  // A client that leaves meanwhile has only itself to answer to.
+  await Promise.race([once(request, "end"), once(request, "close"), patience]).catch(() => {});
 }

@@ -1,7 +1,6 @@
 import { once } from "node:events";
 import * as path from "node:path";
-import type { Command } from "commander";
-import { InvalidArgumentError } from "commander";
+import { type Command, InvalidArgumentError } from "commander";
 import type { ModelSource } from "../model_source.js";
 import type { LoadOptions } from "../options.js";
 import { downloadProgress } from "./download_progress.js";
@@ -95,11 +94,12 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   clearStatus();
   const source = modelSource(model);
   const name = flags.modelName ?? ("hub" in source ? source.hub.id : path.basename(source.folder));
+  const apiKey = (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined;
   const server = new EmbeddingServer(embedder, {
     ...{ host: flags.host, port: flags.port, model: name, version, allowedHosts: flags.allowHost },
     ...{ maxBodyBytes: flags.maxBody, maxBatch: flags.maxBatch, maxRequests: flags.maxRequests },
     requestTimeoutMs: flags.requestTimeout,
-    apiKey: (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined,
+    apiKey,
     matryoshka: flags.matryoshka ? { layerNorm: layerNorm ?? (await layerNormOf(source, options)) } : undefined,
     onFailure: (error) => {
       const { code, message } = failureOf(error);
@@ -111,7 +111,7 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
     const { backend, dimension, maxTokens } = embedder;
     await printResult(flags.json, { url, model: name, backend, dimension, maxTokens, pid: process.pid }, url);
     if (!flags.json) say(false, `serving ${name} (${dimension} dimensions, backend ${backend})`, {});
-    if (!server.isLoopback && !(flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY)) {
+    if (!server.isLoopback && apiKey === undefined) {
       const warning = "other machines can connect, and no API key is asked for (SEMANTIC_SEARCH_API_KEY)";
       say(flags.json, `warning: ${warning}`, { warning });
     }
