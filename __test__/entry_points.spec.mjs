@@ -2,7 +2,16 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { copyFileSync, cpSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  copyFileSync,
+  cpSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
 import { assertNothingFailed, model, ROOT, temporaryFolder } from "./models.mjs";
@@ -12,7 +21,7 @@ const ADDON = readdirSync(ROOT).find((name) => /^semantic-search-native\..*\.nod
 /** A folder with the package installed; `addon` is what stands in the place of the native file. */
 function installed({
   addon = "built",
-  dependencies = ["onnxruntime-node", "onnxruntime-common", "@huggingface/tokenizers", "undici"],
+  dependencies = ["onnxruntime-node", "onnxruntime-common", "@huggingface/tokenizers", "undici", "commander"],
 } = {}) {
   const user = temporaryFolder();
   const target = path.join(user, "node_modules/semantic-search-native");
@@ -192,6 +201,41 @@ test("ONNX Runtime's library is taken from what was unpacked beside an Electron 
   const env = { MODEL: await model("bert_mean"), OPTIONS: JSON.stringify({ backend: "onnx" }) };
   const [{ backend }] = child(user, "require", LOAD, env);
   assert.equal(backend, "onnx");
+});
+
+test("the command line, through the link that npm makes", {
+  skip: process.platform === "win32" ? "npm writes a script instead there" : false,
+}, async () => {
+  const folder = await model("bert_mean");
+  for (const addon of ["built", "hidden"]) {
+    const user = installed({ addon });
+    const { bin, version } = JSON.parse(readFileSync(path.join(ROOT, "package.json"), "utf8"));
+    const link = path.join(user, "node_modules/.bin/semantic-search-native");
+    mkdirSync(path.dirname(link));
+    symlinkSync(path.join("../semantic-search-native", bin["semantic-search-native"]), link);
+    // As npm does, too.
+    chmodSync(link, 0o755);
+    const run = (...args) => {
+      const env = { ...process.env, ORT_DYLIB_PATH: "", SEMANTIC_SEARCH_MODEL: "" };
+      return spawnSync(link, args, { cwd: user, env, encoding: "utf8", input: "the time" });
+    };
+    assert.equal(run("--version").stdout, `${version}\n`);
+    const { vector } = JSON.parse(run("embed", folder).stdout);
+    assert.equal(vector.length, 48);
+
+    for (const doctor of [run("doctor", folder, "--json", "--measure=0"), run("doctor", "--json")]) {
+      const { findings } = JSON.parse(doctor.stdout);
+      const problems = findings.filter(({ isProblem }) => isProblem);
+      assert.equal(doctor.status, addon === "built" ? 0 : 1);
+      assert.deepEqual(
+        problems.map(({ what, fix }) => [
+          /the addon does not work: .*cannot be loaded/.test(what),
+          /build:native/.test(fix),
+        ]),
+        addon === "built" ? [] : [[true, true]],
+      );
+    }
+  }
 });
 
 test("worker threads load, embed and end without harm to each other or the main thread", async () => {

@@ -207,9 +207,14 @@ function fallbackFinding(
   isNeeded: boolean,
   model: string | null,
 ): Finding {
+  const isMissing = code === "MODEL_NOT_FOUND";
+  // The addon would have written the tiny model's graph.
+  if (isMissing && model === null) {
+    return note("the JavaScript fallback was not tried: without the addon the tiny model has no graph", "name a model");
+  }
   const what = `the JavaScript fallback does not work: ${reason}`;
-  if (code === "MODEL_NOT_FOUND") {
-    const fix = `semantic-search-native export ${model ?? "<model>"}${isNeeded ? ", on a machine where the addon works" : ""}`;
+  if (isMissing) {
+    const fix = `semantic-search-native export ${model}${isNeeded ? ", on a machine where the addon works" : ""}`;
     return isNeeded ? problem(what, fix) : note(`${what}; nobody needs it while the addon works`, fix);
   }
   return problem(
