@@ -37,7 +37,7 @@ use crate::options::{Dtype, Options};
 const BUDGET_TOKENS: usize = 512;
 
 /// How long a thread of a session waits for work before it sleeps.
-const SPIN_MICROSECONDS: &str = "1000";
+const SPIN_MICROSECONDS: &str = "100";
 
 /// How linear layers are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,8 +232,8 @@ impl Blueprint {
             .with_optimization_level(GraphOptimizationLevel::Level1)?
             .with_intra_threads(threads)?
             // Waiting for the next operator of a run, threads spin, which spares a query the time of waking them up some
-            // hundred times. They go on for a moment after it, since the next query may be there, and no longer: CPU is
-            // not to be burnt in somebody else's process (by default it would be 40 ms after every run).
+            // hundred times. They go on for a moment after it, and no longer: by default they would burn 40 ms of CPU
+            // after every query, and stand in the way of the thread that has the next one.
             .with_intra_op_spinning(true)?
             .with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?
             // Kept for every shape that ever occurs, and texts have many lengths.
