@@ -2,12 +2,12 @@ import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 
 /** Processors that this process may use, at least 1. A container's quota counts, which older Node.js does not know of. */
-export function availableProcessors(cpuMaxFile = "/sys/fs/cgroup/cpu.max"): number {
-  return Math.max(1, Math.min(availableParallelism(), Math.floor(quota(cpuMaxFile))));
+export function availableProcessors(cpuMaxFile?: string): number {
+  return Math.max(1, Math.min(availableParallelism(), Math.floor(processorQuota(cpuMaxFile))));
 }
 
 /** Processors' worth of time by control group v2; infinite where there is no limit. */
-function quota(cpuMaxFile: string): number {
+export function processorQuota(cpuMaxFile = "/sys/fs/cgroup/cpu.max"): number {
   let content: string;
   try {
     content = readFileSync(cpuMaxFile, "utf8");

@@ -3,7 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import * as os from "node:os";
-import { availableProcessors } from "../processors.js";
+import { availableProcessors, processorQuota } from "../processors.js";
 
 export interface Machine {
   package: string;
@@ -81,11 +81,10 @@ function sysctl(name: string): string | undefined {
 
 /** Of control groups, version 2 and then 1. */
 function processorLimit(): number | null {
-  const [time, period] = read("/sys/fs/cgroup/cpu.max")?.split(/\s+/) ?? [
-    read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
-    read("/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
-  ];
-  const limit = Number(time) / Number(period);
+  const quota = processorQuota();
+  if (Number.isFinite(quota)) return quota;
+  const limit =
+    Number(read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")) / Number(read("/sys/fs/cgroup/cpu/cpu.cfs_period_us"));
   return Number.isFinite(limit) && limit > 0 ? limit : null;
 }
 
