@@ -4,6 +4,7 @@ import { barChart, rangeChart, stackedChart } from "./charts.mjs";
 import { LIMITS, PEERS } from "./peers.mjs";
 import { median, quantile, sum } from "./statistics.mjs";
 import { CONTESTANTS } from "./suites/engine.mjs";
+import { speedsOf } from "./suites/peers.mjs";
 
 const isOurs = (name) => name.startsWith("ours");
 const perSecond = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)}`;
@@ -31,16 +32,18 @@ export function figures({ engine, peers: peersSuite, mlx, stages: stagesSuite })
     ["peers", peersSuite],
     ["mlx", mlx],
   ]) {
-    for (const [model, { title, peers, symbols }] of Object.entries(measured?.models ?? {})) {
-      const present = Object.entries(peers).filter(([, peer]) => peer.symbols.length > 0);
+    for (const [model, { title, peers }] of Object.entries(measured?.models ?? {})) {
+      const speeds = speedsOf(peers);
+      const present = Object.entries(peers).filter(([name]) => speeds[name]);
       if (present.length === 0) continue;
+      const most = Math.max(...Object.values(speeds).map(({ embedded }) => embedded));
       files[`${suite}-throughput-${model}.svg`] = barChart({
         title: "Texts per second",
-        note: `${symbols} functions; ${title}`,
+        note: `${most.toLocaleString("en")} functions; ${title}`,
         rows: fastestFirst(
           present.map(([name, peer]) => ({
             label: peer.title,
-            value: (symbols * peer.coldStarts.length) / sum(peer.symbols),
+            value: speeds[name].speed,
             isOurs: isOurs(name),
           })),
         ),

@@ -1,8 +1,8 @@
 /** From results to Markdown. */
 
 import { PEERS } from "./peers.mjs";
-import { median, quantile, sum } from "./statistics.mjs";
-import { REFERENCE } from "./suites/peers.mjs";
+import { median, quantile } from "./statistics.mjs";
+import { speedsOf } from "./suites/peers.mjs";
 
 const MARKS = new Map([
   [true, "yes"],
@@ -11,7 +11,7 @@ const MARKS = new Map([
 ]);
 /** Below it, a peer's vectors are others than the model's. */
 const SAME_COSINE = 0.9999;
-const MANY_SYMBOLS = 25_000;
+const SYMBOLS = [700, 25_000];
 
 /** The first column is text, the others are figures unless `align` says otherwise. */
 function table(head, rows, align = "r") {
@@ -44,8 +44,10 @@ export function report(results, charts) {
   ];
   for (const [suite, { heading, section }] of Object.entries(SUITES)) {
     if (!results[suite]) continue;
-    const { run, models } = results[suite];
-    lines.push("", `## ${heading}`, "", ...provenance(run), ...Object.values(models).flatMap(section));
+    lines.push("", `## ${heading}`);
+    for (const model of Object.values(results[suite].models)) {
+      lines.push("", `### ${model.title}`, "", ...provenance(model.run), "", ...section(model));
+    }
   }
   return `${lines.join("\n")}\n`;
 }
@@ -61,12 +63,11 @@ function provenance({ command, date, seconds, machine, threads, load, commit, no
 function engineSection({ title, rows, samples }) {
   const cells = rows.map(({ what, target, value, passed }) => [what, target, value, MARKS.get(passed)]);
   const quality = samples.quality?.table ? ["", `#### Quality: ${title}`, "", ...samples.quality.table] : [];
-  return ["", `### ${title}`, "", ...table(["what", "must reach", "measured", "reached"], cells, "l"), ...quality];
+  return [...table(["what", "must reach", "measured", "reached"], cells, "l"), ...quality];
 }
 
-function stagesSection({ title, calls, missing }) {
-  const heading = ["", `### ${title}`, ""];
-  if (missing) return [...heading, `Left out: ${missing}.`];
+function stagesSection({ calls, missing }) {
+  if (missing) return [`Left out: ${missing}.`];
   const counts = Object.keys(calls);
   const stages = Object.keys(calls[counts[0]]);
   const head = [
@@ -74,34 +75,28 @@ function stagesSection({ title, calls, missing }) {
     ...counts.map((count) => `call with ${count} text${count === "1" ? "" : "s"}`),
   ];
   const cell = (seconds) => (1000 * seconds).toPrecision(3);
-  return [
-    ...heading,
-    ...table(
-      head,
-      stages.map((stage) => [stage, ...counts.map((count) => cell(calls[count][stage]))]),
-    ),
-  ];
+  return table(
+    head,
+    stages.map((stage) => [stage, ...counts.map((count) => cell(calls[count][stage]))]),
+  );
 }
 
-function peersSection({ title, peers, symbols, preloaded }) {
+function peersSection({ peers, preloaded }) {
   const all = Object.entries(peers);
-  const present = all.filter(([, peer]) => peer.symbols.length > 0);
-  const [, reference] = present.find(([name]) => name === REFERENCE) ?? present[0] ?? [];
-  const counts = Object.keys(reference?.equal ?? {});
-  // Rounds repeat the same parts.
-  const speed = ({ symbols: parts, coldStarts }) => (symbols * coldStarts.length) / sum(parts);
-
-  const throughput = present.map(([, peer]) => {
-    const perPart = peer.symbols.map((seconds, i) => seconds / reference.symbols[i]);
+  const speeds = speedsOf(peers);
+  const present = all.filter(([name]) => speeds[name]);
+  const counts = Object.keys(present[0]?.[1].equal ?? {});
+  const throughput = present.map(([name, peer]) => {
+    const { embedded, speed, ratio, ratios } = speeds[name];
     return [
       peer.title,
       ...counts.map((count) => milliseconds(median(peer.equal[count]) / Number(count))),
-      speed(peer).toFixed(1),
-      duration(symbols / speed(peer)),
-      duration(MANY_SYMBOLS / speed(peer)),
-      peer === reference
+      embedded.toLocaleString("en"),
+      speed.toFixed(1),
+      ...SYMBOLS.map((count) => duration(count / speed)),
+      ratio === 1
         ? "1"
-        : `${(speed(reference) / speed(peer)).toFixed(2)} (${quantile(perPart, 0.25).toFixed(2)}–${quantile(perPart, 0.75).toFixed(2)})`,
+        : `${ratio.toFixed(2)} (${quantile(ratios, 0.25).toFixed(2)}–${quantile(ratios, 0.75).toFixed(2)})`,
     ];
   });
   const latency = present.map(([, peer]) => [
@@ -117,16 +112,13 @@ function peersSection({ title, peers, symbols, preloaded }) {
   const others = present.filter(([, { cosines }]) => Math.min(cosines.fitting, cosines.cut) < SAME_COSINE);
   const refused = all.filter(([, { introduction }]) => introduction?.refused);
   return [
-    "",
-    `### ${title}`,
-    "",
     ...table(
       [
         "peer",
         ...counts.map((count) => `batch ${count}, ms per text`),
+        "symbols embedded",
         "texts/s",
-        `${symbols} symbols`,
-        `${MANY_SYMBOLS.toLocaleString("en")} symbols¹`,
+        ...SYMBOLS.map((count) => `${count.toLocaleString("en")} symbols¹`),
         "times ours²",
       ],
       throughput,
@@ -146,9 +138,9 @@ function peersSection({ title, peers, symbols, preloaded }) {
       latency,
     ),
     "",
-    `¹ Extrapolated from the ${symbols}. ² Time for the same texts, in brackets the middle half of its parts. ³ Counted from when the query is due; Python's`,
-    "peers are synchronous. ⁴ To our float32 vectors, which the tests prove equal to those of `transformers`:",
-    "of texts within the token limit, and of longer ones.",
+    "¹ Extrapolated where fewer were embedded. ² Time for the same texts, in brackets the middle half of its parts.",
+    "³ Counted from when the query is due; Python's peers are synchronous. ⁴ To our float32 vectors, which the tests prove",
+    "equal to those of `transformers`: of texts within the token limit, and of longer ones.",
     ...others.map(
       ([name, { title: who }]) => `\n**${who}** gives other vectors: ${PEERS[name].difference ?? "not known why"}.`,
     ),

@@ -5,7 +5,7 @@
  *   --suite=engine,peers,stages,mlx   what to measure
  *   --model=nomic,minilm       on which models
  *   --peers=ours-f32,candle    which peers; see `peers.mjs`
- *   --full                     larger samples, more rounds, large peers too
+ *   --full                     25,000 symbols, more rounds, all suites on all models, large peers too
  *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark itself works
  *   --package=<folder>         another build of this package
  *   --out=<folder>             where the results go
@@ -34,13 +34,14 @@ import { measureEngine } from "./suites/engine.mjs";
 import { measureMlx } from "./suites/mlx.mjs";
 import { measurePeers } from "./suites/peers.mjs";
 import { measureStages } from "./suites/stages.mjs";
-import { byLimit, questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
+import { byLimit, manyFunctions, questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
 
 /**
- * How much is measured. `suites` names the models of each suite; `equal` how often batches of so many texts are embedded.
+ * How much is measured. `suites` names the models of each suite; `equal` how often batches of so many texts are embedded;
+ * `symbolsSeconds` is what a peer may take for the symbols, ours apart.
  * The usual sizes take less than ten minutes on two processors.
  */
 const SIZES = {
@@ -54,6 +55,7 @@ const SIZES = {
     chunk: 12,
     symbols: 24,
     symbolsChunk: 12,
+    symbolsSeconds: Number.POSITIVE_INFINITY,
     equal: { 1: 2, 8: 1 },
     queries: 10,
     busyQueries: 5,
@@ -76,6 +78,7 @@ const SIZES = {
     chunk: 64,
     symbols: 700,
     symbolsChunk: 100,
+    symbolsSeconds: Number.POSITIVE_INFINITY,
     equal: { 1: 8, 8: 3, 32: 2 },
     queries: 40,
     busyQueries: 40,
@@ -102,9 +105,24 @@ SIZES.full = {
     stages: ["nomic", "minilm"],
     mlx: ["nomic-2-layers"],
   },
-  perModel: { nomic: { delayTexts: 0, qualityPairs: 0 }, "nomic-2-layers": SIZES.usual.perModel["nomic-2-layers"] },
+  perModel: {
+    ...SIZES.usual.perModel,
+    nomic: {
+      delayTexts: 0,
+      qualityPairs: 0,
+      rounds: 1,
+      functions: 256,
+      symbols: 700,
+      symbolsChunk: 50,
+      symbolsSeconds: 60,
+    },
+  },
   rounds: 3,
   functions: 704,
+  symbols: 25_000,
+  symbolsChunk: 500,
+  // After it a peer rests; how many symbols it has done by then stands beside its figures.
+  symbolsSeconds: 150,
   randomLongest: 256,
 };
 
@@ -132,7 +150,7 @@ async function setUp() {
 }
 
 function makeLists(model, sizes) {
-  const functions = realFunctions(Math.max(sizes.functions, sizes.symbols, sizes.delayTexts));
+  const functions = realFunctions(Math.max(sizes.functions, sizes.delayTexts));
   const { folder } = model;
   const equal = Object.keys(sizes.equal).map((count) => [
     `equal-${count}`,
@@ -142,6 +160,7 @@ function makeLists(model, sizes) {
     ...byLimit(folder, sizes.maxTokens, functions),
     first: functions[0],
     functions,
+    symbols: (sizes.symbols > functions.length ? manyFunctions : realFunctions)(sizes.symbols),
     bulk: functions.slice(0, sizes.busyTexts),
     queries: questionsAbout(functions),
     random: textsOfLengths(folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
@@ -158,12 +177,10 @@ async function main() {
   const begin = performance.now();
   const secondsSince = (start) => (performance.now() - start) / 1000;
   const progress = (line) => console.error(`${secondsSince(begin).toFixed(0).padStart(4)} s  ${line}`);
-  // A suite that is not run now keeps what was there.
+  // What is not measured now keeps what was there.
   const results = options.smoke ? {} : readResults();
   for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
-    const start = performance.now();
-    const run = describeRun(mode);
-    results[suite] = { run, models: {} };
+    results[suite] ??= { models: {} };
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
       const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
       const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
@@ -171,9 +188,12 @@ async function main() {
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
       writeFileSync(texts, JSON.stringify(lists));
       const job = { model, texts, lists, maxTokens: sizes.maxTokens, sizes, progress };
-      results[suite].models[name] = { title: model.title, ...(await SUITES[suite](job)) };
+      const run = describeRun(mode);
+      const start = performance.now();
+      const outcome = await SUITES[suite](job);
       run.seconds = Math.round(secondsSince(start));
       run.load[1] = os.loadavg()[0];
+      results[suite].models[name] = { title: model.title, run, ...outcome };
       // After every part, so that a run that is broken off leaves what it has.
       write(results);
     }

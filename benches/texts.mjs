@@ -34,11 +34,29 @@ function pythonLibrary() {
 /** Distinct functions, spread evenly over everything that was found, in its order. */
 export function realFunctions(count) {
   const library = pythonLibrary();
-  const folders = [ROOT, ...(library ? PYTHON_PACKAGES.map((name) => path.join(library, name)) : [])];
-  const found = folders.filter((folder) => existsSync(folder)).flatMap((folder) => functionsBelow(folder));
-  const distinct = [...new Set(found.map(({ text }) => text))];
+  const distinct = distinctFunctions(PYTHON_PACKAGES.flatMap((name) => (library ? [path.join(library, name)] : [])));
   if (distinct.length < count) throw new Error(`${distinct.length} functions were found, ${count} are needed`);
-  return Array.from({ length: count }, (_, i) => distinct[Math.floor((i * distinct.length) / count)]);
+  return spread(distinct, count);
+}
+
+/**
+ * The same over the whole of Python's standard library, its tests included where they are installed; fewer where there
+ * are not so many.
+ */
+export function manyFunctions(count) {
+  const library = pythonLibrary();
+  const distinct = distinctFunctions(library ? [library] : []);
+  return spread(distinct, Math.min(count, distinct.length));
+}
+
+/** Of this repository and of other folders. */
+function distinctFunctions(folders) {
+  const existing = [ROOT, ...folders].filter((folder) => existsSync(folder));
+  return [...new Set(existing.flatMap((folder) => functionsBelow(folder)).map(({ text }) => text))];
+}
+
+function spread(items, count) {
+  return Array.from({ length: count }, (_, i) => items[Math.floor((i * items.length) / count)]);
 }
 
 /** A question about each function: the words of its name. */

@@ -10,7 +10,7 @@ const BRACES = {
 };
 BRACES[".mjs"] = BRACES[".ts"];
 const PYTHON = /^\s*(async )?def \w+/;
-const SKIPPED_FOLDERS = /^(node_modules|dist|target|\..*)$/;
+const SKIPPED_FOLDERS = /^(node_modules|site-packages|dist|target|\..*)$/;
 
 /**
  * The functions of all Rust, TypeScript, JavaScript and Python files below a folder.

@@ -52,43 +52,50 @@ const WANTED = {
    * Seconds of each text while one call with `bulk` texts runs; the next one is due `pauseMs` after an answer. Counted from
    * when it is due: where the event loop is blocked, it cannot even be asked.
    */
-  busy: async (driver, texts, { bulk, pauseMs }) => {
-    const start = performance.now();
-    let end = Number.POSITIVE_INFINITY;
-    const working = driver.embed(bulk).then(() => {
-      end = performance.now();
-    });
-    const seconds = [];
-    for (const text of texts) {
-      const due = performance.now() + pauseMs;
-      await sleep(pauseMs);
-      // With nothing beside it, a query does not count.
-      if (end < due) break;
-      await driver.embedQuery(text);
-      seconds.push((performance.now() - due) / 1000);
-    }
-    await working;
-    return { seconds, bulk: (end - start) / 1000 };
-  },
+  busy: (driver, texts, { bulk, pauseMs }) => queriesDuring(driver, texts, pauseMs, driver.embed(bulk)),
+
+  /** The same beside threads that only count. */
+  busyBesideCounting: (driver, texts, { threads, seconds, pauseMs }) =>
+    queriesDuring(driver, texts, pauseMs, countFor(threads, seconds)),
 
   /** How late the event loop was while one call with all texts ran. */
   delay: ({ embed }, texts) => loopDelay(() => embed(texts)),
 
-  /**
-   * The same while as many threads as compute did nothing but count, at the priority of bulk work: what the machine and
-   * its scheduler do to an event loop, whatever runs.
-   */
-  delayBesideCounting: async (_driver, _texts, { threads, seconds }) => {
-    const count = `
-      require("node:os").setPriority(10);
-      for (const end = Date.now() + ${1000 * seconds}; Date.now() < end; );`;
-    const workers = Array.from({ length: threads }, () => new Worker(count, { eval: true }));
-    // From the start: short work may be over before anybody waits for its end.
-    const ended = Promise.all(workers.map((worker) => once(worker, "exit")));
-    await Promise.all(workers.map((worker) => once(worker, "online")));
-    return loopDelay(() => ended);
-  },
+  /** The same beside threads that only count. */
+  delayBesideCounting: (_driver, _texts, { threads, seconds }) => loopDelay(() => countFor(threads, seconds)),
 };
+
+/**
+ * So many threads that do nothing but count, at the priority of bulk work: what the machine and its scheduler do to
+ * whatever runs beside them.
+ */
+async function countFor(threads, seconds) {
+  const count = `
+    require("node:os").setPriority(10);
+    for (const end = Date.now() + ${1000 * seconds}; Date.now() < end; );`;
+  const workers = Array.from({ length: threads }, () => new Worker(count, { eval: true }));
+  await Promise.all(workers.map((worker) => once(worker, "exit")));
+}
+
+/** Seconds of each query until `work` is done. */
+async function queriesDuring(driver, texts, pauseMs, work) {
+  const start = performance.now();
+  let end = Number.POSITIVE_INFINITY;
+  const working = work.then(() => {
+    end = performance.now();
+  });
+  const seconds = [];
+  for (const text of texts) {
+    const due = performance.now() + pauseMs;
+    await sleep(pauseMs);
+    // With nothing beside it, a query does not count.
+    if (end < due) break;
+    await driver.embedQuery(text);
+    seconds.push((performance.now() - due) / 1000);
+  }
+  await working;
+  return { seconds, bulk: (end - start) / 1000 };
+}
 
 /** How late the event loop was until `work` was done, in milliseconds, and how long that took in seconds. */
 async function loopDelay(work) {

@@ -2,6 +2,7 @@
 
 import { setTimeout as sleep } from "node:timers/promises";
 import { PEERS, startPeer } from "../peers.mjs";
+import { sum } from "../statistics.mjs";
 import { compareVectors } from "./compare.mjs";
 
 const PAUSE_MS = 60;
@@ -26,9 +27,31 @@ export async function measurePeers(
   const peers = Object.fromEntries(names.map((name) => [name, newRecord(PEERS[name].title)]));
   for (let round = 0; round < job.sizes.rounds; round++) {
     job.progress(`${job.model.name}: peers, round ${round + 1} of ${job.sizes.rounds}`);
-    await measureRound(job, peers, env);
+    await measureRound(job, peers, round === 0, env);
   }
-  return { peers, symbols: job.sizes.symbols };
+  return { peers };
+}
+
+/**
+ * How fast each peer embedded symbols, those excepted that embedded none. One that did not do all of them is compared with
+ * what the reference took for the same ones.
+ *
+ * @returns {{ [name: string]: { embedded: number, speed: number, ratio: number, ratios: number[] } }} `speed` in symbols
+ *   per second, `ratio` the time of the reference's, `ratios` the same of each part
+ */
+export function speedsOf(peers) {
+  const present = Object.entries(peers).filter(([, { symbols }]) => symbols.length > 0);
+  if (present.length === 0) return {};
+  const [, { symbols: expected }] = present.find(([name]) => name === REFERENCE) ?? present[0];
+  const seconds = (parts) => sum(parts.map(({ wall }) => wall));
+  const texts = (parts) => sum(parts.map((part) => part.texts));
+  return Object.fromEntries(
+    present.map(([name, { symbols }]) => {
+      const ratio = seconds(symbols) / seconds(expected.slice(0, symbols.length));
+      const ratios = symbols.map(({ wall }, i) => wall / expected[i].wall);
+      return [name, { embedded: texts(symbols), speed: texts(expected) / seconds(expected) / ratio, ratio, ratios }];
+    }),
+  );
 }
 
 const newRecord = (title) => ({
@@ -43,7 +66,7 @@ const newRecord = (title) => ({
   memory: [],
 });
 
-async function measureRound({ model, texts, maxTokens, sizes, progress }, peers, env) {
+async function measureRound({ model, texts, lists, maxTokens, sizes, progress }, peers, withSymbols, env) {
   const contestants = new Map();
   try {
     for (const [name, peer] of Object.entries(peers)) {
@@ -70,11 +93,11 @@ async function measureRound({ model, texts, maxTokens, sizes, progress }, peers,
     const cosines = await compareVectors([...contestants.keys()], reference, ask);
     for (const name of contestants.keys()) peers[name].cosines = cosines[name];
 
-    /** Asks everybody by turns, `times` times, and hands each answer to `keep`. */
+    /** Asks everybody by turns, `times` times, and hands each answer to `keep`; left out is who is in `resting`. */
     const order = [...contestants.keys()];
-    const inTurn = async (request, times, keep) => {
+    const inTurn = async (request, times, keep, resting = new Set()) => {
       for (let time = 0; time < times; time++) {
-        for (const name of order) {
+        for (const name of order.filter((name) => !resting.has(name))) {
           await sleep(PAUSE_MS);
           const answer = await ask(name, request);
           if (answer) keep(peers[name], answer);
@@ -94,10 +117,19 @@ async function measureRound({ model, texts, maxTokens, sizes, progress }, peers,
     await inTurn({ want: "latencies", texts: "queries", to: sizes.queries }, 1, ({ queries }, seconds) =>
       queries.push(...seconds),
     );
-    progress(`${model.name}: ${sizes.symbols} symbols`);
-    for (let from = 0; from < sizes.symbols; from += sizes.symbolsChunk) {
-      const to = Math.min(from + sizes.symbolsChunk, sizes.symbols);
-      await inTurn({ want: "seconds", texts: "functions", from, to }, 1, ({ symbols }, { wall }) => symbols.push(wall));
+    if (withSymbols) {
+      const count = lists.symbols.length;
+      progress(`${model.name}: ${count} symbols`);
+      const tired = new Set();
+      for (let from = 0; from < count; from += sizes.symbolsChunk) {
+        const request = { want: "seconds", texts: "symbols", from, to: Math.min(from + sizes.symbolsChunk, count) };
+        const keep = ({ symbols }, { wall }) => symbols.push({ texts: request.to - from, wall });
+        await inTurn(request, 1, keep, tired);
+        for (const [name, { symbols }] of Object.entries(peers)) {
+          // All others are compared with what the reference took.
+          if (name !== reference && sum(symbols.map(({ wall }) => wall)) > sizes.symbolsSeconds) tired.add(name);
+        }
+      }
     }
     progress(`${model.name}: queries during indexing`);
     for (const name of order) {
