@@ -55,26 +55,34 @@ const WANTED = {
   busy: (driver, texts, { bulk, pauseMs }) => queriesDuring(driver, texts, pauseMs, driver.embed(bulk)),
 
   /** The same beside threads that only count. */
-  busyBesideCounting: (driver, texts, { threads, seconds, pauseMs }) =>
-    queriesDuring(driver, texts, pauseMs, countFor(threads, seconds)),
+  busyBesideCounting: async (driver, texts, { threads, seconds, pauseMs }) => {
+    const { ended } = await startCounting(threads, seconds);
+    return queriesDuring(driver, texts, pauseMs, ended);
+  },
 
   /** How late the event loop was while one call with all texts ran. */
   delay: ({ embed }, texts) => loopDelay(() => embed(texts)),
 
   /** The same beside threads that only count. */
-  delayBesideCounting: (_driver, _texts, { threads, seconds }) => loopDelay(() => countFor(threads, seconds)),
+  delayBesideCounting: async (_driver, _texts, { threads, seconds }) => {
+    const { ended } = await startCounting(threads, seconds);
+    return loopDelay(() => ended);
+  },
 };
 
 /**
  * So many threads that do nothing but count, at the priority of bulk work: what the machine and its scheduler do to
  * whatever runs beside them.
  */
-async function countFor(threads, seconds) {
+async function startCounting(threads, seconds) {
   const count = `
     require("node:os").setPriority(10);
     for (const end = Date.now() + ${1000 * seconds}; Date.now() < end; );`;
   const workers = Array.from({ length: threads }, () => new Worker(count, { eval: true }));
-  await Promise.all(workers.map((worker) => once(worker, "exit")));
+  // Listened to from the start: short work may be over before anybody waits for its end.
+  const ended = Promise.all(workers.map((worker) => once(worker, "exit")));
+  await Promise.all(workers.map((worker) => once(worker, "online")));
+  return { ended };
 }
 
 /** Seconds of each query until `work` is done. */

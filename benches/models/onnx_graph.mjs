@@ -81,6 +81,8 @@ export class OnnxGraph {
     this.#nodes.push([
       ...inputs.flatMap((input) => field(1, input)),
       ...names.flatMap((output) => field(2, output)),
+      // Old versions of ONNX Runtime refuse some graphs of nameless nodes.
+      ...field(3, name),
       ...field(4, operator),
       ...Object.entries(attributes).flatMap(([key, value]) => field(5, attribute(key, value))),
     ]);
