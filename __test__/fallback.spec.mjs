@@ -158,18 +158,24 @@ async function freeEventLoop(work) {
 
 test("the fallback's threads honour the quota of a container", () => {
   const { availableProcessors } = createRequire(import.meta.url)("../dist/lib/processors.js");
-  const file = path.join(temporaryFolder(), "cpu.max");
   const all = os.availableParallelism();
-  for (const [content, expected] of [
-    ["max 100000\n", all],
-    ["50000 100000\n", 1],
-    ["100000 100000\n", 1],
-    ["150000 100000\n", 1],
-    [`${all * 2}00000 100000\n`, all],
-    ["nonsense", all],
+  const twice = `${all * 2}00000`;
+  for (const [expected, files] of [
+    [all, { "cpu.max": "max 100000\n" }],
+    [1, { "cpu.max": "50000 100000\n" }],
+    [1, { "cpu.max": "100000 100000\n" }],
+    [1, { "cpu.max": "150000 100000\n" }],
+    [all, { "cpu.max": `${twice} 100000\n` }],
+    [all, { "cpu.max": "nonsense" }],
+    [all, { "cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n" }],
+    [1, { "cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n" }],
+    [all, { "cpu/cpu.cfs_quota_us": `${twice}\n`, "cpu/cpu.cfs_period_us": "100000\n" }],
+    [all, { "cpu/cpu.cfs_quota_us": "150000\n" }],
   ]) {
-    writeFileSync(file, content);
-    assert.equal(availableProcessors(file), expected, content);
+    const cgroups = temporaryFolder();
+    mkdirSync(path.join(cgroups, "cpu"));
+    for (const [file, content] of Object.entries(files)) writeFileSync(path.join(cgroups, file), content);
+    assert.equal(availableProcessors(cgroups), expected, JSON.stringify(files));
   }
   assert.equal(availableProcessors(path.join(temporaryFolder(), "none")), all);
 });

@@ -1,21 +1,31 @@
 import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
+import * as path from "node:path";
 
 /** Processors that this process may use, at least 1. A container's quota counts, which older Node.js does not know of. */
-export function availableProcessors(cpuMaxFile?: string): number {
-  return Math.max(1, Math.min(availableParallelism(), Math.floor(processorQuota(cpuMaxFile))));
+export function availableProcessors(cgroups?: string): number {
+  return Math.max(1, Math.min(availableParallelism(), Math.floor(processorQuota(cgroups))));
 }
 
-/** Processors' worth of time by control group v2; infinite where there is no limit. */
-export function processorQuota(cpuMaxFile = "/sys/fs/cgroup/cpu.max"): number {
-  let content: string;
-  try {
-    content = readFileSync(cpuMaxFile, "utf8");
-  } catch {
-    return Number.POSITIVE_INFINITY;
-  }
-  // Microseconds of processor time, or "max", per so many of time.
-  const [time, period] = content.split(/\s+/).map(Number);
-  const processors = (time ?? Number.NaN) / (period ?? Number.NaN);
-  return Number.isFinite(processors) ? processors : Number.POSITIVE_INFINITY;
+/**
+ * Processors' worth of time by control groups, version 2 or 1; infinite where there is no limit.
+ *
+ * @param cgroups where they are mounted; a container sees its own group there
+ */
+export function processorQuota(cgroups = "/sys/fs/cgroup"): number {
+  const numbers = (file: string) => {
+    try {
+      return readFileSync(path.join(cgroups, file), "utf8").split(/\s+/).map(Number);
+    } catch {
+      return [];
+    }
+  };
+  // Microseconds of processor time per so many of time. No limit is "max" in version 2, -1 in version 1.
+  const [time = Number.NaN, period = Number.NaN] = [
+    ...numbers("cpu.max").slice(0, 2),
+    ...numbers("cpu/cpu.cfs_quota_us").slice(0, 1),
+    ...numbers("cpu/cpu.cfs_period_us").slice(0, 1),
+  ];
+  const processors = time / period;
+  return processors > 0 && Number.isFinite(processors) ? processors : Number.POSITIVE_INFINITY;
 }

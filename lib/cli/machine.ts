@@ -79,13 +79,9 @@ function sysctl(name: string): string | undefined {
   }
 }
 
-/** Of control groups, version 2 and then 1. */
 function processorLimit(): number | null {
   const quota = processorQuota();
-  if (Number.isFinite(quota)) return quota;
-  const limit =
-    Number(read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")) / Number(read("/sys/fs/cgroup/cpu/cpu.cfs_period_us"));
-  return Number.isFinite(limit) && limit > 0 ? limit : null;
+  return Number.isFinite(quota) ? quota : null;
 }
 
 function memoryLimit(): number | null {
