@@ -74,11 +74,16 @@ function stagesSection({ calls, missing }) {
     "stage, ms on one thread",
     ...counts.map((count) => `call with ${count} text${count === "1" ? "" : "s"}`),
   ];
-  const cell = (seconds) => (1000 * seconds).toPrecision(3);
-  return table(
-    head,
-    stages.map((stage) => [stage, ...counts.map((count) => cell(calls[count][stage]))]),
-  );
+  const cell = (seconds) =>
+    seconds < 0.1 ? (1000 * seconds).toPrecision(3) : Math.round(1000 * seconds).toLocaleString("en");
+  return [
+    ...table(
+      head,
+      stages.map((stage) => [stage, ...counts.map((count) => cell(calls[count][stage]))]),
+    ),
+    "",
+    "The rest of the forward pass is what the whole takes beyond its matrix products, each timed alone: it may drown in noise.",
+  ];
 }
 
 function peersSection({ peers, preloaded }) {
