@@ -95,10 +95,9 @@ function compiled(name, executable) {
   return reason ? { missing: `${line}: ${reason}` } : { program };
 }
 
-/** @param {boolean} mayInstall it takes minutes */
-export function candlePeer(mayInstall) {
-  if (mayInstall || existsSync(path.join(cacheFolder(), "candle/release"))) return compiled("candle", "candle-peer");
-  return { missing: "it takes minutes to compile, so only with --full" };
+/** @param {boolean} isWanted it takes minutes to compile, and it is slow */
+export function candlePeer(isWanted) {
+  return isWanted ? compiled("candle", "candle-peer") : { missing: "slow, so only with --full or --peers=candle" };
 }
 
 /** What times this package's stages. */
@@ -109,16 +108,14 @@ export function stagesProgram() {
 /**
  * A Python environment of its own for `peers/<name>.txt`.
  *
- * @param {boolean} mayInstall whether it may be installed now, if it is not there
+ * @param {boolean} isWanted whether it may be installed and measured
  * @returns {Installed}
  */
-export function pythonPeer(name, mayInstall = true) {
+export function pythonPeer(name, isWanted = true) {
   const list = path.join(HERE, "peers", `${name}.txt`);
   const folder = path.join(cacheFolder(), "python", name);
   const line = `python3 -m venv ${name} && ${name}/bin/pip install -r benches/peers/${name}.txt`;
-  if (!mayInstall && !existsSync(path.join(folder, "installed-list"))) {
-    return { missing: `large, so only with --full: ${line}` };
-  }
+  if (!isWanted) return { missing: `large, so only with --full or if named by --peers: ${line}` };
   const pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", list];
   const bin = process.platform === "win32" ? "Scripts" : "bin";
   const program = path.join(folder, bin, "python");

@@ -17,7 +17,7 @@ const node = () => ({ program: process.execPath });
  * @typedef {object} Peer
  * @property {string} title for people
  * @property {string} [driver] script; without it the installed program is the driver itself
- * @property {(settings: { full: boolean }) => import("./install.mjs").Installed} install
+ * @property {(settings: { withLarge: boolean }) => import("./install.mjs").Installed} install
  * @property {object} [setup] added to the driver's setup
  * @property {string} [difference] why its vectors differ from the model's, where they do
  * @property {string} [needs] file of the model's folder that others do not read
@@ -78,9 +78,9 @@ export const PEERS = {
   "sentence-transformers": {
     title: "sentence-transformers (PyTorch)",
     driver: "sentence_transformers_py.py",
-    install: ({ full }) => pythonPeer("torch", full),
+    install: ({ withLarge }) => pythonPeer("torch", withLarge),
   },
-  candle: { title: "candle", install: ({ full }) => candlePeer(full) },
+  candle: { title: "candle", install: ({ withLarge }) => candlePeer(withLarge) },
   "node-llama-cpp": {
     title: "node-llama-cpp, float32 GGUF",
     driver: "node_llama_cpp.mjs",
@@ -97,8 +97,8 @@ export const LIMITS = {
   "bare-graph": { title: "the exported graph alone", driver: "bare_graph.mjs", install: node },
 };
 
-/** The package that is measured, and with how many threads. */
-export const measured = { package: ROOT, threads: os.availableParallelism(), full: false };
+/** The package that is measured, with how many threads, and whether beside peers that take long to install too. */
+export const measured = { package: ROOT, threads: os.availableParallelism(), withLarge: false };
 
 /**
  * Starts the driver of a peer on a model.

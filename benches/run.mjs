@@ -172,7 +172,7 @@ async function main() {
   const mode = options.smoke ? "smoke" : options.full ? "full" : "usual";
   const { perModel, suites, ...common } = SIZES[mode];
   if (options.package !== ROOT) measured.package = path.resolve(options.package);
-  measured.full = options.full;
+  measured.withLarge = options.full || options.peers !== undefined;
   if (measured.package === ROOT) await setUp();
   const begin = performance.now();
   const secondsSince = (start) => (performance.now() - start) / 1000;
