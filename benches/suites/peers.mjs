@@ -120,14 +120,14 @@ async function measureRound({ model, texts, lists, maxTokens, sizes, progress },
     if (withSymbols) {
       const count = lists.symbols.length;
       progress(`${model.name}: ${count} symbols`);
-      const tired = new Set();
+      const resting = new Set();
       for (let from = 0; from < count; from += sizes.symbolsChunk) {
         const request = { want: "seconds", texts: "symbols", from, to: Math.min(from + sizes.symbolsChunk, count) };
         const keep = ({ symbols }, { wall }) => symbols.push({ texts: request.to - from, wall });
-        await inTurn(request, 1, keep, tired);
+        await inTurn(request, 1, keep, resting);
         for (const [name, { symbols }] of Object.entries(peers)) {
           // All others are compared with what the reference took.
-          if (name !== reference && sum(symbols.map(({ wall }) => wall)) > sizes.symbolsSeconds) tired.add(name);
+          if (name !== reference && sum(symbols.map(({ wall }) => wall)) > sizes.symbolsSeconds) resting.add(name);
         }
       }
     }
