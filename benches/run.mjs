@@ -149,7 +149,7 @@ async function setUp() {
   await buildAddon(rust);
 }
 
-function makeLists(model, sizes) {
+function makeLists(model, sizes, withSymbols) {
   const functions = realFunctions(Math.max(sizes.functions, sizes.delayTexts));
   const { folder } = model;
   const equal = Object.keys(sizes.equal).map((count) => [
@@ -160,12 +160,17 @@ function makeLists(model, sizes) {
     ...byLimit(folder, sizes.maxTokens, functions),
     first: functions[0],
     functions,
-    symbols: (sizes.symbols > functions.length ? manyFunctions : realFunctions)(sizes.symbols),
+    ...(withSymbols && { symbols: pickSymbols(functions, sizes.symbols) }),
     bulk: functions.slice(0, sizes.busyTexts),
     queries: questionsAbout(functions),
     random: textsOfLengths(folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
     ...Object.fromEntries(equal),
   };
+}
+
+/** Some of `functions`, or where they are too few, of many more. */
+function pickSymbols(functions, count) {
+  return count > functions.length ? manyFunctions(count) : functions.slice(0, count);
 }
 
 async function main() {
@@ -184,9 +189,8 @@ async function main() {
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
       const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
       const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
-      const { symbols, ...fewer } = makeLists(model, sizes);
       // A large file stays in a driver's memory, and the engine's is measured.
-      const lists = suite === "engine" ? fewer : { ...fewer, symbols };
+      const lists = makeLists(model, sizes, suite !== "engine");
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
       writeFileSync(texts, JSON.stringify(lists));
       const job = { model, texts, lists, maxTokens: sizes.maxTokens, sizes, progress };

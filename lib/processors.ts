@@ -13,19 +13,16 @@ export function availableProcessors(cgroups?: string): number {
  * @param cgroups where they are mounted; a container sees its own group there
  */
 export function processorQuota(cgroups = "/sys/fs/cgroup"): number {
-  const numbers = (file: string) => {
+  const read = (file: string) => {
     try {
-      return readFileSync(path.join(cgroups, file), "utf8").split(/\s+/).map(Number);
+      return readFileSync(path.join(cgroups, file), "utf8");
     } catch {
-      return [];
+      return undefined;
     }
   };
   // Microseconds of processor time per so many of time. No limit is "max" in version 2, -1 in version 1.
-  const [time = Number.NaN, period = Number.NaN] = [
-    ...numbers("cpu.max").slice(0, 2),
-    ...numbers("cpu/cpu.cfs_quota_us").slice(0, 1),
-    ...numbers("cpu/cpu.cfs_period_us").slice(0, 1),
-  ];
+  const limit = read("cpu.max") ?? `${read("cpu/cpu.cfs_quota_us")} ${read("cpu/cpu.cfs_period_us")}`;
+  const [time = Number.NaN, period = Number.NaN] = limit.split(/\s+/).map(Number);
   const processors = time / period;
   return processors > 0 && Number.isFinite(processors) ? processors : Number.POSITIVE_INFINITY;
 }

@@ -528,9 +528,9 @@ impl Shared {
 
 /// Lets the scheduler prefer other threads of the process to this one. Without it, a query that is computed beside bulk
 /// work takes up to five times as long as alone; with it, half as long again in the median (full-size model, two
-/// processors). Alone, the thread has the processor all the same, and beside two other
-/// programs that keep both processors busy, 18 % of the speed that it has without them. `SCHED_IDLE` would spare a small
-/// model's queries some waits for a tick of the scheduler, but leave 0.3 %.
+/// processors). Alone, the thread has the processor all the same, and beside two other programs that keep both processors
+/// busy, 18 % of the speed that it has without them. `SCHED_IDLE` would spare a small model's queries some waits for a tick
+/// of the scheduler, but leave 0.3 %.
 fn yield_to_urgent_work() {
     #[cfg(target_os = "linux")]
     {

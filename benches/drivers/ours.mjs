@@ -10,10 +10,9 @@ import { serve } from "./protocol.mjs";
 setFlagsFromString("--expose-gc");
 const collectGarbage = runInNewContext("gc");
 
-await serve(async ({ package: folder, model, maxTokens, threads, options, collectFirst }) => {
+await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
   const { Embedder } = createRequire(import.meta.url)(path.join(folder, "dist/embedder.js"));
   const { version } = JSON.parse(readFileSync(path.join(folder, "package.json"), "utf8"));
-  if (collectFirst) collectGarbage();
   const memoryBeforeLoad = process.memoryUsage.rss();
   const load = () => Embedder.load(model, { maxTokens, threads, ...options });
   let embedder = await load();

@@ -54,12 +54,12 @@ function start(job, peer, settings) {
 }
 
 /** Starts several, hands those that work to `use` and ends them. */
-async function withContestants(job, peers, use, settings) {
+async function withContestants(job, peers, use) {
   const started = {};
   const refused = {};
   try {
     for (const [name, peer] of Object.entries(peers)) {
-      const contestant = await start(job, peer, settings);
+      const contestant = await start(job, peer);
       if (contestant.introduction.refused) refused[name] = contestant.introduction.refused;
       else started[name] = contestant;
     }
@@ -290,7 +290,7 @@ async function growth(job) {
 }
 
 async function close(job) {
-  const measure = async ({ ours }) => {
+  return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
     const samples = [];
     let before = ours.introduction.memoryBeforeLoad;
     // The second time, the libraries are there already.
@@ -317,9 +317,7 @@ async function close(job) {
         },
       ],
     };
-  };
-  // The texts' file leaves garbage, which would count as memory that loading took and close() returned.
-  return withContestants(job, { ours: PEERS["ours-f32"] }, measure, { collectFirst: true });
+  });
 }
 
 function quality({ sizes }) {
