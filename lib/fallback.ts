@@ -5,6 +5,7 @@ import {
   type Engine,
   type EngineCall,
   type EngineResult,
+  type EngineRows,
   inSlices,
   type ModelOptions,
 } from "./engine.js";
@@ -96,6 +97,11 @@ export class FallbackEngine implements Engine {
     this.#computed.texts += reply.computed;
     this.#computed.tokens += reply.tokens;
     return reply;
+  }
+
+  async stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+    const { vectors, truncated } = await this.embed(texts, call);
+    take({ indices: Uint32Array.from(texts.keys()), vectors, truncated });
   }
 
   activity(): Activity {

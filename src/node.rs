@@ -8,6 +8,8 @@
     reason = "napi hands arguments over by value"
 )]
 
+mod stream;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -18,6 +20,7 @@ use napi::bindgen_prelude::{
 use napi::{Env, JsError};
 use napi_derive::napi;
 
+use self::stream::{Channel, Sender};
 use crate::engine::{self, Ticket};
 use crate::error::Error;
 use crate::model::{self, Model as LoadedModel};
@@ -154,13 +157,15 @@ pub struct Progress {
     pub tokens: u32,
 }
 
-/// One call of `Model.embed`: first its texts on their way in, then its progress. Copying strings out of JavaScript takes
+/// One call of `Model.embed` or `Model.stream`: first its texts on their way in, then its progress. Copying strings out of JavaScript takes
 /// time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
 #[napi]
 #[derive(Default)]
 pub struct Call {
     texts: Vec<String>,
     ticket: Option<Arc<Ticket>>,
+    /// Of a call of `Model.stream`.
+    channel: Arc<Channel>,
 }
 
 #[napi]
@@ -178,7 +183,13 @@ impl Call {
         self.texts.extend(texts);
     }
 
-    /// Rejects the promise of `Model.embed` with `ABORT_ERR`, unless it is settled.
+    /// The vectors of `Model.stream` that come next; `null` after the last. To be asked again when it has answered.
+    #[napi(ts_return_type = "Promise<Rows | null>")]
+    pub fn next<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
+        self.channel.next(env)
+    }
+
+    /// Ends the call with `ABORT_ERR`, unless it has ended, and what is computed for it.
     #[napi]
     pub fn cancel(&self) {
         if let Some(ticket) = &self.ticket {
@@ -236,11 +247,7 @@ impl Model {
         is_query: bool,
         encoding: Option<String>,
     ) -> napi::Result<Object<'env>> {
-        let encoding: Encoding = encoding
-            .as_deref()
-            .unwrap_or("float32")
-            .parse()
-            .map_err(|error| rejection(*env, &error))?;
+        let encoding = parse_encoding(*env, encoding.as_deref())?;
         let dimension = self.model.dir().dimension();
         let (deferred, promise) = env.create_deferred()?;
         let texts = std::mem::take(&mut call.texts);
@@ -261,6 +268,25 @@ impl Model {
         };
         call.ticket = Some(self.model.submit(texts, is_query, Box::new(reply)));
         Ok(promise)
+    }
+
+    /// Embeds the texts of a call, whose `next` gives the vectors of each batch when it is done.
+    #[napi]
+    pub fn stream(
+        &self,
+        env: &Env,
+        call: &mut Call,
+        is_query: bool,
+        encoding: Option<String>,
+    ) -> napi::Result<()> {
+        let sender = Sender {
+            channel: Arc::clone(&call.channel),
+            encoding: parse_encoding(*env, encoding.as_deref())?,
+            dimension: self.model.dir().dimension(),
+        };
+        let texts = std::mem::take(&mut call.texts);
+        call.ticket = Some(self.model.stream(texts, is_query, Box::new(sender)));
+        Ok(())
     }
 
     /// The token ids of a text as the model would see them: behind its prompt, special tokens included, truncated.
@@ -509,6 +535,11 @@ fn close_with_environment(env: Env, model: &Arc<LoadedModel>) -> napi::Result<()
         }
     })?;
     Ok(())
+}
+
+fn parse_encoding(env: Env, name: Option<&str>) -> napi::Result<Encoding> {
+    let name = name.unwrap_or("float32");
+    name.parse().map_err(|error| rejection(env, &error))
 }
 
 /// An error to be thrown by a synchronous function; napi makes the status the JavaScript error's `code`.
