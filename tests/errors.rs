@@ -235,6 +235,27 @@ fn pooling_must_be_known_and_fit() {
         write(file, r#"{"pooling_mode_cls_token": false}"#),
     );
     assert_error(result, "MODEL_INVALID", &[file, "no pooling mode"]);
+    for count in [2, 7, 20_000] {
+        let modes: Vec<&str> = Pooling::ALL
+            .map(Pooling::name)
+            .into_iter()
+            .cycle()
+            .take(count)
+            .collect();
+        let modes = [&["mean"], &modes[..]].concat();
+        let result = load_spoiled("bert_mean", |folder| {
+            set(&folder.join(file), "pooling_mode", json!(modes));
+        });
+        if count == 2 {
+            assert_eq!(result.unwrap().dir().pooling.len(), 3);
+        } else {
+            assert_error(
+                result,
+                "MODEL_INVALID",
+                &[file, "\"mean\"", "more than once"],
+            );
+        }
+    }
     let result = load_spoiled(
         "bert_mean",
         write(
