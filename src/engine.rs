@@ -14,13 +14,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::batch::{self, Batch, Limits};
 use crate::error::{Error, Result};
+use crate::guard;
+use crate::memory;
 use crate::runtime::{Runtime, Worker};
 use crate::tokenizer::{TokenizedText, Tokenizer};
 use crate::vector::{self, Cut};
@@ -104,7 +105,8 @@ impl Ticket {
         let reply = lock(&self.reply).take();
         if let Some(reply) = reply {
             self.open_calls.fetch_sub(1, Ordering::Relaxed);
-            reply(result);
+            // On whatever thread this is: a mistake of the receiver's must not end a worker, or a garbage collector.
+            let _ = guard::catch(|| reply(result));
         }
     }
 }
@@ -231,18 +233,13 @@ impl Engine {
                 if role == Role::Bulk {
                     yield_to_urgent_work();
                 }
-                let made = catch_unwind(AssertUnwindSafe(make));
                 // One that cannot be made, for lack of memory, is done without: the first worker is always there.
-                if let Ok(Ok(mut worker)) = made {
+                if let Ok(mut worker) = guard::run(make) {
                     shared.work(role, worker.as_mut());
                 }
             };
-            let thread = std::thread::Builder::new()
-                .name(name)
-                .spawn(life)
-                .map_err(|error| Error::InferenceFailed {
-                    reason: format!("no thread could be started: {error}"),
-                })?;
+            // Without it those before it end too: dropping the engine closes it.
+            let thread = guard::spawn(&name, life)?;
             lock(&engine.threads).push(thread);
         }
         Ok(engine)
@@ -317,15 +314,13 @@ impl Shared {
     /// The life of a worker's thread.
     fn work(&self, role: Role, worker: &mut dyn Worker) {
         while let Some((call, step)) = self.next(role) {
-            let outcome = catch_unwind(AssertUnwindSafe(|| match step {
+            let outcome = guard::run(|| match step {
                 Step::Start => self.start(&call, worker),
                 Step::Tokenize(range) => self.tokenize(&call, range, worker),
                 Step::Forward(batch) => self.forward(&call, &batch, worker),
-            }));
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => call.ticket.settle(Err(error)),
-                Err(panic) => call.ticket.settle(Err(Error::from_panic(&*panic))),
+            });
+            if let Err(error) = outcome {
+                call.ticket.settle(Err(error));
             }
         }
     }
@@ -401,13 +396,13 @@ impl Shared {
     }
 
     fn start(&self, call: &Arc<Call>, worker: &mut dyn Worker) -> Result<()> {
-        let distinct = call.distinct.get_or_init(|| Distinct::of(&call.texts));
+        let distinct = Distinct::of(&call.texts)?;
+        let distinct = call.distinct.get_or_init(|| distinct);
         let count = distinct.firsts.len();
         if count == 0 {
-            self.finish(call, distinct);
-            return Ok(());
+            return self.finish(call, distinct);
         }
-        lock(&call.vectors).resize(count * self.dimension, 0.0);
+        *lock(&call.vectors) = memory::filled(count * self.dimension, 0.0, "the vectors")?;
         call.missing.store(count, Ordering::Release);
         if count <= TEXTS_PER_STEP {
             // The way through the queue would take longer than they do.
@@ -495,12 +490,12 @@ impl Shared {
             .tokens
             .fetch_add(batch.ids.len(), Ordering::Relaxed);
         if call.missing.fetch_sub(places.len(), Ordering::AcqRel) == places.len() {
-            self.finish(call, distinct);
+            self.finish(call, distinct)?;
         }
         Ok(())
     }
 
-    fn finish(&self, call: &Call, distinct: &Distinct) {
+    fn finish(&self, call: &Call, distinct: &Distinct) -> Result<()> {
         let mut rows = std::mem::take(&mut *lock(&call.vectors));
         let mut dimension = self.dimension;
         if let Some(cut) = self.cut {
@@ -513,16 +508,25 @@ impl Shared {
         let vectors = if distinct.places.len() == distinct.firsts.len() {
             rows
         } else {
-            let row = |&place: &usize| &rows[place * dimension..][..dimension];
-            distinct.places.iter().flat_map(row).copied().collect()
+            let mut vectors = memory::room(distinct.places.len() * dimension, "the vectors")?;
+            for place in &distinct.places {
+                vectors.extend_from_slice(&rows[place * dimension..][..dimension]);
+            }
+            vectors
         };
         let is_truncated = |&(_, &place): &(usize, &usize)| distinct.tokens(place).truncated;
-        let truncated = distinct.places.iter().enumerate().filter(is_truncated);
+        let indices = || {
+            let places = distinct.places.iter().enumerate();
+            places.filter(is_truncated).map(|(index, _)| index as u32)
+        };
+        let mut truncated = memory::room(indices().count(), "the list of truncated texts")?;
+        truncated.extend(indices());
         call.ticket.settle(Ok(Embeddings {
             vectors,
-            truncated: truncated.map(|(index, _)| index as u32).collect(),
+            truncated,
             tokens: call.ticket.tokens.load(Ordering::Relaxed),
         }));
+        Ok(())
     }
 }
 
@@ -570,11 +574,15 @@ impl Call {
 }
 
 impl Distinct {
-    fn of(texts: &[String]) -> Self {
-        let mut places_by_text: HashMap<&str, usize> = HashMap::with_capacity(texts.len());
-        let mut firsts = Vec::new();
-        let mut occurrences: Vec<usize> = Vec::new();
-        let mut places = Vec::with_capacity(texts.len());
+    fn of(texts: &[String]) -> Result<Self> {
+        const WHAT: &str = "the list of texts";
+        let mut places_by_text: HashMap<&str, usize> = HashMap::new();
+        places_by_text
+            .try_reserve(texts.len())
+            .map_err(|_| Error::no_memory(size_of_val(texts), WHAT))?;
+        let mut firsts = memory::room(texts.len(), WHAT)?;
+        let mut occurrences: Vec<usize> = memory::room(texts.len(), WHAT)?;
+        let mut places = memory::room(texts.len(), WHAT)?;
         for (index, text) in texts.iter().enumerate() {
             let place = *places_by_text.entry(text).or_insert_with(|| {
                 firsts.push(index);
@@ -586,15 +594,16 @@ impl Distinct {
         }
         let count = firsts.len();
         let windows = (0..count).step_by(TEXTS_PER_WINDOW);
-        Self {
+        let tokenized = (0..count).map(|_| OnceLock::new());
+        Ok(Self {
             places,
             firsts,
             occurrences,
-            tokenized: std::iter::repeat_with(OnceLock::new).take(count).collect(),
+            tokenized: memory::collected(tokenized, WHAT)?,
             untokenized: windows
                 .map(|start| AtomicUsize::new(TEXTS_PER_WINDOW.min(count - start)))
                 .collect(),
-        }
+        })
     }
 
     /// The distinct texts of a window; none beyond the last.

@@ -12,6 +12,7 @@ use tokenizers::{
 };
 
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::model_dir::ModelDir;
 
 /// Length of what is tokenized first of a long text, per token of the limit. Most texts have fewer bytes
@@ -47,10 +48,12 @@ impl Tokenizer {
     /// The file is malformed, its ids exceed the model's vocabulary, or the limit leaves no room for text.
     pub fn load(model: &ModelDir) -> Result<Self> {
         let path = &model.tokenizer;
-        let mut inner = HfTokenizer::from_file(path).map_err(|error| Error::ModelInvalid {
-            path: path.clone(),
-            problem: format!("is not a tokenizer: {error}"),
-            source: Some(error),
+        let mut inner = guard::read(path, || {
+            HfTokenizer::from_file(path).map_err(|error| Error::ModelInvalid {
+                path: path.clone(),
+                problem: format!("is not a tokenizer: {error}"),
+                source: Some(error),
+            })
         })?;
         check_vocabulary(path, &inner, model.config.vocabulary())?;
         let special_tokens = inner
@@ -156,12 +159,10 @@ impl Tokenizer {
     }
 
     fn encode(&self, text: &str) -> Result<TokenizedText> {
-        let encoding =
-            self.inner
-                .encode_fast(text, true)
-                .map_err(|error| Error::TokenizationFailed {
-                    reason: error.to_string(),
-                })?;
+        let failed = |reason| Error::TokenizationFailed { reason };
+        let encoding = guard::catch(|| self.inner.encode_fast(text, true))
+            .map_err(|panic| failed(panic.to_string()))?
+            .map_err(|error| failed(error.to_string()))?;
         Ok(TokenizedText {
             truncated: !encoding.get_overflowing().is_empty(),
             ids: encoding.get_ids().to_vec(),

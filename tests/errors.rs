@@ -504,6 +504,30 @@ fn a_tokenizer_of_another_model_is_refused() {
     );
 }
 
+/// Libraries that give up on a file's contents: the text is neither the host's end nor on its standard error.
+#[test]
+fn a_tokenizer_that_its_library_gives_up_on_is_refused() {
+    let spoil = |folder: &Path| {
+        let file = folder.join("tokenizer.json");
+        for key in ["normalizer", "pre_tokenizer", "post_processor"] {
+            set(&file, key, Value::Null);
+        }
+        // The library cuts the prefix off the second half, which is shorter.
+        let model = json!({
+            "type": "BPE",
+            "vocab": { "a": 0, "b": 1, "ab": 2 },
+            "merges": [["a", "b"]],
+            "continuing_subword_prefix": "##",
+        });
+        set(&file, "model", model);
+    };
+    assert_error(
+        load_spoiled("bert_mean", spoil),
+        "MODEL_INVALID",
+        &["tokenizer.json", "tokenizers-", ".rs:"],
+    );
+}
+
 #[test]
 fn options_are_checked() {
     let load = |options| Model::load(&setup::fixture("bert_mean"), &options);
