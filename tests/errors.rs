@@ -504,6 +504,42 @@ fn a_tokenizer_of_another_model_is_refused() {
     );
 }
 
+/// Ids that no vocabulary lists: a post-processor writes them itself.
+#[test]
+fn ids_of_a_post_processor_are_checked_on_every_backend() {
+    let rows = 1411;
+    for (kind, post_processor) in [
+        (
+            "BertProcessing",
+            json!({ "type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", rows] }),
+        ),
+        (
+            "TemplateProcessing",
+            json!({
+                "type": "TemplateProcessing",
+                "single": [{ "SpecialToken": { "id": "far", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+                "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 0 } }],
+                "special_tokens": { "far": { "id": "far", "ids": [rows], "tokens": ["[CLS]"] } },
+            }),
+        ),
+    ] {
+        for &backend in setup::BACKENDS {
+            let result = load_spoiled_with("bert_mean", &setup::options_for(backend), |folder| {
+                set(
+                    &folder.join("tokenizer.json"),
+                    "post_processor",
+                    post_processor.clone(),
+                );
+            });
+            let error = result.err().unwrap_or_else(|| panic!("{kind}: an error"));
+            assert_eq!(error.code(), "MODEL_INVALID", "{kind}: {error}");
+            for part in ["tokenizer.json", "1411", "vocab_size"] {
+                assert!(error.to_string().contains(part), "{kind}: {error}");
+            }
+        }
+    }
+}
+
 /// Libraries that give up on a file's contents: the text is neither the host's end nor on its standard error.
 #[test]
 fn a_tokenizer_that_its_library_gives_up_on_is_refused() {
