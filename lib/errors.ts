@@ -20,6 +20,8 @@ const ERROR_CODES = [
   "BACKEND_UNAVAILABLE",
   /** The model failed to run, or returned numbers that are not finite. */
   "INFERENCE_FAILED",
+  /** The operating system gave no memory or no thread. */
+  "RESOURCE_EXHAUSTED",
   /** The process-wide `embed` or `isGpu` was called before `init`. */
   "NOT_INITIALIZED",
   /** `init` was called again with another model or other options. */
