@@ -9,7 +9,9 @@
 //! that uses all threads.
 
 mod graph;
-mod proto;
+#[doc(hidden)]
+#[allow(missing_docs, reason = "public for fuzz targets only")]
+pub mod proto;
 mod weights;
 
 use std::path::{Path, PathBuf};
