@@ -61,7 +61,7 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new AbortError(signal);
 }
 
-/** Gives an error that crossed a boundary (the addon, the worker thread) its class back. */
+/** Gives an error that crossed a boundary (the addon, the fallback's process) its class back. */
 export function toEmbedderError(error: unknown): EmbedderError {
   if (error instanceof EmbedderError) return error;
   const { code, message } = (error ?? {}) as { code?: unknown; message?: unknown };
