@@ -1,5 +1,5 @@
-import * as path from "node:path";
-import { EmbedderError, throwIfAborted } from "../errors.js";
+import { onAbort } from "../abort.js";
+import { coded, EmbedderError, ThrownByCaller, throwIfAborted, toEmbedderError } from "../errors.js";
 import { knownModel } from "../known_models.js";
 import { checkPullOptions, invalid } from "../options.js";
 import { freeBytes, ModelCache } from "./cache.js";
@@ -76,24 +76,36 @@ export function parseHubName(text: string): HubModel | undefined {
  * `MODEL_INVALID`, `MODEL_UNSUPPORTED`, `ACCESS_DENIED`, `DOWNLOAD_FAILED`, or `ABORT_ERR` (an `AbortError`).
  */
 export async function pull(model: string, options?: PullOptions): Promise<string> {
-  const { revision, onnx, ...settings } = checkPullOptions(options);
-  const named = typeof model === "string" ? parseHubName(model) : undefined;
-  if (!named) throw invalid("model", 'a name on the Hub such as "nomic-ai/CodeRankEmbed"', model);
-  const chosen = { ...named, ...(revision !== undefined && { revision }) };
-  return pullWeights(chosen, { safetensors: true, onnx: onnx ? "f32" : undefined }, settings);
+  return coded(async () => {
+    const { revision, onnx, ...settings } = checkPullOptions(options);
+    const named = typeof model === "string" ? parseHubName(model) : undefined;
+    if (!named) throw invalid("model", 'a name on the Hub such as "nomic-ai/CodeRankEmbed"', model);
+    const chosen = { ...named, ...(revision !== undefined && { revision }) };
+    return pullWeights(chosen, { safetensors: true, onnx: onnx ? "f32" : undefined }, settings);
+  });
 }
 
-/** As `pull`, for the weights that a backend reads. */
+/** As `pull`, for the weights that a backend reads. @throws EmbedderError, ThrownByCaller */
 export async function pullWeights(
   model: HubModel,
   wanted: WantedWeights,
   options: Omit<PullOptions, "revision" | "onnx">,
 ): Promise<string> {
-  if (!isPlainPath(model.revision) || /[\s@?#%~^*[]/.test(model.revision)) {
+  if (!isPlainPath(model.revision) || /[\s@?#%~^*[]/.test(model.revision) || !model.revision.isWellFormed()) {
     throw invalid("revision", "a branch, tag or commit", model.revision);
   }
   throwIfAborted(options.signal);
-  return new Pull(model, wanted, hubSettings(options), options).run();
+  const settings = hubSettings(options);
+  const stop = new AbortController();
+  // What runs below adds listeners of its own: they are for this call's signal, not for one that many calls share.
+  const stopWaiting = onAbort(options.signal, () => stop.abort(options.signal?.reason));
+  try {
+    return await new Pull(model, wanted, settings, { ...options, signal: stop.signal }).run();
+  } catch (error) {
+    throw downloadError(error, settings.cacheFolder);
+  } finally {
+    stopWaiting();
+  }
 }
 
 class Pull {
@@ -130,7 +142,7 @@ class Pull {
       });
       return this.#cache.snapshot(listing.commit);
     } catch (error) {
-      if (!(error instanceof TransferError)) throw systemError(error, this.settings.cacheFolder);
+      if (!(error instanceof TransferError)) throw error;
       return await this.#fromCache(cached, error);
     } finally {
       await this.#client.close();
@@ -265,13 +277,14 @@ function bytesOf(files: HubFile[]): number {
   return files.reduce((sum, { size }) => sum + size, 0);
 }
 
-/** An error of the file system with what was being done; others as they are. */
-function systemError(error: unknown, cacheFolder: string): unknown {
-  const { code, syscall, message } = error as NodeJS.ErrnoException;
-  if (error instanceof EmbedderError || !code || !syscall) return error;
-  return new EmbedderError(
-    "DOWNLOAD_FAILED",
-    `cannot write into the cache ${path.resolve(cacheFolder)}: ${message}; HF_HOME or HF_HUB_CACHE name another folder`,
-    { cause: error },
-  );
+/** An error of the file system, or one that nobody foresaw, with what was being done; those of this package as they are. */
+function downloadError(cause: unknown, cacheFolder: string): unknown {
+  if (cause instanceof EmbedderError || cause instanceof ThrownByCaller) return cause;
+  const { message } = toEmbedderError(cause);
+  const doing = (cause as NodeJS.ErrnoException).syscall
+    ? `cannot write into the cache ${cacheFolder}`
+    : "the download failed";
+  return new EmbedderError("DOWNLOAD_FAILED", `${doing}: ${message}; HF_HOME or HF_HUB_CACHE name another folder`, {
+    cause,
+  });
 }
