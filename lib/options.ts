@@ -121,6 +121,7 @@ const PULL_RULES: Record<keyof PullOptions, Rule> = {
   token: { expected: "a string or false", accepts: (value) => typeof value === "string" || value === false },
   offline: boolean,
   onnx: boolean,
+  verify: boolean,
   signal,
   onProgress: callback,
 };
