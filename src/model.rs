@@ -5,7 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use crate::arch::Encoder;
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Activity, Embeddings, Engine, Reply, Ticket};
+use crate::engine::{Activity, Embeddings, Engine, Reply, Sink, Ticket};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::model_dir::ModelDir;
@@ -13,6 +13,7 @@ use crate::options::Options;
 use crate::runtime::onnx::{self, Precision};
 use crate::runtime::{self, Memory};
 use crate::tokenizer::{TokenizedText, Tokenizer};
+use crate::vector::Finish;
 
 /// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
 pub const EXPORTED_GRAPH: &str = "semantic-search-native.onnx";
@@ -71,9 +72,11 @@ impl Model {
             engine: Engine::start(
                 runtime,
                 tokenizer,
-                dir.pooled_dimension(),
-                dir.cut,
-                dir.normalize,
+                Finish {
+                    pooled: dir.pooled_dimension(),
+                    cut: dir.cut,
+                    normalize: dir.normalize,
+                },
             )?,
             dir,
         })
@@ -99,6 +102,11 @@ impl Model {
         self.engine.submit(texts, is_query, reply)
     }
 
+    /// Embeds `texts` without waiting; `sink` is given the vectors of each batch when it is done, on another thread.
+    pub fn stream(&self, texts: Vec<String>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
+        self.engine.stream(texts, is_query, sink)
+    }
+
     /// What the model's threads have done and what is before them.
     #[must_use]
     pub fn activity(&self) -> Activity {
@@ -110,7 +118,7 @@ impl Model {
     /// # Errors
     /// The tokenizer refuses the text.
     pub fn tokenize(&self, text: &str, is_query: bool) -> Result<TokenizedText> {
-        self.engine.tokenizer().tokenize(text, is_query)
+        guard::run(|| self.engine.tokenizer().tokenize(text, is_query))
     }
 
     /// Ends the model's threads and frees its weights; waits for batches that are being computed.

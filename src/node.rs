@@ -33,6 +33,16 @@ use crate::options::Options;
 use crate::runtime;
 use crate::vector::{Encoding, Vectors};
 
+/// The first thing that happens, on the thread that loads the addon: here it is as safe as anywhere to change the
+/// environment.
+#[napi_derive::module_init]
+fn on_load() {
+    let _ = guarded(|| {
+        runtime::onnx::disable_telemetry();
+        Ok(())
+    });
+}
+
 /// Options of a model; every one may be left out.
 #[napi(object)]
 pub struct ModelOptions {

@@ -6,6 +6,40 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 use crate::memory;
 
+/// What makes a pooled vector one that is handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finish {
+    /// Length of a pooled vector.
+    pub pooled: usize,
+    /// Whether it is shortened.
+    pub cut: Option<Cut>,
+    /// Whether it is scaled to length 1.
+    pub normalize: bool,
+}
+
+impl Finish {
+    /// Finishes pooled vectors, `[n, self.pooled]` row-major; the result is `[n, self.dimension()]`.
+    ///
+    /// # Errors
+    /// A vector holds a NaN or an infinity.
+    pub fn apply(&self, mut vectors: Vec<f32>) -> Result<Vec<f32>> {
+        check_finite(&vectors, self.pooled)?;
+        if let Some(cut) = self.cut {
+            cut.apply(&mut vectors, self.pooled);
+        }
+        if self.normalize {
+            normalize(&mut vectors, self.dimension());
+        }
+        Ok(vectors)
+    }
+
+    /// Length of a finished vector.
+    #[must_use]
+    pub fn dimension(&self) -> usize {
+        self.cut.map_or(self.pooled, |cut| cut.dimensions)
+    }
+}
+
 /// Keeps the first components of a vector, into which Matryoshka training puts what matters most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {

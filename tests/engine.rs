@@ -4,17 +4,18 @@
 
 mod setup;
 
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use semantic_search_native::batch::{Batch, Limits};
-use semantic_search_native::engine::{Embeddings, Engine, Ticket};
+use semantic_search_native::engine::{Embeddings, Engine, Rows, Sink, Ticket};
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
 use semantic_search_native::runtime::{MakeWorker, Runtime, Worker};
 use semantic_search_native::tokenizer::Tokenizer;
+use semantic_search_native::vector::Finish;
 use semantic_search_native::{Error, Model, Result};
 
 fn model(backend: Backend) -> Model {
@@ -108,6 +109,140 @@ fn every_text_of_a_long_call_gets_its_own_vector() {
         assert_eq!(ticket.progress().tokens, result.tokens);
         assert_eq!(model.activity().calls, 0);
         assert!(model.activity().texts >= 2500 && model.activity().tokens >= result.tokens as u64);
+    }
+}
+
+/// What a sink was given, and how many batches the model had computed by then.
+enum Event {
+    Rows(Rows, u64),
+    End(Result<usize>),
+}
+
+struct Recorder {
+    model: Weak<Model>,
+    events: Sender<Event>,
+}
+
+impl Sink for Recorder {
+    fn rows(&mut self, rows: Rows) -> Result<()> {
+        let batches = self.model.upgrade().unwrap().activity().batches;
+        self.events.send(Event::Rows(rows, batches)).unwrap();
+        Ok(())
+    }
+
+    fn end(self: Box<Self>, outcome: Result<usize>) {
+        self.events.send(Event::End(outcome)).unwrap();
+    }
+}
+
+/// The longest silence of a stream, measured in batches, is one of each thread.
+#[test]
+fn vectors_leave_with_their_batch_and_are_those_of_a_whole_call() {
+    const THREADS: usize = 2;
+    for &backend in setup::BACKENDS {
+        let options = Options {
+            threads: Some(THREADS),
+            max_tokens: Some(32),
+            ..setup::options_for(backend)
+        };
+        let model = Arc::new(Model::load(&setup::fixture("nomic_cls"), &options).unwrap());
+        let mut all = texts("stream", 2500);
+        all.extend(texts("stream", 700));
+        let whole = model.embed(all.clone(), false).unwrap();
+        let dimension = model.dir().dimension();
+        let before = model.activity().batches;
+
+        let (events, received) = mpsc::channel();
+        let recorder = Recorder {
+            model: Arc::downgrade(&model),
+            events,
+        };
+        model.stream(all.clone(), false, Box::new(recorder));
+        let (mut seen, mut truncated, mut last, mut deliveries) =
+            (vec![0; all.len()], vec![], before, 0);
+        let outcome = loop {
+            match received.recv().unwrap() {
+                Event::End(outcome) => break outcome,
+                Event::Rows(rows, batches) => {
+                    // Each thread counts its batch before it delivers it.
+                    assert!(
+                        batches - last <= THREADS as u64 + 1,
+                        "{backend:?}: {last} to {batches}"
+                    );
+                    (last, deliveries) = (batches, deliveries + 1);
+                    for (&index, row) in rows
+                        .indices
+                        .iter()
+                        .zip(rows.vectors.chunks_exact(dimension))
+                    {
+                        seen[index as usize] += 1;
+                        let same = &whole.vectors[index as usize * dimension..][..dimension];
+                        assert_eq!(row, same, "{backend:?} {index}");
+                    }
+                    truncated.extend(rows.truncated);
+                }
+            }
+        };
+        assert!(received.recv().is_err(), "nothing comes after the end");
+        assert_eq!(outcome.unwrap(), whole.tokens);
+        assert_eq!(seen, vec![1; all.len()], "{backend:?}");
+        truncated.sort_unstable();
+        assert!(!truncated.is_empty() && truncated == whole.truncated);
+        assert_eq!(model.activity().batches - before, deliveries);
+        assert!(deliveries > 50, "{backend:?}: {deliveries}");
+    }
+}
+
+/// Who writes what is complete, file by file, is not kept waiting for the shortest text of a window. With one worker, since
+/// two may overtake each other.
+#[test]
+fn vectors_of_a_stream_come_in_the_order_of_the_texts() {
+    let options = Options {
+        threads: Some(1),
+        ..setup::options()
+    };
+    let model = Arc::new(Model::load(&setup::fixture("nomic_cls"), &options).unwrap());
+    let (events, received) = mpsc::channel();
+    let recorder = Recorder {
+        model: Arc::downgrade(&model),
+        events,
+    };
+    model.stream(texts("order", 900), false, Box::new(recorder));
+    let firsts: Vec<u32> = received
+        .iter()
+        .filter_map(|event| match event {
+            Event::Rows(rows, _) => rows.indices.into_iter().min(),
+            Event::End(_) => None,
+        })
+        .collect();
+    assert!(firsts.len() > 50 && firsts.is_sorted(), "{firsts:?}");
+}
+
+/// A sink that cannot keep what it is given ends its call, and no other.
+#[test]
+fn a_sink_that_fails_ends_its_call() {
+    struct Full(Sender<Result<usize>>, usize);
+    impl Sink for Full {
+        fn rows(&mut self, _: Rows) -> Result<()> {
+            self.1 += 1;
+            assert_eq!(self.1, 1, "nothing comes after an error");
+            Err(Error::InferenceFailed {
+                reason: "full".to_owned(),
+            })
+        }
+
+        fn end(self: Box<Self>, outcome: Result<usize>) {
+            self.0.send(outcome).unwrap();
+        }
+    }
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let (sender, outcome) = mpsc::channel();
+        model.stream(texts("full", 3000), false, Box::new(Full(sender, 0)));
+        let error = outcome.recv().unwrap().unwrap_err();
+        assert!(error.to_string().contains("full"), "{error}");
+        assert_eq!(model.activity().calls, 0);
+        model.embed(texts("other", 3), false).unwrap();
     }
 }
 
@@ -331,9 +466,12 @@ fn a_thread_that_is_refused_ends_those_before_it() {
     let refused = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
     assert_eq!(refused, 0);
 
-    let error = Engine::start(runtime, tokenizer, 8, None, true)
-        .err()
-        .unwrap();
+    let finish = Finish {
+        pooled: 8,
+        cut: None,
+        normalize: true,
+    };
+    let error = Engine::start(runtime, tokenizer, finish).err().unwrap();
     assert_eq!(error.code(), "RESOURCE_EXHAUSTED", "{error}");
     for _ in 0..100 {
         if Arc::strong_count(&alive) == 1 {
