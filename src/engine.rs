@@ -34,6 +34,9 @@ const TEXTS_PER_STEP: usize = 64;
 /// Texts planned together. Enough that texts of like length find each other; few enough that a long call soon computes.
 const TEXTS_PER_WINDOW: usize = 1024;
 
+/// What there may be no memory for.
+const VECTORS: &str = "the vectors";
+
 /// The vectors of one call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embeddings {
@@ -686,6 +689,9 @@ impl Distinct {
             vectors,
             truncated: Vec::new(),
         };
+        rows.vectors
+            .try_reserve_exact(repeated * dimension)
+            .map_err(|_| Error::no_memory(repeated * dimension * size_of::<f32>(), VECTORS))?;
         for (row, &place) in places.iter().enumerate() {
             let first = rows.indices[row];
             let repetitions = self.repetitions.get(&place).map_or(&[][..], Vec::as_slice);

@@ -118,7 +118,7 @@ impl Model {
     /// # Errors
     /// The tokenizer refuses the text.
     pub fn tokenize(&self, text: &str, is_query: bool) -> Result<TokenizedText> {
-        self.engine.tokenizer().tokenize(text, is_query)
+        guard::run(|| self.engine.tokenizer().tokenize(text, is_query))
     }
 
     /// Ends the model's threads and frees its weights; waits for batches that are being computed.

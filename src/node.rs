@@ -37,7 +37,10 @@ use crate::vector::{Encoding, Vectors};
 /// environment.
 #[napi_derive::module_init]
 fn on_load() {
-    runtime::onnx::disable_telemetry();
+    let _ = guarded(|| {
+        runtime::onnx::disable_telemetry();
+        Ok(())
+    });
 }
 
 /// Options of a model; every one may be left out.

@@ -169,7 +169,7 @@ impl Tokenizer {
     fn encode(&self, text: &str) -> Result<TokenizedText> {
         let failed = |reason| Error::TokenizationFailed { reason };
         let encoding = guard::catch(|| self.inner.encode_fast(text, true))
-            .map_err(|panic| failed(panic.to_string()))?
+            .map_err(|panic| failed(format!("the library gave up on the text: {panic}")))?
             .map_err(|error| failed(error.to_string()))?;
         let ids = encoding.get_ids();
         self.check(ids)?;
