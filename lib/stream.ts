@@ -1,5 +1,6 @@
+import { onAbort } from "./abort.js";
 import { type EncodedVector, type Encoding, type EngineRows, rowsOf } from "./engine.js";
-import { AbortError } from "./errors.js";
+import { AbortError, callersCode, outward, ThrownByCaller } from "./errors.js";
 import { invalid } from "./options.js";
 
 /** Texts on their way at most, from when they are read until their vectors are taken; and characters: texts may be whole files. */
@@ -35,21 +36,23 @@ export async function* streamVectors<E extends Encoding>(
   signal: AbortSignal | undefined,
   embed: EmbedChunk,
 ): AsyncGenerator<StreamedVector<E>, void, undefined> {
-  const stream = new VectorStream<E>(source, embed);
+  const stream = new VectorStream<E>(embed);
   const abort = () => stream.abort(signal?.reason);
-  signal?.addEventListener("abort", abort, { once: true });
+  const stopWaiting = onAbort(signal, abort);
   if (signal?.aborted) abort();
   try {
-    void stream.readAhead();
+    void stream.readAhead(source);
     for (let next = await stream.next(); next; next = await stream.next()) yield next;
+  } catch (error) {
+    throw outward(error);
   } finally {
-    signal?.removeEventListener("abort", abort);
+    stopWaiting();
     await stream.leave();
   }
 }
 
 class VectorStream<E extends Encoding> {
-  readonly #iterator: Iterator<string> | AsyncIterator<string>;
+  #iterator: AsyncIterator<unknown> | undefined;
   readonly #embed: EmbedChunk;
   readonly #leaving = new AbortController();
   /** Whether the source has no more texts. */
@@ -70,8 +73,7 @@ class VectorStream<E extends Encoding> {
   #wakeTaker = () => {};
   #wakeReader = () => {};
 
-  constructor(source: Iterable<string> | AsyncIterable<string>, embed: EmbedChunk) {
-    this.#iterator = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : source[Symbol.iterator]();
+  constructor(embed: EmbedChunk) {
     this.#embed = embed;
   }
 
@@ -94,9 +96,11 @@ class VectorStream<E extends Encoding> {
   }
 
   /** Reads the source to its end, as fast as vectors are taken. */
-  async readAhead(): Promise<void> {
+  async readAhead(source: Iterable<unknown> | AsyncIterable<unknown>): Promise<void> {
     let turn = performance.now();
     try {
+      const iterator = iteratorOf(source);
+      this.#iterator = iterator;
       while (!this.#hasEnded && !this.#leaving.signal.aborted) {
         if (this.#open.texts >= WINDOW_TEXTS || this.#open.characters >= WINDOW_CHARACTERS) {
           this.#compute();
@@ -105,7 +109,7 @@ class VectorStream<E extends Encoding> {
           });
           continue;
         }
-        const { done, value: text } = await this.#read();
+        const { done, value: text } = await this.#read(iterator);
         if (done) break;
         if (typeof text !== "string") throw invalid(`text ${this.#first + this.#texts.length}`, "a string", text);
         this.#texts.push(text);
@@ -134,26 +138,33 @@ class VectorStream<E extends Encoding> {
   async leave(): Promise<void> {
     this.#leaving.abort();
     if (this.#hasEnded) return;
-    const returned = Promise.resolve(this.#iterator.return?.());
+    const returned = (async () => this.#iterator?.return?.())();
     // A source that is still to give its next text would first do that.
     if (this.#isReading) returned.catch(() => {});
-    else await returned;
+    // The first error is the one that counts.
+    else await (this.#failure ? returned.catch(() => {}) : returned);
   }
 
-  async #read(): Promise<IteratorResult<string, unknown>> {
+  /** @throws EmbedderError `INVALID_ARGUMENT`; ThrownByCaller */
+  async #read(iterator: AsyncIterator<unknown>): Promise<IteratorResult<unknown>> {
+    let next: unknown;
     this.#isReading = true;
     const nothingAtHand = setImmediate(() => this.#computeIfIdle());
     try {
-      const result = await this.#iterator.next();
-      this.#hasEnded = result.done === true;
-      return result;
+      next = await iterator.next();
+      if (typeof next === "object" && next !== null) {
+        const { done, value } = next as IteratorResult<unknown>;
+        this.#hasEnded = Boolean(done);
+        return { done: this.#hasEnded, value };
+      }
     } catch (error) {
       this.#hasEnded = true;
-      throw error;
+      throw new ThrownByCaller(error);
     } finally {
       clearImmediate(nothingAtHand);
       this.#isReading = false;
     }
+    throw invalid("source", "an iterator whose next() gives an object", next);
   }
 
   /** Gives the engine what was read, unless it has something to do. */
@@ -198,4 +209,16 @@ class VectorStream<E extends Encoding> {
     this.#failure ??= { error };
     this.#wakeTaker();
   }
+}
+
+/** As `for await` finds it. @throws EmbedderError `INVALID_ARGUMENT`; ThrownByCaller */
+function iteratorOf(source: Iterable<unknown> | AsyncIterable<unknown>): AsyncIterator<unknown> {
+  const iterator = callersCode(() => {
+    const methods: Partial<Iterable<unknown> & AsyncIterable<unknown>> = source;
+    const iterate: unknown = methods[Symbol.asyncIterator] ?? methods[Symbol.iterator];
+    const made = typeof iterate === "function" ? iterate.call(source) : undefined;
+    return typeof made?.next === "function" ? made : undefined;
+  });
+  if (iterator) return iterator;
+  throw invalid("source", "an iterable or async iterable of strings", source);
 }

@@ -7,7 +7,7 @@ use napi::bindgen_prelude::{Either3, Float32Array, Int8Array, Object, Uint8Array
 use napi::{Env, JsDeferred};
 use napi_derive::napi;
 
-use super::{rejection, typed_array};
+use super::{node_error, settlement, typed_array};
 use crate::engine::{self, Sink};
 use crate::error::Result;
 use crate::vector::{Encoding, Vectors};
@@ -48,8 +48,8 @@ type Deferred = JsDeferred<Option<Rows>, Resolver>;
 
 impl Channel {
     /// A promise for the vectors that come next; for `null` after the last, for the error if the call fails.
-    pub fn next<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        let (deferred, promise) = env.create_deferred()?;
+    pub fn next<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
+        let (deferred, promise) = env.create_deferred().map_err(node_error)?;
         let mut state = self.lock();
         state.waiting = Some(deferred);
         state.answer();
@@ -73,25 +73,19 @@ impl State {
         // A failed call has no use for vectors that were not taken.
         let failed = matches!(self.end, Some(Err(_)));
         let rows = if failed { None } else { self.ready.pop_front() };
-        let answer: Resolver = match rows {
-            Some(EncodedRows {
-                indices,
-                vectors,
-                truncated,
-            }) => Box::new(move |_| {
-                Ok(Some(Rows {
-                    indices: Uint32Array::new(indices),
-                    vectors: typed_array(vectors),
-                    truncated: Uint32Array::new(truncated),
-                }))
-            }),
+        let result = match rows {
+            Some(rows) => Ok(Some(rows)),
             // Whoever asks on after the end hears that it is over.
-            None => match self.end.replace(Ok(())) {
-                Some(Err(error)) => Box::new(move |env| Err(rejection(env, &error))),
-                _ => Box::new(|_| Ok(None)),
-            },
+            None => self.end.replace(Ok(())).unwrap_or(Ok(())).map(|()| None),
         };
-        deferred.resolve(answer);
+        let answer = settlement(result, |_, rows: Option<EncodedRows>| {
+            Ok(rows.map(|rows| Rows {
+                indices: Uint32Array::new(rows.indices),
+                vectors: typed_array(rows.vectors),
+                truncated: Uint32Array::new(rows.truncated),
+            }))
+        });
+        deferred.resolve(Box::new(answer));
     }
 }
 
@@ -112,7 +106,7 @@ impl Sink for Sender {
         } = rows;
         let rows = EncodedRows {
             indices,
-            vectors: self.encoding.encode(vectors, self.dimension),
+            vectors: self.encoding.encode(vectors, self.dimension)?,
             truncated,
         };
         let mut state = self.channel.lock();
