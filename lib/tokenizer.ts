@@ -54,6 +54,8 @@ export class TextTokenizer {
     } catch (cause) {
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
+    this.#model = model;
+    this.#checkIds([...this.#before, ...this.#after]);
     const specialTokens = this.#before.length + this.#after.length;
     if (model.maxTokens <= specialTokens) {
       throw new EmbedderError(
@@ -61,7 +63,6 @@ export class TextTokenizer {
         `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`,
       );
     }
-    this.#model = model;
     this.#splitsAtWhitespace = splitsAtWhitespace(json);
   }
 
@@ -84,7 +85,15 @@ export class TextTokenizer {
     if (ids.length === 0) {
       throw new EmbedderError("TOKENIZATION_FAILED", "the tokenizer gives no token for a text, not even a special one");
     }
+    this.#checkIds(ids);
     return { ids, truncated };
+  }
+
+  /** A vocabulary does not hold every id: a post-processor writes its own. */
+  #checkIds(ids: readonly number[]): void {
+    const { tokenizerFile, vocabularySize } = this.#model;
+    const id = ids.find((id) => !isCount(id) || id >= vocabularySize);
+    if (id !== undefined) throw otherModel(tokenizerFile, "", id, vocabularySize);
   }
 
   /** Ids of the text without special tokens, or of a part at the kept side that already has more than `room`. */
@@ -157,11 +166,7 @@ function checkNumbers(file: string, json: JsonObject, rows: number): void {
       const found = JSON.stringify(id ?? null);
       throw invalid(`token ${JSON.stringify(token)}: id: expected a whole number of at least 0, found ${found}`);
     }
-    if (id >= rows) {
-      throw invalid(
-        `token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,
-      );
-    }
+    if (id >= rows) throw otherModel(file, String(token), id, rows);
   }
   const longest = model.max_input_chars_per_word ?? 0;
   if (!isCount(longest)) {
@@ -180,4 +185,11 @@ function* vocabulary(vocab: unknown, addedTokens: unknown): Generator<[token: un
 
 function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) >= 0;
+}
+
+function otherModel(file: string, token: string, id: number, rows: number): EmbedderError {
+  return new EmbedderError(
+    "MODEL_INVALID",
+    `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,
+  );
 }
