@@ -39,6 +39,12 @@ export class TextTokenizer {
       if (isObject(json.normalizer) && json.normalizer.type === "BertNormalizer") {
         this.#tokenizer.normalizer = bertNormalizer(json.normalizer);
       }
+      if (isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer") {
+        const normalize = this.#tokenizer.normalizer ?? ((text: string) => text);
+        // The library takes a text that only its normalization makes equal to an added token for the token. BERT
+        // splits at the space.
+        this.#tokenizer.normalizer = (text) => `${normalize(text)} `;
+      }
       const content = this.#tokenizer.encode("a", { add_special_tokens: false }).ids;
       const whole = this.#tokenizer.encode("a").ids;
       const start = whole.findIndex((_, index) => content.every((id, offset) => whole[index + offset] === id));
