@@ -44,6 +44,12 @@ export class TextTokenizer {
       if (isObject(json.normalizer) && json.normalizer.type === "BertNormalizer") {
         this.#tokenizer.normalizer = bertNormalizer(json.normalizer);
       }
+      if (isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer") {
+        const normalize = this.#tokenizer.normalizer ?? ((text: string) => text);
+        // The library takes a text that only its normalization makes equal to an added token for the token. BERT
+        // splits at the space.
+        this.#tokenizer.normalizer = (text) => `${normalize(text)} `;
+      }
       const encode = (options?: { add_special_tokens: boolean }) =>
         withinTimeLimit(TIME_LIMIT_MS, () => this.#tokenizer.encode("a", options).ids);
       const content = encode({ add_special_tokens: false });
