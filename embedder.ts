@@ -155,8 +155,8 @@ export class Embedder {
    *
    * @param model Default: the environment variable `SEMANTIC_SEARCH_MODEL`.
    * @throws EmbedderError `INVALID_ARGUMENT`, `MODEL_NOT_FOUND`, `MODEL_INVALID`, `MODEL_UNSUPPORTED`,
-   * `BACKEND_UNAVAILABLE` (with the reason of each backend that was tried) or `INFERENCE_FAILED`; while downloading
-   * `ACCESS_DENIED` or `DOWNLOAD_FAILED`.
+   * `BACKEND_UNAVAILABLE` (with the reason of each backend that was tried), `INFERENCE_FAILED` or `RESOURCE_EXHAUSTED`;
+   * while downloading `ACCESS_DENIED` or `DOWNLOAD_FAILED`.
    */
   static async load(model?: string, options?: LoadOptions): Promise<Embedder> {
     return coded(async () => {
@@ -185,8 +185,8 @@ export class Embedder {
    * the call returns: changing it afterwards has no effect. Equal texts are computed once.
    *
    * @param options Options, or `true` for `{ kind: "query" }`.
-   * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED`, `CLOSED`, or
-   * `ABORT_ERR` (an `AbortError`).
+   * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED`,
+   * `RESOURCE_EXHAUSTED`, `CLOSED`, or `ABORT_ERR` (an `AbortError`).
    */
   async embed<E extends Encoding = "float32">(
     texts: readonly string[],
@@ -365,8 +365,8 @@ export function init(
  * scripts.
  *
  * @param isQuery Whether the texts are queries, which chooses the model's prompt.
- * @throws EmbedderError `INVALID_ARGUMENT`, `NOT_INITIALIZED`, `TOKENIZATION_FAILED`, `INFERENCE_FAILED` or
- * `BACKEND_UNAVAILABLE`.
+ * @throws EmbedderError `INVALID_ARGUMENT`, `NOT_INITIALIZED`, `TOKENIZATION_FAILED`, `INFERENCE_FAILED`,
+ * `RESOURCE_EXHAUSTED` or `BACKEND_UNAVAILABLE`.
  */
 export function embed(texts: readonly string[], isQuery = false): Float32Array[] {
   return codedSync(() => {

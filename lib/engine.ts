@@ -1,4 +1,4 @@
-import { throwIfAborted } from "./errors.js";
+import { EmbedderError, throwIfAborted } from "./errors.js";
 
 /** What the public `Embedder` needs of a backend; `lib/native.ts` and `lib/fallback.ts` provide it. */
 export interface Engine {
@@ -68,6 +68,19 @@ export interface EngineResult {
   truncated: Uint32Array;
   /** Tokens computed; equal texts count once. */
   tokens: number;
+}
+
+/**
+ * Compares the fingerprint of a model that was loaded once more with that of before.
+ *
+ * @throws EmbedderError `MODEL_INVALID`
+ */
+export function checkFingerprint(found: string, expected: string): void {
+  if (found === expected) return;
+  throw new EmbedderError(
+    "MODEL_INVALID",
+    "the model folder has changed since it was loaded: load it again, and embed again what other vectors are compared with",
+  );
 }
 
 /** Views of rows of a row-major matrix. */

@@ -20,6 +20,8 @@ const ERROR_CODES = [
   "BACKEND_UNAVAILABLE",
   /** The model failed to run, or returned numbers that are not finite. */
   "INFERENCE_FAILED",
+  /** The operating system gave no memory or no thread. */
+  "RESOURCE_EXHAUSTED",
   /** The process-wide `embed` or `isGpu` was called before `init`. */
   "NOT_INITIALIZED",
   /** `init` was called again with another model or other options. */
@@ -59,7 +61,7 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new AbortError(signal);
 }
 
-/** Gives an error that crossed a boundary (the addon, the worker thread) its class back. */
+/** Gives an error that crossed a boundary (the addon, the fallback's process) its class back. */
 export function toEmbedderError(error: unknown): EmbedderError {
   let [code, message]: [unknown, string] = [undefined, "something was thrown that cannot be read"];
   try {

@@ -7,6 +7,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
+import { checkLicenses } from "./licenses.mjs";
 import {
   buildAddon,
   builtVariant,
@@ -55,6 +56,7 @@ const CHECKS = {
   },
   clippy,
   lint: () => runPackage("@biomejs/biome/bin/biome", ["check", "--error-on-warnings", "."]),
+  licenses: () => checkLicenses(rust),
   generated: checkGenerated,
   "cargo-test": cargoTest,
   ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),

@@ -20,6 +20,7 @@ const LONGEST: Duration = Duration::from_mins(1);
 /// Checks the corpus, the seeds and so many mutations of each of both. An input that ends the process, or never
 /// ends, is found in the file that a failure names.
 fn fuzz(name: &'static str, mutations: u64) {
+    let mutations = mutations * times();
     let target = targets::named(name);
     let tried = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{name}"));
     let shown = tried.clone();
@@ -58,6 +59,11 @@ fn fuzz(name: &'static str, mutations: u64) {
         accepted >= mutations / 100,
         "only {accepted} inputs get past the first checks"
     );
+}
+
+/// How many times more than usual is tried: the environment variable `FUZZ_TIMES`.
+fn times() -> u64 {
+    std::env::var("FUZZ_TIMES").map_or(1, |times| times.parse().unwrap())
 }
 
 /// Inputs that once broke the target.
