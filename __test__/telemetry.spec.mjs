@@ -55,7 +55,7 @@ function isUnwanted(line) {
   return /O_WRONLY|O_RDWR|O_CREAT/.test(args) && !/"\/(dev|proc)\//.test(args);
 }
 
-for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
+for (const backend of BACKENDS) {
   for (const [where, code] of [
     ["the main thread", USE],
     ["a worker thread", IN_WORKER],

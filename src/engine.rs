@@ -16,13 +16,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::batch::{self, Batch, Limits};
 use crate::error::{Error, Result};
+use crate::guard;
+use crate::memory;
 use crate::runtime::{Runtime, Worker};
 use crate::tokenizer::{TokenizedText, Tokenizer};
 use crate::vector::Finish;
@@ -32,6 +33,9 @@ const TEXTS_PER_STEP: usize = 64;
 
 /// Texts planned together. Enough that texts of like length find each other; few enough that a long call soon computes.
 const TEXTS_PER_WINDOW: usize = 1024;
+
+/// What there may be no memory for.
+const VECTORS: &str = "the vectors";
 
 /// The vectors of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,7 +151,8 @@ impl Ticket {
     fn end(&self, sink: Option<Box<dyn Sink>>, outcome: Result<usize>) {
         if let Some(sink) = sink {
             self.open_calls.fetch_sub(1, Ordering::Relaxed);
-            sink.end(outcome);
+            // On whatever thread this is: a mistake of the receiver's must not end a worker, or a garbage collector.
+            let _ = guard::catch(|| sink.end(outcome));
         }
     }
 }
@@ -261,18 +266,13 @@ impl Engine {
                 if role == Role::Bulk {
                     yield_to_urgent_work();
                 }
-                let made = catch_unwind(AssertUnwindSafe(make));
                 // One that cannot be made, for lack of memory, is done without: the first worker is always there.
-                if let Ok(Ok(mut worker)) = made {
+                if let Ok(mut worker) = guard::run(make) {
                     shared.work(role, worker.as_mut());
                 }
             };
-            let thread = std::thread::Builder::new()
-                .name(name)
-                .spawn(life)
-                .map_err(|error| Error::InferenceFailed {
-                    reason: format!("no thread could be started: {error}"),
-                })?;
+            // Without it those before it end too: dropping the engine closes it.
+            let thread = guard::spawn(&name, life)?;
             lock(&engine.threads).push(thread);
         }
         Ok(engine)
@@ -370,15 +370,13 @@ impl Shared {
     /// The life of a worker's thread.
     fn work(&self, role: Role, worker: &mut dyn Worker) {
         while let Some((call, step)) = self.next(role) {
-            let outcome = catch_unwind(AssertUnwindSafe(|| match step {
+            let outcome = guard::run(|| match step {
                 Step::Start => self.start(&call, worker),
                 Step::Tokenize(range) => self.tokenize(&call, range, worker),
                 Step::Forward(batch) => self.forward(&call, &batch, worker),
-            }));
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => call.ticket.settle(Err(error)),
-                Err(panic) => call.ticket.settle(Err(Error::from_panic(&*panic))),
+            });
+            if let Err(error) = outcome {
+                call.ticket.settle(Err(error));
             }
         }
     }
@@ -454,7 +452,8 @@ impl Shared {
     }
 
     fn start(&self, call: &Arc<Call>, worker: &mut dyn Worker) -> Result<()> {
-        let distinct = call.distinct.get_or_init(|| Distinct::of(&call.texts));
+        let distinct = Distinct::of(&call.texts)?;
+        let distinct = call.distinct.get_or_init(|| distinct);
         let count = distinct.firsts.len();
         if count == 0 {
             call.ticket.settle(Ok(0));
@@ -532,7 +531,7 @@ impl Shared {
         counters.batches.fetch_add(1, Ordering::Relaxed);
         counters.texts.fetch_add(texts as u64, Ordering::Relaxed);
         counters.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
-        let rows = distinct.rows(places, vectors, self.finish.dimension());
+        let rows = distinct.rows(places, vectors, self.finish.dimension())?;
         ticket.done.fetch_add(rows.indices.len(), Ordering::Relaxed);
         ticket.tokens.fetch_add(tokens, Ordering::Relaxed);
         ticket.deliver(rows);
@@ -556,7 +555,9 @@ struct Whole {
 impl Sink for Whole {
     fn rows(&mut self, rows: Rows) -> Result<()> {
         let dimension = self.dimension;
-        self.vectors.resize(self.texts * dimension, 0.0);
+        if self.vectors.is_empty() {
+            self.vectors = memory::filled(self.texts * dimension, 0.0, "the vectors")?;
+        }
         for (&index, row) in rows
             .indices
             .iter()
@@ -564,6 +565,8 @@ impl Sink for Whole {
         {
             self.vectors[index as usize * dimension..][..dimension].copy_from_slice(row);
         }
+        let more = rows.truncated.len();
+        memory::reserve(&mut self.truncated, more, "the list of truncated texts")?;
         self.truncated.extend(rows.truncated);
         Ok(())
     }
@@ -628,9 +631,13 @@ impl Call {
 }
 
 impl Distinct {
-    fn of(texts: &[String]) -> Self {
-        let mut places_by_text: HashMap<&str, usize> = HashMap::with_capacity(texts.len());
-        let mut firsts = Vec::new();
+    fn of(texts: &[String]) -> Result<Self> {
+        const WHAT: &str = "the list of texts";
+        let mut places_by_text: HashMap<&str, usize> = HashMap::new();
+        places_by_text
+            .try_reserve(texts.len())
+            .map_err(|_| Error::no_memory(size_of_val(texts), WHAT))?;
+        let mut firsts = memory::room(texts.len(), WHAT)?;
         let mut repetitions: HashMap<usize, Vec<usize>> = HashMap::new();
         for (index, text) in texts.iter().enumerate() {
             match places_by_text.entry(text) {
@@ -638,19 +645,24 @@ impl Distinct {
                     entry.insert(firsts.len());
                     firsts.push(index);
                 }
-                Entry::Occupied(entry) => repetitions.entry(*entry.get()).or_default().push(index),
+                Entry::Occupied(entry) => {
+                    let others = repetitions.entry(*entry.get()).or_default();
+                    memory::reserve(others, 1, WHAT)?;
+                    others.push(index);
+                }
             }
         }
         let count = firsts.len();
         let windows = (0..count).step_by(TEXTS_PER_WINDOW);
-        Self {
+        let tokenized = (0..count).map(|_| OnceLock::new());
+        Ok(Self {
             firsts,
             repetitions,
-            tokenized: std::iter::repeat_with(OnceLock::new).take(count).collect(),
+            tokenized: memory::collected(tokenized, WHAT)?,
             untokenized: windows
                 .map(|start| AtomicUsize::new(TEXTS_PER_WINDOW.min(count - start)))
                 .collect(),
-        }
+        })
     }
 
     /// The distinct texts of a window; none beyond the last.
@@ -667,30 +679,36 @@ impl Distinct {
     }
 
     /// The vectors of some distinct texts (`[places, dimension]`, row-major), each for all texts equal to its own.
-    fn rows(&self, places: &[usize], vectors: Vec<f32>, dimension: usize) -> Rows {
+    ///
+    /// # Errors
+    /// There is no memory for so many repetitions.
+    fn rows(&self, places: &[usize], vectors: Vec<f32>, dimension: usize) -> Result<Rows> {
+        let indices = places.iter().map(|&place| self.firsts[place] as u32);
         let mut rows = Rows {
-            indices: places
-                .iter()
-                .map(|&place| self.firsts[place] as u32)
-                .collect(),
+            indices: indices.collect(),
             vectors,
             truncated: Vec::new(),
         };
+        rows.vectors
+            .try_reserve_exact(repeated * dimension)
+            .map_err(|_| Error::no_memory(repeated * dimension * size_of::<f32>(), VECTORS))?;
         for (row, &place) in places.iter().enumerate() {
+            let first = rows.indices[row];
             let repetitions = self.repetitions.get(&place).map_or(&[][..], Vec::as_slice);
+            memory::reserve(&mut rows.indices, repetitions.len(), "the vectors")?;
+            let numbers = repetitions.len() * dimension;
+            memory::reserve(&mut rows.vectors, numbers, "the vectors")?;
             for &index in repetitions {
                 rows.indices.push(index as u32);
-                rows.vectors
-                    .extend_from_within(row * dimension..(row + 1) * dimension);
+                let numbers = row * dimension..(row + 1) * dimension;
+                rows.vectors.extend_from_within(numbers);
             }
             if self.tokens(place).truncated {
-                let all = [self.firsts[place]]
-                    .into_iter()
-                    .chain(repetitions.iter().copied());
-                rows.truncated.extend(all.map(|index| index as u32));
+                let others = repetitions.iter().map(|&index| index as u32);
+                rows.truncated.extend([first].into_iter().chain(others));
             }
         }
-        rows
+        Ok(rows)
     }
 
     fn tokens(&self, place: usize) -> &TokenizedText {

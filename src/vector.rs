@@ -4,6 +4,7 @@
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// What makes a pooled vector one that is handed out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,16 +154,24 @@ pub enum Vectors {
 
 impl Encoding {
     /// Encodes `vectors` (`[n, dimension]`, row-major).
-    #[must_use]
-    pub fn encode(self, vectors: Vec<f32>, dimension: usize) -> Vectors {
-        match self {
+    ///
+    /// # Errors
+    /// There is no memory for the encoded ones.
+    pub fn encode(self, vectors: Vec<f32>, dimension: usize) -> Result<Vectors> {
+        const WHAT: &str = "the encoded vectors";
+        Ok(match self {
             Self::Float32 => Vectors::Float32(vectors),
-            Self::Int8 => Vectors::Int8(vectors.into_iter().map(to_int8).collect()),
+            Self::Int8 => {
+                let components = vectors.into_iter().map(to_int8);
+                Vectors::Int8(memory::collected(components, WHAT)?)
+            }
             Self::Binary => {
                 let rows = vectors.chunks_exact(dimension);
-                Vectors::Binary(rows.flat_map(|row| row.chunks(8)).map(to_bits).collect())
+                let mut bytes = memory::room(rows.len() * dimension.div_ceil(8), WHAT)?;
+                bytes.extend(rows.flat_map(|row| row.chunks(8)).map(to_bits));
+                Vectors::Binary(bytes)
             }
-        }
+        })
     }
 }
 

@@ -9,8 +9,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
-use semantic_search_native::engine::{Embeddings, Rows, Sink, Ticket};
+use semantic_search_native::batch::{Batch, Limits};
+use semantic_search_native::engine::{Embeddings, Engine, Rows, Sink, Ticket};
+use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
+use semantic_search_native::runtime::{MakeWorker, Runtime, Worker};
+use semantic_search_native::tokenizer::Tokenizer;
+use semantic_search_native::vector::Finish;
 use semantic_search_native::{Error, Model, Result};
 
 fn model(backend: Backend) -> Model {
@@ -397,4 +402,87 @@ fn a_storm_of_calls_is_answered() {
         });
         assert_eq!(model.activity().calls, 0);
     }
+}
+
+/// The limit is the process's, so a process of its own has it: room for the stacks of two threads, where five are wanted.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thread_that_is_refused_ends_those_before_it() {
+    const IS_CHILD: &str = "SEMANTIC_SEARCH_TEST_IS_CHILD";
+    const STACK: usize = 512 << 20;
+    struct Idle(Arc<()>);
+    impl Worker for Idle {
+        fn forward(&mut self, _: &Batch) -> Result<Vec<f32>> {
+            unreachable!("nothing is submitted, {} know", Arc::strong_count(&self.0))
+        }
+    }
+    if std::env::var_os(IS_CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "a_thread_that_is_refused_ends_those_before_it"]);
+        child.env(IS_CHILD, "1");
+        child.env("RUST_MIN_STACK", STACK.to_string());
+        let output = child.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+        return;
+    }
+
+    let alive = Arc::new(());
+    let worker = || -> MakeWorker {
+        let alive = Arc::clone(&alive);
+        Box::new(|| Ok(Box::new(Idle(alive))))
+    };
+    let runtime = Runtime {
+        backend: "none",
+        is_gpu: false,
+        dtype: "f32",
+        limits: Limits {
+            budget_tokens: 1,
+            padding_ratio: 1.0,
+            buckets: false,
+            budget_bytes: 1,
+            token_bytes: 1,
+            score_bytes: 0,
+        },
+        workers: (0..4).map(|_| worker()).collect(),
+        lone: worker(),
+    };
+    let dir = ModelDir::read(&setup::fixture("nomic_cls"), &Options::default()).unwrap();
+    let tokenizer = Tokenizer::load(&dir).unwrap();
+
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = pages.split(' ').next().unwrap().parse().unwrap();
+    // SAFETY: has no preconditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let most = (pages * page + 5 * STACK / 2) as libc::rlim_t;
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: the limit is valid for the call.
+    let refused = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+    assert_eq!(refused, 0);
+
+    let error = Engine::start(
+        runtime,
+        tokenizer,
+        Finish {
+            pooled: 8,
+            cut: None,
+            normalize: true,
+        },
+    )
+    .err()
+    .unwrap();
+    assert_eq!(error.code(), "RESOURCE_EXHAUSTED", "{error}");
+    for _ in 0..100 {
+        if Arc::strong_count(&alive) == 1 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{} workers live on", Arc::strong_count(&alive) - 1);
 }
