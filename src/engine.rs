@@ -556,7 +556,7 @@ impl Sink for Whole {
     fn rows(&mut self, rows: Rows) -> Result<()> {
         let dimension = self.dimension;
         if self.vectors.is_empty() {
-            self.vectors = memory::filled(self.texts * dimension, 0.0, "the vectors")?;
+            self.vectors = memory::filled(self.texts * dimension, 0.0, VECTORS)?;
         }
         for (&index, row) in rows
             .indices
@@ -689,15 +689,12 @@ impl Distinct {
             vectors,
             truncated: Vec::new(),
         };
-        rows.vectors
-            .try_reserve_exact(repeated * dimension)
-            .map_err(|_| Error::no_memory(repeated * dimension * size_of::<f32>(), VECTORS))?;
         for (row, &place) in places.iter().enumerate() {
             let first = rows.indices[row];
             let repetitions = self.repetitions.get(&place).map_or(&[][..], Vec::as_slice);
-            memory::reserve(&mut rows.indices, repetitions.len(), "the vectors")?;
+            memory::reserve(&mut rows.indices, repetitions.len(), VECTORS)?;
             let numbers = repetitions.len() * dimension;
-            memory::reserve(&mut rows.vectors, numbers, "the vectors")?;
+            memory::reserve(&mut rows.vectors, numbers, VECTORS)?;
             for &index in repetitions {
                 rows.indices.push(index as u32);
                 let numbers = row * dimension..(row + 1) * dimension;
