@@ -20,30 +20,62 @@ const MAX_LINE_CHARACTERS = 5000;
  */
 
 /**
+ * Called for each folder below the root that cannot be read, with its path relative to it: folders go while others are
+ * read.
+ *
+ * @typedef {(folder: string, error: NodeJS.ErrnoException) => void} Skipped
+ */
+
+/**
  * Paths relative to `root`, with `/`, in order. Symbolic links are not followed.
  *
  * @param {string} root
- * @returns {Promise<string[]>}
+ * @param {Skipped} [skipped]
  */
-export async function filesBelow(root) {
-  const absolute = path.resolve(root);
+export async function filesBelow(root, skipped) {
   const files = [];
-  for await (const file of walk(absolute, await ignoreFilesAbove(absolute))) files.push(file);
-  return files.map((file) => path.relative(absolute, file).split(path.sep).join("/")).sort();
+  for await (const file of walkBelow(root, skipped)) files.push(file);
+  return files.sort();
+}
+
+/**
+ * The same in the order in which folders are read.
+ *
+ * @param {string} root
+ * @param {Skipped} [skipped]
+ * @returns {AsyncGenerator<string>}
+ */
+export async function* walkBelow(root, skipped = () => {}) {
+  const absolute = path.resolve(root);
+  const relative = (/** @type {string} */ full) => path.relative(absolute, full).split(path.sep).join("/");
+  const entries = await readdir(absolute, { withFileTypes: true });
+  const files = walk(absolute, entries, await ignoreFilesAbove(absolute), (folder, error) =>
+    skipped(relative(folder), error),
+  );
+  for await (const file of files) yield relative(file);
 }
 
 /**
  * @param {string} folder
+ * @param {import("node:fs").Dirent[]} entries what is in it
  * @param {IgnoreFile[]} above
+ * @param {Skipped} skipped
  * @returns {AsyncGenerator<string>}
  */
-async function* walk(folder, above) {
+async function* walk(folder, entries, above, skipped) {
   const ignoreFiles = [...above, ...(await ignoreFileOf(folder))];
-  for (const entry of await readdir(folder, { withFileTypes: true })) {
+  for (const entry of entries) {
     const full = path.join(folder, entry.name);
     if (entry.isDirectory()) {
       if (SKIPPED_FOLDERS.has(entry.name) || isIgnored(full, true, ignoreFiles)) continue;
-      yield* walk(full, ignoreFiles);
+      let inside;
+      try {
+        inside = await readdir(full, { withFileTypes: true });
+      } catch (error) {
+        skipped(full, /** @type {NodeJS.ErrnoException} */ (error));
+        continue;
+      }
+      yield* walk(full, inside, ignoreFiles, skipped);
     } else if (entry.isFile() && !LOCK_FILE.test(entry.name) && !isIgnored(full, false, ignoreFiles)) {
       yield full;
     }
