@@ -158,7 +158,8 @@ class VectorStream<E extends Encoding> {
         return { done: this.#hasEnded, value };
       }
     } catch (error) {
-      this.#hasEnded = true;
+      // It has ended itself: there is nothing to return to.
+      this.#iterator = undefined;
       throw new ThrownByCaller(error);
     } finally {
       clearImmediate(nothingAtHand);
