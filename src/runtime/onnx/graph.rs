@@ -96,6 +96,30 @@ impl GraphBuilder {
         &self.quantized
     }
 
+    /// Puts the values of weights of a single number into the graph itself. ONNX Runtime's optimizers read those while a
+    /// session is made, where they lie according to the graph, and not where the session is told that they are.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn hold_single_numbers(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let weights = std::mem::take(&mut self.weights);
+        let (single, others) = weights.into_iter().partition(|weight| weight.len() == 1);
+        self.weights = others;
+        for weight in single {
+            // Of what is defined already, `constant` would think that it is there.
+            self.defined.remove(&weight.name);
+            let numbers = checkpoint.floats(&weight)?;
+            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+            self.constant(
+                &weight.name,
+                DataType::Float,
+                &weight.shape,
+                bytes.collect(),
+            );
+        }
+        Ok(())
+    }
+
     /// The finished graph of a pooled encoder, and the weights that a session must be given by name as float32.
     /// In the graph they, and the int8 weights, are external data in `file`, which has to exist but is not read.
     pub fn finish_pooled(

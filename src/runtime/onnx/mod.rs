@@ -99,6 +99,7 @@ pub fn load(
     let precision = Precision::of(options.dtype);
     let mut builder = GraphBuilder::new(precision);
     let output = encoder.embed(&mut builder, &dir.pooling)?;
+    builder.hold_single_numbers(&checkpoint)?;
     let int8 = quantized(&builder, &checkpoint, options)?;
     // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside the folder.
     let file = checkpoint.files()[0]
