@@ -26,6 +26,7 @@ pub struct Model {
     backend: &'static str,
     is_gpu: bool,
     fallback_reason: Option<String>,
+    warning: Option<String>,
     threads: usize,
 }
 
@@ -51,22 +52,26 @@ impl Model {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        // Reading every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
+        // Looking at every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
         let (checked, runtime) = std::thread::scope(|scope| {
             let check = scope.spawn(|| checkpoint.check_finite().map(|()| checkpoint.digests()));
             let runtime = runtime::load(&dir, &encoder, &checkpoint, options, threads);
             (
-                check.join().expect("reading mapped bytes does not panic"),
+                check.join().expect("reading memory does not panic"),
                 runtime,
             )
         });
         let digests = checked?;
-        let (runtime, fallback_reason) = runtime?;
+        let (mut runtime, fallback_reason) = runtime?;
+        let fingerprint = dir.fingerprint(digests, tokenizer.digest(), runtime.dtype);
+        // From here on only the runtime holds it, and may give back what it does not read any more.
+        drop(checkpoint);
         Ok(Self {
-            fingerprint: dir.fingerprint(digests, runtime.dtype)?,
+            fingerprint,
             backend: runtime.backend,
             is_gpu: runtime.is_gpu,
             fallback_reason,
+            warning: runtime.warning.take(),
             threads,
             engine: Engine::start(
                 runtime,
@@ -146,6 +151,12 @@ impl Model {
     #[must_use]
     pub fn fallback_reason(&self) -> Option<&str> {
         self.fallback_reason.as_deref()
+    }
+
+    /// What the user should know although everything works: that a cache folder is not safe to use.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// Memory that the backend manages itself: MLX's, for all its models together.

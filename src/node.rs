@@ -314,6 +314,13 @@ impl Model {
         self.model.fallback_reason().map(str::to_owned)
     }
 
+    /// What the user should know although everything works; `null` mostly.
+    #[napi(getter)]
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        self.model.warning().map(str::to_owned)
+    }
+
     /// Length of a vector.
     #[napi(getter)]
     #[must_use]

@@ -11,6 +11,7 @@ use tokenizers::{
     TruncationParams, TruncationStrategy,
 };
 
+use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::model_dir::ModelDir;
 
@@ -30,6 +31,8 @@ pub struct TokenizedText {
 /// A tokenizer with the model's prompts and token limit.
 pub struct Tokenizer {
     inner: HfTokenizer,
+    /// SHA-256 of the bytes that it was made from.
+    digest: String,
     max_tokens: usize,
     truncate_left: bool,
     lower_case: bool,
@@ -47,7 +50,8 @@ impl Tokenizer {
     /// The file is malformed, its ids exceed the model's vocabulary, or the limit leaves no room for text.
     pub fn load(model: &ModelDir) -> Result<Self> {
         let path = &model.tokenizer;
-        let mut inner = HfTokenizer::from_file(path).map_err(|error| Error::ModelInvalid {
+        let bytes = model.read_tokenizer()?;
+        let mut inner = HfTokenizer::from_bytes(&bytes).map_err(|error| Error::ModelInvalid {
             path: path.clone(),
             problem: format!("is not a tokenizer: {error}"),
             source: Some(error),
@@ -94,6 +98,7 @@ impl Tokenizer {
         });
         Ok(Self {
             inner,
+            digest: sha256_hex(&bytes),
             max_tokens: model.max_tokens,
             truncate_left: model.truncate_left,
             lower_case: model.lower_case,
@@ -101,6 +106,12 @@ impl Tokenizer {
             document_prompt: model.document_prompt.clone(),
             splits_at_whitespace,
         })
+    }
+
+    /// SHA-256 of the bytes that it was made from, as lower-case hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The ids of `text` behind the prompt of its kind.
