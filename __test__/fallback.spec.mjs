@@ -1,4 +1,4 @@
-/** The JavaScript fallback over ONNX files from elsewhere, and its worker thread. */
+/** The JavaScript fallback over ONNX files from elsewhere, and how it serves its calls. */
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";

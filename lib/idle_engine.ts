@@ -1,5 +1,11 @@
-import type { Activity, BackendMemory, Engine, EngineCall, EngineResult } from "./engine.js";
-import { EmbedderError } from "./errors.js";
+import {
+  type Activity,
+  type BackendMemory,
+  checkFingerprint,
+  type Engine,
+  type EngineCall,
+  type EngineResult,
+} from "./engine.js";
 
 /** An engine whose weights are unloaded while nobody uses it, and loaded again by the next call. */
 export class IdleEngine implements Engine {
@@ -78,12 +84,11 @@ export class IdleEngine implements Engine {
   async #load(): Promise<Engine> {
     try {
       const engine = await this.#reload();
-      if (engine.fingerprint !== this.fingerprint) {
+      try {
+        checkFingerprint(engine.fingerprint, this.fingerprint);
+      } catch (error) {
         await engine.close();
-        throw new EmbedderError(
-          "MODEL_INVALID",
-          "the model folder has changed since it was loaded: load it again, and embed again what other vectors are compared with",
-        );
+        throw error;
       }
       this.#loaded = engine;
       return engine;

@@ -18,27 +18,22 @@ import type { LoadOptions } from "./options.js";
 
 type Addon = typeof import("../index.js");
 
-let loaded: { addon: Addon } | { reason: string; cause: unknown } | undefined;
+let loaded: Addon | undefined;
 
 /**
- * The addon. It is looked for once per thread; a failure is kept with its reason.
+ * The addon. A failure is not kept: it may have been for want of memory or open files, and the next model is loaded when
+ * there are some again.
  *
  * @throws EmbedderError `BACKEND_UNAVAILABLE`
  */
 export function loadAddon(): Addon {
-  loaded ??= tryLoad();
-  if ("addon" in loaded) return loaded.addon;
-  throw new EmbedderError("BACKEND_UNAVAILABLE", `the native addon cannot be loaded: ${loaded.reason}`, {
-    cause: loaded.cause,
-  });
-}
-
-function tryLoad(): NonNullable<typeof loaded> {
   try {
     // From dist/lib/ to the package's root. `index.js` is generated and chooses the file for this platform.
-    return { addon: createRequire(__filename)("../../index.js") as Addon };
+    loaded ??= createRequire(__filename)("../../index.js") as Addon;
+    return loaded;
   } catch (cause) {
-    return { reason: innermostReasons(cause), cause };
+    const reason = innermostReasons(cause);
+    throw new EmbedderError("BACKEND_UNAVAILABLE", `the native addon cannot be loaded: ${reason}`, { cause });
   }
 }
 

@@ -1,5 +1,6 @@
+import { onAbort } from "./abort.js";
 import { type EncodedVector, type Encoding, type EngineResult, rowsOf } from "./engine.js";
-import { AbortError } from "./errors.js";
+import { AbortError, callersCode, outward, ThrownByCaller } from "./errors.js";
 import { invalid } from "./options.js";
 
 /** Texts of a chunk at most, and characters that end one early: texts may be whole files. */
@@ -41,7 +42,7 @@ export async function* streamVectors<E extends Encoding>(
   signal: AbortSignal | undefined,
   embed: (texts: string[], signal: AbortSignal) => Promise<EngineResult>,
 ): AsyncGenerator<StreamedVector<E>, void, undefined> {
-  const iterator = Symbol.asyncIterator in source ? source[Symbol.asyncIterator]() : source[Symbol.iterator]();
+  let iterator: AsyncIterator<unknown> | undefined;
   const leaving = new AbortController();
   const leave = () => leaving.abort(signal?.reason);
   const aborted = new Promise<never>((_, reject) => {
@@ -51,6 +52,7 @@ export async function* streamVectors<E extends Encoding>(
   const computing = new Set<Promise<Event>>();
   let reading: Promise<Event> | undefined;
   let hasEnded = false;
+  let hasFailed = false;
   let chunk: Chunk = { first: 0, texts: [] };
   let characters = 0;
 
@@ -69,9 +71,10 @@ export async function* streamVectors<E extends Encoding>(
     computing.add(promise);
   };
 
-  signal?.addEventListener("abort", leave, { once: true });
+  const stopWaiting = onAbort(signal, leave);
   if (signal?.aborted) leave();
   try {
+    iterator = iteratorOf(source);
     while (!hasEnded || computing.size > 0) {
       const events = [...computing];
       if (!hasEnded && computing.size < CHUNKS) {
@@ -95,23 +98,49 @@ export async function* streamVectors<E extends Encoding>(
         if (chunk.texts.length > 0) compute();
       }
     }
+  } catch (error) {
+    hasFailed = true;
+    throw outward(error);
   } finally {
     leave();
-    signal?.removeEventListener("abort", leave);
+    stopWaiting();
     // Their outcome is of no interest any more, but it must not go unhandled.
     void Promise.allSettled(computing);
     if (!hasEnded) {
-      const returned = Promise.resolve(iterator.return?.());
+      const returned = (async () => iterator?.return?.())();
       // A source that is still to give its next text would first do that.
       if (reading) returned.catch(() => {});
-      else await returned;
+      // The first error is the one that counts.
+      else await (hasFailed ? returned.catch(() => {}) : returned);
     }
   }
 }
 
-async function read(iterator: Iterator<string> | AsyncIterator<string>): Promise<Event> {
-  const { done, value } = await iterator.next();
-  return done ? { kind: "end" } : { kind: "text", text: value };
+/** As `for await` finds it. @throws EmbedderError `INVALID_ARGUMENT`; ThrownByCaller */
+function iteratorOf(source: Iterable<unknown> | AsyncIterable<unknown>): AsyncIterator<unknown> {
+  const iterator = callersCode(() => {
+    const methods: Partial<Iterable<unknown> & AsyncIterable<unknown>> = source;
+    const iterate: unknown = methods[Symbol.asyncIterator] ?? methods[Symbol.iterator];
+    const made = typeof iterate === "function" ? iterate.call(source) : undefined;
+    return typeof made?.next === "function" ? made : undefined;
+  });
+  if (iterator) return iterator;
+  throw invalid("source", "an iterable or async iterable of strings", source);
+}
+
+/** @throws EmbedderError `INVALID_ARGUMENT`; ThrownByCaller */
+async function read(iterator: AsyncIterator<unknown>): Promise<Event> {
+  let next: unknown;
+  try {
+    next = await iterator.next();
+    if (typeof next === "object" && next !== null) {
+      const { done, value } = next as IteratorResult<unknown>;
+      return done ? { kind: "end" } : { kind: "text", text: value };
+    }
+  } catch (error) {
+    throw new ThrownByCaller(error);
+  }
+  throw invalid("source", "an iterator whose next() gives an object", next);
 }
 
 function pause(): Promise<Event> {

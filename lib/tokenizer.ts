@@ -48,6 +48,8 @@ export class TextTokenizer {
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
     checkVocabulary(file, this.#tokenizer, model.vocabularySize);
+    this.#model = model;
+    this.#checkIds([...this.#before, ...this.#after]);
     const specialTokens = this.#before.length + this.#after.length;
     if (model.maxTokens <= specialTokens) {
       throw new EmbedderError(
@@ -55,7 +57,6 @@ export class TextTokenizer {
         `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`,
       );
     }
-    this.#model = model;
     this.#splitsAtWhitespace = splitsAtWhitespace(json);
   }
 
@@ -77,7 +78,15 @@ export class TextTokenizer {
     if (ids.length === 0) {
       throw new EmbedderError("TOKENIZATION_FAILED", "the tokenizer gives no token for a text, not even a special one");
     }
+    this.#checkIds(ids);
     return { ids, truncated };
+  }
+
+  /** A vocabulary does not hold every id: a post-processor writes its own. */
+  #checkIds(ids: readonly number[]): void {
+    const { tokenizerFile, vocabularySize } = this.#model;
+    const id = ids.find((id) => !(id < vocabularySize));
+    if (id !== undefined) throw otherModel(tokenizerFile, "", id, vocabularySize);
   }
 
   /** Ids of the text without special tokens, or of a part at the kept side that already has more than `room`. */
@@ -138,14 +147,17 @@ function bertNormalizer(config: JsonObject): (text: string) => string {
   };
 }
 
-/** Every id must have a row in the embedding table. */
+/** No token of the vocabulary may have an id without a row in the embedding table, whether or not a text has it. */
 function checkVocabulary(file: string, tokenizer: Tokenizer, rows: number): void {
   for (const [token, id] of tokenizer.get_vocab()) {
     // Ids that no token has appear as `undefined`.
-    if (token === undefined || id < rows) continue;
-    throw new EmbedderError(
-      "MODEL_INVALID",
-      `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,
-    );
+    if (token !== undefined && id >= rows) throw otherModel(file, token, id, rows);
   }
+}
+
+function otherModel(file: string, token: string, id: number, rows: number): EmbedderError {
+  return new EmbedderError(
+    "MODEL_INVALID",
+    `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,
+  );
 }

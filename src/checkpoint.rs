@@ -22,11 +22,14 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::file;
 use crate::pages::Pages;
+use crate::{file, memory};
 
 /// Longest header of a safetensors file, as the format has it.
 const MOST_HEADER: u64 = 100_000_000;
+
+/// What memory is asked for.
+const FLOATS: &str = "weights in float32";
 
 /// Number format of stored weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -210,25 +213,27 @@ impl Checkpoint {
     }
 
     /// The values of a tensor: in place where they are stored as float32, else converted.
-    #[must_use]
-    pub fn floats(&self, tensor: &TensorSlice) -> Cow<'_, [f32]> {
+    ///
+    /// # Errors
+    /// There is no memory for the converted ones.
+    pub fn floats(&self, tensor: &TensorSlice) -> Result<Cow<'_, [f32]>> {
         let bytes = self.bytes(tensor);
         if let Some(values) = in_place(tensor.dtype, bytes) {
-            return Cow::Borrowed(values);
+            return Ok(Cow::Borrowed(values));
         }
-        let mut values = vec![0.0; tensor.len()];
+        let mut values = memory::filled(tensor.len(), 0.0, FLOATS)?;
         to_f32(tensor.dtype, bytes, &mut values);
-        Cow::Owned(values)
+        Ok(Cow::Owned(values))
     }
 
     /// The values of a tensor that [`Self::floats`] has to convert, in memory that can be given back; `None` where they
     /// are stored as float32.
-    pub(crate) fn converted(&self, tensor: &TensorSlice) -> std::io::Result<Option<Pages>> {
+    pub(crate) fn converted(&self, tensor: &TensorSlice) -> Result<Option<Pages>> {
         let bytes = self.bytes(tensor);
         if in_place(tensor.dtype, bytes).is_some() {
             return Ok(None);
         }
-        let mut pages = Pages::zeroed(tensor.len() * size_of::<f32>())?;
+        let mut pages = Pages::zeroed(tensor.len() * size_of::<f32>(), FLOATS)?;
         // SAFETY: every bit pattern is a float32, and pages are aligned to more than that.
         let (_, values, _) = unsafe { pages.align_to_mut::<f32>() };
         to_f32(tensor.dtype, bytes, values);
@@ -328,11 +333,7 @@ fn to_f32(dtype: WeightType, bytes: &[u8], values: &mut [f32]) {
 
 /// The bytes of one file, which are as many as its header says: found out before memory is taken for them.
 fn read_weights(path: &Path) -> Result<Pages> {
-    let failed = |error: std::io::Error| Error::ModelInvalid {
-        path: path.to_owned(),
-        problem: format!("cannot be read: {error}"),
-        source: Some(error.into()),
-    };
+    let failed = |error| file::unreadable(path, error);
     let (mut file, length) = file::open(path).map_err(failed)?;
     let mut start = Vec::new();
     let mut prefix = file.by_ref().take(8);
@@ -350,7 +351,9 @@ fn read_weights(path: &Path) -> Result<Pages> {
         let reason = format!("its header describes {expected} bytes, but it has {length}");
         return Err(incomplete(path, &reason));
     }
-    Pages::read(&mut start.chain(file), length as usize).map_err(failed)
+    let mut pages = Pages::zeroed(length as usize, "the weights")?;
+    pages.fill(start.chain(file)).map_err(failed)?;
+    Ok(pages)
 }
 
 fn incomplete(path: &Path, reason: &dyn std::fmt::Display) -> Error {

@@ -8,6 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
+use crate::error::Error as ModelError;
+
 /// Most bytes of a file of settings. The largest in use, an index of a large model's shards, has some hundred kilobytes.
 pub const MOST_SETTINGS: u64 = 16 << 20;
 
@@ -46,7 +48,7 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
         // One more than it has now: a file may grow while it is read, and some tell no length.
         bytes
             .try_reserve_exact(length as usize + 1)
-            .map_err(|_| no_memory(length))?;
+            .map_err(|_| Error::from(ErrorKind::OutOfMemory))?;
         file.take(most + 1).read_to_end(&mut bytes)?;
     }
     if length.max(bytes.len() as u64) > most {
@@ -56,10 +58,13 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What is reported where memory for a file cannot be had.
-pub fn no_memory(bytes: u64) -> Error {
-    let problem = format!("there is no memory for its {bytes} bytes");
-    Error::new(ErrorKind::OutOfMemory, problem)
+/// What a model's file that cannot be read is reported as.
+pub fn unreadable(path: &Path, error: Error) -> ModelError {
+    ModelError::ModelInvalid {
+        path: path.to_owned(),
+        problem: format!("cannot be read: {error}"),
+        source: Some(error.into()),
+    }
 }
 
 #[cfg(test)]

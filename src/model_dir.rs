@@ -365,9 +365,19 @@ impl PoolingConfig {
                 source: None,
             });
         }
-        names
-            .into_iter()
-            .map(|name| {
+        let repeated = |index: &usize| names[..*index].contains(&names[*index]);
+        // There are only so many modes: no list of others is longer.
+        let checked = 0..names.len().min(Pooling::ALL.len() + 1);
+        if let Some(index) = checked.clone().find(repeated) {
+            return Err(Error::ModelInvalid {
+                path: path.to_owned(),
+                problem: format!("pooling mode {:?} is named more than once", names[index]),
+                source: None,
+            });
+        }
+        names[checked]
+            .iter()
+            .map(|&name| {
                 Pooling::from_name(name).ok_or_else(|| Error::ModelUnsupported {
                     path: path.to_owned(),
                     feature: format!("pooling mode {name:?}"),
@@ -613,11 +623,7 @@ fn read_settings(path: &Path, what: &str) -> Result<Vec<u8>> {
 fn read_required(path: &Path, what: &str, most: u64) -> Result<Vec<u8>> {
     file::read(path, most).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => not_found(path, what),
-        _ => Error::ModelInvalid {
-            path: path.to_owned(),
-            problem: format!("cannot be read: {error}"),
-            source: Some(error.into()),
-        },
+        _ => file::unreadable(path, error),
     })
 }
 

@@ -1,12 +1,12 @@
 //! Memory of this process alone, in whole pages: what is loaded into it nobody else can change, and parts that are not
 //! read any more can be given back while the rest stays where it is.
 
-use std::io::{ErrorKind, Read, Result};
+use std::io::{ErrorKind, Read};
 use std::ops::{Deref, DerefMut, Range};
 
 use memmap2::MmapMut;
 
-use crate::file;
+use crate::error::{Error, Result};
 
 /// A block of memory, aligned to a page.
 pub struct Pages {
@@ -15,33 +15,27 @@ pub struct Pages {
 
 impl Pages {
     /// Zeros, which take memory once they are written or read.
-    pub fn zeroed(length: usize) -> Result<Self> {
-        let map = MmapMut::map_anon(length).map_err(|_| file::no_memory(length as u64))?;
-        Ok(Self { map })
+    ///
+    /// # Errors
+    /// There is no memory for them; the message says what for.
+    pub fn zeroed(length: usize, what: &str) -> Result<Self> {
+        match MmapMut::map_anon(length) {
+            Ok(map) => Ok(Self { map }),
+            Err(_) => Err(Error::no_memory(length, what)),
+        }
     }
 
-    /// The next `length` bytes of a reader.
-    pub fn read(reader: &mut impl Read, length: usize) -> Result<Self> {
-        let mut pages = Self::zeroed(length)?;
-        pages.fill(reader)?;
-        Ok(pages)
-    }
-
-    /// A copy.
-    pub fn copy(bytes: &[u8]) -> Result<Self> {
-        let mut pages = Self::zeroed(bytes.len())?;
-        pages.copy_from_slice(bytes);
-        Ok(pages)
-    }
-
-    fn fill(&mut self, reader: &mut impl Read) -> Result<()> {
-        reader.read_exact(self).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => {
-                let problem = "it became shorter while it was read";
-                std::io::Error::new(ErrorKind::UnexpectedEof, problem)
-            }
-            _ => error,
-        })
+    /// Fills all of it from a reader.
+    pub fn fill(&mut self, mut reader: impl Read) -> std::io::Result<()> {
+        reader
+            .read_exact(&mut self.map)
+            .map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => {
+                    let problem = "it became shorter while it was read";
+                    std::io::Error::new(ErrorKind::UnexpectedEof, problem)
+                }
+                _ => error,
+            })
     }
 
     /// Gives the system back whatever lies in none of the ranges of addresses, as far as that is whole pages. It reads as
@@ -124,8 +118,8 @@ mod tests {
     #[test]
     fn what_is_kept_stays() {
         let page = page_size();
-        let mut pages = Pages::zeroed(16 * page + 7).unwrap();
-        pages.fill(&mut std::io::repeat(1)).unwrap();
+        let mut pages = Pages::zeroed(16 * page + 7, "the test").unwrap();
+        pages.fill(std::io::repeat(1)).unwrap();
         let start = pages.as_ptr() as usize;
         let kept = [
             9 * page + 5..9 * page + 6,
@@ -154,8 +148,10 @@ mod tests {
 
     #[test]
     fn more_than_there_is_cannot_be_had() {
-        assert!(Pages::zeroed(usize::MAX / 4).is_err());
-        let problem = Pages::read(&mut &b"123"[..], 4).err().unwrap();
+        let refused = Pages::zeroed(usize::MAX / 4, "the test").err().unwrap();
+        assert_eq!(refused.code(), "RESOURCE_EXHAUSTED");
+        let mut pages = Pages::zeroed(4, "the test").unwrap();
+        let problem = pages.fill(&b"123"[..]).unwrap_err();
         assert!(problem.to_string().contains("shorter"));
     }
 }

@@ -4,7 +4,7 @@
 //! happens to carry, and special tokens always survive it.
 
 use std::borrow::Cow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokenizers::{
     PostProcessor, PreTokenizerWrapper, Tokenizer as HfTokenizer, TruncationDirection,
@@ -13,6 +13,7 @@ use tokenizers::{
 
 use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::model_dir::ModelDir;
 
 /// Length of what is tokenized first of a long text, per token of the limit. Most texts have fewer bytes
@@ -33,6 +34,9 @@ pub struct Tokenizer {
     inner: HfTokenizer,
     /// SHA-256 of the bytes that it was made from.
     digest: String,
+    path: PathBuf,
+    /// Rows of the embedding table; every id has to be below.
+    rows: usize,
     max_tokens: usize,
     truncate_left: bool,
     lower_case: bool,
@@ -51,10 +55,12 @@ impl Tokenizer {
     pub fn load(model: &ModelDir) -> Result<Self> {
         let path = &model.tokenizer;
         let bytes = model.read_tokenizer()?;
-        let mut inner = HfTokenizer::from_bytes(&bytes).map_err(|error| Error::ModelInvalid {
-            path: path.clone(),
-            problem: format!("is not a tokenizer: {error}"),
-            source: Some(error),
+        let mut inner = guard::read(path, || {
+            HfTokenizer::from_bytes(&bytes).map_err(|error| Error::ModelInvalid {
+                path: path.clone(),
+                problem: format!("is not a tokenizer: {error}"),
+                source: Some(error),
+            })
         })?;
         check_vocabulary(path, &inner, model.config.vocabulary())?;
         let special_tokens = inner
@@ -96,16 +102,21 @@ impl Tokenizer {
         ) && inner.get_added_tokens_decoder().values().all(|token| {
             !(token.lstrip || token.rstrip || token.content.contains(char::is_whitespace))
         });
-        Ok(Self {
+        let tokenizer = Self {
             inner,
             digest: sha256_hex(&bytes),
+            path: path.clone(),
+            rows: model.config.vocabulary(),
             max_tokens: model.max_tokens,
             truncate_left: model.truncate_left,
             lower_case: model.lower_case,
             query_prompt: model.query_prompt.clone(),
             document_prompt: model.document_prompt.clone(),
             splits_at_whitespace,
-        })
+        };
+        // What is around every text shows in an empty one: a model that cannot embed it is refused when it is loaded.
+        tokenizer.encode("")?;
+        Ok(tokenizer)
     }
 
     /// SHA-256 of the bytes that it was made from, as lower-case hexadecimal.
@@ -167,31 +178,58 @@ impl Tokenizer {
     }
 
     fn encode(&self, text: &str) -> Result<TokenizedText> {
-        let encoding =
-            self.inner
-                .encode_fast(text, true)
-                .map_err(|error| Error::TokenizationFailed {
-                    reason: error.to_string(),
-                })?;
+        let failed = |reason| Error::TokenizationFailed { reason };
+        let encoding = guard::catch(|| self.inner.encode_fast(text, true))
+            .map_err(|panic| failed(format!("the library gave up on the text: {panic}")))?
+            .map_err(|error| failed(error.to_string()))?;
+        let ids = encoding.get_ids();
+        self.check(ids)?;
         Ok(TokenizedText {
             truncated: !encoding.get_overflowing().is_empty(),
-            ids: encoding.get_ids().to_vec(),
+            ids: ids.to_vec(),
+        })
+    }
+
+    /// Runtimes look ids and positions up in tables, and not all of them look whether there is such a row. A vocabulary
+    /// does not hold every id: a post-processor writes its own.
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let problem = match ids.iter().max() {
+            Some(&id) if id as usize >= self.rows => other_model(
+                &self.inner.id_to_token(id).unwrap_or_default(),
+                id,
+                self.rows,
+            ),
+            _ if ids.len() > self.max_tokens => format!(
+                "gives {} tokens where {} were asked for",
+                ids.len(),
+                self.max_tokens
+            ),
+            _ => return Ok(()),
+        };
+        Err(Error::ModelInvalid {
+            path: self.path.clone(),
+            problem,
+            source: None,
         })
     }
 }
 
-/// Every id must have a row in the embedding table.
+/// No token of the vocabulary may have an id without a row in the embedding table, whether or not a text has it.
 fn check_vocabulary(path: &Path, tokenizer: &HfTokenizer, rows: usize) -> Result<()> {
     let vocabulary = tokenizer.get_vocab(true);
     match vocabulary.iter().max_by_key(|(_, id)| **id) {
         Some((token, &id)) if id as usize >= rows => Err(Error::ModelInvalid {
             path: path.to_owned(),
-            problem: format!(
-                "token {token:?} has id {id}, but the model embeds only ids below {rows} (vocab_size); \
-                 tokenizer and weights are of different models"
-            ),
+            problem: other_model(token, id, rows),
             source: None,
         }),
         _ => Ok(()),
     }
+}
+
+fn other_model(token: &str, id: u32, rows: usize) -> String {
+    format!(
+        "token {token:?} has id {id}, but the model embeds only ids below {rows} (vocab_size); \
+         tokenizer and weights are of different models"
+    )
 }

@@ -20,7 +20,8 @@ export interface HubFile {
 }
 
 export const COMMIT = /^[0-9a-f]{40}$/;
-const ETAG = /^([0-9a-f]{40}|[0-9a-f]{64})$/;
+/** What a file's hash looks like: git's, or SHA-256. */
+export const ETAG = /^([0-9a-f]{40}|[0-9a-f]{64})$/;
 
 /** Asks the Hub which files a revision has. @throws EmbedderError */
 export async function fetchListing(

@@ -68,10 +68,12 @@ pub(super) fn read(path: &Path, most: u64) -> Result<Option<Pages>, String> {
         ));
     }
     let read = || {
-        let (mut file, length) = file::open(path).ok()?;
+        let (file, length) = file::open(path).ok()?;
         check_private(&file.metadata().ok()?).ok()?;
         let length = usize::try_from(length).ok().filter(|_| length <= most)?;
-        Pages::read(&mut file, length).ok()
+        let mut pages = Pages::zeroed(length, "int8 weights").ok()?;
+        pages.fill(file).ok()?;
+        Some(pages)
     };
     Ok(read())
 }

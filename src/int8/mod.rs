@@ -80,7 +80,8 @@ impl Int8Weights {
         if let Some(file) = file.filter(|_| warning.is_none()) {
             cache::store(&file, &bytes);
         }
-        let pages = Pages::copy(&bytes).map_err(|error| Error::inference(&error))?;
+        let mut pages = Pages::zeroed(bytes.len(), "int8 weights")?;
+        pages.copy_from_slice(&bytes);
         let weights = Self::read(pages, &source, layers).ok_or_else(|| Error::InferenceFailed {
             reason: "quantized weights cannot be read back".to_owned(),
         })?;
@@ -164,7 +165,7 @@ fn quantize(checkpoint: &Checkpoint, layers: &[TensorSlice], source: &str) -> Re
     let mut tensors = Vec::with_capacity(2 * layers.len());
     for layer in sorted(layers) {
         let (outputs, inputs) = (layer.shape[0], layer.len() / layer.shape[0]);
-        let quantized = scheme::quantize(&checkpoint.floats(layer), inputs);
+        let quantized = scheme::quantize(&checkpoint.floats(layer)?, inputs)?;
         let scales: Vec<u8> = quantized
             .scales
             .iter()

@@ -62,8 +62,8 @@ fn ignores_its_matrix(
         bias: None,
     });
     let bytes = matrix.len() * precision.matrix_bytes();
-    let mut pages = Pages::zeroed(bytes).map_err(|error| Error::inference(&error))?;
-    pages.fill(BYTES[0]);
+    let mut pages = Pages::zeroed(bytes, "a trial layer")?;
+    pages[..].fill(BYTES[0]);
     let scales = 1.0_f32.to_le_bytes().repeat(outputs);
     let layer = Layer {
         name: &matrix.name,
@@ -98,7 +98,7 @@ fn ignores_its_matrix(
         }
     };
     let before = run().map_err(|error| Error::inference(&error))?;
-    pages.fill(BYTES[1]);
+    pages[..].fill(BYTES[1]);
     let after = run().map_err(|error| Error::inference(&error))?;
     Ok(before == after && before.iter().all(|number| *number > 0.0))
 }

@@ -125,11 +125,7 @@ impl SharedWeights {
             others: Vec::new(),
         };
         for GraphWeight { tensor, is_matrix } in weights {
-            let converted = shared.checkpoint.converted(tensor).map_err(|error| {
-                let name = &tensor.name;
-                let reason = format!("{name} cannot be converted to float32: {error}");
-                Error::InferenceFailed { reason }
-            })?;
+            let converted = shared.checkpoint.converted(tensor)?;
             let bytes = match &converted {
                 Some(pages) => pages,
                 None => shared.checkpoint.bytes(tensor),
