@@ -52,7 +52,8 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
         file.take(most + 1).read_to_end(&mut bytes)?;
     }
     if length.max(bytes.len() as u64) > most {
-        let problem = format!("expected at most {most} bytes, found more");
+        let found = length.max(bytes.len() as u64);
+        let problem = format!("expected at most {most} bytes, found {found}");
         return Err(Error::new(ErrorKind::InvalidData, problem));
     }
     Ok(bytes)
