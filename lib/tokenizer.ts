@@ -101,11 +101,12 @@ export class TextTokenizer {
     return { ids, truncated };
   }
 
-  /** A vocabulary does not hold every id: a post-processor writes its own. */
-  #checkIds(ids: readonly number[]): void {
+  /** A vocabulary does not hold every id: a post-processor writes its own, and where it finds none `undefined`. */
+  #checkIds(ids: readonly (number | undefined)[]): void {
     const { tokenizerFile, vocabularySize } = this.#model;
-    const id = ids.find((id) => !isCount(id) || id >= vocabularySize);
-    if (id !== undefined) throw otherModel(tokenizerFile, "", id, vocabularySize);
+    for (const id of ids) {
+      if (!isCount(id) || id >= vocabularySize) throw otherModel(tokenizerFile, "", id, vocabularySize);
+    }
   }
 
   /** Ids of the text without special tokens, or of a part at the kept side that already has more than `room`. */
@@ -199,7 +200,7 @@ function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) >= 0;
 }
 
-function otherModel(file: string, token: string, id: number, rows: number): EmbedderError {
+function otherModel(file: string, token: string, id: number | undefined, rows: number): EmbedderError {
   return new EmbedderError(
     "MODEL_INVALID",
     `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,

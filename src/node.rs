@@ -230,7 +230,9 @@ unsafe fn copy_string(env: sys::napi_env, value: sys::napi_value) -> Result<Stri
     let mut bytes: Vec<u8> = memory::filled(size, 0, TEXTS)?;
     let length = copy_to(bytes.as_mut_ptr().cast(), size)?;
     bytes.truncate(length);
-    String::from_utf8(bytes).map_err(|error| Error::inference(&error))
+    // Node.js replaces lone surrogates by itself; other hosts of Node-API need not.
+    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| lossy(error.as_bytes())))
 }
 
 /// Callers other than this package's TypeScript, which names the element that is none.
