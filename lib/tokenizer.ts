@@ -1,6 +1,8 @@
+import { createHash } from "node:crypto";
 import { EmbedderError } from "./errors.js";
-import { isObject, type JsonObject, readJsonObjectIfPresent } from "./json_file.js";
+import { isObject, type JsonObject, parseJsonObject } from "./json_file.js";
 import type { ModelDir } from "./model_dir.js";
+import { MOST_TOKENIZER, readRegularFile } from "./regular_file.js";
 import { withinTimeLimit } from "./time_limit.js";
 
 /** What is used of `@huggingface/tokenizers`: its own types cannot be resolved from CommonJS. */
@@ -27,6 +29,8 @@ const CHARACTERS_PER_MS = 100;
 
 /** Texts to token ids, as the addon's `src/tokenizer.rs`. Truncation and padding of `tokenizer.json` are ignored. */
 export class TextTokenizer {
+  /** SHA-256 of the bytes that it was made from. */
+  readonly hash: string;
   readonly #tokenizer: Tokenizer;
   readonly #model: ModelDir;
   readonly #before: readonly number[];
@@ -36,7 +40,9 @@ export class TextTokenizer {
   /** @throws EmbedderError `MODEL_INVALID` or `INVALID_ARGUMENT` (a limit without room for text). */
   constructor(model: ModelDir) {
     const file = model.tokenizerFile;
-    const json = readJsonObjectIfPresent(file) ?? {};
+    const bytes = readRegularFile(file, MOST_TOKENIZER);
+    this.hash = createHash("sha256").update(bytes).digest("hex");
+    const json = parseJsonObject(file, bytes);
     checkNumbers(file, json, model.vocabularySize);
     try {
       // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.

@@ -11,6 +11,7 @@ use tokenizers::{
     TruncationParams, TruncationStrategy,
 };
 
+use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::model_dir::ModelDir;
@@ -31,6 +32,8 @@ pub struct TokenizedText {
 /// A tokenizer with the model's prompts and token limit.
 pub struct Tokenizer {
     inner: HfTokenizer,
+    /// SHA-256 of the bytes that it was made from.
+    digest: String,
     path: PathBuf,
     /// Rows of the embedding table; every id has to be below.
     rows: usize,
@@ -51,8 +54,9 @@ impl Tokenizer {
     /// The file is malformed, its ids exceed the model's vocabulary, or the limit leaves no room for text.
     pub fn load(model: &ModelDir) -> Result<Self> {
         let path = &model.tokenizer;
+        let bytes = model.read_tokenizer()?;
         let mut inner = guard::read(path, || {
-            HfTokenizer::from_file(path).map_err(|error| Error::ModelInvalid {
+            HfTokenizer::from_bytes(&bytes).map_err(|error| Error::ModelInvalid {
                 path: path.clone(),
                 problem: format!("is not a tokenizer: {error}"),
                 source: Some(error),
@@ -100,6 +104,7 @@ impl Tokenizer {
         });
         let tokenizer = Self {
             inner,
+            digest: sha256_hex(&bytes),
             path: path.clone(),
             rows: model.config.vocabulary(),
             max_tokens: model.max_tokens,
@@ -112,6 +117,12 @@ impl Tokenizer {
         // What is around every text shows in an empty one: a model that cannot embed it is refused when it is loaded.
         tokenizer.encode("")?;
         Ok(tokenizer)
+    }
+
+    /// SHA-256 of the bytes that it was made from, as lower-case hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The ids of `text` behind the prompt of its kind.

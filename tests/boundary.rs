@@ -164,7 +164,8 @@ fn every_thread_is_guarded() {
         for unguarded in [
             "thread::spawn",
             "scope.spawn",
-            "Builder::new()",
+            " Builder::new()",
+            "thread::Builder",
             "catch_unwind",
             "set_hook",
         ] {

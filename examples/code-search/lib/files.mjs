@@ -1,8 +1,8 @@
 /** The text files of a folder: without what .gitignore leaves out, without binary, huge and machine-written files. */
 
 import { createHash } from "node:crypto";
-import { existsSync } from "node:fs";
-import { readdir, readFile, stat } from "node:fs/promises";
+import { constants, existsSync } from "node:fs";
+import { open, readdir } from "node:fs/promises";
 import * as path from "node:path";
 import ignore from "ignore";
 
@@ -104,7 +104,7 @@ function isIgnored(full, isFolder, ignoreFiles) {
  */
 async function ignoreFileOf(folder) {
   try {
-    return [{ folder, rules: ignore().add(await readFile(path.join(folder, ".gitignore"), "utf8")) }];
+    return [{ folder, rules: ignore().add(`${await readRegularFile(path.join(folder, ".gitignore"))}`) }];
   } catch {
     return [];
   }
@@ -136,8 +136,7 @@ async function ignoreFilesAbove(folder) {
 export async function readSource(file) {
   let bytes;
   try {
-    if ((await stat(file)).size > MAX_BYTES) return undefined;
-    bytes = await readFile(file);
+    bytes = await readRegularFile(file);
   } catch {
     return undefined;
   }
@@ -150,4 +149,28 @@ export async function readSource(file) {
   }
   if (text.split("\n").some((line) => line.length > MAX_LINE_CHARACTERS)) return undefined;
   return { text, hash: createHash("sha256").update(bytes).digest("hex") };
+}
+
+/**
+ * The bytes of a file. A named pipe would have its reader wait for a writer, a device never ends.
+ *
+ * @param {string} file
+ * @returns {Promise<Buffer>} rejected for what is no regular file, or is huge
+ */
+async function readRegularFile(file) {
+  const handle = await open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
+  try {
+    const status = await handle.stat();
+    if (!status.isFile()) throw new Error(`${file} is no regular file`);
+    // One more than it has: it may grow while it is read.
+    const bytes = Buffer.alloc(Math.min(status.size, MAX_BYTES) + 1);
+    let length = 0;
+    for (let read = 1; read > 0; length += read) {
+      read = (await handle.read(bytes, length, bytes.length - length)).bytesRead;
+    }
+    if (length === bytes.length) throw new Error(`${file} is huge, or still growing`);
+    return bytes.subarray(0, length);
+  } finally {
+    await handle.close();
+  }
 }

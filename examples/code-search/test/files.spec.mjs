@@ -1,6 +1,7 @@
 /** Which files are indexed. */
 
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { mkdirSync, rmSync, symlinkSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
@@ -101,3 +102,13 @@ test("a root that is not there is an error", async () => {
 });
 
 const remove = (folder, name) => rmSync(path.join(folder, name), { recursive: true });
+
+test("a named pipe in place of .gitignore or of a source file is not waited for", {
+  skip: process.platform === "win32",
+}, async () => {
+  const folder = folderWith({ "a.js": "let a;" });
+  execFileSync("mkfifo", [path.join(folder, ".gitignore"), path.join(folder, "b.js")]);
+  assert.deepEqual(await filesBelow(folder), ["a.js"]);
+  assert.equal(await readSource(path.join(folder, "b.js")), undefined);
+  assert.equal((await readSource(path.join(folder, "a.js"))).text, "let a;");
+});
