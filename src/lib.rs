@@ -20,6 +20,7 @@
 //! - [`runtime`] implements [`arch::Ops`]. [`runtime::onnx`] records the forward pass as an ONNX graph whose initializers
 //!   point into the mapped safetensors file.
 //! - [`int8`] quantizes weights for the ONNX backend and keeps them in the cache folder.
+//! - `pieces` cuts long texts, so that no more is tokenized than the limit can take.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
 //! - [`engine`] owns the threads. [`model`] puts all of it together; it is the Rust API.
 //! - `node` is the only code that knows Node.js. It is behind the default feature `node`, so that tests link without.
@@ -41,6 +42,7 @@ pub mod model_dir;
 #[cfg(feature = "node")]
 mod node;
 pub mod options;
+mod pieces;
 pub mod runtime;
 pub mod tokenizer;
 pub mod vector;
