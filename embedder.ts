@@ -8,6 +8,7 @@
  */
 /// <reference lib="esnext.disposable" preserve="true" />
 
+import { unlessAborted } from "./lib/abort.js";
 import {
   type BackendMemory,
   type BackendName,
@@ -17,9 +18,19 @@ import {
   type EngineProgress,
   type EngineResult,
   type PoolingMode,
+  rowsInSlices,
   rowsOf,
 } from "./lib/engine.js";
-import { AbortError, closedError, EmbedderError, throwIfAborted, toEmbedderError } from "./lib/errors.js";
+import {
+  AbortError,
+  closedError,
+  coded,
+  codedSync,
+  EmbedderError,
+  ThrownByCaller,
+  throwIfAborted,
+  toEmbedderError,
+} from "./lib/errors.js";
 import { FallbackEngine } from "./lib/fallback.js";
 import { IdleEngine } from "./lib/idle_engine.js";
 import { locate, type ModelSource, modelSource } from "./lib/model_source.js";
@@ -32,6 +43,7 @@ import {
   checkTexts,
   invalid,
   type LoadOptions,
+  readArgument,
 } from "./lib/options.js";
 import { QueryCache } from "./lib/query_cache.js";
 import { type StreamedVector, streamVectors } from "./lib/stream.js";
@@ -143,27 +155,29 @@ export class Embedder {
    *
    * @param model Default: the environment variable `SEMANTIC_SEARCH_MODEL`.
    * @throws EmbedderError `INVALID_ARGUMENT`, `MODEL_NOT_FOUND`, `MODEL_INVALID`, `MODEL_UNSUPPORTED`,
-   * `BACKEND_UNAVAILABLE` (with the reason of each backend that was tried) or `INFERENCE_FAILED`; while downloading
-   * `ACCESS_DENIED` or `DOWNLOAD_FAILED`.
+   * `BACKEND_UNAVAILABLE` (with the reason of each backend that was tried), `INFERENCE_FAILED` or `RESOURCE_EXHAUSTED`;
+   * while downloading `ACCESS_DENIED` or `DOWNLOAD_FAILED`.
    */
   static async load(model?: string, options?: LoadOptions): Promise<Embedder> {
-    const { backend, queryCacheSize, idleTimeoutMs, ...modelOptions } = checkLoadOptions(options);
-    const source = modelSource(model);
-    const { signal } = modelOptions;
-    throwIfAborted(signal);
-    const opening = openEngine(source, backendFromEnvironment(backend ?? "auto"), modelOptions);
-    const opened = await unlessAborted(opening, signal).catch((error) => {
-      // A load that nobody waits for any more still ends, and must not leave its weights behind.
-      if (error instanceof AbortError) opening.then(({ engine }) => engine.close()).catch(() => {});
-      throw error;
+    return coded(async () => {
+      const { backend, queryCacheSize, idleTimeoutMs, ...modelOptions } = checkLoadOptions(options);
+      const source = modelSource(model);
+      const { signal } = modelOptions;
+      throwIfAborted(signal);
+      const opening = openEngine(source, backendFromEnvironment(backend ?? "auto"), modelOptions);
+      const opened = await unlessAborted(opening, signal).catch((error) => {
+        // A load that nobody waits for any more still ends, and must not leave its weights behind.
+        if (error instanceof AbortError) opening.then(({ engine }) => engine.close()).catch(() => {});
+        throw error;
+      });
+      const { fallbackReason, reload } = opened;
+      let { engine } = opened;
+      if (idleTimeoutMs !== undefined) {
+        engine = new IdleEngine(engine, reload, idleTimeoutMs);
+      }
+      const queries = new QueryCache(queryCacheSize ?? QUERY_CACHE_SIZE);
+      return new Embedder(engine, fallbackReason, queries, modelOptions.normalize ?? true);
     });
-    const { fallbackReason, reload } = opened;
-    let { engine } = opened;
-    if (idleTimeoutMs !== undefined) {
-      engine = new IdleEngine(engine, reload, idleTimeoutMs);
-    }
-    const queries = new QueryCache(queryCacheSize ?? QUERY_CACHE_SIZE);
-    return new Embedder(engine, fallbackReason, queries, modelOptions.normalize ?? true);
   }
 
   /**
@@ -171,22 +185,14 @@ export class Embedder {
    * the call returns: changing it afterwards has no effect. Equal texts are computed once.
    *
    * @param options Options, or `true` for `{ kind: "query" }`.
-   * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED`, `CLOSED`, or
-   * `ABORT_ERR` (an `AbortError`).
+   * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED`,
+   * `RESOURCE_EXHAUSTED`, `CLOSED`, or `ABORT_ERR` (an `AbortError`).
    */
   async embed<E extends Encoding = "float32">(
     texts: readonly string[],
     options?: EmbedOptions<E> | boolean,
   ): Promise<EncodedVector[E][]> {
-    const snapshot = checkTexts(texts);
-    const checked = checkEmbedOptions(options);
-    this.#checkEncoding(checked.encoding);
-    this.#checkOpen();
-    throwIfAborted(checked.signal);
-    if (snapshot.length === 0) return [];
-    const { vectors, truncated } = await this.#compute(snapshot, checked);
-    if (truncated.length > 0) checked.onTruncated?.(truncated);
-    return rowsOf(vectors as EncodedVector[E], snapshot.length);
+    return coded(async () => this.#embed<E>(checkTexts(texts), checkEmbedOptions(options)));
   }
 
   /**
@@ -204,15 +210,21 @@ export class Embedder {
     source: Iterable<string> | AsyncIterable<string>,
     options?: StreamOptions<E>,
   ): AsyncGenerator<StreamedVector<E>> {
-    if (typeof source === "string" || !isIterable(source)) {
-      throw invalid("source", "an iterable or async iterable of strings", source);
-    }
-    const checked: StreamOptions<Encoding> = checkCallOptions(options, ["kind", "encoding", "signal"]);
-    this.#checkEncoding(checked.encoding);
-    this.#checkOpen();
-    return streamVectors<E>(source, checked.signal, (texts, signal) => {
+    return codedSync(() => {
+      if (typeof source === "string" || !readArgument("source", () => isIterable(source))) {
+        throw invalid("source", "an iterable or async iterable of strings", source);
+      }
+      const checked: StreamOptions<Encoding> = checkCallOptions(options, ["kind", "encoding", "signal"]);
+      this.#checkEncoding(checked.encoding);
       this.#checkOpen();
-      return this.#compute(texts, { ...checked, signal });
+      const { kind, encoding = "float32" } = checked;
+      return streamVectors<E>(source, checked.signal, async (texts, signal, take) => {
+        this.#checkOpen();
+        await this.#engine.stream(texts, { isQuery: kind === "query", encoding, signal }, (rows) => {
+          this.#truncatedTexts += rows.truncated.length;
+          take(rows);
+        });
+      });
     });
   }
 
@@ -222,30 +234,34 @@ export class Embedder {
    * @throws EmbedderError as `embed`.
    */
   async embedQuery<E extends Encoding = "float32">(text: string, options?: QueryOptions<E>): Promise<EncodedVector[E]> {
-    if (typeof text !== "string") throw invalid("text", "a string", text);
-    const checked = checkCallOptions(options, QUERY_OPTIONS);
-    const [vector] = await this.embed<E>([text], { ...checked, kind: "query" });
-    return vector as EncodedVector[E];
+    return coded(async () => {
+      if (typeof text !== "string") throw invalid("text", "a string", text);
+      const checked = checkCallOptions(options, QUERY_OPTIONS);
+      const [vector] = await this.#embed<E>([text], { ...checked, kind: "query" });
+      return vector as EncodedVector[E];
+    });
   }
 
   /** What the embedder is, and the memory of its backend at this moment. */
   async info(): Promise<EmbedderInfo> {
-    this.#checkOpen();
-    const { backend, isGpu, dimension, maxTokens, pooling, fingerprint } = this.#engine;
-    const { fallbackReason, truncatedTexts } = this;
-    return {
-      ...{ backend, isGpu, dimension, maxTokens, pooling, fingerprint, fallbackReason, truncatedTexts },
-      ...this.#engine.activity(),
-      queryCacheHits: this.#queries.hits,
-      memory: await this.#engine.memory(),
-    };
+    return coded(async () => {
+      this.#checkOpen();
+      const { backend, isGpu, dimension, maxTokens, pooling, fingerprint } = this.#engine;
+      const { fallbackReason, truncatedTexts } = this;
+      return {
+        ...{ backend, isGpu, dimension, maxTokens, pooling, fingerprint, fallbackReason, truncatedTexts },
+        ...this.#engine.activity(),
+        queryCacheHits: this.#queries.hits,
+        memory: await this.#engine.memory(),
+      };
+    });
   }
 
   /** Frees the model's memory. Calls in flight and later ones are rejected with `CLOSED`; closing again does nothing. */
   async close(): Promise<void> {
     this.#isClosed = true;
     this.#queries.clear();
-    await this.#engine.close();
+    await coded(() => this.#engine.close());
   }
 
   async [asyncDispose](): Promise<void> {
@@ -289,6 +305,17 @@ export class Embedder {
     return this.#truncatedTexts;
   }
 
+  async #embed<E extends Encoding>(texts: string[], options: EmbedOptions<Encoding>): Promise<EncodedVector[E][]> {
+    const { encoding, signal, onTruncated } = options;
+    this.#checkEncoding(encoding);
+    this.#checkOpen();
+    throwIfAborted(signal);
+    if (texts.length === 0) return [];
+    const { vectors, truncated } = await this.#compute(texts, options);
+    if (truncated.length > 0) onTruncated?.(truncated);
+    return rowsInSlices(vectors as EncodedVector[E], texts.length, signal);
+  }
+
   async #compute(texts: string[], options: EmbedOptions<Encoding>): Promise<EngineResult> {
     const { kind, encoding = "float32" } = options;
     const query = kind === "query" && texts.length === 1 ? `${encoding} ${texts[0]}` : undefined;
@@ -326,13 +353,15 @@ export function init(
     backend?: "auto" | "mlx" | "onnx";
   },
 ): void {
-  const checked = checkLoadOptions(options);
-  const dir = checkFolder(modelDir);
-  const backend = backendFromEnvironment(checked.backend ?? "auto");
-  if (backend === "onnx-js") {
-    throw invalid("option backend", '"auto", "mlx" or "onnx" (the fallback cannot be synchronous)', backend);
-  }
-  native((addon) => addon.init(dir, addonOptions({ ...checked, backend })));
+  codedSync(() => {
+    const checked = checkLoadOptions(options);
+    const dir = checkFolder(modelDir);
+    const backend = backendFromEnvironment(checked.backend ?? "auto");
+    if (backend === "onnx-js") {
+      throw invalid("option backend", '"auto", "mlx" or "onnx" (the fallback cannot be synchronous)', backend);
+    }
+    loadAddon().init(dir, addonOptions({ ...checked, backend }));
+  });
 }
 
 /**
@@ -340,14 +369,15 @@ export function init(
  * scripts.
  *
  * @param isQuery Whether the texts are queries, which chooses the model's prompt.
- * @throws EmbedderError `INVALID_ARGUMENT`, `NOT_INITIALIZED`, `TOKENIZATION_FAILED`, `INFERENCE_FAILED` or
- * `BACKEND_UNAVAILABLE`.
+ * @throws EmbedderError `INVALID_ARGUMENT`, `NOT_INITIALIZED`, `TOKENIZATION_FAILED`, `INFERENCE_FAILED`,
+ * `RESOURCE_EXHAUSTED` or `BACKEND_UNAVAILABLE`.
  */
 export function embed(texts: readonly string[], isQuery = false): Float32Array[] {
-  const snapshot = checkTexts(texts);
-  if (typeof isQuery !== "boolean") throw invalid("isQuery", "true or false", isQuery);
-  const vectors = native((addon) => addon.embed(snapshot, isQuery));
-  return rowsOf(vectors, snapshot.length);
+  return codedSync(() => {
+    const snapshot = checkTexts(texts);
+    if (typeof isQuery !== "boolean") throw invalid("isQuery", "true or false", isQuery);
+    return rowsOf(loadAddon().embed(snapshot, isQuery), snapshot.length);
+  });
 }
 
 /**
@@ -356,7 +386,7 @@ export function embed(texts: readonly string[], isQuery = false): Float32Array[]
  * @throws EmbedderError `NOT_INITIALIZED` or `BACKEND_UNAVAILABLE`.
  */
 export function isGpu(): boolean {
-  return native((addon) => addon.isGpu());
+  return codedSync(() => loadAddon().isGpu());
 }
 
 /**
@@ -369,26 +399,15 @@ export function isGpu(): boolean {
  * @throws EmbedderError as `Embedder.load`.
  */
 export async function exportOnnx(model?: string, options?: LoadOptions): Promise<string> {
-  const checked = checkLoadOptions(options);
-  const source = modelSource(model);
-  const addon = loadAddon();
-  const { dir, options: located } = await locate(source, { safetensors: true }, checked);
-  try {
+  return coded(async () => {
+    const checked = checkLoadOptions(options);
+    const source = modelSource(model);
+    const addon = loadAddon();
+    const { dir, options: located } = await locate(source, { safetensors: true }, checked);
     const graph = await addon.exportOnnx(dir, addonOptions(located));
     keepBesideWeights(graph);
     return graph;
-  } catch (error) {
-    throw toEmbedderError(error);
-  }
-}
-
-function native<T>(call: (addon: ReturnType<typeof loadAddon>) => T): T {
-  const addon = loadAddon();
-  try {
-    return call(addon);
-  } catch (error) {
-    throw toEmbedderError(error);
-  }
+  });
 }
 
 /** An engine, why an earlier one was not taken, and how to open the same again. */
@@ -416,7 +435,7 @@ async function openEngine(
   try {
     return await openFallback(source, options, unavailable.message);
   } catch (error) {
-    if (error instanceof AbortError) throw error;
+    if (error instanceof AbortError || error instanceof ThrownByCaller) throw error;
     const { code, message } = toEmbedderError(error);
     throw new EmbedderError(code, `${message} (tried before: ${unavailable.message})`, { cause: error });
   }
@@ -478,21 +497,6 @@ async function run(
     return result;
   } finally {
     stop.abort();
-  }
-}
-
-/** The promise, or an `AbortError` as soon as the signal is aborted. */
-async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (!signal) return promise;
-  let onAbort = () => {};
-  const aborted = new Promise<never>((_, reject) => {
-    onAbort = () => reject(new AbortError(signal));
-    signal.addEventListener("abort", onAbort, { once: true });
-  });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    signal.removeEventListener("abort", onAbort);
   }
 }
 

@@ -36,6 +36,9 @@ import { measurePeers } from "./suites/peers.mjs";
 import { measureStages } from "./suites/stages.mjs";
 import { byLimit, manyFunctions, questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
 
+// For every process that is started from here: ONNX Runtime, which several peers use, would report its use to Microsoft.
+process.env.ORT_DISABLE_TELEMETRY = "1";
+
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
 

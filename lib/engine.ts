@@ -1,4 +1,4 @@
-import { throwIfAborted } from "./errors.js";
+import { EmbedderError, throwIfAborted } from "./errors.js";
 
 /** What the public `Embedder` needs of a backend; `lib/native.ts` and `lib/fallback.ts` provide it. */
 export interface Engine {
@@ -20,6 +20,12 @@ export interface Engine {
    * @throws EmbedderError, with the code `ABORT_ERR` once the call's signal is aborted.
    */
   embed(texts: readonly string[], call: EngineCall): Promise<EngineResult>;
+  /**
+   * The same, but each vector is given as soon as it is ready. Resolves after the last.
+   *
+   * @throws EmbedderError as `embed`.
+   */
+  stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -70,10 +76,53 @@ export interface EngineResult {
   tokens: number;
 }
 
-/** Views of the rows of a row-major matrix. */
-export function rowsOf<V extends EncodedVector[Encoding]>(matrix: V, count: number): V[] {
+/** Vectors of a call that were ready together. */
+export interface EngineRows {
+  /** The texts that they are of, by index in the call: a text that occurs again is there again. */
+  indices: Uint32Array;
+  /** A row per index, row-major. */
+  vectors: EncodedVector[Encoding];
+  /** Those of `indices` whose texts were cut to the length limit. */
+  truncated: Uint32Array;
+}
+
+/**
+ * Compares the fingerprint of a model that was loaded once more with that of before.
+ *
+ * @throws EmbedderError `MODEL_INVALID`
+ */
+export function checkFingerprint(found: string, expected: string): void {
+  if (found === expected) return;
+  throw new EmbedderError(
+    "MODEL_INVALID",
+    "the model folder has changed since it was loaded: load it again, and embed again what other vectors are compared with",
+  );
+}
+
+/** Views of rows of a row-major matrix. */
+export function rowsOf<V extends EncodedVector[Encoding]>(matrix: V, count: number, first = 0, end = count): V[] {
   const length = matrix.length / count;
-  return Array.from({ length: count }, (_, row) => matrix.subarray(row * length, (row + 1) * length) as V);
+  return Array.from({ length: end - first }, (_, index) => {
+    const row = first + index;
+    return matrix.subarray(row * length, (row + 1) * length) as V;
+  });
+}
+
+/** As `rowsOf`, with turns of the event loop between: a million of them take a second. */
+export async function rowsInSlices<V extends EncodedVector[Encoding]>(
+  matrix: V,
+  count: number,
+  signal: AbortSignal | undefined,
+): Promise<V[]> {
+  if (count <= SLICE_ROWS) return rowsOf(matrix, count);
+  const rows = new Array<V>(count);
+  for (let first = 0; first < count; first += SLICE_ROWS) {
+    const end = Math.min(first + SLICE_ROWS, count);
+    for (const [index, row] of rowsOf(matrix, count, first, end).entries()) rows[first + index] = row;
+    await turn();
+    throwIfAborted(signal);
+  }
+  return rows;
 }
 
 /** What holds a vector in each encoding. */
@@ -113,10 +162,13 @@ export interface ModelOptions {
 export const PROGRESS_INTERVAL_MS = 50;
 
 const SLICE_CHARACTERS = 1 << 20;
+/** Handing a text on takes about as long as copying so many characters. */
+const CHARACTERS_PER_TEXT = 512;
+const SLICE_ROWS = 1024;
 
 /**
- * Hands texts on in slices of about a million characters, one per turn of the event loop: copying strings out of the
- * JavaScript heap has to happen on its thread, and a hundred megabytes at once would be felt.
+ * Hands texts on in slices, one per turn of the event loop: copying strings out of the JavaScript heap has to happen on
+ * its thread, and a hundred megabytes or a million strings at once would be felt.
  */
 export async function inSlices(
   texts: readonly string[],
@@ -124,15 +176,20 @@ export async function inSlices(
   signal?: AbortSignal,
 ): Promise<void> {
   let start = 0;
-  let characters = 0;
+  let cost = 0;
   for (let end = 0; end < texts.length; end++) {
-    characters += (texts[end] ?? "").length;
-    if (characters < SLICE_CHARACTERS) continue;
+    cost += CHARACTERS_PER_TEXT + (texts[end] ?? "").length;
+    if (cost < SLICE_CHARACTERS) continue;
     take(texts.slice(start, end + 1));
     start = end + 1;
-    characters = 0;
-    await new Promise((resolve) => setImmediate(resolve));
+    cost = 0;
+    await turn();
     throwIfAborted(signal);
   }
   if (start < texts.length) take(texts.slice(start));
+}
+
+/** Lets everything else have its turn of the event loop. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => setImmediate(resolve));
 }

@@ -20,6 +20,8 @@ const ERROR_CODES = [
   "BACKEND_UNAVAILABLE",
   /** The model failed to run, or returned numbers that are not finite. */
   "INFERENCE_FAILED",
+  /** The operating system gave no memory or no thread. */
+  "RESOURCE_EXHAUSTED",
   /** The process-wide `embed` or `isGpu` was called before `init`. */
   "NOT_INITIALIZED",
   /** `init` was called again with another model or other options. */
@@ -59,20 +61,75 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new AbortError(signal);
 }
 
-/** Gives an error that crossed a boundary (the addon, the worker thread) its class back. */
+/** Gives an error that crossed a boundary (the addon, the fallback's process) its class back. */
 export function toEmbedderError(error: unknown): EmbedderError {
-  if (error instanceof EmbedderError) return error;
-  const { code, message } = (error ?? {}) as { code?: unknown; message?: unknown };
+  let [code, message]: [unknown, string] = [undefined, "something was thrown that cannot be read"];
+  try {
+    if (error instanceof EmbedderError) return error;
+    const properties = (error ?? {}) as { code?: unknown; message?: unknown };
+    message = String(properties.message ?? error);
+    code = properties.code;
+  } catch {
+    // Code of the caller may throw anything, also what throws again when it is looked at.
+  }
   const known = ERROR_CODES.find((candidate) => candidate === code);
   // An error without one of our codes is a failure nobody foresaw, such as a panic in the addon.
-  return new EmbedderError(known ?? "INFERENCE_FAILED", String(message ?? error), { cause: error });
+  return new EmbedderError(known ?? "INFERENCE_FAILED", message, { cause: error });
+}
+
+/** What code of the caller threw (a callback, the source of a stream), on its way out: it leaves as it is. */
+export class ThrownByCaller {
+  readonly #isOne = true;
+
+  constructor(readonly thrown: unknown) {}
+
+  /** Without asking the value, which may be a proxy that throws. */
+  static [Symbol.hasInstance](value: unknown): boolean {
+    return typeof value === "object" && value !== null && #isOne in value;
+  }
+}
+
+/** Runs code of the caller. @throws ThrownByCaller */
+export function callersCode<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw error instanceof ThrownByCaller ? error : new ThrownByCaller(error);
+  }
+}
+
+/** What a public function throws instead of an error that reached it: an `EmbedderError`, or what the caller's code threw. */
+export function outward(error: unknown): unknown {
+  return error instanceof ThrownByCaller ? error.thrown : toEmbedderError(error);
+}
+
+/** The work of a public function: nothing without a `code` leaves it, but what the caller's own code threw. */
+export async function coded<T>(work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw outward(error);
+  }
+}
+
+/** As `coded`, for synchronous functions. */
+export function codedSync<T>(work: () => T): T {
+  try {
+    return work();
+  } catch (error) {
+    throw outward(error);
+  }
 }
 
 /** A value as an error message shows it: short, and with its kind where the value alone would not tell. */
 export function describeValue(value: unknown): string {
-  if (typeof value === "string") return JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value);
-  if (Array.isArray(value)) return `an array of ${value.length}`;
-  if (typeof value === "function") return "a function";
-  if (typeof value === "object" && value !== null) return `an object (${value.constructor?.name ?? "no prototype"})`;
-  return String(value);
+  try {
+    if (typeof value === "string") return JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value);
+    if (Array.isArray(value)) return `an array of ${value.length}`;
+    if (typeof value === "function") return "a function";
+    if (typeof value === "object" && value !== null) return `an object (${value.constructor?.name ?? "no prototype"})`;
+    return String(value);
+  } catch {
+    return "an object that cannot be read";
+  }
 }

@@ -1,30 +1,21 @@
-import * as path from "node:path";
-import { Worker } from "node:worker_threads";
+import type { ChildProcess } from "node:child_process";
 import {
   type Activity,
+  checkFingerprint,
   type Engine,
   type EngineCall,
   type EngineResult,
-  inSlices,
+  type EngineRows,
   type ModelOptions,
 } from "./engine.js";
 import { closedError, EmbedderError } from "./errors.js";
-import type { FallbackDescription, Reply, Request, WorkerInput } from "./fallback_protocol.js";
-import { RunGate } from "./run_gate.js";
+import { type FallbackInput, FallbackProcess } from "./fallback_process.js";
+import { CHILD_MARKER, type FallbackDescription } from "./fallback_protocol.js";
 
-/** A request without its call number, which `#ask` adds. */
-type Question<T> = T extends { call: number } ? Omit<T, "call"> : never;
+/** Ends the processes of engines that nobody closed and nobody can use any more. */
+const abandoned = new FinalizationRegistry<ChildProcess>((child) => child.kill("SIGKILL"));
 
-interface Call {
-  resolve(reply: Reply): void;
-  reject(error: EmbedderError): void;
-  onProgress?: EngineCall["onProgress"];
-}
-
-/** How long a closing worker may take to finish the text it is at, before it is stopped. */
-const CLOSE_TIMEOUT_MS = 5000;
-
-/** ONNX Runtime in JavaScript, in a worker thread: the event loop of the caller stays free. */
+/** ONNX Runtime in JavaScript, in a child process. When that crashes, the calls in progress fail and the next starts another. */
 export class FallbackEngine implements Engine {
   readonly backend = "onnx-js";
   readonly isGpu = false;
@@ -33,74 +24,52 @@ export class FallbackEngine implements Engine {
   readonly maxTokens: number;
   readonly fingerprint: string;
   readonly pooling: FallbackDescription["pooling"];
-  readonly #worker: Worker;
-  readonly #calls: Map<number, Call>;
-  readonly #computed = { texts: 0, tokens: 0 };
-  #nextCall = 0;
+  readonly #input: FallbackInput;
+  #process: Promise<FallbackProcess>;
+  readonly #activity = { calls: 0, texts: 0, tokens: 0 };
   #closed: Promise<void> | undefined;
 
-  private constructor(worker: Worker, calls: Map<number, Call>, description: FallbackDescription) {
-    this.#worker = worker;
-    this.#calls = calls;
-    this.dimension = description.dimension;
-    this.maxTokens = description.maxTokens;
-    this.fingerprint = description.fingerprint;
-    this.pooling = description.pooling;
+  private constructor(input: FallbackInput, process: FallbackProcess) {
+    const { dimension, maxTokens, fingerprint, pooling } = process.description;
+    this.#input = input;
+    this.#process = Promise.resolve(process);
+    this.dimension = dimension;
+    this.maxTokens = maxTokens;
+    this.fingerprint = fingerprint;
+    this.pooling = pooling;
+    abandoned.register(this, process.child);
   }
 
   /** @throws EmbedderError */
   static async load(modelDir: string, options: ModelOptions): Promise<FallbackEngine> {
-    const gate = new RunGate();
-    const workerData: WorkerInput = { modelDir, options, gate: gate.shared };
-    // Without the parent's own flags: `--input-type`, for one, is refused for a worker that is a file.
-    const worker = new Worker(path.join(__dirname, "fallback_worker.js"), { workerData, execArgv: [] });
-    const calls = new Map<number, Call>();
-    try {
-      const description = await new Promise<FallbackDescription>((resolve, reject) => {
-        worker.on("message", (reply: Reply) => {
-          if (reply.kind === "ready") return resolve(reply.description);
-          const error = reply.kind === "failed" ? new EmbedderError(reply.code, reply.message) : undefined;
-          const call = reply.call === undefined ? undefined : calls.get(reply.call);
-          if (reply.call === undefined) return error && reject(error);
-          if (reply.kind === "progress") return call?.onProgress?.({ done: reply.done, tokens: reply.tokens });
-          calls.delete(reply.call);
-          if (calls.size === 0) worker.unref();
-          if (error) call?.reject(error);
-          else call?.resolve(reply);
-        });
-        const end = (error: EmbedderError) => {
-          reject(error);
-          for (const call of calls.values()) call.reject(error);
-          calls.clear();
-        };
-        worker.on("error", (cause) =>
-          end(new EmbedderError("INFERENCE_FAILED", `the onnx-js worker thread failed: ${cause.message}`, { cause })),
-        );
-        worker.on("exit", () => {
-          gate.dispose();
-          end(closedError());
-        });
-      });
-      // An idle model does not keep the process alive; a call in flight does.
-      worker.unref();
-      return new FallbackEngine(worker, calls, description);
-    } catch (error) {
-      await worker.terminate();
-      throw error;
+    if (process.env[CHILD_MARKER]) {
+      // A packed program that runs itself, whatever file it is told to run, would otherwise do so without end.
+      throw new EmbedderError(
+        "BACKEND_UNAVAILABLE",
+        `the onnx-js backend cannot start its process: ${process.execPath} runs this program instead of the file that it is given`,
+      );
     }
+    const input = { modelDir, options, cwd: process.cwd() };
+    return new FallbackEngine(input, await FallbackProcess.load(input));
   }
 
-  async embed(texts: readonly string[], { isQuery, encoding, signal, onProgress }: EngineCall): Promise<EngineResult> {
-    const reply = await this.#ask({ kind: "embed", isQuery, encoding }, { texts, signal, onProgress });
-    if (reply.kind !== "embedded") throw new EmbedderError("INFERENCE_FAILED", `unexpected reply ${reply.kind}`);
-    this.#computed.texts += reply.computed;
-    this.#computed.tokens += reply.tokens;
-    return reply;
+  async embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+    return this.#use((process) =>
+      process.embed(texts, call, (computed, tokens) => {
+        this.#activity.texts += computed;
+        this.#activity.tokens += tokens;
+      }),
+    );
+  }
+
+  async stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+    const { vectors, truncated } = await this.embed(texts, call);
+    take({ indices: Uint32Array.from(texts.keys()), vectors, truncated });
   }
 
   activity(): Activity {
     // Each text is a run of its own.
-    return { calls: this.#calls.size, ...this.#computed, batches: this.#computed.texts };
+    return { ...this.#activity, batches: this.#activity.texts };
   }
 
   async memory(): Promise<null> {
@@ -109,49 +78,46 @@ export class FallbackEngine implements Engine {
 
   /** Token ids of one text, special tokens included; for tests. */
   async tokenize(text: string, isQuery: boolean): Promise<Uint32Array> {
-    const reply = await this.#ask({ kind: "tokenize", text, isQuery });
-    if (reply.kind !== "tokenized") throw new EmbedderError("INFERENCE_FAILED", `unexpected reply ${reply.kind}`);
-    return reply.ids;
+    return this.#use((process) => process.tokenize(text, isQuery));
   }
 
   close(): Promise<void> {
-    this.#closed ??= (async () => {
-      for (const call of this.#calls.values()) call.reject(closedError());
-      this.#calls.clear();
-      const exited = new Promise((resolve) => this.#worker.once("exit", resolve));
-      this.#worker.ref();
-      this.#post({ kind: "close" });
-      const timer = setTimeout(() => this.#worker.terminate(), CLOSE_TIMEOUT_MS);
-      await exited;
-      clearTimeout(timer);
-    })();
+    this.#closed ??= this.#process.then(
+      (process) => process.kill(closedError()),
+      () => {},
+    );
     return this.#closed;
   }
 
-  async #ask(
-    question: Question<Request>,
-    { texts = [], signal, onProgress }: Partial<EngineCall> & { texts?: readonly string[] } = {},
-  ): Promise<Reply> {
-    const call = this.#nextCall++;
-    if (this.#closed) throw closedError();
-    const answer = new Promise<Reply>((resolve, reject) => this.#calls.set(call, { resolve, reject, onProgress }));
-    // Between slices the call may already have been rejected by `close`; it is awaited below either way.
-    answer.catch(() => {});
-    const cancel = () => this.#post({ kind: "cancel", call });
-    signal?.addEventListener("abort", cancel, { once: true });
-    this.#worker.ref();
+  async #use<T>(work: (process: FallbackProcess) => Promise<T>): Promise<T> {
+    this.#activity.calls++;
     try {
-      await inSlices(texts, (slice) => this.#post({ kind: "texts", call, texts: slice }));
-      this.#post({ ...question, call } as Request);
-      // The worker would not know a call that was cancelled before it began.
-      if (signal?.aborted) cancel();
-      return await answer;
+      return await work(await this.#running());
     } finally {
-      signal?.removeEventListener("abort", cancel);
+      this.#activity.calls--;
     }
   }
 
-  #post(request: Request): void {
-    this.#worker.postMessage(request);
+  /** The process, or another one if it has ended. */
+  async #running(): Promise<FallbackProcess> {
+    const last = this.#process;
+    const process = await last.catch(() => undefined);
+    if (this.#closed) throw closedError();
+    if (process && !process.hasEnded) return process;
+    // Of several calls the first one starts it.
+    if (this.#process === last) this.#process = this.#restart();
+    return this.#process;
+  }
+
+  async #restart(): Promise<FallbackProcess> {
+    const process = await FallbackProcess.load(this.#input);
+    try {
+      checkFingerprint(process.description.fingerprint, this.fingerprint);
+    } catch (error) {
+      await process.kill(error as EmbedderError);
+      throw error;
+    }
+    abandoned.register(this, process.child);
+    return process;
   }
 }

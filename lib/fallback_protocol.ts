@@ -1,15 +1,10 @@
 import type { EncodedVector, Encoding, ModelOptions, PoolingMode } from "./engine.js";
 import type { EmbedderErrorCode } from "./errors.js";
 
-/** Messages between `fallback.ts` and its worker thread. */
-export interface WorkerInput {
-  modelDir: string;
-  options: ModelOptions;
-  /** See `RunGate.shared`. */
-  gate: SharedArrayBuffer;
-}
-
+/** Messages between `fallback_process.ts` and the child process that it starts, `fallback_main.ts`. */
 export type Request =
+  /** The first one. */
+  | { kind: "load"; modelDir: string; options: ModelOptions }
   /** Texts of a call; a call's texts come in slices. */
   | { kind: "texts"; call: number; texts: string[] }
   /** All texts of the call are there. */
@@ -17,25 +12,31 @@ export type Request =
   /** Nobody waits for the call any more. */
   | { kind: "cancel"; call: number }
   /** The ids of one text, for tests that compare tokenizers. */
-  | { kind: "tokenize"; call: number; text: string; isQuery: boolean }
-  | { kind: "close" };
+  | { kind: "tokenize"; call: number; text: string; isQuery: boolean };
 
 export type Reply =
-  | { kind: "ready"; description: FallbackDescription }
-  | {
-      kind: "embedded";
-      call: number;
-      vectors: EncodedVector[Encoding];
-      truncated: Uint32Array;
-      tokens: number;
-      /** Texts that were run; a repetition is not. */
-      computed: number;
-    }
-  /** How far a call is, now and then. */
-  | { kind: "progress"; call: number; done: number; tokens: number }
+  /** The program runs. */
+  | { kind: "started" }
+  | { kind: "loaded"; description: FallbackDescription }
+  | ({ kind: "rows"; call: number } & Rows)
   | { kind: "tokenized"; call: number; ids: Uint32Array }
   /** Without `call`: the model could not be loaded. */
   | { kind: "failed"; call?: number; code: EmbedderErrorCode; message: string };
+
+/** Vectors of a call, as they are computed. */
+export interface Rows {
+  /** Indices of the texts whose vectors these are, each once. */
+  computed: number[];
+  /** A row for each. */
+  vectors: EncodedVector[Encoding];
+  /** Texts that equal an earlier one of the call, each with the index of that one. */
+  repeated: [index: number, earlier: number][];
+  /** Which of all these texts were cut. */
+  truncated: number[];
+  /** Tokens of the computed ones. */
+  tokens: number;
+  isLast: boolean;
+}
 
 export interface FallbackDescription {
   dimension: number;
@@ -43,3 +44,6 @@ export interface FallbackDescription {
   fingerprint: string;
   pooling: PoolingMode[];
 }
+
+/** Set in the environment of the child until it has started: a program that was started in its place notices. */
+export const CHILD_MARKER = "SEMANTIC_SEARCH_FALLBACK_PROCESS";

@@ -1,5 +1,12 @@
-import type { Activity, BackendMemory, Engine, EngineCall, EngineResult } from "./engine.js";
-import { EmbedderError } from "./errors.js";
+import {
+  type Activity,
+  type BackendMemory,
+  checkFingerprint,
+  type Engine,
+  type EngineCall,
+  type EngineResult,
+  type EngineRows,
+} from "./engine.js";
 
 /** An engine whose weights are unloaded while nobody uses it, and loaded again by the next call. */
 export class IdleEngine implements Engine {
@@ -41,12 +48,20 @@ export class IdleEngine implements Engine {
     this.#unloadLater();
   }
 
-  async embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+    return this.#use((engine) => engine.embed(texts, call));
+  }
+
+  stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+    return this.#use((engine) => engine.stream(texts, call, take));
+  }
+
+  async #use<T>(work: (engine: Engine) => Promise<T>): Promise<T> {
     this.#calls++;
     clearTimeout(this.#timer);
     try {
       this.#engine ??= this.#load();
-      return await (await this.#engine).embed(texts, call);
+      return await work(await this.#engine);
     } finally {
       this.#calls--;
       if (this.#calls === 0) this.#unloadLater();
@@ -78,12 +93,11 @@ export class IdleEngine implements Engine {
   async #load(): Promise<Engine> {
     try {
       const engine = await this.#reload();
-      if (engine.fingerprint !== this.fingerprint) {
+      try {
+        checkFingerprint(engine.fingerprint, this.fingerprint);
+      } catch (error) {
         await engine.close();
-        throw new EmbedderError(
-          "MODEL_INVALID",
-          "the model folder has changed since it was loaded: load it again, and embed again what other vectors are compared with",
-        );
+        throw error;
       }
       this.#loaded = engine;
       return engine;

@@ -134,7 +134,8 @@ export function readModules(dir: string): { transformerPath: string; poolingFile
     return { kind, path: modulePath };
   });
   const [transformer, pooling] = kinds;
-  const sequence = kinds.map(({ kind }) => kind).join(", ");
+  const first = kinds.slice(0, 4).map(({ kind }) => kind);
+  const sequence = (kinds.length > 4 ? [...first, "…"] : first).join(", ");
   if (!["Transformer", "Transformer, Pooling", "Transformer, Pooling, Normalize"].includes(sequence)) {
     throw new EmbedderError(
       "MODEL_UNSUPPORTED",
@@ -298,6 +299,13 @@ function poolingModes(file: string, config: JsonObject): PoolingMode[] {
     );
   }
   if (names.length === 0) throw new EmbedderError("MODEL_INVALID", `${file}: no pooling mode is set`);
+  const repeated = names.find((name, index) => names.indexOf(name) < index);
+  if (repeated !== undefined) {
+    throw new EmbedderError(
+      "MODEL_INVALID",
+      `${file}: pooling mode ${JSON.stringify(repeated)} is named more than once`,
+    );
+  }
   return names as PoolingMode[];
 }
 

@@ -1,5 +1,5 @@
 import { type ModelOptions, POOLING_MODES } from "./engine.js";
-import { describeValue, EmbedderError } from "./errors.js";
+import { callersCode, describeValue, EmbedderError, toEmbedderError } from "./errors.js";
 import type { PullOptions, PullProgress } from "./hub/pull.js";
 
 /** Options of `Embedder.load`; each may be left out. */
@@ -76,11 +76,23 @@ const atLeast = (least: number, most = 0x7fffffff): Rule => ({
 });
 const count = atLeast(1);
 const callback: Rule = { expected: "a function", accepts: (value) => typeof value === "function" };
-const signal: Rule = { expected: "an AbortSignal", accepts: (value) => value instanceof AbortSignal };
+const signal: Rule = { expected: "an AbortSignal", accepts: isAbortSignal };
+
+/** `instanceof` alone would take whatever has the prototype, a proxy as well; both throw when they are asked. */
+function isAbortSignal(value: unknown): boolean {
+  try {
+    return typeof Reflect.get(AbortSignal.prototype, "aborted", value) === "boolean";
+  } catch {
+    return false;
+  }
+}
 
 export const BACKEND_RULE = oneOf("auto", "mlx", "onnx", "onnx-js");
 
-const path: Rule = { expected: "a path", accepts: (value) => typeof value === "string" && value !== "" };
+const path: Rule = {
+  expected: "a path",
+  accepts: (value) => typeof value === "string" && value !== "" && !value.includes("\0"),
+};
 
 const LOAD_RULES: Record<keyof LoadOptions, Rule> = {
   backend: BACKEND_RULE,
@@ -109,6 +121,7 @@ const PULL_RULES: Record<keyof PullOptions, Rule> = {
   token: { expected: "a string or false", accepts: (value) => typeof value === "string" || value === false },
   offline: boolean,
   onnx: boolean,
+  verify: boolean,
   signal,
   onProgress: callback,
 };
@@ -169,7 +182,29 @@ function checkOptions(
     const rule = rules[name];
     if (rule && !rule.accepts(value)) throw invalid(`option ${name}`, rule.expected, value);
   }
-  return Object.fromEntries(entries);
+  return Object.fromEntries(entries.map(([name, value]) => [name, rules[name] === callback ? called(value) : value]));
+}
+
+/** A callback whose errors leave this package as they are. */
+function called(value: unknown): (argument: unknown) => void {
+  const call = value as (argument: unknown) => void;
+  return (argument) => callersCode(() => call(argument));
+}
+
+/**
+ * Reads an argument, which may be a proxy or have getters: what those throw is an error in the argument.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT`
+ */
+export function readArgument<T>(what: string, read: () => T): T {
+  try {
+    return read();
+  } catch (error) {
+    if (error instanceof EmbedderError) throw error;
+    throw new EmbedderError("INVALID_ARGUMENT", `${what}: cannot be read: ${toEmbedderError(error).message}`, {
+      cause: error,
+    });
+  }
 }
 
 /**
@@ -178,6 +213,10 @@ function checkOptions(
  * @throws EmbedderError `INVALID_ARGUMENT` when it is no object or has a name that is not in `names`.
  */
 export function optionEntries(what: string, options: unknown, names: readonly string[]): [string, unknown][] {
+  return readArgument(what, () => knownEntries(what, options, names));
+}
+
+function knownEntries(what: string, options: unknown, names: readonly string[]): [string, unknown][] {
   if (options === undefined) return [];
   if (typeof options !== "object" || options === null || Array.isArray(options)) {
     throw invalid(what, `an object with ${names.join(", ")}`, options);
@@ -197,19 +236,31 @@ export function invalid(what: string, expected: string, found: unknown): Embedde
   return new EmbedderError("INVALID_ARGUMENT", `${what}: expected ${expected}, found ${describeValue(found)}`);
 }
 
+/** Texts of a call at most. Their vectors are one buffer, and numbered in 32 bits. */
+export const MAX_TEXTS = 10_000_000;
+
 /**
  * Checks the texts of one call and returns them as an array of its own.
  *
  * @throws EmbedderError `INVALID_ARGUMENT` naming the first index that holds no string.
  */
 export function checkTexts(texts: unknown): string[] {
-  if (!Array.isArray(texts)) throw invalid("texts", "an array of strings", texts);
-  const snapshot = texts.slice();
-  for (let index = 0; index < snapshot.length; index++) {
-    // By index, not `forEach`: a hole of a sparse array must be found too.
-    if (typeof snapshot[index] !== "string") throw invalid(`texts[${index}]`, "a string", snapshot[index]);
-  }
-  return snapshot;
+  return readArgument("texts", () => {
+    if (!Array.isArray(texts)) throw invalid("texts", "an array of strings", texts);
+    const { length } = texts;
+    if (!Number.isInteger(length) || length < 0 || length > MAX_TEXTS) {
+      const expected = `at most ${MAX_TEXTS} texts in a call (stream takes any number)`;
+      throw invalid("texts", expected, texts);
+    }
+    // By index: whatever else could copy an array can be overridden, and takes minutes for one of holes alone.
+    const snapshot = new Array<string>(length);
+    for (let index = 0; index < length; index++) {
+      const text: unknown = texts[index];
+      if (typeof text !== "string") throw invalid(`texts[${index}]`, "a string", text);
+      snapshot[index] = text;
+    }
+    return snapshot;
+  });
 }
 
 /** The name a misspelt one most likely meant; `undefined` when none is near. */

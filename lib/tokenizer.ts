@@ -2,13 +2,13 @@ import { EmbedderError } from "./errors.js";
 import { isObject, type JsonObject, readJsonObjectIfPresent } from "./json_file.js";
 import type { ModelDir } from "./model_dir.js";
 import { PieceRules, pieces } from "./pieces.js";
+import { withinTimeLimit } from "./time_limit.js";
 
 /** What is used of `@huggingface/tokenizers`: its own types cannot be resolved from CommonJS. */
 interface Tokenizer {
   normalizer: ((text: string) => string) | null;
   pre_tokenizer: ((text: string) => string[]) | null;
   encode(text: string, options?: { add_special_tokens?: boolean }): { ids: number[] };
-  get_vocab(): Map<string | undefined, number>;
 }
 const { Tokenizer } = require("@huggingface/tokenizers") as {
   Tokenizer: new (tokenizerJson: JsonObject, tokenizerConfig: JsonObject) => Tokenizer;
@@ -22,6 +22,10 @@ export interface TokenizedText {
 
 /** Longest text that is tokenized at once. More than most limits take, little enough to take no time. */
 const CHARACTERS_PER_PIECE = 4096;
+
+/** How long a text may take; more if it is long. A tokenizer that ends at all needs a fraction of it. */
+const TIME_LIMIT_MS = 10_000;
+const CHARACTERS_PER_MS = 100;
 
 /** Texts to token ids, as the addon's `src/tokenizer.rs`. Truncation and padding of `tokenizer.json` are ignored. */
 export class TextTokenizer {
@@ -37,6 +41,7 @@ export class TextTokenizer {
   constructor(model: ModelDir, charactersPerPiece = CHARACTERS_PER_PIECE) {
     const file = model.tokenizerFile;
     const json = readJsonObjectIfPresent(file) ?? {};
+    checkNumbers(file, json, model.vocabularySize);
     try {
       // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
       this.#tokenizer = new Tokenizer({ ...json, added_tokens: json.added_tokens ?? [] }, {});
@@ -50,15 +55,18 @@ export class TextTokenizer {
       // at the space.
       const isSplitAtSpaces = isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer";
       this.#tokenizer.normalizer = isSplitAtSpaces ? (text) => `${normalize(text)} ` : normalize;
-      const content = this.#tokenizer.encode("a", { add_special_tokens: false }).ids;
-      const whole = this.#tokenizer.encode("a").ids;
+      const encode = (options?: { add_special_tokens: boolean }) =>
+        withinTimeLimit(TIME_LIMIT_MS, () => this.#tokenizer.encode("a", options).ids);
+      const content = encode({ add_special_tokens: false });
+      const whole = encode();
       const start = whole.findIndex((_, index) => content.every((id, offset) => whole[index + offset] === id));
       this.#before = whole.slice(0, start);
       this.#after = whole.slice(start + content.length);
     } catch (cause) {
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
-    checkVocabulary(file, this.#tokenizer, model.vocabularySize);
+    this.#model = model;
+    this.#checkIds([...this.#before, ...this.#after]);
     const specialTokens = this.#before.length + this.#after.length;
     if (model.maxTokens <= specialTokens) {
       throw new EmbedderError(
@@ -66,7 +74,6 @@ export class TextTokenizer {
         `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`,
       );
     }
-    this.#model = model;
     this.#charactersPerPiece = charactersPerPiece;
   }
 
@@ -77,7 +84,8 @@ export class TextTokenizer {
     const room = maxTokens - this.#before.length - this.#after.length;
     let content: number[];
     try {
-      content = this.#contentIds(whole, room);
+      const limitMs = TIME_LIMIT_MS + Math.ceil(whole.length / CHARACTERS_PER_MS);
+      content = withinTimeLimit(limitMs, () => this.#contentIds(whole, room));
     } catch (cause) {
       throw new EmbedderError("TOKENIZATION_FAILED", `tokenization failed: ${(cause as Error).message}`, { cause });
     }
@@ -87,7 +95,15 @@ export class TextTokenizer {
     if (ids.length === 0) {
       throw new EmbedderError("TOKENIZATION_FAILED", "the tokenizer gives no token for a text, not even a special one");
     }
+    this.#checkIds(ids);
     return { ids, truncated };
+  }
+
+  /** A vocabulary does not hold every id: a post-processor writes its own. */
+  #checkIds(ids: readonly number[]): void {
+    const { tokenizerFile, vocabularySize } = this.#model;
+    const id = ids.find((id) => !isCount(id) || id >= vocabularySize);
+    if (id !== undefined) throw otherModel(tokenizerFile, "", id, vocabularySize);
   }
 
   /** Ids of the text without special tokens, or of its pieces at the kept side until they are more than `room`. */
@@ -133,14 +149,42 @@ function bertNormalizer(config: JsonObject): (text: string) => string {
   };
 }
 
-/** Every id must have a row in the embedding table. */
-function checkVocabulary(file: string, tokenizer: Tokenizer, rows: number): void {
-  for (const [token, id] of tokenizer.get_vocab()) {
-    // Ids that no token has appear as `undefined`.
-    if (token === undefined || id < rows) continue;
-    throw new EmbedderError(
-      "MODEL_INVALID",
-      `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,
-    );
+/**
+ * Refuses numbers that the tokenizer would not get over, which it does not check itself. Every id must have a row in the
+ * embedding table.
+ */
+function checkNumbers(file: string, json: JsonObject, rows: number): void {
+  const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
+  const model = isObject(json.model) ? json.model : {};
+  for (const [token, id] of vocabulary(model.vocab, json.added_tokens)) {
+    if (!isCount(id)) {
+      const found = JSON.stringify(id ?? null);
+      throw invalid(`token ${JSON.stringify(token)}: id: expected a whole number of at least 0, found ${found}`);
+    }
+    if (id >= rows) throw otherModel(file, String(token), id, rows);
   }
+  const longest = model.max_input_chars_per_word ?? 0;
+  if (!isCount(longest)) {
+    const found = JSON.stringify(longest);
+    throw invalid(`max_input_chars_per_word: expected a whole number of at least 0, found ${found}`);
+  }
+}
+
+function* vocabulary(vocab: unknown, addedTokens: unknown): Generator<[token: unknown, id: unknown]> {
+  // Unigram has a list of pairs, whose places are the ids.
+  if (Array.isArray(vocab)) yield* vocab.map((entry, id): [unknown, number] => [[entry].flat()[0], id]);
+  else if (isObject(vocab)) yield* Object.entries(vocab);
+  if (!Array.isArray(addedTokens)) return;
+  for (const token of addedTokens) yield isObject(token) ? [token.content, token.id] : [token, undefined];
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
+}
+
+function otherModel(file: string, token: string, id: number, rows: number): EmbedderError {
+  return new EmbedderError(
+    "MODEL_INVALID",
+    `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,
+  );
 }

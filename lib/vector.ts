@@ -81,6 +81,31 @@ function layerNorm(vector: Float32Array): Float32Array {
   return vector.map((value) => (value - mean) / deviation);
 }
 
+/**
+ * Room for the vectors of so many texts [n × dimension].
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT` if there is none.
+ */
+export function emptyVectors(texts: number, dimension: number, encoding: Encoding): EncodedVector[Encoding] {
+  try {
+    switch (encoding) {
+      case "float32":
+        return new Float32Array(texts * dimension);
+      case "int8":
+        return new Int8Array(texts * dimension);
+      case "binary":
+        return new Uint8Array(texts * bytesOfBits(dimension));
+    }
+  } catch (cause) {
+    const message = `texts: the vectors of ${texts} texts do not fit into memory; embed fewer at a time, or use stream`;
+    throw new EmbedderError("INVALID_ARGUMENT", message, { cause });
+  }
+}
+
+function bytesOfBits(bits: number): number {
+  return Math.ceil(bits / 8);
+}
+
 /** Encodes vectors [n × dimension] by the rules of `src/vector.rs`. */
 export function encode(vectors: Float32Array, dimension: number, encoding: Encoding): EncodedVector[Encoding] {
   switch (encoding) {
@@ -89,7 +114,7 @@ export function encode(vectors: Float32Array, dimension: number, encoding: Encod
     case "int8":
       return new Int8Array(vectors.map(toInt8));
     case "binary": {
-      const bytesPerRow = Math.ceil(dimension / 8);
+      const bytesPerRow = bytesOfBits(dimension);
       const bits = new Uint8Array((vectors.length / dimension) * bytesPerRow);
       for (const [index, value] of vectors.entries()) {
         const column = index % dimension;

@@ -7,6 +7,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
+import { checkLicenses } from "./licenses.mjs";
 import {
   buildAddon,
   builtVariant,
@@ -35,6 +36,7 @@ const isAppleSilicon = process.platform === "darwin" && process.arch === "arm64"
 const mlxRequired = { SEMANTIC_SEARCH_TEST_MLX: mlxVariant || isAppleSilicon ? "1" : undefined };
 const XTASK = ["--manifest-path", "xtask/Cargo.toml"];
 const BENCHES = ["candle", "stages"].map((name) => ["--manifest-path", `benches/${name}/Cargo.toml`]);
+const FUZZ = ["--manifest-path", "fuzz/Cargo.toml"];
 const committed = new Map(GENERATED.map((name) => [name, readIfPresent(name)]));
 let starterModel;
 
@@ -50,10 +52,11 @@ const SET_UP = {
 
 const CHECKS = {
   "cargo-fmt": async () => {
-    for (const crate of [[], XTASK, ...BENCHES]) await run("cargo", ["fmt", "--check", ...crate], rust);
+    for (const crate of [[], XTASK, FUZZ, ...BENCHES]) await run("cargo", ["fmt", "--check", ...crate], rust);
   },
   clippy,
   lint: () => runPackage("@biomejs/biome/bin/biome", ["check", "--error-on-warnings", "."]),
+  licenses: () => checkLicenses(rust),
   generated: checkGenerated,
   "cargo-test": cargoTest,
   ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),
@@ -87,10 +90,10 @@ function withMlx() {
 async function clippy() {
   const tests = ["--all-targets", "--no-default-features"];
   // The Node boundary as it is built here; without it all tests, which link without Node.
-  const benches = BENCHES.map((crate) => [...crate, "--target-dir", "target"]);
+  const beside = [...BENCHES, [...FUZZ, "--no-default-features"]].map((crate) => [...crate, "--target-dir", "target"]);
   const variants = mlxVariant
-    ? [["--lib", ...withMlx()], tests, [...tests, ...withMlx()], ["--all-targets", ...XTASK], ...benches]
-    : [["--lib"], tests, ...benches];
+    ? [["--lib", ...withMlx()], tests, [...tests, ...withMlx()], ["--all-targets", ...XTASK], ...beside]
+    : [["--lib"], tests, ...beside];
   for (const variant of variants) {
     await run("cargo", ["clippy", "--locked", ...variant, "--", "-D", "warnings"], rust);
   }

@@ -13,6 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Number format of stored weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -207,12 +208,14 @@ impl Checkpoint {
     }
 
     /// The values of a tensor: in place where they are stored as float32, else converted.
-    #[must_use]
-    pub fn floats(&self, tensor: &TensorSlice) -> Cow<'_, [f32]> {
+    ///
+    /// # Errors
+    /// There is no memory for the converted ones.
+    pub fn floats(&self, tensor: &TensorSlice) -> Result<Cow<'_, [f32]>> {
         let bytes = self.bytes(tensor);
         match in_place(tensor.dtype, bytes) {
-            Some(values) => Cow::Borrowed(values),
-            None => Cow::Owned(to_f32(tensor.dtype, bytes)),
+            Some(values) => Ok(Cow::Borrowed(values)),
+            None => to_f32(tensor.dtype, bytes).map(Cow::Owned),
         }
     }
 
@@ -286,19 +289,22 @@ fn in_place(dtype: WeightType, bytes: &[u8]) -> Option<&[f32]> {
     (before.is_empty() && after.is_empty()).then_some(values)
 }
 
-fn to_f32(dtype: WeightType, bytes: &[u8]) -> Vec<f32> {
+fn to_f32(dtype: WeightType, bytes: &[u8]) -> Result<Vec<f32>> {
+    const WHAT: &str = "weights in float32";
     let halves = || bytes.as_chunks::<2>().0.iter();
     match dtype {
         WeightType::F32 => {
             let words = bytes.as_chunks::<4>().0.iter();
-            words.map(|word| f32::from_le_bytes(*word)).collect()
+            memory::collected(words.map(|word| f32::from_le_bytes(*word)), WHAT)
         }
-        WeightType::F16 => halves()
-            .map(|half| half::f16::from_le_bytes(*half).to_f32())
-            .collect(),
-        WeightType::BF16 => halves()
-            .map(|half| half::bf16::from_le_bytes(*half).to_f32())
-            .collect(),
+        WeightType::F16 => {
+            let values = halves().map(|half| half::f16::from_le_bytes(*half).to_f32());
+            memory::collected(values, WHAT)
+        }
+        WeightType::BF16 => {
+            let values = halves().map(|half| half::bf16::from_le_bytes(*half).to_f32());
+            memory::collected(values, WHAT)
+        }
     }
 }
 

@@ -10,26 +10,32 @@
 //! processors, so that it need not even wait for the end of a batch. While that one is busy, the others take urgent
 //! steps before bulk ones.
 //!
-//! Whichever thread finishes the last batch of a call replies to it. Nothing here ever blocks a caller.
+//! The vectors of a batch go to the call's [`Sink`] as soon as the batch is done, on the thread that computed it; whichever
+//! thread finishes the last batch ends the call. Nothing here ever blocks a caller.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::batch::{self, Batch, Limits};
 use crate::error::{Error, Result};
+use crate::guard;
+use crate::memory;
 use crate::runtime::{Runtime, Worker};
 use crate::tokenizer::{TokenizedText, Tokenizer};
-use crate::vector::{self, Cut};
+use crate::vector::Finish;
 
 /// Texts tokenized by one step.
 const TEXTS_PER_STEP: usize = 64;
 
 /// Texts planned together. Enough that texts of like length find each other; few enough that a long call soon computes.
 const TEXTS_PER_WINDOW: usize = 1024;
+
+/// What there may be no memory for.
+const VECTORS: &str = "the vectors";
 
 /// The vectors of one call.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,6 +50,30 @@ pub struct Embeddings {
 
 /// Receives the outcome of a call, on a worker's thread.
 pub type Reply = Box<dyn FnOnce(Result<Embeddings>) + Send>;
+
+/// Vectors of a call that were ready together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    /// The texts that they are of, by index in the call: a text that occurs again is there again.
+    pub indices: Vec<u32>,
+    /// `[indices, dimension]`, row-major.
+    pub vectors: Vec<f32>,
+    /// Those of `indices` whose texts were cut to the token limit.
+    pub truncated: Vec<u32>,
+}
+
+/// Receives the vectors of a call as they are ready, on workers' threads, one batch after the other.
+pub trait Sink: Send {
+    /// Takes vectors over. Each text of a call that succeeds is among them once, in no particular order.
+    ///
+    /// # Errors
+    /// They cannot be kept; the call fails.
+    fn rows(&mut self, rows: Rows) -> Result<()>;
+
+    /// The call has ended: with the tokens that were computed, where all vectors were given, or with an error. Called
+    /// exactly once, and last.
+    fn end(self: Box<Self>, outcome: Result<usize>);
+}
 
 /// What an engine has done since it was started, and what is before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,8 +99,9 @@ pub struct Progress {
 
 /// A submitted call, as its caller sees it.
 pub struct Ticket {
-    /// Taken by whoever ends the call: with its result, an error, or because it was cancelled or the engine closes.
-    reply: Mutex<Option<Reply>>,
+    /// Taken by whoever ends the call: after its last vectors, with an error, or because it was cancelled or the engine
+    /// closes.
+    sink: Mutex<Option<Box<dyn Sink>>>,
     /// Texts with a vector, repetitions included.
     done: AtomicUsize,
     /// Tokens computed.
@@ -96,15 +127,32 @@ impl Ticket {
     }
 
     fn is_settled(&self) -> bool {
-        lock(&self.reply).is_none()
+        lock(&self.sink).is_none()
     }
 
-    /// Replies, unless somebody did already.
-    fn settle(&self, result: Result<Embeddings>) {
-        let reply = lock(&self.reply).take();
-        if let Some(reply) = reply {
+    /// Gives vectors to the call, unless it has ended; ends it if they cannot be kept.
+    fn deliver(&self, rows: Rows) {
+        let mut guard = lock(&self.sink);
+        let Some(sink) = guard.as_mut() else { return };
+        if let Err(error) = sink.rows(rows) {
+            // Before anybody else can deliver.
+            let sink = guard.take();
+            drop(guard);
+            self.end(sink, Err(error));
+        }
+    }
+
+    /// Ends the call, unless somebody did already.
+    fn settle(&self, outcome: Result<usize>) {
+        let sink = lock(&self.sink).take();
+        self.end(sink, outcome);
+    }
+
+    fn end(&self, sink: Option<Box<dyn Sink>>, outcome: Result<usize>) {
+        if let Some(sink) = sink {
             self.open_calls.fetch_sub(1, Ordering::Relaxed);
-            reply(result);
+            // On whatever thread this is: a mistake of the receiver's must not end a worker, or a garbage collector.
+            let _ = guard::catch(|| sink.end(outcome));
         }
     }
 }
@@ -118,10 +166,7 @@ pub struct Engine {
 struct Shared {
     tokenizer: Tokenizer,
     limits: Limits,
-    /// Length of a pooled vector.
-    dimension: usize,
-    cut: Option<Cut>,
-    normalize: bool,
+    finish: Finish,
     queue: Mutex<Queue>,
     ready: Condvar,
     counters: Counters,
@@ -167,24 +212,22 @@ enum Step {
 struct Call {
     texts: Vec<String>,
     is_query: bool,
+    /// Whether batches are computed about in the order of their texts, else in the order that ends soonest.
+    is_streamed: bool,
     /// To be done next. Changed only by who holds the queue.
     steps: Mutex<VecDeque<Step>>,
     distinct: OnceLock<Distinct>,
     /// Distinct texts without a vector.
     missing: AtomicUsize,
-    /// `[distinct texts, dimension]`.
-    vectors: Mutex<Vec<f32>>,
     ticket: Arc<Ticket>,
 }
 
 /// The texts of a call without repetitions.
 struct Distinct {
-    /// For each text of the call, its place among the distinct ones.
-    places: Vec<usize>,
     /// For each distinct text, its first occurrence in the call.
     firsts: Vec<usize>,
-    /// For each distinct text, how often it occurs.
-    occurrences: Vec<usize>,
+    /// For each distinct text that occurs again, by its place among them, where else.
+    repetitions: HashMap<usize, Vec<usize>>,
     tokenized: Vec<OnceLock<TokenizedText>>,
     /// For each window, its texts that are not tokenized yet.
     untokenized: Vec<AtomicUsize>,
@@ -195,20 +238,12 @@ impl Engine {
     ///
     /// # Errors
     /// The operating system gives no thread.
-    pub fn start(
-        runtime: Runtime,
-        tokenizer: Tokenizer,
-        dimension: usize,
-        cut: Option<Cut>,
-        normalize: bool,
-    ) -> Result<Self> {
+    pub fn start(runtime: Runtime, tokenizer: Tokenizer, finish: Finish) -> Result<Self> {
         let engine = Self {
             shared: Arc::new(Shared {
                 tokenizer,
                 limits: runtime.limits,
-                dimension,
-                cut,
-                normalize,
+                finish,
                 queue: Mutex::new(Queue {
                     // Until its thread says otherwise.
                     lone_is_busy: true,
@@ -231,18 +266,13 @@ impl Engine {
                 if role == Role::Bulk {
                     yield_to_urgent_work();
                 }
-                let made = catch_unwind(AssertUnwindSafe(make));
                 // One that cannot be made, for lack of memory, is done without: the first worker is always there.
-                if let Ok(Ok(mut worker)) = made {
+                if let Ok(mut worker) = guard::run(make) {
                     shared.work(role, worker.as_mut());
                 }
             };
-            let thread = std::thread::Builder::new()
-                .name(name)
-                .spawn(life)
-                .map_err(|error| Error::InferenceFailed {
-                    reason: format!("no thread could be started: {error}"),
-                })?;
+            // Without it those before it end too: dropping the engine closes it.
+            let thread = guard::spawn(&name, life)?;
             lock(&engine.threads).push(thread);
         }
         Ok(engine)
@@ -250,10 +280,33 @@ impl Engine {
 
     /// Embeds `texts`; returns at once. `reply` is called exactly once, also when the engine is closed first.
     pub fn submit(&self, texts: Vec<String>, is_query: bool, reply: Reply) -> Arc<Ticket> {
+        let whole = Whole {
+            texts: texts.len(),
+            dimension: self.shared.finish.dimension(),
+            vectors: Vec::new(),
+            truncated: Vec::new(),
+            reply,
+        };
+        self.begin(texts, is_query, false, Box::new(whole))
+    }
+
+    /// Embeds `texts`; returns at once. `sink` is given the vectors of each batch when it is done, about in the order of
+    /// the texts.
+    pub fn stream(&self, texts: Vec<String>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
+        self.begin(texts, is_query, true, sink)
+    }
+
+    fn begin(
+        &self,
+        texts: Vec<String>,
+        is_query: bool,
+        is_streamed: bool,
+        sink: Box<dyn Sink>,
+    ) -> Arc<Ticket> {
         let open_calls = Arc::clone(&self.shared.counters.calls);
         open_calls.fetch_add(1, Ordering::Relaxed);
         let ticket = Arc::new(Ticket {
-            reply: Mutex::new(Some(reply)),
+            sink: Mutex::new(Some(sink)),
             done: AtomicUsize::new(0),
             tokens: AtomicUsize::new(0),
             open_calls,
@@ -261,10 +314,10 @@ impl Engine {
         let call = Arc::new(Call {
             texts,
             is_query,
+            is_streamed,
             steps: Mutex::default(),
             distinct: OnceLock::new(),
             missing: AtomicUsize::new(0),
-            vectors: Mutex::default(),
             ticket: Arc::clone(&ticket),
         });
         self.shared.push(&call, [Step::Start]);
@@ -317,15 +370,13 @@ impl Shared {
     /// The life of a worker's thread.
     fn work(&self, role: Role, worker: &mut dyn Worker) {
         while let Some((call, step)) = self.next(role) {
-            let outcome = catch_unwind(AssertUnwindSafe(|| match step {
+            let outcome = guard::run(|| match step {
                 Step::Start => self.start(&call, worker),
                 Step::Tokenize(range) => self.tokenize(&call, range, worker),
                 Step::Forward(batch) => self.forward(&call, &batch, worker),
-            }));
-            match outcome {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => call.ticket.settle(Err(error)),
-                Err(panic) => call.ticket.settle(Err(Error::from_panic(&*panic))),
+            });
+            if let Err(error) = outcome {
+                call.ticket.settle(Err(error));
             }
         }
     }
@@ -401,13 +452,13 @@ impl Shared {
     }
 
     fn start(&self, call: &Arc<Call>, worker: &mut dyn Worker) -> Result<()> {
-        let distinct = call.distinct.get_or_init(|| Distinct::of(&call.texts));
+        let distinct = Distinct::of(&call.texts)?;
+        let distinct = call.distinct.get_or_init(|| distinct);
         let count = distinct.firsts.len();
         if count == 0 {
-            self.finish(call, distinct);
+            call.ticket.settle(Ok(0));
             return Ok(());
         }
-        lock(&call.vectors).resize(count * self.dimension, 0.0);
         call.missing.store(count, Ordering::Release);
         if count <= TEXTS_PER_STEP {
             // The way through the queue would take longer than they do.
@@ -445,7 +496,10 @@ impl Shared {
         let lengths: Vec<usize> = places
             .map(|place| distinct.tokens(place).ids.len())
             .collect();
-        let batches = batch::plan(&lengths, self.limits);
+        let mut batches = batch::plan(&lengths, self.limits);
+        if call.is_streamed {
+            batches.sort_by_key(|batch| batch.iter().copied().min());
+        }
         let mut batches = batches.into_iter().map(|batch| {
             batch
                 .into_iter()
@@ -470,61 +524,68 @@ impl Shared {
         let distinct = call.distinct();
         let ids = places.iter().map(|&place| &*distinct.tokens(place).ids);
         let batch = Batch::from_texts(ids);
-        let rows = worker.forward(&batch)?;
-        vector::check_finite(&rows, self.dimension)?;
-        if call.ticket.is_settled() {
+        let vectors = self.finish.apply(worker.forward(&batch)?)?;
+        let ticket = &call.ticket;
+        if ticket.is_settled() {
             return Ok(());
         }
-        {
-            let mut vectors = lock(&call.vectors);
-            for (&place, row) in places.iter().zip(rows.chunks_exact(self.dimension)) {
-                vectors[place * self.dimension..][..self.dimension].copy_from_slice(row);
-            }
-        }
+        let (texts, tokens) = (places.len(), batch.ids.len());
         let counters = &self.counters;
         counters.batches.fetch_add(1, Ordering::Relaxed);
-        counters
-            .texts
-            .fetch_add(places.len() as u64, Ordering::Relaxed);
-        counters
-            .tokens
-            .fetch_add(batch.ids.len() as u64, Ordering::Relaxed);
-        let occurrences: usize = places
-            .iter()
-            .map(|&place| distinct.occurrences[place])
-            .sum();
-        call.ticket.done.fetch_add(occurrences, Ordering::Relaxed);
-        call.ticket
-            .tokens
-            .fetch_add(batch.ids.len(), Ordering::Relaxed);
-        if call.missing.fetch_sub(places.len(), Ordering::AcqRel) == places.len() {
-            self.finish(call, distinct);
+        counters.texts.fetch_add(texts as u64, Ordering::Relaxed);
+        counters.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        let rows = distinct.rows(places, vectors, self.finish.dimension())?;
+        ticket.done.fetch_add(rows.indices.len(), Ordering::Relaxed);
+        ticket.tokens.fetch_add(tokens, Ordering::Relaxed);
+        ticket.deliver(rows);
+        if call.missing.fetch_sub(texts, Ordering::AcqRel) == texts {
+            ticket.settle(Ok(ticket.tokens.load(Ordering::Relaxed)));
         }
         Ok(())
     }
+}
 
-    fn finish(&self, call: &Call, distinct: &Distinct) {
-        let mut rows = std::mem::take(&mut *lock(&call.vectors));
-        let mut dimension = self.dimension;
-        if let Some(cut) = self.cut {
-            cut.apply(&mut rows, dimension);
-            dimension = cut.dimensions;
+/// Gathers the vectors of a call that is answered when all of them are there.
+struct Whole {
+    texts: usize,
+    dimension: usize,
+    /// `[texts, dimension]`, once there are any.
+    vectors: Vec<f32>,
+    truncated: Vec<u32>,
+    reply: Reply,
+}
+
+impl Sink for Whole {
+    fn rows(&mut self, rows: Rows) -> Result<()> {
+        let dimension = self.dimension;
+        if self.vectors.is_empty() {
+            self.vectors = memory::filled(self.texts * dimension, 0.0, VECTORS)?;
         }
-        if self.normalize {
-            vector::normalize(&mut rows, dimension);
+        for (&index, row) in rows
+            .indices
+            .iter()
+            .zip(rows.vectors.chunks_exact(dimension))
+        {
+            self.vectors[index as usize * dimension..][..dimension].copy_from_slice(row);
         }
-        let vectors = if distinct.places.len() == distinct.firsts.len() {
-            rows
-        } else {
-            let row = |&place: &usize| &rows[place * dimension..][..dimension];
-            distinct.places.iter().flat_map(row).copied().collect()
-        };
-        let is_truncated = |&(_, &place): &(usize, &usize)| distinct.tokens(place).truncated;
-        let truncated = distinct.places.iter().enumerate().filter(is_truncated);
-        call.ticket.settle(Ok(Embeddings {
+        let more = rows.truncated.len();
+        memory::reserve(&mut self.truncated, more, "the list of truncated texts")?;
+        self.truncated.extend(rows.truncated);
+        Ok(())
+    }
+
+    fn end(self: Box<Self>, outcome: Result<usize>) {
+        let Self {
             vectors,
-            truncated: truncated.map(|(index, _)| index as u32).collect(),
-            tokens: call.ticket.tokens.load(Ordering::Relaxed),
+            mut truncated,
+            reply,
+            ..
+        } = *self;
+        truncated.sort_unstable();
+        reply(outcome.map(|tokens| Embeddings {
+            vectors,
+            truncated,
+            tokens,
         }));
     }
 }
@@ -573,31 +634,38 @@ impl Call {
 }
 
 impl Distinct {
-    fn of(texts: &[String]) -> Self {
-        let mut places_by_text: HashMap<&str, usize> = HashMap::with_capacity(texts.len());
-        let mut firsts = Vec::new();
-        let mut occurrences: Vec<usize> = Vec::new();
-        let mut places = Vec::with_capacity(texts.len());
+    fn of(texts: &[String]) -> Result<Self> {
+        const WHAT: &str = "the list of texts";
+        let mut places_by_text: HashMap<&str, usize> = HashMap::new();
+        places_by_text
+            .try_reserve(texts.len())
+            .map_err(|_| Error::no_memory(size_of_val(texts), WHAT))?;
+        let mut firsts = memory::room(texts.len(), WHAT)?;
+        let mut repetitions: HashMap<usize, Vec<usize>> = HashMap::new();
         for (index, text) in texts.iter().enumerate() {
-            let place = *places_by_text.entry(text).or_insert_with(|| {
-                firsts.push(index);
-                occurrences.push(0);
-                firsts.len() - 1
-            });
-            occurrences[place] += 1;
-            places.push(place);
+            match places_by_text.entry(text) {
+                Entry::Vacant(entry) => {
+                    entry.insert(firsts.len());
+                    firsts.push(index);
+                }
+                Entry::Occupied(entry) => {
+                    let others = repetitions.entry(*entry.get()).or_default();
+                    memory::reserve(others, 1, WHAT)?;
+                    others.push(index);
+                }
+            }
         }
         let count = firsts.len();
         let windows = (0..count).step_by(TEXTS_PER_WINDOW);
-        Self {
-            places,
+        let tokenized = (0..count).map(|_| OnceLock::new());
+        Ok(Self {
             firsts,
-            occurrences,
-            tokenized: std::iter::repeat_with(OnceLock::new).take(count).collect(),
+            repetitions,
+            tokenized: memory::collected(tokenized, WHAT)?,
             untokenized: windows
                 .map(|start| AtomicUsize::new(TEXTS_PER_WINDOW.min(count - start)))
                 .collect(),
-        }
+        })
     }
 
     /// The distinct texts of a window; none beyond the last.
@@ -611,6 +679,36 @@ impl Distinct {
         let Range { start, end } = self.window(window);
         let starts = (start..end).step_by(TEXTS_PER_STEP);
         starts.map(move |start| Step::Tokenize(start..end.min(start + TEXTS_PER_STEP)))
+    }
+
+    /// The vectors of some distinct texts (`[places, dimension]`, row-major), each for all texts equal to its own.
+    ///
+    /// # Errors
+    /// There is no memory for so many repetitions.
+    fn rows(&self, places: &[usize], vectors: Vec<f32>, dimension: usize) -> Result<Rows> {
+        let indices = places.iter().map(|&place| self.firsts[place] as u32);
+        let mut rows = Rows {
+            indices: indices.collect(),
+            vectors,
+            truncated: Vec::new(),
+        };
+        for (row, &place) in places.iter().enumerate() {
+            let first = rows.indices[row];
+            let repetitions = self.repetitions.get(&place).map_or(&[][..], Vec::as_slice);
+            memory::reserve(&mut rows.indices, repetitions.len(), VECTORS)?;
+            let numbers = repetitions.len() * dimension;
+            memory::reserve(&mut rows.vectors, numbers, VECTORS)?;
+            for &index in repetitions {
+                rows.indices.push(index as u32);
+                let numbers = row * dimension..(row + 1) * dimension;
+                rows.vectors.extend_from_within(numbers);
+            }
+            if self.tokens(place).truncated {
+                let others = repetitions.iter().map(|&index| index as u32);
+                rows.truncated.extend([first].into_iter().chain(others));
+            }
+        }
+        Ok(rows)
     }
 
     fn tokens(&self, place: usize) -> &TokenizedText {

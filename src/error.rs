@@ -1,7 +1,6 @@
 //! The one error type. Each variant is something a caller can act on, and says what was wrong, what was
 //! expected and what to do.
 
-use std::any::Any;
 use std::path::PathBuf;
 
 /// The cause of an error, kept for `source()`.
@@ -81,6 +80,12 @@ pub enum Error {
         /// What the runtime said.
         reason: String,
     },
+    /// The operating system gave no memory or no thread.
+    #[error("{reason}")]
+    ResourceExhausted {
+        /// What was refused, and what to do about it.
+        reason: String,
+    },
     /// The process-wide model was used before `init`.
     #[error("no model is loaded: call init(modelDir) before embed() and isGpu()")]
     NotInitialized,
@@ -115,6 +120,7 @@ impl Error {
             Self::TokenizationFailed { .. } => "TOKENIZATION_FAILED",
             Self::BackendUnavailable { .. } => "BACKEND_UNAVAILABLE",
             Self::InferenceFailed { .. } => "INFERENCE_FAILED",
+            Self::ResourceExhausted { .. } => "RESOURCE_EXHAUSTED",
             Self::NotInitialized => "NOT_INITIALIZED",
             Self::AlreadyInitialized { .. } => "ALREADY_INITIALIZED",
             Self::Aborted => "ABORT_ERR",
@@ -122,15 +128,24 @@ impl Error {
         }
     }
 
-    /// A panic that was caught before it could leave the crate.
-    pub(crate) fn from_panic(panic: &(dyn Any + Send)) -> Self {
-        let message = panic
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("a panic without a message");
-        Self::InferenceFailed {
-            reason: format!("internal error, please report it: {message}"),
+    /// The operating system refused memory.
+    pub(crate) fn no_memory(bytes: usize, what: &str) -> Self {
+        Self::ResourceExhausted {
+            reason: format!(
+                "there is no memory for {what} ({} MB): embed fewer texts per call, close models that are not needed, or \
+                 raise the memory limit of the process or its container",
+                bytes.div_ceil(1 << 20)
+            ),
+        }
+    }
+
+    /// The operating system refused a thread.
+    pub(crate) fn no_thread(error: &std::io::Error) -> Self {
+        Self::ResourceExhausted {
+            reason: format!(
+                "no thread could be started: {error}; raise the limit on threads or memory of the process or its \
+                 container, or close models that are not needed"
+            ),
         }
     }
 

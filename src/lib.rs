@@ -23,6 +23,7 @@
 //! - `pieces` cuts long texts, so that no more is tokenized than the limit can take.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
 //! - [`engine`] owns the threads. [`model`] puts all of it together; it is the Rust API.
+//! - `guard` catches panics and starts threads; `memory` allocates what may be too much.
 //! - `node` is the only code that knows Node.js. It is behind the default feature `node`, so that tests link without.
 //!
 //! # Promises
@@ -36,7 +37,9 @@ pub mod batch;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+mod guard;
 pub mod int8;
+mod memory;
 pub mod model;
 pub mod model_dir;
 #[cfg(feature = "node")]

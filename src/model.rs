@@ -5,13 +5,15 @@ use std::sync::{Arc, mpsc};
 
 use crate::arch::Encoder;
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Activity, Embeddings, Engine, Reply, Ticket};
+use crate::engine::{Activity, Embeddings, Engine, Reply, Sink, Ticket};
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::model_dir::ModelDir;
 use crate::options::Options;
 use crate::runtime::onnx::{self, Precision};
 use crate::runtime::{self, Memory};
 use crate::tokenizer::{TokenizedText, Tokenizer};
+use crate::vector::Finish;
 
 /// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
 pub const EXPORTED_GRAPH: &str = "semantic-search-native.onnx";
@@ -35,10 +37,12 @@ impl Model {
     /// # Errors
     /// The folder cannot be used, or no runtime works; the error names the file and what was expected.
     pub fn load(path: &Path, options: &Options) -> Result<Self> {
-        let dir = ModelDir::read(path, options)?;
+        guard::run(|| Self::load_unguarded(path, options))
+    }
+
+    fn load_unguarded(path: &Path, options: &Options) -> Result<Self> {
+        let (dir, encoder, checkpoint) = read(path, options)?;
         let tokenizer = Tokenizer::load(&dir)?;
-        let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
-        let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
         let checkpoint = Arc::new(checkpoint);
         let threads = match options.threads {
             Some(0) => {
@@ -52,16 +56,13 @@ impl Model {
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
         // Reading every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
-        let (checked, runtime) = std::thread::scope(|scope| {
-            let check = scope.spawn(|| checkpoint.check_finite().map(|()| checkpoint.digests()));
+        let (digests, (runtime, fallback_reason)) = std::thread::scope(|scope| -> Result<_> {
+            let check = guard::spawn_scoped(scope, "embedder-check", || {
+                checkpoint.check_finite().map(|()| checkpoint.digests())
+            })?;
             let runtime = runtime::load(&dir, &encoder, &checkpoint, options, threads);
-            (
-                check.join().expect("reading mapped bytes does not panic"),
-                runtime,
-            )
-        });
-        let digests = checked?;
-        let (runtime, fallback_reason) = runtime?;
+            Ok((check.join()?, runtime?))
+        })?;
         Ok(Self {
             fingerprint: dir.fingerprint(digests, runtime.dtype)?,
             backend: runtime.backend,
@@ -71,9 +72,11 @@ impl Model {
             engine: Engine::start(
                 runtime,
                 tokenizer,
-                dir.pooled_dimension(),
-                dir.cut,
-                dir.normalize,
+                Finish {
+                    pooled: dir.pooled_dimension(),
+                    cut: dir.cut,
+                    normalize: dir.normalize,
+                },
             )?,
             dir,
         })
@@ -99,6 +102,11 @@ impl Model {
         self.engine.submit(texts, is_query, reply)
     }
 
+    /// Embeds `texts` without waiting; `sink` is given the vectors of each batch when it is done, on another thread.
+    pub fn stream(&self, texts: Vec<String>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
+        self.engine.stream(texts, is_query, sink)
+    }
+
     /// What the model's threads have done and what is before them.
     #[must_use]
     pub fn activity(&self) -> Activity {
@@ -110,7 +118,7 @@ impl Model {
     /// # Errors
     /// The tokenizer refuses the text.
     pub fn tokenize(&self, text: &str, is_query: bool) -> Result<TokenizedText> {
-        self.engine.tokenizer().tokenize(text, is_query)
+        guard::run(|| self.engine.tokenizer().tokenize(text, is_query))
     }
 
     /// Ends the model's threads and frees its weights; waits for batches that are being computed.
@@ -166,6 +174,16 @@ impl Model {
     }
 }
 
+/// What the folder says, and where its weights lie.
+fn read(path: &Path, options: &Options) -> Result<(ModelDir, Encoder, Checkpoint)> {
+    guard::read(path, || {
+        let dir = ModelDir::read(path, options)?;
+        let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
+        let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
+        Ok((dir, encoder, checkpoint))
+    })
+}
+
 /// Writes the model's graph as [`EXPORTED_GRAPH`] into its folder and returns the path. The file holds no weights: its
 /// initializers point into the checkpoint's files. With [`Dtype::Int8`](crate::options::Dtype) it is
 /// [`EXPORTED_INT8_GRAPH`], which holds the int8 weights. Input `input_ids` (int64 `[batch, length]`, texts of equal length),
@@ -174,10 +192,12 @@ impl Model {
 /// # Errors
 /// The folder cannot be used or written.
 pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
+    guard::run(|| export_unguarded(path, options))
+}
+
+fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
     onnx::check_dtype(options.dtype)?;
-    let dir = ModelDir::read(path, options)?;
-    let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
-    let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
+    let (dir, encoder, checkpoint) = read(path, options)?;
     let graph = onnx::export(&encoder, &checkpoint, dir.config.width(), options)?;
     let folder = dir.weights[0].parent().unwrap_or(&dir.path);
     let name = match Precision::of(options.dtype) {

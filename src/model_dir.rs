@@ -356,9 +356,19 @@ impl PoolingConfig {
                 source: None,
             });
         }
-        names
-            .into_iter()
-            .map(|name| {
+        let repeated = |index: &usize| names[..*index].contains(&names[*index]);
+        // There are only so many modes: no list of others is longer.
+        let checked = 0..names.len().min(Pooling::ALL.len() + 1);
+        if let Some(index) = checked.clone().find(repeated) {
+            return Err(Error::ModelInvalid {
+                path: path.to_owned(),
+                problem: format!("pooling mode {:?} is named more than once", names[index]),
+                source: None,
+            });
+        }
+        names[checked]
+            .iter()
+            .map(|&name| {
                 Pooling::from_name(name).ok_or_else(|| Error::ModelUnsupported {
                     path: path.to_owned(),
                     feature: format!("pooling mode {name:?}"),

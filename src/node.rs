@@ -7,23 +7,44 @@
     clippy::needless_pass_by_value,
     reason = "napi hands arguments over by value"
 )]
+#![allow(
+    clippy::missing_errors_doc,
+    clippy::unnecessary_wraps,
+    reason = "whatever JavaScript calls may throw a panic that was caught; which errors there are is said in TypeScript"
+)]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod stream;
+
+use std::ffi::c_char;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak, mpsc};
 
 use napi::bindgen_prelude::{
-    Either3, Float32Array, Int8Array, Object, ToNapiValue, Uint8Array, Uint32Array,
+    Array, Either3, Float32Array, FromNapiValue, Int8Array, JsValue, Object, ToNapiValue, TypeName,
+    Uint8Array, Uint32Array, Unknown, ValidateNapiValue,
 };
-use napi::{Env, JsError};
+use napi::{Env, JsError, ValueType, check_status, sys};
 use napi_derive::napi;
 
+use self::stream::{Channel, Sender};
 use crate::engine::{self, Ticket};
 use crate::error::Error;
+use crate::guard;
+use crate::memory;
 use crate::model::{self, Model as LoadedModel};
 use crate::options::Options;
 use crate::runtime;
 use crate::vector::{Encoding, Vectors};
+
+/// The first thing that happens, on the thread that loads the addon: here it is as safe as anywhere to change the
+/// environment.
+#[napi_derive::module_init]
+fn on_load() {
+    let _ = guarded(|| {
+        runtime::onnx::disable_telemetry();
+        Ok(())
+    });
+}
 
 /// Options of a model; every one may be left out.
 #[napi(object)]
@@ -154,47 +175,136 @@ pub struct Progress {
     pub tokens: u32,
 }
 
-/// One call of `Model.embed`: first its texts on their way in, then its progress. Copying strings out of JavaScript takes
-/// time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
+/// An array of strings, copied. napi's own conversion ends the process where there is no memory for a copy.
+pub struct Texts {
+    /// A refusal is kept for the function's body, which throws it with its code.
+    copied: Result<Vec<String>, Error>,
+}
+
+const TEXTS: &str = "a copy of the texts";
+
+impl TypeName for Texts {
+    fn type_name() -> &'static str {
+        "Array<string>"
+    }
+
+    fn value_type() -> ValueType {
+        ValueType::Object
+    }
+}
+
+impl ValidateNapiValue for Texts {}
+
+impl FromNapiValue for Texts {
+    unsafe fn from_napi_value(env: sys::napi_env, value: sys::napi_value) -> napi::Result<Self> {
+        let copied = guard::run(|| {
+            // SAFETY: `env` and `value` are those of the running call.
+            let array = unsafe { Array::from_napi_value(env, value) }.map_err(not_texts)?;
+            let mut texts = memory::room(array.len() as usize, TEXTS)?;
+            for index in 0..array.len() {
+                let text: Option<Unknown> = array.get(index).map_err(not_texts)?;
+                let text = text.ok_or_else(|| not_texts(napi::Error::from_reason("a hole")))?;
+                // SAFETY: as above.
+                texts.push(unsafe { copy_string(env, text.raw()) }?);
+            }
+            Ok(texts)
+        });
+        Ok(Self { copied })
+    }
+}
+
+/// A copy of a JavaScript string as UTF-8; lone surrogates become U+FFFD.
+///
+/// # Safety
+/// `env` is the running call's, `value` one of its values.
+unsafe fn copy_string(env: sys::napi_env, value: sys::napi_value) -> Result<String, Error> {
+    let copy_to = |target: *mut c_char, size: usize| {
+        let mut length = 0;
+        // SAFETY: `target` has room for `size` bytes or is null, which asks for the length alone.
+        let status =
+            unsafe { sys::napi_get_value_string_utf8(env, value, target, size, &raw mut length) };
+        check_status!(status).map(|()| length).map_err(not_texts)
+    };
+    // Behind the text comes a zero.
+    let size = copy_to(std::ptr::null_mut(), 0)? + 1;
+    let mut bytes: Vec<u8> = memory::filled(size, 0, TEXTS)?;
+    let length = copy_to(bytes.as_mut_ptr().cast(), size)?;
+    bytes.truncate(length);
+    String::from_utf8(bytes).map_err(|error| Error::inference(&error))
+}
+
+/// Callers other than this package's TypeScript, which names the element that is none.
+fn not_texts(error: napi::Error) -> Error {
+    Error::InvalidArgument {
+        argument: "texts",
+        expected: "an array of strings".to_owned(),
+        found: error.reason.clone(),
+    }
+}
+
+/// One call of `Model.embed` or `Model.stream`: first its texts on their way in, then its progress. Copying strings out of
+/// JavaScript takes time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
 #[napi]
 #[derive(Default)]
 pub struct Call {
     texts: Vec<String>,
     ticket: Option<Arc<Ticket>>,
+    /// Of a call of `Model.stream`.
+    channel: Arc<Channel>,
 }
 
 #[napi]
 impl Call {
     /// A call without texts.
     #[napi(constructor)]
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new() -> napi::Result<Self, Code> {
+        guarded(|| Ok(Self::default()))
     }
 
     /// Appends a copy of the strings.
     #[napi]
-    pub fn push(&mut self, texts: Vec<String>) {
-        self.texts.extend(texts);
+    pub fn push(
+        &mut self,
+        #[napi(ts_arg_type = "Array<string>")] texts: Texts,
+    ) -> napi::Result<(), Code> {
+        guarded(|| {
+            let texts = texts.copied?;
+            // Many small calls: room grows by halves, not by as much as is needed.
+            self.texts.try_reserve(texts.len()).map_err(|_| {
+                Error::no_memory(size_of_val(&*self.texts) + size_of_val(&*texts), TEXTS)
+            })?;
+            self.texts.extend(texts);
+            Ok(())
+        })
     }
 
-    /// Rejects the promise of `Model.embed` with `ABORT_ERR`, unless it is settled.
+    /// The vectors of `Model.stream` that come next; `null` after the last. To be asked again when it has answered.
+    #[napi(ts_return_type = "Promise<Rows | null>")]
+    pub fn next<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>, Code> {
+        guarded(|| self.channel.next(env))
+    }
+
+    /// Ends the call with `ABORT_ERR`, unless it has ended, and what is computed for it.
     #[napi]
-    pub fn cancel(&self) {
-        if let Some(ticket) = &self.ticket {
-            ticket.cancel();
-        }
+    pub fn cancel(&self) -> napi::Result<(), Code> {
+        guarded(|| {
+            if let Some(ticket) = &self.ticket {
+                ticket.cancel();
+            }
+            Ok(())
+        })
     }
 
     /// How far the call is.
     #[napi(getter)]
-    #[must_use]
-    pub fn progress(&self) -> Progress {
-        let progress = self.ticket.as_ref().map(|ticket| ticket.progress());
-        Progress {
-            done: progress.map_or(0, |progress| progress.done as u32),
-            tokens: progress.map_or(0, |progress| progress.tokens as u32),
-        }
+    pub fn progress(&self) -> napi::Result<Progress, Code> {
+        guarded(|| {
+            let progress = self.ticket.as_ref().map(|ticket| ticket.progress());
+            Ok(Progress {
+                done: progress.map_or(0, |progress| progress.done as u32),
+                tokens: progress.map_or(0, |progress| progress.tokens as u32),
+            })
+        })
     }
 }
 
@@ -212,18 +322,20 @@ impl Model {
         env: &Env,
         model_dir: String,
         options: Option<ModelOptions>,
-    ) -> napi::Result<Object<'_>> {
-        promise(
-            env,
-            move || {
-                let options = Options::try_from(options)?;
-                LoadedModel::load(&PathBuf::from(model_dir), &options).map(Arc::new)
-            },
-            |env, model| {
-                close_with_environment(env, &model)?;
-                Ok(Self { model })
-            },
-        )
+    ) -> napi::Result<Object<'_>, Code> {
+        guarded(|| {
+            promise(
+                env,
+                move || {
+                    let options = Options::try_from(options)?;
+                    LoadedModel::load(&PathBuf::from(model_dir), &options).map(Arc::new)
+                },
+                |env, model| {
+                    close_with_environment(env, &model)?;
+                    Ok(Self { model })
+                },
+            )
+        })
     }
 
     /// Embeds the texts of a call. `encoding`: "float32" (default), "int8" or "binary". The promise is settled from the
@@ -235,158 +347,161 @@ impl Model {
         call: &mut Call,
         is_query: bool,
         encoding: Option<String>,
-    ) -> napi::Result<Object<'env>> {
-        let encoding: Encoding = encoding
-            .as_deref()
-            .unwrap_or("float32")
-            .parse()
-            .map_err(|error| rejection(*env, &error))?;
-        let dimension = self.model.dir().dimension();
-        let (deferred, promise) = env.create_deferred()?;
-        let texts = std::mem::take(&mut call.texts);
-        let reply = move |result: Result<engine::Embeddings, Error>| {
-            // Here, not in the closure below: that one runs on the JavaScript thread.
-            let result = result.map(|embeddings| {
-                let vectors = encoding.encode(embeddings.vectors, dimension);
-                (vectors, embeddings.truncated, embeddings.tokens)
-            });
-            deferred.resolve(move |env| match result {
-                Ok((vectors, truncated, tokens)) => Ok(Embeddings {
-                    vectors: typed_array(vectors),
-                    truncated: Uint32Array::new(truncated),
-                    tokens: tokens as u32,
-                }),
-                Err(error) => Err(rejection(env, &error)),
-            });
-        };
-        call.ticket = Some(self.model.submit(texts, is_query, Box::new(reply)));
-        Ok(promise)
+    ) -> napi::Result<Object<'env>, Code> {
+        guarded(|| {
+            let encoding = parse_encoding(encoding.as_deref())?;
+            let dimension = self.model.dir().dimension();
+            let (deferred, promise) = env.create_deferred().map_err(node_error)?;
+            let texts = std::mem::take(&mut call.texts);
+            let reply = move |result: Result<engine::Embeddings, Error>| {
+                // Here, not in the closure below: that one runs on the JavaScript thread.
+                let encoded = guard::run(|| {
+                    let embeddings = result?;
+                    let vectors = encoding.encode(embeddings.vectors, dimension)?;
+                    Ok((vectors, embeddings.truncated, embeddings.tokens))
+                });
+                deferred.resolve(settlement(encoded, |_, (vectors, truncated, tokens)| {
+                    Ok(Embeddings {
+                        vectors: typed_array(vectors),
+                        truncated: Uint32Array::new(truncated),
+                        tokens: tokens as u32,
+                    })
+                }));
+            };
+            call.ticket = Some(self.model.submit(texts, is_query, Box::new(reply)));
+            Ok(promise)
+        })
+    }
+
+    /// Embeds the texts of a call, whose `next` gives the vectors of each batch when it is done.
+    #[napi]
+    pub fn stream(
+        &self,
+        call: &mut Call,
+        is_query: bool,
+        encoding: Option<String>,
+    ) -> napi::Result<(), Code> {
+        guarded(|| {
+            let sender = Sender {
+                channel: Arc::clone(&call.channel),
+                encoding: parse_encoding(encoding.as_deref())?,
+                dimension: self.model.dir().dimension(),
+            };
+            let texts = std::mem::take(&mut call.texts);
+            call.ticket = Some(self.model.stream(texts, is_query, Box::new(sender)));
+            Ok(())
+        })
     }
 
     /// The token ids of a text as the model would see them: behind its prompt, special tokens included, truncated.
     /// Synchronous.
     #[napi]
-    pub fn tokenize(
-        &self,
-        text: String,
-        is_query: bool,
-    ) -> napi::Result<Uint32Array, &'static str> {
-        let tokenized = self
-            .model
-            .tokenize(&text, is_query)
-            .map_err(|error| thrown(&error))?;
-        Ok(Uint32Array::new(tokenized.ids))
+    pub fn tokenize(&self, text: String, is_query: bool) -> napi::Result<Uint32Array, Code> {
+        guarded(|| {
+            let tokenized = self.model.tokenize(&text, is_query)?;
+            Ok(Uint32Array::new(tokenized.ids))
+        })
     }
 
     /// Ends the model: calls in progress fail with `CLOSED`, its memory is returned. Closing again does nothing.
     #[napi(ts_return_type = "Promise<void>")]
-    pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        let model = Arc::clone(&self.model);
-        let close = move || {
-            model.close();
-            Ok(())
-        };
-        promise(env, close, |_, ()| Ok(()))
+    pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>, Code> {
+        guarded(|| {
+            let model = Arc::clone(&self.model);
+            let close = move || {
+                model.close();
+                Ok(())
+            };
+            promise(env, close, |_, ()| Ok(()))
+        })
     }
 
     /// The backend's memory; `null` for a backend that leaves memory to the system.
     #[napi(ts_return_type = "Promise<Memory | null>")]
-    pub fn memory<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>> {
-        let model = Arc::clone(&self.model);
-        promise(
-            env,
-            move || model.memory(),
-            |_, memory| Ok(memory.map(Memory::from)),
-        )
+    pub fn memory<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>, Code> {
+        guarded(|| {
+            let model = Arc::clone(&self.model);
+            promise(
+                env,
+                move || model.memory(),
+                |_, memory| Ok(memory.map(Memory::from)),
+            )
+        })
     }
 
     /// What the model has done since it was loaded, and what is before it.
     #[napi(getter)]
-    #[must_use]
-    pub fn activity(&self) -> Activity {
-        self.model.activity().into()
+    pub fn activity(&self) -> napi::Result<Activity, Code> {
+        guarded(|| Ok(self.model.activity().into()))
     }
 
     /// Why a faster backend of the addon was not taken; `null` where none was tried.
     #[napi(getter)]
-    #[must_use]
-    pub fn fallback_reason(&self) -> Option<String> {
-        self.model.fallback_reason().map(str::to_owned)
+    pub fn fallback_reason(&self) -> napi::Result<Option<String>, Code> {
+        guarded(|| Ok(self.model.fallback_reason().map(str::to_owned)))
     }
 
     /// Length of a vector.
     #[napi(getter)]
-    #[must_use]
-    pub fn dimension(&self) -> u32 {
-        self.model.dir().dimension() as u32
+    pub fn dimension(&self) -> napi::Result<u32, Code> {
+        guarded(|| Ok(self.model.dir().dimension() as u32))
     }
 
     /// Most tokens of a text, special tokens included.
     #[napi(getter)]
-    #[must_use]
-    pub fn max_tokens(&self) -> u32 {
-        self.model.dir().max_tokens as u32
+    pub fn max_tokens(&self) -> napi::Result<u32, Code> {
+        guarded(|| Ok(self.model.dir().max_tokens as u32))
     }
 
     /// The token limit that the model was made for.
     #[napi(getter)]
-    #[must_use]
-    pub fn model_max_tokens(&self) -> u32 {
-        self.model.dir().model_max_tokens as u32
+    pub fn model_max_tokens(&self) -> napi::Result<u32, Code> {
+        guarded(|| Ok(self.model.dir().model_max_tokens as u32))
     }
 
     /// The backend that computes.
     #[napi(getter)]
-    #[must_use]
-    pub fn backend(&self) -> String {
-        self.model.backend().to_owned()
+    pub fn backend(&self) -> napi::Result<String, Code> {
+        guarded(|| Ok(self.model.backend().to_owned()))
     }
 
     /// Whether a GPU computes.
     #[napi(getter)]
-    #[must_use]
-    pub fn is_gpu(&self) -> bool {
-        self.model.is_gpu()
+    pub fn is_gpu(&self) -> napi::Result<bool, Code> {
+        guarded(|| Ok(self.model.is_gpu()))
     }
 
     /// A name for everything that decides what vectors this model gives.
     #[napi(getter)]
-    #[must_use]
-    pub fn fingerprint(&self) -> String {
-        self.model.fingerprint().to_owned()
+    pub fn fingerprint(&self) -> napi::Result<String, Code> {
+        guarded(|| Ok(self.model.fingerprint().to_owned()))
     }
 
     /// Threads that compute.
     #[napi(getter)]
-    #[must_use]
-    pub fn threads(&self) -> u32 {
-        self.model.threads() as u32
+    pub fn threads(&self) -> napi::Result<u32, Code> {
+        guarded(|| Ok(self.model.threads() as u32))
     }
 
     /// How token states become a vector; several are concatenated.
     #[napi(getter)]
-    #[must_use]
-    pub fn pooling(&self) -> Vec<String> {
-        self.model
-            .dir()
-            .pooling
-            .iter()
-            .map(|pooling| pooling.name().to_owned())
-            .collect()
+    pub fn pooling(&self) -> napi::Result<Vec<String>, Code> {
+        guarded(|| {
+            let names = self.model.dir().pooling.iter();
+            Ok(names.map(|pooling| pooling.name().to_owned()).collect())
+        })
     }
 
     /// Text put in front of queries.
     #[napi(getter)]
-    #[must_use]
-    pub fn query_prompt(&self) -> String {
-        self.model.dir().query_prompt.clone()
+    pub fn query_prompt(&self) -> napi::Result<String, Code> {
+        guarded(|| Ok(self.model.dir().query_prompt.clone()))
     }
 
     /// Text put in front of documents.
     #[napi(getter)]
-    #[must_use]
-    pub fn document_prompt(&self) -> String {
-        self.model.dir().document_prompt.clone()
+    pub fn document_prompt(&self) -> napi::Result<String, Code> {
+        guarded(|| Ok(self.model.dir().document_prompt.clone()))
     }
 }
 
@@ -402,8 +517,8 @@ static PROCESS_MODEL: OnceLock<ProcessModel> = OnceLock::new();
 /// Loads the process-wide model. Synchronous: it blocks the calling thread until the model is ready. Calling it again
 /// with the same arguments does nothing.
 #[napi]
-pub fn init(model_dir: String, options: Option<ModelOptions>) -> napi::Result<(), &'static str> {
-    init_process_model(PathBuf::from(model_dir), options).map_err(|error| thrown(&error))
+pub fn init(model_dir: String, options: Option<ModelOptions>) -> napi::Result<(), Code> {
+    guarded(|| init_process_model(PathBuf::from(model_dir), options))
 }
 
 fn init_process_model(model_dir: PathBuf, options: Option<ModelOptions>) -> Result<(), Error> {
@@ -433,20 +548,20 @@ fn init_process_model(model_dir: PathBuf, options: Option<ModelOptions>) -> Resu
 /// until the vectors are there.
 #[napi]
 pub fn embed(
-    texts: Vec<String>,
+    #[napi(ts_arg_type = "Array<string>")] texts: Texts,
     is_query: Option<bool>,
-) -> napi::Result<Float32Array, &'static str> {
-    let loaded = process_model()?;
-    let embeddings = loaded
-        .embed(texts, is_query.unwrap_or(false))
-        .map_err(|error| thrown(&error))?;
-    Ok(Float32Array::new(embeddings.vectors))
+) -> napi::Result<Float32Array, Code> {
+    guarded(|| {
+        let texts = texts.copied?;
+        let embeddings = process_model()?.embed(texts, is_query.unwrap_or(false))?;
+        Ok(Float32Array::new(embeddings.vectors))
+    })
 }
 
 /// Whether the process-wide model computes on a GPU.
 #[napi]
-pub fn is_gpu() -> napi::Result<bool, &'static str> {
-    Ok(process_model()?.is_gpu())
+pub fn is_gpu() -> napi::Result<bool, Code> {
+    guarded(|| Ok(process_model()?.is_gpu()))
 }
 
 /// Writes the model's graph as `semantic-search-native.onnx` into its folder, for the JavaScript fallback. The file
@@ -457,21 +572,21 @@ pub fn export_onnx(
     env: &Env,
     model_dir: String,
     options: Option<ModelOptions>,
-) -> napi::Result<Object<'_>> {
-    promise(
-        env,
-        move || {
-            let options = Options::try_from(options)?;
-            model::export_onnx(&PathBuf::from(model_dir), &options)
-        },
-        |_, path| Ok(path.display().to_string()),
-    )
+) -> napi::Result<Object<'_>, Code> {
+    guarded(|| {
+        promise(
+            env,
+            move || {
+                let options = Options::try_from(options)?;
+                model::export_onnx(&PathBuf::from(model_dir), &options)
+            },
+            |_, path| Ok(path.display().to_string()),
+        )
+    })
 }
 
-fn process_model() -> napi::Result<&'static LoadedModel, &'static str> {
-    let loaded = PROCESS_MODEL
-        .get()
-        .ok_or_else(|| thrown(&Error::NotInitialized))?;
+fn process_model() -> Result<&'static LoadedModel, Error> {
+    let loaded = PROCESS_MODEL.get().ok_or(Error::NotInitialized)?;
     Ok(&loaded.model)
 }
 
@@ -479,44 +594,74 @@ fn process_model() -> napi::Result<&'static LoadedModel, &'static str> {
 fn promise<T, J>(
     env: &Env,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    finish: impl FnOnce(Env, T) -> napi::Result<J> + Send + 'static,
-) -> napi::Result<Object<'_>>
+    finish: impl FnOnce(Env, T) -> Result<J, Error> + Send + 'static,
+) -> Result<Object<'_>, Error>
 where
     T: Send + 'static,
     J: ToNapiValue + 'static,
 {
-    let (deferred, promise) = env.create_deferred()?;
-    let run = move || {
-        let result = catch_unwind(AssertUnwindSafe(work))
-            .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
-        deferred.resolve(move |env| match result {
-            Ok(value) => finish(env, value),
-            Err(error) => Err(rejection(env, &error)),
-        });
-    };
-    std::thread::Builder::new().spawn(run).map_err(|error| {
-        napi::Error::from_reason(format!("no thread could be started: {error}"))
+    // The thread first: a promise that nobody settles would keep the process alive for ever.
+    let (sender, receiver) = mpsc::sync_channel::<Box<dyn FnOnce(Result<T, Error>) + Send>>(1);
+    guard::spawn("embedder-call", move || {
+        if let Ok(settle) = receiver.recv() {
+            settle(guard::run(work));
+        }
     })?;
+    let (deferred, promise) = env.create_deferred().map_err(node_error)?;
+    let settle = move |result| deferred.resolve(settlement(result, finish));
+    // The thread waits for it.
+    let _ = sender.send(Box::new(settle));
     Ok(promise)
 }
 
 /// Ends the model's threads before the environment that loaded it is torn down (a worker thread that exits, or the
 /// process): a thread must not compute while the libraries below it are being unloaded.
-fn close_with_environment(env: Env, model: &Arc<LoadedModel>) -> napi::Result<()> {
+fn close_with_environment(env: Env, model: &Arc<LoadedModel>) -> Result<(), Error> {
     env.add_env_cleanup_hook(Arc::downgrade(model), |model: Weak<LoadedModel>| {
-        if let Some(model) = model.upgrade() {
-            model.close();
-        }
-    })?;
+        let _ = guard::catch(|| {
+            if let Some(model) = model.upgrade() {
+                model.close();
+            }
+        });
+    })
+    .map_err(node_error)?;
     Ok(())
 }
 
-/// An error to be thrown by a synchronous function; napi makes the status the JavaScript error's `code`.
-fn thrown(error: &Error) -> napi::Error<&'static str> {
+fn parse_encoding(name: Option<&str>) -> Result<Encoding, Error> {
+    name.unwrap_or("float32").parse()
+}
+
+/// The status of an error that is thrown: napi makes it the JavaScript error's `code`.
+type Code = &'static str;
+
+/// The body of every function that JavaScript calls: no panic gets past it.
+fn guarded<T>(body: impl FnOnce() -> Result<T, Error>) -> napi::Result<T, Code> {
+    guard::run(body).map_err(|error| thrown(&error))
+}
+
+/// How a promise is settled on the JavaScript thread: with what `finish` makes of `result` there, or rejected.
+fn settlement<T, J>(
+    result: Result<T, Error>,
+    finish: impl FnOnce(Env, T) -> Result<J, Error> + Send + 'static,
+) -> impl FnOnce(Env) -> napi::Result<J> + Send + 'static
+where
+    T: Send + 'static,
+    J: ToNapiValue + 'static,
+{
+    move |env| {
+        guard::run(|| finish(env, result?)).map_err(|error| {
+            // Rejections carry only napi's own statuses: the error is made here and passed by reference.
+            napi::Error::from(JsError::from(thrown(&error)).into_unknown(env))
+        })
+    }
+}
+
+fn thrown(error: &Error) -> napi::Error<Code> {
     napi::Error::new(error.code(), error.to_string())
 }
 
-/// The same error for a promise, whose rejections carry only napi's own statuses: made here, passed by reference.
-fn rejection(env: Env, error: &Error) -> napi::Error {
-    napi::Error::from(JsError::from(thrown(error)).into_unknown(env))
+/// Node.js itself refused.
+fn node_error(error: napi::Error) -> Error {
+    Error::inference(&error.reason)
 }

@@ -4,6 +4,41 @@
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::memory;
+
+/// What makes a pooled vector one that is handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finish {
+    /// Length of a pooled vector.
+    pub pooled: usize,
+    /// Whether it is shortened.
+    pub cut: Option<Cut>,
+    /// Whether it is scaled to length 1.
+    pub normalize: bool,
+}
+
+impl Finish {
+    /// Finishes pooled vectors, `[n, self.pooled]` row-major; the result is `[n, self.dimension()]`.
+    ///
+    /// # Errors
+    /// A vector holds a NaN or an infinity.
+    pub fn apply(&self, mut vectors: Vec<f32>) -> Result<Vec<f32>> {
+        check_finite(&vectors, self.pooled)?;
+        if let Some(cut) = self.cut {
+            cut.apply(&mut vectors, self.pooled);
+        }
+        if self.normalize {
+            normalize(&mut vectors, self.dimension());
+        }
+        Ok(vectors)
+    }
+
+    /// Length of a finished vector.
+    #[must_use]
+    pub fn dimension(&self) -> usize {
+        self.cut.map_or(self.pooled, |cut| cut.dimensions)
+    }
+}
 
 /// Keeps the first components of a vector, into which Matryoshka training puts what matters most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,16 +154,24 @@ pub enum Vectors {
 
 impl Encoding {
     /// Encodes `vectors` (`[n, dimension]`, row-major).
-    #[must_use]
-    pub fn encode(self, vectors: Vec<f32>, dimension: usize) -> Vectors {
-        match self {
+    ///
+    /// # Errors
+    /// There is no memory for the encoded ones.
+    pub fn encode(self, vectors: Vec<f32>, dimension: usize) -> Result<Vectors> {
+        const WHAT: &str = "the encoded vectors";
+        Ok(match self {
             Self::Float32 => Vectors::Float32(vectors),
-            Self::Int8 => Vectors::Int8(vectors.into_iter().map(to_int8).collect()),
+            Self::Int8 => {
+                let components = vectors.into_iter().map(to_int8);
+                Vectors::Int8(memory::collected(components, WHAT)?)
+            }
             Self::Binary => {
                 let rows = vectors.chunks_exact(dimension);
-                Vectors::Binary(rows.flat_map(|row| row.chunks(8)).map(to_bits).collect())
+                let mut bytes = memory::room(rows.len() * dimension.div_ceil(8), WHAT)?;
+                bytes.extend(rows.flat_map(|row| row.chunks(8)).map(to_bits));
+                Vectors::Binary(bytes)
             }
-        }
+        })
     }
 }
 

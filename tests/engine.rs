@@ -4,13 +4,18 @@
 
 mod setup;
 
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
-use semantic_search_native::engine::{Embeddings, Ticket};
+use semantic_search_native::batch::{Batch, Limits};
+use semantic_search_native::engine::{Embeddings, Engine, Rows, Sink, Ticket};
+use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
+use semantic_search_native::runtime::{MakeWorker, Runtime, Worker};
+use semantic_search_native::tokenizer::Tokenizer;
+use semantic_search_native::vector::Finish;
 use semantic_search_native::{Error, Model, Result};
 
 fn model(backend: Backend) -> Model {
@@ -104,6 +109,140 @@ fn every_text_of_a_long_call_gets_its_own_vector() {
         assert_eq!(ticket.progress().tokens, result.tokens);
         assert_eq!(model.activity().calls, 0);
         assert!(model.activity().texts >= 2500 && model.activity().tokens >= result.tokens as u64);
+    }
+}
+
+/// What a sink was given, and how many batches the model had computed by then.
+enum Event {
+    Rows(Rows, u64),
+    End(Result<usize>),
+}
+
+struct Recorder {
+    model: Weak<Model>,
+    events: Sender<Event>,
+}
+
+impl Sink for Recorder {
+    fn rows(&mut self, rows: Rows) -> Result<()> {
+        let batches = self.model.upgrade().unwrap().activity().batches;
+        self.events.send(Event::Rows(rows, batches)).unwrap();
+        Ok(())
+    }
+
+    fn end(self: Box<Self>, outcome: Result<usize>) {
+        self.events.send(Event::End(outcome)).unwrap();
+    }
+}
+
+/// The longest silence of a stream, measured in batches, is one of each thread.
+#[test]
+fn vectors_leave_with_their_batch_and_are_those_of_a_whole_call() {
+    const THREADS: usize = 2;
+    for &backend in setup::BACKENDS {
+        let options = Options {
+            threads: Some(THREADS),
+            max_tokens: Some(32),
+            ..setup::options_for(backend)
+        };
+        let model = Arc::new(Model::load(&setup::fixture("nomic_cls"), &options).unwrap());
+        let mut all = texts("stream", 2500);
+        all.extend(texts("stream", 700));
+        let whole = model.embed(all.clone(), false).unwrap();
+        let dimension = model.dir().dimension();
+        let before = model.activity().batches;
+
+        let (events, received) = mpsc::channel();
+        let recorder = Recorder {
+            model: Arc::downgrade(&model),
+            events,
+        };
+        model.stream(all.clone(), false, Box::new(recorder));
+        let (mut seen, mut truncated, mut last, mut deliveries) =
+            (vec![0; all.len()], vec![], before, 0);
+        let outcome = loop {
+            match received.recv().unwrap() {
+                Event::End(outcome) => break outcome,
+                Event::Rows(rows, batches) => {
+                    // Each thread counts its batch before it delivers it.
+                    assert!(
+                        batches - last <= THREADS as u64 + 1,
+                        "{backend:?}: {last} to {batches}"
+                    );
+                    (last, deliveries) = (batches, deliveries + 1);
+                    for (&index, row) in rows
+                        .indices
+                        .iter()
+                        .zip(rows.vectors.chunks_exact(dimension))
+                    {
+                        seen[index as usize] += 1;
+                        let same = &whole.vectors[index as usize * dimension..][..dimension];
+                        assert_eq!(row, same, "{backend:?} {index}");
+                    }
+                    truncated.extend(rows.truncated);
+                }
+            }
+        };
+        assert!(received.recv().is_err(), "nothing comes after the end");
+        assert_eq!(outcome.unwrap(), whole.tokens);
+        assert_eq!(seen, vec![1; all.len()], "{backend:?}");
+        truncated.sort_unstable();
+        assert!(!truncated.is_empty() && truncated == whole.truncated);
+        assert_eq!(model.activity().batches - before, deliveries);
+        assert!(deliveries > 50, "{backend:?}: {deliveries}");
+    }
+}
+
+/// Who writes what is complete, file by file, is not kept waiting for the shortest text of a window. With one worker, since
+/// two may overtake each other.
+#[test]
+fn vectors_of_a_stream_come_in_the_order_of_the_texts() {
+    let options = Options {
+        threads: Some(1),
+        ..setup::options()
+    };
+    let model = Arc::new(Model::load(&setup::fixture("nomic_cls"), &options).unwrap());
+    let (events, received) = mpsc::channel();
+    let recorder = Recorder {
+        model: Arc::downgrade(&model),
+        events,
+    };
+    model.stream(texts("order", 900), false, Box::new(recorder));
+    let firsts: Vec<u32> = received
+        .iter()
+        .filter_map(|event| match event {
+            Event::Rows(rows, _) => rows.indices.into_iter().min(),
+            Event::End(_) => None,
+        })
+        .collect();
+    assert!(firsts.len() > 50 && firsts.is_sorted(), "{firsts:?}");
+}
+
+/// A sink that cannot keep what it is given ends its call, and no other.
+#[test]
+fn a_sink_that_fails_ends_its_call() {
+    struct Full(Sender<Result<usize>>, usize);
+    impl Sink for Full {
+        fn rows(&mut self, _: Rows) -> Result<()> {
+            self.1 += 1;
+            assert_eq!(self.1, 1, "nothing comes after an error");
+            Err(Error::InferenceFailed {
+                reason: "full".to_owned(),
+            })
+        }
+
+        fn end(self: Box<Self>, outcome: Result<usize>) {
+            self.0.send(outcome).unwrap();
+        }
+    }
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let (sender, outcome) = mpsc::channel();
+        model.stream(texts("full", 3000), false, Box::new(Full(sender, 0)));
+        let error = outcome.recv().unwrap().unwrap_err();
+        assert!(error.to_string().contains("full"), "{error}");
+        assert_eq!(model.activity().calls, 0);
+        model.embed(texts("other", 3), false).unwrap();
     }
 }
 
@@ -263,4 +402,87 @@ fn a_storm_of_calls_is_answered() {
         });
         assert_eq!(model.activity().calls, 0);
     }
+}
+
+/// The limit is the process's, so a process of its own has it: room for the stacks of two threads, where five are wanted.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thread_that_is_refused_ends_those_before_it() {
+    const IS_CHILD: &str = "SEMANTIC_SEARCH_TEST_IS_CHILD";
+    const STACK: usize = 512 << 20;
+    struct Idle(Arc<()>);
+    impl Worker for Idle {
+        fn forward(&mut self, _: &Batch) -> Result<Vec<f32>> {
+            unreachable!("nothing is submitted, {} know", Arc::strong_count(&self.0))
+        }
+    }
+    if std::env::var_os(IS_CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "a_thread_that_is_refused_ends_those_before_it"]);
+        child.env(IS_CHILD, "1");
+        child.env("RUST_MIN_STACK", STACK.to_string());
+        let output = child.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+        return;
+    }
+
+    let alive = Arc::new(());
+    let worker = || -> MakeWorker {
+        let alive = Arc::clone(&alive);
+        Box::new(|| Ok(Box::new(Idle(alive))))
+    };
+    let runtime = Runtime {
+        backend: "none",
+        is_gpu: false,
+        dtype: "f32",
+        limits: Limits {
+            budget_tokens: 1,
+            padding_ratio: 1.0,
+            buckets: false,
+            budget_bytes: 1,
+            token_bytes: 1,
+            score_bytes: 0,
+        },
+        workers: (0..4).map(|_| worker()).collect(),
+        lone: worker(),
+    };
+    let dir = ModelDir::read(&setup::fixture("nomic_cls"), &Options::default()).unwrap();
+    let tokenizer = Tokenizer::load(&dir).unwrap();
+
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = pages.split(' ').next().unwrap().parse().unwrap();
+    // SAFETY: has no preconditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    let most = (pages * page + 5 * STACK / 2) as libc::rlim_t;
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: the limit is valid for the call.
+    let refused = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+    assert_eq!(refused, 0);
+
+    let error = Engine::start(
+        runtime,
+        tokenizer,
+        Finish {
+            pooled: 8,
+            cut: None,
+            normalize: true,
+        },
+    )
+    .err()
+    .unwrap();
+    assert_eq!(error.code(), "RESOURCE_EXHAUSTED", "{error}");
+    for _ in 0..100 {
+        if Arc::strong_count(&alive) == 1 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{} workers live on", Arc::strong_count(&alive) - 1);
 }

@@ -235,6 +235,27 @@ fn pooling_must_be_known_and_fit() {
         write(file, r#"{"pooling_mode_cls_token": false}"#),
     );
     assert_error(result, "MODEL_INVALID", &[file, "no pooling mode"]);
+    for count in [2, 7, 20_000] {
+        let modes: Vec<&str> = Pooling::ALL
+            .map(Pooling::name)
+            .into_iter()
+            .cycle()
+            .take(count)
+            .collect();
+        let modes = [&["mean"], &modes[..]].concat();
+        let result = load_spoiled("bert_mean", |folder| {
+            set(&folder.join(file), "pooling_mode", json!(modes));
+        });
+        if count == 2 {
+            assert_eq!(result.unwrap().dir().pooling.len(), 3);
+        } else {
+            assert_error(
+                result,
+                "MODEL_INVALID",
+                &[file, "\"mean\"", "more than once"],
+            );
+        }
+    }
     let result = load_spoiled(
         "bert_mean",
         write(
@@ -480,6 +501,66 @@ fn a_tokenizer_of_another_model_is_refused() {
         result,
         "MODEL_INVALID",
         &["tokenizer.json", "60000", "vocab_size"],
+    );
+}
+
+/// Ids that no vocabulary lists: a post-processor writes them itself.
+#[test]
+fn ids_of_a_post_processor_are_checked_on_every_backend() {
+    let rows = 1411;
+    for (kind, post_processor) in [
+        (
+            "BertProcessing",
+            json!({ "type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", rows] }),
+        ),
+        (
+            "TemplateProcessing",
+            json!({
+                "type": "TemplateProcessing",
+                "single": [{ "SpecialToken": { "id": "far", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }],
+                "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 0 } }],
+                "special_tokens": { "far": { "id": "far", "ids": [rows], "tokens": ["[CLS]"] } },
+            }),
+        ),
+    ] {
+        for &backend in setup::BACKENDS {
+            let result = load_spoiled_with("bert_mean", &setup::options_for(backend), |folder| {
+                set(
+                    &folder.join("tokenizer.json"),
+                    "post_processor",
+                    post_processor.clone(),
+                );
+            });
+            let error = result.err().unwrap_or_else(|| panic!("{kind}: an error"));
+            assert_eq!(error.code(), "MODEL_INVALID", "{kind}: {error}");
+            for part in ["tokenizer.json", "1411", "vocab_size"] {
+                assert!(error.to_string().contains(part), "{kind}: {error}");
+            }
+        }
+    }
+}
+
+/// Libraries that give up on a file's contents: the text is neither the host's end nor on its standard error.
+#[test]
+fn a_tokenizer_that_its_library_gives_up_on_is_refused() {
+    let spoil = |folder: &Path| {
+        let file = folder.join("tokenizer.json");
+        for key in ["normalizer", "pre_tokenizer", "post_processor"] {
+            set(&file, key, Value::Null);
+        }
+        // The library cuts the prefix off the second half, which is shorter.
+        let model = json!({
+            "type": "BPE",
+            "vocab": { "a": 0, "b": 1, "ab": 2 },
+            "merges": [["a", "b"]],
+            "continuing_subword_prefix": "##",
+        });
+        set(&file, "model", model);
+    };
+    assert_error(
+        load_spoiled("bert_mean", spoil),
+        "MODEL_INVALID",
+        &["tokenizer.json", "tokenizers-", ".rs:"],
     );
 }
 

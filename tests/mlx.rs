@@ -273,7 +273,7 @@ fn a_memory_limit_is_an_error_and_the_next_call_works() {
     mlx::set_memory_limit(limit).unwrap();
 
     let error = refused.unwrap_err();
-    assert_eq!(error.code(), "INFERENCE_FAILED");
+    assert_eq!(error.code(), "RESOURCE_EXHAUSTED");
     assert!(error.to_string().contains("maxTokens"), "{error}");
     let error = not_loaded.err().unwrap();
     assert!(

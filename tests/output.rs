@@ -94,7 +94,7 @@ fn encoded_vectors_are_those_of_numpy() {
         let (rows, dimension) = (vector.repeat(2), vector.len());
         let encode = |encoding: &str| {
             let encoding: Encoding = encoding.parse().unwrap();
-            encoding.encode(rows.clone(), dimension)
+            encoding.encode(rows.clone(), dimension).unwrap()
         };
         assert_eq!(encode("float32"), Vectors::Float32(rows.clone()));
         assert_eq!(encode("int8"), Vectors::Int8(int8.repeat(2)), "{vector:?}");
@@ -128,7 +128,7 @@ proptest! {
     #[test]
     fn int8_is_off_by_half_a_step_at_most((dimension, mut vectors) in rows()) {
         vector::normalize(&mut vectors, dimension);
-        let Vectors::Int8(bytes) = Encoding::Int8.encode(vectors.clone(), dimension) else {
+        let Vectors::Int8(bytes) = Encoding::Int8.encode(vectors.clone(), dimension).unwrap() else {
             panic!("not int8");
         };
         prop_assert_eq!(bytes.len(), vectors.len());
@@ -142,7 +142,7 @@ proptest! {
 
     #[test]
     fn every_bit_is_a_sign_and_the_padding_is_zero((dimension, vectors) in rows()) {
-        let Vectors::Binary(bytes) = Encoding::Binary.encode(vectors.clone(), dimension) else {
+        let Vectors::Binary(bytes) = Encoding::Binary.encode(vectors.clone(), dimension).unwrap() else {
             panic!("not binary");
         };
         let bytes_per_row = dimension.div_ceil(8);

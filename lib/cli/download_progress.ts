@@ -1,20 +1,21 @@
 import type { PullProgress } from "../../embedder.js";
-import { clearStatus, showStatus } from "./terminal.js";
+import { clearStatus, note, showStatus } from "./terminal.js";
 
 const BAR_WIDTH = 24;
 
-/** Shows a download on standard error: a bar on a terminal, else a line per file. */
+/** Shows a download, or how far files are verified, on standard error: a bar on a terminal, else a line per file. */
 export function downloadProgress(): (progress: PullProgress) => void {
   let last = "";
-  return ({ file, done, total }) => {
+  return ({ file, isVerification, done, total }) => {
+    const line = `${isVerification ? "verifying" : "downloading"} ${file}`;
     if (process.stderr.isTTY) {
       if (done >= total) return clearStatus();
       const filled = Math.floor((BAR_WIDTH * done) / total);
       const bar = "█".repeat(filled) + "░".repeat(BAR_WIDTH - filled);
       return showStatus(() => `${bar} ${megabytes(done)} of ${megabytes(total)} MB  ${file}`);
     }
-    if (file !== last) process.stderr.write(`downloading ${file}\n`);
-    last = file;
+    if (line !== last) note(line);
+    last = line;
   };
 }
 

@@ -2,9 +2,26 @@
 
 import { once } from "node:events";
 
-/** Writes to standard output, and waits while its reader is slow. */
+/**
+ * Characters that a terminal obeys instead of showing them, or that show a text in another order: file names, names of
+ * models and messages of servers may hold them. Written as JSON writes them, so that JSON stays what it is.
+ */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what this is about.
+const CONTROLS = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
+/** The text with its control characters made visible; tabs and line feeds stay. */
+export function printable(text: string): string {
+  return text.replace(CONTROLS, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
+/** As `printable`, for what is to stay on its line. */
+export function onOneLine(text: string): string {
+  return printable(text).replaceAll("\n", "\\n");
+}
+
+/** Writes to standard output, and waits while its reader is slow. A program that reads it gets every name as it is. */
 export async function print(text: string): Promise<void> {
-  if (!process.stdout.write(text)) await once(process.stdout, "drain");
+  if (!process.stdout.write(process.stdout.isTTY ? printable(text) : text)) await once(process.stdout, "drain");
 }
 
 /** Prints a command's result: as JSON, or as text for people. */
@@ -14,8 +31,13 @@ export async function printResult(isJson: boolean | undefined, result: unknown, 
 
 /** Says something on standard error: a line for people, or with `--json` an object. */
 export function say(isJson: boolean | undefined, line: string, object: object): void {
+  note(isJson ? JSON.stringify(object) : line);
+}
+
+/** Writes a line to standard error. */
+export function note(line: string): void {
   clearStatus();
-  process.stderr.write(`${isJson ? JSON.stringify(object) : line}\n`);
+  process.stderr.write(`${onOneLine(line)}\n`);
 }
 
 const STATUS_INTERVAL_MS = 100;
@@ -27,7 +49,7 @@ export function showStatus(text: () => string): void {
   if (!process.stderr.isTTY || performance.now() - statusAt < STATUS_INTERVAL_MS) return;
   statusAt = performance.now();
   hasStatus = true;
-  process.stderr.write(`\r\u001b[K${text().slice(0, (process.stderr.columns || 80) - 1)}`);
+  process.stderr.write(`\r\u001b[K${onOneLine(text()).slice(0, (process.stderr.columns || 80) - 1)}`);
 }
 
 /** Removes that line. */
@@ -43,7 +65,8 @@ export function grouped(count: number): string {
 }
 
 /** Columns as wide as their widest cell. */
-export function table(rows: readonly (readonly string[])[]): string {
+export function table(cells: readonly (readonly string[])[]): string {
+  const rows = cells.map((row) => row.map((cell) => cell.replaceAll("\n", "\\n")));
   const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)));
   return rows
     .map((row) =>

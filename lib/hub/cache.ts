@@ -1,7 +1,10 @@
 import { constants, type Dirent, existsSync, promises as fs } from "node:fs";
 import * as path from "node:path";
 import { isObject } from "../json_file.js";
-import { COMMIT, type HubFile, isPlainPath, type Listing } from "./listing.js";
+import { COMMIT, ETAG, type HubFile, isPlainPath, type Listing } from "./listing.js";
+
+/** Ends the name of a ref that is kept beside its own place. */
+const BESIDE = "%";
 
 /**
  * One model in the cache, in the layout of Python's `huggingface_hub`:
@@ -30,16 +33,27 @@ export class ModelCache {
     return path.join(this.folder, "snapshots", commit);
   }
 
+  /** Path of a file of a snapshot. */
+  file(commit: string, { name }: HubFile): string {
+    return path.join(this.snapshot(commit), name);
+  }
+
   /** The commit that a branch or tag was at when it was last looked up. */
   async commitOf(revision: string): Promise<string | undefined> {
     if (COMMIT.test(revision)) return revision;
-    const commit = await readText(path.join(this.folder, "refs", revision));
+    const commit = (await readText(this.#ref(revision))) ?? (await readText(this.#refBeside(revision)));
     return commit !== undefined && COMMIT.test(commit.trim()) ? commit.trim() : undefined;
   }
 
   async keepCommit(revision: string, commit: string): Promise<void> {
     if (revision === commit || (await this.commitOf(revision)) === commit) return;
-    await replaceFile(path.join(this.folder, "refs", revision), (file) => fs.writeFile(file, commit));
+    const write = (file: string) => fs.writeFile(file, commit);
+    try {
+      await replaceFile(this.#ref(revision), write);
+      await fs.rm(this.#refBeside(revision), { force: true });
+    } catch {
+      await replaceFile(this.#refBeside(revision), write);
+    }
   }
 
   /** The files that a commit has; `undefined` where that was never asked. */
@@ -68,9 +82,9 @@ export class ModelCache {
   }
 
   /** Whether a snapshot has a file, whole. */
-  async has(commit: string, { name, size }: HubFile): Promise<boolean> {
-    const found = await fs.stat(path.join(this.snapshot(commit), name)).catch(() => undefined);
-    return found?.isFile() === true && found.size === size;
+  async has(commit: string, file: HubFile): Promise<boolean> {
+    const found = await fs.stat(this.file(commit, file)).catch(() => undefined);
+    return found?.isFile() === true && found.size === file.size;
   }
 
   /** The files that a snapshot has, whoever put them there. */
@@ -82,7 +96,11 @@ export class ModelCache {
       const file = path.join(entry.parentPath ?? entry.path, entry.name);
       const stat = await fs.stat(file).catch(() => undefined);
       const name = path.relative(folder, file).split(path.sep).join("/");
-      if (stat?.isFile()) files.set(name, { name, size: stat.size, etag: "", blobId: "" });
+      if (!stat?.isFile()) continue;
+      // A link to a blob tells the hash, where no list of files does.
+      const blob = path.basename(await fs.realpath(file).catch(() => ""));
+      const etag = ETAG.test(blob) ? blob : "";
+      files.set(name, { name, size: stat.size, etag, blobId: etag });
     }
     return { commit, files };
   }
@@ -95,13 +113,14 @@ export class ModelCache {
       .filter((entry) => entry.isFile())
       .map((entry) => path.relative(refs, path.join(entry.parentPath ?? entry.path, entry.name)));
     const commits = await fs.readdir(path.join(this.folder, "snapshots")).catch(() => []);
-    return [...named.map((name) => name.split(path.sep).join("/")), ...commits];
+    const revisions = named.map((name) => revisionOf(name.split(path.sep).join("/")));
+    return [...new Set([...revisions, ...commits])];
   }
 
   /** Puts a blob into a snapshot. */
-  async link(commit: string, { name, etag }: HubFile): Promise<void> {
-    const blob = this.blob(etag);
-    const target = path.join(this.snapshot(commit), name);
+  async link(commit: string, hubFile: HubFile): Promise<void> {
+    const blob = this.blob(hubFile.etag);
+    const target = this.file(commit, hubFile);
     await replaceFile(target, async (file) => {
       // Relative, so that the cache may be moved.
       const relative = path.relative(path.dirname(target), blob);
@@ -112,8 +131,29 @@ export class ModelCache {
     });
   }
 
+  #ref(revision: string): string {
+    return path.join(this.folder, "refs", revision);
+  }
+
+  /**
+   * Where a ref is kept whose own place is taken: of `a` and `a/b`, a tag and a branch or one deleted since, only one can
+   * have a file. Python's library does not keep the second one. No revision has a `%` in its name.
+   */
+  #refBeside(revision: string): string {
+    return path.join(this.folder, "refs", `${encodeURIComponent(revision)}${BESIDE}`);
+  }
+
   #tree(commit: string): string {
     return path.join(this.folder, "trees", `${commit}.json`);
+  }
+}
+
+/** The revision of a file in `refs`. */
+function revisionOf(name: string): string {
+  try {
+    return name.endsWith(BESIDE) ? decodeURIComponent(name.slice(0, -BESIDE.length)) : name;
+  } catch {
+    return name;
   }
 }
 

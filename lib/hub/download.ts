@@ -15,6 +15,8 @@ export interface Download {
   /** Where the file lies, below the endpoint. */
   url: string;
   subject: Subject & { file: string };
+  /** Whether a blob that is there already is compared with its hash. */
+  verify: boolean;
   signal: AbortSignal | undefined;
   /** Called with the bytes of the file that are there. */
   onBytes: (bytes: number) => void;
@@ -30,11 +32,11 @@ const WRONG_CONTENTS = 2;
  * @throws EmbedderError
  */
 export async function download(options: Download): Promise<void> {
-  const { blob, file, signal, onBytes } = options;
+  const { blob, file, verify, signal, onBytes } = options;
   await fs.mkdir(path.dirname(blob), { recursive: true });
   const { size } = await fs.stat(blob).catch(() => file);
   // Damaged by whatever: a blob is never shorter or longer than its file.
-  if (size !== file.size) await fs.rm(blob, { force: true });
+  if (size !== file.size || (verify && !(await isIntact(blob, file, signal)))) await fs.rm(blob, { force: true });
   for (let wrong = 0; ; ) {
     const part = await Part.claim(blob, signal, onBytes);
     if (!part) break;
@@ -116,6 +118,29 @@ async function fill(part: Part, { client, file, url, subject, onBytes }: Downloa
   }
 }
 
+/** Whether a file that is there has the bytes that its hash promises; false where there is none. @throws AbortError */
+export async function isIntact(
+  path: string,
+  file: HubFile,
+  signal: AbortSignal | undefined,
+  onBytes: (bytes: number) => void = () => {},
+): Promise<boolean> {
+  const handle = await fs.open(path).catch(() => undefined);
+  if (!handle) return false;
+  try {
+    const { size } = await handle.stat();
+    if (size !== file.size) return false;
+    const hash = newHash(file);
+    await hashBytes(handle, hash, size, (bytes) => {
+      throwIfAborted(signal);
+      onBytes(bytes);
+    });
+    return hash.digest("hex") === file.etag;
+  } finally {
+    await handle.close();
+  }
+}
+
 /** The hash over what a part has; a part that has too much is emptied. */
 async function hashOf(handle: fs.FileHandle, file: HubFile): Promise<{ hash: Hash; bytes: number }> {
   const hash = newHash(file);
@@ -124,6 +149,16 @@ async function hashOf(handle: fs.FileHandle, file: HubFile): Promise<{ hash: Has
     await handle.truncate(0);
     return { hash, bytes: 0 };
   }
+  return { hash, bytes: await hashBytes(handle, hash, size, () => {}) };
+}
+
+/** Hashes the first `size` bytes of a file; resolves to how many there were. */
+async function hashBytes(
+  handle: fs.FileHandle,
+  hash: Hash,
+  size: number,
+  onBytes: (bytes: number) => void,
+): Promise<number> {
   const block = Buffer.allocUnsafe(1 << 20);
   let bytes = 0;
   while (bytes < size) {
@@ -131,8 +166,9 @@ async function hashOf(handle: fs.FileHandle, file: HubFile): Promise<{ hash: Has
     if (bytesRead === 0) break;
     hash.update(block.subarray(0, bytesRead));
     bytes += bytesRead;
+    onBytes(bytes);
   }
-  return { hash, bytes };
+  return bytes;
 }
 
 /** The hash that a file's `etag` is: SHA-256 of its bytes, or git's SHA-1 of a header and its bytes. */

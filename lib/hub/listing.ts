@@ -20,7 +20,8 @@ export interface HubFile {
 }
 
 export const COMMIT = /^[0-9a-f]{40}$/;
-const ETAG = /^([0-9a-f]{40}|[0-9a-f]{64})$/;
+/** What a file's hash looks like: git's, or SHA-256. */
+export const ETAG = /^([0-9a-f]{40}|[0-9a-f]{64})$/;
 
 /** Asks the Hub which files a revision has. @throws EmbedderError */
 export async function fetchListing(
@@ -68,6 +69,6 @@ export async function fetchListing(
 /** Whether a file name of a repository is a path below its folder, on every system. */
 export function isPlainPath(name: string): boolean {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: such names are what this refuses.
-  if (name.length > 500 || /[\\:\u0000-\u001f]/.test(name)) return false;
+  if (name.length > 500 || /[\\:\u0000-\u001f\u007f-\u009f]/.test(name)) return false;
   return name.split("/").every((segment) => segment !== "" && segment !== "." && segment !== "..");
 }

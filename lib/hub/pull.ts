@@ -1,10 +1,10 @@
-import * as path from "node:path";
-import { EmbedderError, throwIfAborted } from "../errors.js";
+import { onAbort } from "../abort.js";
+import { coded, EmbedderError, ThrownByCaller, throwIfAborted, toEmbedderError } from "../errors.js";
 import { knownModel } from "../known_models.js";
 import { checkPullOptions, invalid } from "../options.js";
 import { freeBytes, ModelCache } from "./cache.js";
 import { HubClient } from "./client.js";
-import { download, megabytes } from "./download.js";
+import { download, isIntact, megabytes } from "./download.js";
 import { fetchListing, type HubFile, isPlainPath, type Listing } from "./listing.js";
 import { modelFiles, type Snapshot, type WantedWeights } from "./model_files.js";
 import { bytesOfPart } from "./part.js";
@@ -25,17 +25,24 @@ export interface PullOptions {
   offline?: boolean;
   /** Also bring the repository's ONNX graph, which the JavaScript fallback needs. Default false. */
   onnx?: boolean;
+  /**
+   * Also compare what is in the cache already with its hash, and download again what differs. Default false: files of the
+   * right size count as right, since each was checked when it came.
+   */
+  verify?: boolean;
   /** Gives up with an `AbortError`. What has been downloaded is kept for the next time. */
   signal?: AbortSignal;
-  /** Called now and then while files are downloaded. An error that it throws ends the call. */
+  /** Called now and then while files are downloaded or verified. An error that it throws ends the call. */
   onProgress?: (progress: PullProgress) => void;
 }
 
 /** How far a download is. */
 export interface PullProgress {
-  /** The file that is being downloaded. */
+  /** The file that is being downloaded or verified. */
   file: string;
-  /** Bytes of all files of the model that are there, those of earlier downloads included. */
+  /** Set where the file is being verified. */
+  isVerification?: true;
+  /** Bytes of all files of the model that are there, those of earlier downloads included; with `verify`, that are right. */
   done: number;
   /** Bytes of all files of the model. */
   total: number;
@@ -76,24 +83,36 @@ export function parseHubName(text: string): HubModel | undefined {
  * `MODEL_INVALID`, `MODEL_UNSUPPORTED`, `ACCESS_DENIED`, `DOWNLOAD_FAILED`, or `ABORT_ERR` (an `AbortError`).
  */
 export async function pull(model: string, options?: PullOptions): Promise<string> {
-  const { revision, onnx, ...settings } = checkPullOptions(options);
-  const named = typeof model === "string" ? parseHubName(model) : undefined;
-  if (!named) throw invalid("model", 'a name on the Hub such as "nomic-ai/CodeRankEmbed"', model);
-  const chosen = { ...named, ...(revision !== undefined && { revision }) };
-  return pullWeights(chosen, { safetensors: true, onnx: onnx ? "f32" : undefined }, settings);
+  return coded(async () => {
+    const { revision, onnx, ...settings } = checkPullOptions(options);
+    const named = typeof model === "string" ? parseHubName(model) : undefined;
+    if (!named) throw invalid("model", 'a name on the Hub such as "nomic-ai/CodeRankEmbed"', model);
+    const chosen = { ...named, ...(revision !== undefined && { revision }) };
+    return pullWeights(chosen, { safetensors: true, onnx: onnx ? "f32" : undefined }, settings);
+  });
 }
 
-/** As `pull`, for the weights that a backend reads. */
+/** As `pull`, for the weights that a backend reads. @throws EmbedderError, ThrownByCaller */
 export async function pullWeights(
   model: HubModel,
   wanted: WantedWeights,
   options: Omit<PullOptions, "revision" | "onnx">,
 ): Promise<string> {
-  if (!isPlainPath(model.revision) || /[\s@?#%~^*[]/.test(model.revision)) {
+  if (!isPlainPath(model.revision) || /[\s@?#%~^*[]/.test(model.revision) || !model.revision.isWellFormed()) {
     throw invalid("revision", "a branch, tag or commit", model.revision);
   }
   throwIfAborted(options.signal);
-  return new Pull(model, wanted, hubSettings(options), options).run();
+  const settings = hubSettings(options);
+  const stop = new AbortController();
+  // What runs below adds listeners of its own: they are for this call's signal, not for one that many calls share.
+  const stopWaiting = onAbort(options.signal, () => stop.abort(options.signal?.reason));
+  try {
+    return await new Pull(model, wanted, settings, { ...options, signal: stop.signal }).run();
+  } catch (error) {
+    throw downloadError(error, settings.cacheFolder);
+  } finally {
+    stopWaiting();
+  }
 }
 
 class Pull {
@@ -105,7 +124,7 @@ class Pull {
     readonly model: HubModel,
     readonly wanted: WantedWeights,
     readonly settings: HubSettings,
-    readonly options: Pick<PullOptions, "signal" | "onProgress">,
+    readonly options: Pick<PullOptions, "signal" | "onProgress" | "verify">,
   ) {
     this.#name = `${model.id}@${model.revision}`;
     this.#cache = new ModelCache(settings.cacheFolder, model.id, settings.symlinks);
@@ -118,10 +137,12 @@ class Pull {
     // A commit never changes: what was listed and is there is all there is.
     const listed = cached === undefined ? undefined : await this.#cache.listing(cached);
     const isThere = listed !== undefined && (await this.#isWhole(listed));
-    if (cached === revision && isThere) return this.#cache.snapshot(cached);
+    const isPinned = cached === revision && isThere;
+    if (isPinned && !this.options.verify) return this.#cache.snapshot(cached);
     if (this.settings.offline) return this.#fromCache(cached, undefined);
     try {
-      const listing = await fetchListing(this.#client, id, revision, isThere ? 1 : LOOKUP_ATTEMPTS);
+      const attempts = isThere ? 1 : LOOKUP_ATTEMPTS;
+      const listing = isPinned ? listed : await fetchListing(this.#client, id, revision, attempts);
       const downloaded = await this.#download(listing);
       // Only now: until then the revision is the commit whose files are there.
       await this.#remember(listing).catch((error) => {
@@ -130,7 +151,7 @@ class Pull {
       });
       return this.#cache.snapshot(listing.commit);
     } catch (error) {
-      if (!(error instanceof TransferError)) throw systemError(error, this.settings.cacheFolder);
+      if (!(error instanceof TransferError)) throw error;
       return await this.#fromCache(cached, error);
     } finally {
       await this.#client.close();
@@ -158,7 +179,10 @@ class Pull {
     const snapshot = this.#cache.snapshot(commit);
     // What Python downloaded may come without a list of the commit's files: then the model's own files tell.
     const listing = (await this.#cache.listing(commit)) ?? (await this.#cache.filesOf(commit));
-    if (await this.#isWhole(listing)) return snapshot;
+    if (await this.#isWhole(listing)) {
+      if (this.options.verify) await this.#verify(listing, why);
+      return snapshot;
+    }
     if (unreachable) throw unreachable;
     const missing = (await this.#missing(listing)).join(", ");
     throw new EmbedderError(
@@ -169,6 +193,23 @@ class Pull {
 
   async #isWhole(listing: Listing): Promise<boolean> {
     return (await this.#missing(listing)).length === 0;
+  }
+
+  /** @throws EmbedderError `MODEL_INVALID` naming a file of the snapshot whose bytes are not those of its hash. */
+  async #verify(listing: Listing, why: string): Promise<void> {
+    const files = await this.#filesOf(listing, async () => {});
+    const report = new Report(files, files, this.options.onProgress);
+    for (const file of files) {
+      if (await this.#isIntact(listing.commit, file, report)) {
+        report.finished(file);
+        continue;
+      }
+      const wrong = file.etag ? `its bytes do not have the hash ${file.etag}` : "the cache does not tell its hash";
+      throw new EmbedderError(
+        "MODEL_INVALID",
+        `${this.#cache.file(listing.commit, file)}: ${wrong}, and it cannot be downloaded again: ${why}`,
+      );
+    }
   }
 
   /** Files of the model that its snapshot lacks, as far as the files that are there tell. */
@@ -196,25 +237,21 @@ class Pull {
   /** Completes the snapshot; tells whether something was missing. */
   async #download(listing: Listing): Promise<boolean> {
     // Few and small, and which files the model has stands in them: not worth a report of their own.
-    const names = await modelFiles(this.#snapshot(listing), this.wanted, async (first) => {
-      for (const name of first) await this.#fetch(listing, fileOf(listing, name), () => {});
+    const files = await this.#filesOf(listing, async (first) => {
+      for (const name of first) await this.#fetch(listing, fileOf(listing, name));
     });
-    const files = names.map((name) => fileOf(listing, name));
     const lacking: HubFile[] = [];
     for (const file of files) if (!(await this.#cache.has(listing.commit, file))) lacking.push(file);
     await this.#checkSpace(lacking);
-    const total = bytesOf(files);
-    let done = total - bytesOf(lacking);
-    let reportedAt = 0;
-    for (const file of lacking) {
-      await this.#fetch(listing, file, (bytes) => {
-        if (bytes < file.size && Date.now() - reportedAt < PROGRESS_INTERVAL_MS) return;
-        reportedAt = Date.now();
-        this.options.onProgress?.({ file: file.name, done: done + bytes, total });
-      });
-      done += file.size;
-    }
+    const toDo = this.options.verify ? files : lacking;
+    const report = new Report(files, toDo, this.options.onProgress);
+    for (const file of toDo) await this.#fetch(listing, file, report);
     return lacking.length > 0;
+  }
+
+  async #filesOf(listing: Listing, fetch: (files: string[]) => Promise<void>): Promise<HubFile[]> {
+    const names = await modelFiles(this.#snapshot(listing), this.wanted, fetch);
+    return names.map((name) => fileOf(listing, name));
   }
 
   /** @throws EmbedderError `DOWNLOAD_FAILED` where the disk has no room for what is missing. */
@@ -230,21 +267,30 @@ class Pull {
     );
   }
 
-  /** Brings a file into the snapshot, unless it is there. */
-  async #fetch({ commit }: Listing, file: HubFile, onBytes: (bytes: number) => void): Promise<void> {
-    throwIfAborted(this.options.signal);
-    if (await this.#cache.has(commit, file)) return;
-    const { id, revision } = this.model;
-    await download({
-      client: this.#client,
-      file,
-      blob: this.#cache.blob(file.etag),
-      url: `/${id}/resolve/${commit}/${file.name.split("/").map(encodeURIComponent).join("/")}`,
-      subject: { model: id, revision, file: file.name },
-      signal: this.options.signal,
-      onBytes,
-    });
-    await this.#cache.link(commit, file);
+  /** Brings a file into the snapshot, unless it is there; with `verify`, unless it is there and right. */
+  async #fetch({ commit }: Listing, file: HubFile, report?: Report): Promise<void> {
+    const { signal, verify = false } = this.options;
+    throwIfAborted(signal);
+    if (!(verify ? await this.#isIntact(commit, file, report) : await this.#cache.has(commit, file))) {
+      const { id, revision } = this.model;
+      await download({
+        client: this.#client,
+        file,
+        blob: this.#cache.blob(file.etag),
+        url: `/${id}/resolve/${commit}/${file.name.split("/").map(encodeURIComponent).join("/")}`,
+        subject: { model: id, revision, file: file.name },
+        verify,
+        signal,
+        onBytes: (bytes) => report?.bytes(file, bytes),
+      });
+      await this.#cache.link(commit, file);
+    }
+    report?.finished(file);
+  }
+
+  #isIntact(commit: string, file: HubFile, report: Report | undefined): Promise<boolean> {
+    const onBytes = (bytes: number) => report?.bytes(file, bytes, { isVerification: true });
+    return isIntact(this.#cache.file(commit, file), file, this.options.signal, onBytes);
   }
 
   #snapshot(listing: Listing): Snapshot {
@@ -253,6 +299,30 @@ class Pull {
 }
 
 class Incomplete extends Error {}
+
+/** Tells now and then how far a pull is. */
+class Report {
+  readonly #total: number;
+  readonly #onProgress: PullOptions["onProgress"];
+  #done: number;
+  #reportedAt = 0;
+
+  constructor(files: HubFile[], toDo: HubFile[], onProgress: PullOptions["onProgress"]) {
+    this.#total = bytesOf(files);
+    this.#done = this.#total - bytesOf(toDo);
+    this.#onProgress = onProgress;
+  }
+
+  bytes(file: HubFile, bytes: number, kind: Pick<PullProgress, "isVerification"> = {}): void {
+    if (bytes < file.size && Date.now() - this.#reportedAt < PROGRESS_INTERVAL_MS) return;
+    this.#reportedAt = Date.now();
+    this.#onProgress?.({ file: file.name, ...kind, done: this.#done + bytes, total: this.#total });
+  }
+
+  finished({ size }: HubFile): void {
+    this.#done += size;
+  }
+}
 
 function fileOf({ files, commit }: Listing, name: string): HubFile {
   const file = files.get(name);
@@ -265,13 +335,14 @@ function bytesOf(files: HubFile[]): number {
   return files.reduce((sum, { size }) => sum + size, 0);
 }
 
-/** An error of the file system with what was being done; others as they are. */
-function systemError(error: unknown, cacheFolder: string): unknown {
-  const { code, syscall, message } = error as NodeJS.ErrnoException;
-  if (error instanceof EmbedderError || !code || !syscall) return error;
-  return new EmbedderError(
-    "DOWNLOAD_FAILED",
-    `cannot write into the cache ${path.resolve(cacheFolder)}: ${message}; HF_HOME or HF_HUB_CACHE name another folder`,
-    { cause: error },
-  );
+/** An error of the file system, or one that nobody foresaw, with what was being done; those of this package as they are. */
+function downloadError(cause: unknown, cacheFolder: string): unknown {
+  if (cause instanceof EmbedderError || cause instanceof ThrownByCaller) return cause;
+  const { message } = toEmbedderError(cause);
+  const doing = (cause as NodeJS.ErrnoException).syscall
+    ? `cannot write into the cache ${cacheFolder}`
+    : "the download failed";
+  return new EmbedderError("DOWNLOAD_FAILED", `${doing}: ${message}; HF_HOME or HF_HUB_CACHE name another folder`, {
+    cause,
+  });
 }

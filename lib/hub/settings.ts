@@ -29,7 +29,7 @@ export function hubSettings(
   options: { cacheFolder?: string; endpoint?: string; token?: string | false; offline?: boolean },
   env: NodeJS.ProcessEnv = process.env,
 ): HubSettings {
-  const userCache = env.XDG_CACHE_HOME || path.join(os.homedir(), ".cache");
+  const userCache = env.XDG_CACHE_HOME || path.join(homeFolder(), ".cache");
   const home = expanded(env.HF_HOME || path.join(userCache, "huggingface"), env);
   const cacheFolder = options.cacheFolder || env.HF_HUB_CACHE || env.HUGGINGFACE_HUB_CACHE || path.join(home, "hub");
   const seconds = Number(env.HF_HUB_DOWNLOAD_TIMEOUT);
@@ -71,7 +71,16 @@ function checkEndpoint(endpoint: string): string {
 /** `~` and `$NAME` in a path, as Python's `expanduser` and `expandvars` put them in. */
 function expanded(folder: string, env: NodeJS.ProcessEnv): string {
   const named = folder.replace(/\$(?:(\w+)|\{(\w+)\})/g, (found, plain, braced) => env[plain ?? braced] ?? found);
-  return named.replace(/^~(?=$|[\\/])/, () => os.homedir());
+  return named.replace(/^~(?=$|[\\/])/, () => homeFolder());
+}
+
+function homeFolder(): string {
+  try {
+    return os.homedir();
+  } catch (cause) {
+    // A process of a container may have a user of no name, and HOME unset.
+    throw new EmbedderError("INVALID_ARGUMENT", "the user has no home folder: set HOME or HF_HOME", { cause });
+  }
 }
 
 function isTrue(value: string | undefined): boolean {

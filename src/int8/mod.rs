@@ -171,7 +171,7 @@ fn quantize(checkpoint: &Checkpoint, layers: &[TensorSlice], source: &str) -> Re
     let mut tensors = Vec::with_capacity(2 * layers.len());
     for layer in sorted(layers) {
         let (outputs, inputs) = (layer.shape[0], layer.len() / layer.shape[0]);
-        let quantized = scheme::quantize(&checkpoint.floats(layer), inputs);
+        let quantized = scheme::quantize(&checkpoint.floats(layer)?, inputs)?;
         let scales: Vec<u8> = quantized
             .scales
             .iter()

@@ -1,5 +1,8 @@
 //! How a matrix of weights becomes int8: symmetric, one scale per output. Pure.
 
+use crate::error::Result;
+use crate::memory;
+
 /// Part of every cache file's name: raised when the same weights would give other bytes.
 pub const VERSION: u32 = 1;
 
@@ -22,12 +25,15 @@ pub struct Quantized {
 }
 
 /// Quantizes weights `[outputs, inputs]`, row-major, and transposes them.
-#[must_use]
-pub fn quantize(weights: &[f32], inputs: usize) -> Quantized {
-    let scales: Vec<f32> = weights.chunks_exact(inputs).map(scale).collect();
+///
+/// # Errors
+/// There is no memory for the quantized ones.
+pub fn quantize(weights: &[f32], inputs: usize) -> Result<Quantized> {
+    const WHAT: &str = "weights in int8";
+    let scales = memory::collected(weights.chunks_exact(inputs).map(scale), WHAT)?;
     let outputs = scales.len();
-    let mut values = vec![0; weights.len()];
-    let mut block = Vec::with_capacity(BLOCK * inputs);
+    let mut values = memory::filled(weights.len(), 0, WHAT)?;
+    let mut block = memory::room(BLOCK * inputs, WHAT)?;
     for (index, rows) in weights.chunks(BLOCK * inputs).enumerate() {
         let first = index * BLOCK;
         block.clear();
@@ -42,7 +48,7 @@ pub fn quantize(weights: &[f32], inputs: usize) -> Quantized {
             }
         }
     }
-    Quantized { values, scales }
+    Ok(Quantized { values, scales })
 }
 
 /// The smallest scale with which all weights of an output fit into int8 on every processor.
@@ -85,7 +91,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_weight_is_at_most_half_a_step_off((weights, inputs) in weights()) {
-            let Quantized { values, scales } = quantize(&weights, inputs);
+            let Quantized { values, scales } = quantize(&weights, inputs).unwrap();
             let outputs = scales.len();
             for (index, weight) in weights.iter().enumerate() {
                 let (output, input) = (index / inputs, index % inputs);
@@ -96,7 +102,7 @@ mod tests {
 
         #[test]
         fn sixteen_bits_hold_the_products_of_neighbours((weights, inputs) in weights()) {
-            let Quantized { values, scales } = quantize(&weights, inputs);
+            let Quantized { values, scales } = quantize(&weights, inputs).unwrap();
             let outputs = scales.len();
             let value = |input: usize, output: usize| i32::from(values[input * outputs + output] as i8);
             for output in 0..outputs {
@@ -117,7 +123,7 @@ mod tests {
 
         #[test]
         fn a_column_uses_the_range((weights, inputs) in weights()) {
-            let Quantized { values, scales } = quantize(&weights, inputs);
+            let Quantized { values, scales } = quantize(&weights, inputs).unwrap();
             for (output, row) in weights.chunks_exact(inputs).enumerate() {
                 let used = (0..inputs).map(|input| (values[input * scales.len() + output] as i8).unsigned_abs()).max();
                 // At worst two neighbours are both the largest.

@@ -14,11 +14,18 @@ pub const BACKENDS: &[Backend] = if cfg!(mlx) {
     &[Backend::Onnx]
 };
 
+/// The repository: the folder of this package, or the one above, where the fuzz targets have a package of their own.
+fn repository() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = package.ancestors();
+    folders
+        .find(|folder| folder.join("tests/fixtures").is_dir())
+        .unwrap_or(package)
+}
+
 /// A model folder of `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
+    repository().join("tests/fixtures").join(name)
 }
 
 /// The fixtures that have golden vectors.
@@ -62,7 +69,7 @@ pub fn onnx_runtime_library() -> PathBuf {
         "aarch64" => "arm64",
         _ => "x64",
     };
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+    let folder = repository()
         .join("node_modules/onnxruntime-node/bin/napi-v6")
         .join(platform)
         .join(arch);

@@ -14,8 +14,8 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::transforms::compile::compile;
 use mlx_rs::{Array, Dtype, ops};
 
-use super::mlx_error;
 use super::parameters::{Affine, FusedProjections, Parameters};
+use super::{mlx_error, size};
 use crate::arch::{
     Activation, Attention, Embeddings, LayerNorm, Linear, Ops, Pooling, Projections, Rotary, Tokens,
 };
@@ -162,8 +162,7 @@ impl<'a> Pass<'a> {
     }
 
     /// `[batch · length, n · heads · head_dim]` → `[batch, n · heads, length, head_dim]`, a view.
-    fn to_heads(&self, x: &Array, length: i32, attention: &Attention) -> Result<Array, Exception> {
-        let head_dim = attention.head_dim as i32;
+    fn to_heads(&self, x: &Array, length: i32, head_dim: i32) -> Result<Array, Exception> {
         x.reshape(&[self.shape.batch, length, -1, head_dim])?
             .transpose_axes(&[0, 2, 1, 3])
     }
@@ -173,7 +172,7 @@ impl<'a> Pass<'a> {
             Some(wavelengths) => wavelengths,
             None => wavelengths(rotary, self.shape.stretch)?,
         };
-        let dimensions = rotary.dimensions as i32;
+        let dimensions = size(rotary.dimensions)?;
         let rotated =
             fast::rope(x, dimensions, false, None, 1.0, 0, &wavelengths).map_err(mlx_error);
         self.wavelengths = Some(wavelengths);
@@ -187,12 +186,12 @@ impl<'a> Pass<'a> {
         projections: &Projections,
         attention: &Attention,
     ) -> Result<[Array; 3]> {
-        let heads = attention.heads as i32;
+        let (heads, head_dim) = (size(attention.heads)?, size(attention.head_dim)?);
         let length = self.shape.length;
         match &self.parameters.projections[&projections.query.weight.name] {
             FusedProjections::All(all) => {
                 let joined =
-                    affine(x, all).and_then(|joined| self.to_heads(&joined, length, attention));
+                    affine(x, all).and_then(|joined| self.to_heads(&joined, length, head_dim));
                 let joined = joined.map_err(mlx_error)?;
                 let Some(rotary) = &attention.rotary else {
                     return parts(&joined, &[heads, 2 * heads]);
@@ -206,9 +205,9 @@ impl<'a> Pass<'a> {
                 // A first token is at position 0, where the rotation is the identity.
                 let query = self.first_rows(x).and_then(|rows| affine(&rows, first));
                 let query = query
-                    .and_then(|query| self.to_heads(&query, 1, attention))
+                    .and_then(|query| self.to_heads(&query, 1, head_dim))
                     .map_err(mlx_error)?;
-                let rest = affine(x, rest).and_then(|rest| self.to_heads(&rest, length, attention));
+                let rest = affine(x, rest).and_then(|rest| self.to_heads(&rest, length, head_dim));
                 let [mut key, value] = parts(&rest.map_err(mlx_error)?, &[heads])?;
                 if let Some(rotary) = &attention.rotary {
                     key = self.rotate(&key, rotary)?;
@@ -295,7 +294,7 @@ impl Ops for Pass<'_> {
     type Tensor = States;
 
     fn embed(&mut self, embeddings: &Embeddings) -> Result<States> {
-        let width = embeddings.words.shape[1] as i32;
+        let width = size(embeddings.words.shape[1])?;
         let embedded = || -> Result<Array, Exception> {
             let words = self.parameters.words.take_axis(&self.ids, 0)?;
             let summed = match &self.parameters.positions {
@@ -374,7 +373,7 @@ impl Ops for Pass<'_> {
         let [query, key, value] = self.project(&x.array, projections, attention)?;
         let scale = (attention.head_dim as f32).sqrt().recip();
         let mask = self.mask.as_ref().map(ScaledDotProductAttentionMask::from);
-        let width = (attention.heads * attention.head_dim) as i32;
+        let width = size(attention.heads * attention.head_dim)?;
         let mixed = fast::scaled_dot_product_attention(query, key, value, scale, mask, None)
             .and_then(|mixed| mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[-1, width]));
         Ok(States {
@@ -451,7 +450,7 @@ fn wavelengths(rotary: &Rotary, stretch: f64) -> Result<Array> {
     let wavelengths: Vec<f32> = (0..rotary.dimensions / 2)
         .map(|i| base.powf(2.0 * i as f64 / dimensions) as f32)
         .collect();
-    array(&wavelengths, &[wavelengths.len() as i32])
+    array(&wavelengths, &[size(wavelengths.len())?])
 }
 
 /// An element type of arrays made here.
@@ -477,9 +476,7 @@ fn array<T: Element>(values: &[T], shape: &[i32]) -> Result<Array> {
     // SAFETY: MLX copies as many values as the shape has, which is the length of `values`.
     let array = unsafe { Array::from_raw_data(values.as_ptr().cast::<c_void>(), shape, T::DTYPE) };
     if array.as_ptr().ctx.is_null() {
-        return Err(Error::InferenceFailed {
-            reason: format!("MLX has no memory for {} bytes", size_of_val(values)),
-        });
+        return Err(Error::no_memory(size_of_val(values), "a batch"));
     }
     Ok(array)
 }

@@ -23,7 +23,9 @@
 //! - **A failed allocation of a new array is silent**: the handle is null and the next operation complains about
 //!   something else. Hence the checks after `from_raw_data`. On a CPU an allocation inside an operation that fails is a
 //!   crash, and the memory limit is not enforced; hence [`reserve`], before a batch and before weights.
-//! - **Lookups do not check their indices.** Token ids are held against the vocabulary when the tokenizer is loaded.
+//! - **Lookups do not check their indices.** Token ids are held against the vocabulary where they leave the tokenizer, and
+//!   padding stops at the end of the position table.
+//! - **Sizes are `i32`**; [`size`] is the only way to make one.
 //! - **Streams belong to threads**, and every thread that touches MLX costs one that never ends. Nothing here uses
 //!   `with_device` or `with_stream`, which make a new one per call.
 //! - **float32 is contagious**: a float32 scalar or norm weight makes the result float32. Norms are rounded back on purpose;
@@ -133,14 +135,13 @@ pub fn load(
     let scaling = encoder.ntk_scaling();
     thread::run(move |state| {
         let value_bytes = if dtype == MlxDtype::Float32 { 4 } else { 2 };
-        let values = checkpoint.values();
-        reserve(values * value_bytes, "the weights").map_err(|error| {
-            Error::BackendUnavailable {
+        let parameters = reserve(checkpoint.values() * value_bytes, "the weights")
+            .and_then(|()| Parameters::load(&encoder, &checkpoint, &pooling, dtype))
+            // Too large for MLX is not too large for others.
+            .map_err(|error| Error::BackendUnavailable {
                 backend: "mlx",
                 reason: error.to_string(),
-            }
-        })?;
-        let parameters = Parameters::load(&encoder, &checkpoint, &pooling, dtype)?;
+            })?;
         let model = LoadedModel {
             encoder,
             parameters,
@@ -256,14 +257,19 @@ impl LoadedModel {
         stretch: f64,
     ) -> Result<Vec<f32>> {
         let longest = batch.texts().map(<[u32]>::len).max().unwrap_or(0);
-        // A stretched text is alone with others of its length; padding it would need another stretch.
+        // A stretched text is alone with others of its length; padding it would need another stretch. No padding has a
+        // position beyond the table.
         let length = if stretch > 1.0 {
             longest
         } else {
-            batch::bucket(longest)
+            let rows = self.parameters.positions.as_ref();
+            let rows = rows.map_or(usize::MAX, |table| table.dim(0) as usize);
+            batch::bucket(longest).min(rows.max(longest))
         };
         reserve(self.limits.bytes(batch.len(), length), "a batch")?;
 
+        // The states of all tokens are the rows of one matrix.
+        size(batch.len() * length)?;
         let mut ids = Vec::with_capacity(batch.len() * length);
         for text in batch.texts() {
             ids.extend_from_slice(text);
@@ -271,10 +277,11 @@ impl LoadedModel {
         }
         let is_padded = batch.texts().any(|text| text.len() < length);
         let shape = Shape {
-            batch: batch.len() as i32,
-            length: length as i32,
+            batch: size(batch.len())?,
+            length: size(length)?,
             lengths: if is_padded {
-                batch.texts().map(|text| text.len() as i32).collect()
+                let lengths = batch.texts().map(|text| size(text.len()));
+                lengths.collect::<Result<_>>()?
             } else {
                 Vec::new()
             },
@@ -288,6 +295,19 @@ impl LoadedModel {
     }
 }
 
+/// A size as MLX takes it.
+///
+/// # Errors
+/// It is more than MLX counts to.
+fn size(size: usize) -> Result<i32> {
+    i32::try_from(size).map_err(|_| Error::InferenceFailed {
+        reason: format!(
+            "MLX computes with at most {} rows or columns, and {size} would be needed: use the backend \"onnx\"",
+            i32::MAX
+        ),
+    })
+}
+
 /// Refuses to allocate beyond MLX's memory limit, which MLX itself does not enforce on a CPU.
 fn reserve(bytes: usize, what: &str) -> Result<()> {
     let figures = memory::memory_limit().and_then(|limit| Ok((limit, memory::active_memory()?)));
@@ -295,7 +315,7 @@ fn reserve(bytes: usize, what: &str) -> Result<()> {
     if active + bytes <= limit {
         return Ok(());
     }
-    Err(Error::InferenceFailed {
+    Err(Error::ResourceExhausted {
         reason: format!(
             "{what} would take up to {} MB in addition to {} MB in use, and MLX may use {} MB: lower maxTokens, or close \
              models that are not needed",
@@ -315,5 +335,19 @@ fn mlx_error(error: Exception) -> Error {
         .map_or(text, |(message, _)| message);
     Error::InferenceFailed {
         reason: format!("MLX: {message}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_mlx_cannot_count_is_refused() {
+        assert_eq!(size(i32::MAX as usize).unwrap(), i32::MAX);
+        for too_large in [1 << 31, 1 << 32, usize::MAX] {
+            let error = size(too_large).unwrap_err().to_string();
+            assert!(error.contains(&too_large.to_string()), "{error}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops, transforms};
 
-use super::mlx_error;
+use super::{mlx_error, size};
 use crate::arch::{
     Activation, Attention, Embeddings, Encoder, LayerNorm, Linear, Ops, Pooling, Projections,
     Tokens,
@@ -120,18 +120,13 @@ impl Loader<'_> {
             WeightType::F16 => Dtype::Float16,
             WeightType::BF16 => Dtype::Bfloat16,
         };
-        let shape: Vec<i32> = tensor.shape.iter().map(|&size| size as i32).collect();
+        let shape = tensor.shape.iter().map(|&length| size(length));
+        let shape = shape.collect::<Result<Vec<i32>>>()?;
         let bytes = self.checkpoint.bytes(tensor);
         // SAFETY: MLX copies shape × dtype bytes, which is the length of `bytes`; any address will do for a copy.
         let array = unsafe { Array::from_raw_data(bytes.as_ptr().cast(), &shape, stored) };
         if array.as_ptr().ctx.is_null() {
-            return Err(Error::InferenceFailed {
-                reason: format!(
-                    "MLX has no memory for the {} bytes of `{}`",
-                    bytes.len(),
-                    tensor.name
-                ),
-            });
+            return Err(Error::no_memory(bytes.len(), &format!("`{}`", tensor.name)));
         }
         if stored == dtype {
             Ok(array)

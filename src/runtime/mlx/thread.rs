@@ -5,18 +5,18 @@
 //! closure and waits for the result. Arrays never leave it.
 
 use std::collections::{HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use mlx_rs::error::Exception;
 use mlx_rs::transforms::compile;
 use mlx_rs::{Device, memory};
 
-use super::LoadedModel;
 use super::forward::Kernels;
+use super::{LoadedModel, mlx_error};
 use crate::error::{Error, Result};
+use crate::guard;
 use crate::runtime::gate;
 
 /// How long the thread waits for work before it gives MLX's cache of freed buffers back to the system.
@@ -66,8 +66,7 @@ pub fn run_at<T: Send + 'static>(
 ) -> Result<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let work = move |state: &mut State| {
-        let result = catch_unwind(AssertUnwindSafe(|| work(state)))
-            .unwrap_or_else(|panic| Err(Error::from_panic(&*panic)));
+        let result = guard::run(|| work(state));
         // The receiver waits below.
         let _ = sender.send(result);
     };
@@ -118,47 +117,46 @@ impl Inbox {
     }
 }
 
-/// The inbox of the thread, which is started on first use. A start that failed is not tried again: neither drivers nor
-/// GPUs appear in a running process.
+/// The inbox of the thread, which is started on first use. What MLX itself says then is not asked again: neither drivers
+/// nor GPUs appear in a running process. A thread that the system refuses is another time's affair.
 fn inbox() -> Result<&'static Inbox> {
     static INBOX: Inbox = Inbox {
         waiting: Mutex::new(VecDeque::new()),
         ready: Condvar::new(),
     };
-    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
-    let started = STARTED.get_or_init(|| {
-        let (started, has_started) = mpsc::sync_channel(1);
+    static STARTED: Mutex<Option<Result<(), String>>> = Mutex::new(None);
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if started.is_none() {
+        let (sender, has_started) = mpsc::sync_channel(1);
         let life = move || {
-            let start = || {
+            let state = {
                 let _inside = gate::MLX.enter();
-                State::start()
+                guard::run(|| State::start().map_err(mlx_error))
             };
-            let state = start().map_err(|error| error.to_string());
+            let state = state.map_err(|error| error.to_string());
             // The receiver waits below.
-            let _ = started.send(state.as_ref().map(|_| ()).map_err(String::clone));
+            let _ = sender.send(state.as_ref().map(|_| ()).map_err(String::clone));
             let Ok(mut state) = state else { return };
             loop {
                 let work = INBOX.take(|| {
                     let _inside = gate::MLX.enter();
                     // Failing to free spare memory harms nothing.
-                    let _ = memory::clear_cache();
+                    let _ = guard::catch(memory::clear_cache);
                 });
                 let _inside = gate::MLX.enter();
                 work(&mut state);
             }
         };
-        std::thread::Builder::new()
-            .name("mlx".to_owned())
-            .spawn(life)
-            .map_err(|error| error.to_string())?;
-        has_started.recv().map_err(|error| error.to_string())?
-    });
-    match started {
-        Ok(()) => Ok(&INBOX),
-        Err(reason) => Err(Error::BackendUnavailable {
+        guard::spawn("mlx", life)?;
+        let outcome = has_started.recv();
+        *started = Some(outcome.unwrap_or_else(|error| Err(error.to_string())));
+    }
+    match &*started {
+        Some(Err(reason)) => Err(Error::BackendUnavailable {
             backend: "mlx",
             reason: reason.clone(),
         }),
+        _ => Ok(&INBOX),
     }
 }
 
@@ -201,7 +199,6 @@ mod tests {
     use mlx_rs::{Array, ops};
 
     use super::*;
-    use crate::runtime::mlx::mlx_error;
 
     #[test]
     fn errors_and_panics_come_back_and_the_thread_lives_on() {

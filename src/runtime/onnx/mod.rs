@@ -9,7 +9,9 @@
 //! that uses all threads.
 
 mod graph;
-mod proto;
+#[doc(hidden)]
+#[allow(missing_docs, reason = "public for fuzz targets only")]
+pub mod proto;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -180,6 +182,7 @@ fn environment(library: Option<&Path>) -> Result<Environment> {
     if let Some(environment) = current.as_ref() {
         return Ok(environment.clone());
     }
+    disable_telemetry();
     let path = library.map_or_else(default_library, Path::to_owned);
     let unavailable = |reason: &dyn std::fmt::Display| Error::BackendUnavailable {
         backend: "onnx",
@@ -191,6 +194,7 @@ fn environment(library: Option<&Path>) -> Result<Environment> {
     let environment = ort::init_from(&path)
         .map_err(|error| unavailable(&error))?
         .with_name(env!("CARGO_PKG_NAME"))
+        // All that counts on Windows; elsewhere too late, see `disable_telemetry`.
         .with_telemetry(false)
         // Failures come back as errors; nothing may be written to a host's standard error.
         .with_logger(Arc::new(|_, _, _, _, _| {}))
@@ -199,6 +203,22 @@ fn environment(library: Option<&Path>) -> Result<Environment> {
     environment.set_log_level(LogLevel::Fatal);
     *current = Some(environment.clone());
     Ok(environment)
+}
+
+/// Keeps ONNX Runtime from reporting its use to Microsoft: from version 1.29 its builds for Linux and macOS write an
+/// identifier and a database into the user's cache folder and open connections. The first environment of a process
+/// decides, and what it goes by is an environment variable. One that is set already stays as it is.
+///
+/// The addon calls this while it is being loaded, see `node.rs`; for programs in Rust the first model does.
+pub fn disable_telemetry() {
+    const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+    if std::env::var_os(VARIABLE).is_none_or(|value| value.is_empty()) {
+        // SAFETY: Windows and macOS lock their environment. With glibc before 2.41 no other thread may be inside `getenv`
+        // meanwhile. What reads the environment of a Node.js process is JavaScript, hence the thread that this runs on,
+        // and the libraries below this crate when they start, which is later. It is what an assignment to `process.env`
+        // does, and no more often than once in a process.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
 }
 
 fn default_library() -> PathBuf {

@@ -37,7 +37,7 @@ impl SharedWeights {
         let mut converted = Vec::new();
         let mut initializers = Vec::with_capacity(weights.len());
         for weight in weights {
-            let values = match checkpoint.floats(weight) {
+            let values = match checkpoint.floats(weight)? {
                 Cow::Borrowed(values) => std::ptr::from_ref(values),
                 Cow::Owned(values) => {
                     converted.push(values);

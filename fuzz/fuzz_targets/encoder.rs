@@ -1,0 +1,3 @@
+#![no_main]
+
+semantic_search_native_fuzz::libfuzzer!("encoder");

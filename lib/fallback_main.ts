@@ -1,0 +1,268 @@
+/** The program of the JavaScript fallback's child process; see `fallback_process.ts`. */
+
+import { createHash } from "node:crypto";
+import { type Encoding, type ModelOptions, PROGRESS_INTERVAL_MS } from "./engine.js";
+import { EmbedderError, toEmbedderError } from "./errors.js";
+import { CHILD_MARKER, type FallbackDescription, type Reply, type Request } from "./fallback_protocol.js";
+import type { LoadedFiles } from "./loaded_files.js";
+import { type ModelDir, readModelDir } from "./model_dir.js";
+import { findOnnxFile, type OnnxFile, sha256OfFile } from "./onnx_file.js";
+import { OnnxSession } from "./onnx_session.js";
+import { TextTokenizer } from "./tokenizer.js";
+import { encode, finish, pool } from "./vector.js";
+
+class FallbackModel {
+  readonly description: FallbackDescription;
+  readonly #model: ModelDir;
+  readonly #tokenizer: TextTokenizer;
+  readonly #session: OnnxSession;
+  readonly #files: LoadedFiles;
+
+  private constructor(model: ModelDir, tokenizer: TextTokenizer, session: OnnxSession, onnx: OnnxFile) {
+    this.#files = onnx.files;
+    this.#model = model;
+    this.#tokenizer = tokenizer;
+    this.#session = session;
+    this.description = {
+      dimension: model.cut?.dimensions ?? model.hiddenSize * model.pooling.length,
+      maxTokens: model.maxTokens,
+      fingerprint: fingerprint(model, onnx),
+      pooling: model.pooling,
+    };
+  }
+
+  static async load(modelDir: string, options: ModelOptions): Promise<FallbackModel> {
+    const model = readModelDir(modelDir, options);
+    const onnx = findOnnxFile(model, options.dtype ?? "auto");
+    const tokenizer = new TextTokenizer(model);
+    const session = await OnnxSession.load(onnx.path, options.threads);
+    if (session.isPooled && (options.pooling !== undefined || model.pooling.length > 1)) {
+      throw new EmbedderError(
+        "MODEL_UNSUPPORTED",
+        `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`,
+      );
+    }
+    const loaded = new FallbackModel(model, tokenizer, session, onnx);
+    // Before anybody relies on the width that config.json tells.
+    await loaded.#run(tokenizer.encode("a", false).ids);
+    onnx.files.checkNames();
+    return loaded;
+  }
+
+  tokenize(text: string, isQuery: boolean) {
+    return this.#tokenizer.encode(text, isQuery);
+  }
+
+  /** The vector of one text; whether it was cut, and its tokens. */
+  async embed(text: string, isQuery: boolean): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
+    const { ids, truncated } = this.#tokenizer.encode(text, isQuery);
+    const { hiddenSize, pooling, cut, normalize } = this.#model;
+    const values = await this.#run(ids);
+    const pooled = this.#session.isPooled ? values : pool(values, hiddenSize, pooling);
+    return { vector: finish(pooled, cut, normalize), truncated, tokens: ids.length };
+  }
+
+  /** Token states, or the vector if the graph pools. */
+  async #run(ids: readonly number[]): Promise<Float32Array> {
+    const { hiddenSize } = this.#model;
+    this.#files.checkContents();
+    const values = await this.#session.run(ids);
+    this.#files.checkContents();
+    const expected = this.#session.isPooled ? hiddenSize : ids.length * hiddenSize;
+    if (values.length !== expected) {
+      throw new EmbedderError(
+        "MODEL_INVALID",
+        `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but config.json has hidden size ${hiddenSize}`,
+      );
+    }
+    return values;
+  }
+}
+
+/** The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`. */
+function fingerprint(model: ModelDir, onnx: OnnxFile): string {
+  const identity = {
+    format: 1,
+    weights: onnx.weightHashes,
+    tokenizer: sha256OfFile(model.tokenizerFile),
+    config: sha256OfFile(model.configFile),
+    pooling: model.pooling,
+    queryPrompt: model.queryPrompt,
+    documentPrompt: model.documentPrompt,
+    maxTokens: model.maxTokens,
+    normalize: model.normalize,
+    dtype: onnx.dtype,
+    // Without a cut `undefined`, which `JSON.stringify` leaves out.
+    dimensions: model.cut?.dimensions,
+    layerNorm: model.cut?.layerNorm,
+  };
+  return createHash("sha256").update(JSON.stringify(identity)).digest("hex");
+}
+
+/** One `embed` call on its way through the process, a text at a time. */
+interface Job {
+  call: number;
+  isQuery: boolean;
+  encoding: Encoding;
+  texts: string[];
+  next: number;
+  /** Each different text's first index, and whether it was cut: equal texts are computed once. */
+  computed: Map<string, { index: number; truncated: boolean }>;
+  unsent: UnsentRows;
+  /** When rows were last sent, as `performance.now()` tells. */
+  sentAt: number;
+}
+
+interface UnsentRows {
+  computed: number[];
+  vectors: Float32Array[];
+  repeated: [index: number, earlier: number][];
+  truncated: number[];
+  tokens: number;
+}
+
+/** What is sent at a time at most: the other side takes it in one turn of its event loop. */
+const MAX_ROWS = 512;
+
+const noRows = (): UnsentRows => ({ computed: [], vectors: [], repeated: [], truncated: [], tokens: 0 });
+
+function reply(message: Reply): void {
+  // That nobody is there any more is told by "disconnect".
+  process.send?.(message, undefined, undefined, () => {});
+}
+
+function fail(error: unknown, call?: number): void {
+  const { code, message } = toEmbedderError(error);
+  reply({ kind: "failed", code, message, ...(call !== undefined && { call }) });
+}
+
+/** Computes the next text of a job. Rows are sent now and then, and after its last text. */
+async function advance(job: Job, model: FallbackModel): Promise<"more" | "done"> {
+  const { unsent } = job;
+  const index = job.next++;
+  const text = job.texts[index];
+  if (text !== undefined) {
+    let entry = job.computed.get(text);
+    if (entry) {
+      unsent.repeated.push([index, entry.index]);
+    } else {
+      const { vector, truncated, tokens } = await model.embed(text, job.isQuery);
+      entry = { index, truncated };
+      job.computed.set(text, entry);
+      unsent.computed.push(index);
+      unsent.vectors.push(vector);
+      unsent.tokens += tokens;
+    }
+    if (entry.truncated) unsent.truncated.push(index);
+  }
+  const isLast = job.next >= job.texts.length;
+  const count = unsent.computed.length + unsent.repeated.length;
+  if (isLast || count >= MAX_ROWS || performance.now() - job.sentAt >= PROGRESS_INTERVAL_MS) {
+    sendRows(job, model.description.dimension, isLast);
+  }
+  return isLast ? "done" : "more";
+}
+
+function sendRows(job: Job, dimension: number, isLast: boolean): void {
+  const { vectors, ...rows } = job.unsent;
+  const matrix = new Float32Array(vectors.length * dimension);
+  for (const [row, vector] of vectors.entries()) matrix.set(vector, row * dimension);
+  reply({ kind: "rows", call: job.call, ...rows, vectors: encode(matrix, dimension, job.encoding), isLast });
+  job.unsent = noRows();
+  job.sentAt = performance.now();
+}
+
+/** Answers requests to a loaded model, for as long as somebody is there to ask. */
+class Server {
+  readonly #model: FallbackModel;
+  /** Texts of calls that are not complete yet. */
+  readonly #incoming = new Map<number, string[]>();
+  /** Those whose turn comes first are first. */
+  readonly #jobs: Job[] = [];
+  #wake = () => {};
+
+  constructor(model: FallbackModel) {
+    this.#model = model;
+  }
+
+  take(request: Exclude<Request, { kind: "load" }>): void {
+    const { call } = request;
+    switch (request.kind) {
+      case "texts": {
+        const texts = this.#incoming.get(call) ?? [];
+        for (const text of request.texts) texts.push(text);
+        this.#incoming.set(call, texts);
+        break;
+      }
+      case "cancel":
+        this.#incoming.delete(call);
+        this.#drop(call);
+        break;
+      case "tokenize":
+        try {
+          const { ids } = this.#model.tokenize(request.text, request.isQuery);
+          reply({ kind: "tokenized", call, ids: Uint32Array.from(ids) });
+        } catch (error) {
+          fail(error, call);
+        }
+        break;
+      case "embed": {
+        const { isQuery, encoding } = request;
+        const texts = this.#incoming.get(call) ?? [];
+        this.#incoming.delete(call);
+        const [computed, sentAt] = [new Map(), performance.now()];
+        this.#jobs.push({ call, isQuery, encoding, texts, next: 0, computed, unsent: noRows(), sentAt });
+        this.#wake();
+      }
+    }
+  }
+
+  async run(): Promise<never> {
+    for (;;) {
+      // Queries and single texts are somebody waiting for a search result: they go before bulk work. Calls of a kind take
+      // turns, a text each.
+      const job = this.#jobs.find(({ isQuery, texts }) => isQuery || texts.length === 1) ?? this.#jobs[0];
+      if (!job) {
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve;
+        });
+        continue;
+      }
+      let state: "more" | "done" = "done";
+      try {
+        state = await advance(job, this.#model);
+      } catch (error) {
+        fail(error, job.call);
+      }
+      // Gone when it was cancelled meanwhile.
+      if (this.#drop(job.call) && state === "more") this.#jobs.push(job);
+      // Lets messages in between two texts; `run` alone does not when every text is a repetition.
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
+
+  #drop(call: number): boolean {
+    const index = this.#jobs.findIndex((job) => job.call === call);
+    if (index >= 0) this.#jobs.splice(index, 1);
+    return index >= 0;
+  }
+}
+
+async function main(): Promise<void> {
+  delete process.env[CHILD_MARKER];
+  // The parent decides when to end, and signals of a terminal or a service manager reach both.
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => {});
+  // It is gone, or it has closed the embedder. Not `exit`, which would wait for ONNX Runtime's own ending.
+  process.on("disconnect", () => process.kill(process.pid, "SIGKILL"));
+  const first = new Promise<Request>((resolve) => process.once("message", resolve as (message: unknown) => void));
+  reply({ kind: "started" });
+  const request = await first;
+  if (request.kind !== "load") throw new Error(`expected the request to load a model first, found ${request.kind}`);
+  const model = await FallbackModel.load(request.modelDir, request.options);
+  const server = new Server(model);
+  process.on("message", (next) => server.take(next as Exclude<Request, { kind: "load" }>));
+  reply({ kind: "loaded", description: model.description });
+  await server.run();
+}
+
+main().catch((error) => fail(error));

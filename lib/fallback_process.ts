@@ -1,0 +1,296 @@
+import { type ChildProcess, fork } from "node:child_process";
+import * as path from "node:path";
+import { type EngineCall, type EngineResult, inSlices, type ModelOptions } from "./engine.js";
+import { AbortError, EmbedderError } from "./errors.js";
+import { CHILD_MARKER, type FallbackDescription, type Reply, type Request, type Rows } from "./fallback_protocol.js";
+import { emptyVectors } from "./vector.js";
+
+/** What `FallbackProcess.load` needs. */
+export interface FallbackInput {
+  modelDir: string;
+  options: ModelOptions;
+  /** What a relative `modelDir` is relative to. */
+  cwd: string;
+}
+
+/** One request that is being answered. */
+interface Call {
+  onReply(reply: Reply): void;
+  reject(error: EmbedderError): void;
+}
+
+/** How long the program may take until it says that it runs. */
+const START_TIMEOUT_MS = 60_000;
+/** How much is kept of what it writes on its standard error, for the message when it ends. */
+const COMPLAINT_CHARACTERS = 4000;
+
+/** Those that end with this thread. */
+const children = new Set<ChildProcess>();
+const killChildren = () => {
+  for (const child of children) child.kill("SIGKILL");
+};
+
+/**
+ * A child process that runs `onnxruntime-node` on one model. It blocks the thread that it runs on, must not be ended
+ * inside a run except with its whole process, and takes its process down when it fails badly.
+ */
+export class FallbackProcess {
+  readonly #child: ChildProcess;
+  readonly #calls = new Map<number, Call>();
+  #nextCall = 0;
+  #description: FallbackDescription | undefined;
+  /** Why it answers no more. */
+  #ended: EmbedderError | undefined;
+
+  private constructor(child: ChildProcess) {
+    this.#child = child;
+  }
+
+  /**
+   * Starts a process and has it load the model.
+   *
+   * @throws EmbedderError `BACKEND_UNAVAILABLE` if no process can be started, and what is wrong with the model.
+   */
+  static async load({ modelDir, options, cwd }: FallbackInput): Promise<FallbackProcess> {
+    const started = new FallbackProcess(startProgram(cwd));
+    try {
+      await started.#load({ kind: "load", modelDir, options });
+    } catch (error) {
+      await started.kill(error as EmbedderError);
+      throw error;
+    }
+    return started;
+  }
+
+  /** What the model is. */
+  get description(): FallbackDescription {
+    if (!this.#description) throw new Error("the model is not loaded yet");
+    return this.#description;
+  }
+
+  get hasEnded(): boolean {
+    return this.#ended !== undefined;
+  }
+
+  /** The system's handle of it. */
+  get child(): ChildProcess {
+    return this.#child;
+  }
+
+  /** @param onRows Told of texts and tokens as they are computed. */
+  async embed(
+    texts: readonly string[],
+    { isQuery, encoding, signal, onProgress }: EngineCall,
+    onRows: (texts: number, tokens: number) => void,
+  ): Promise<EngineResult> {
+    const { dimension } = this.description;
+    const vectors = emptyVectors(texts.length, dimension, encoding);
+    const width = vectors.length / texts.length;
+    const truncated: number[] = [];
+    let [done, tokens] = [0, 0];
+    const take = (rows: Rows) => {
+      for (const [row, index] of rows.computed.entries()) {
+        vectors.set(rows.vectors.subarray(row * width, (row + 1) * width), index * width);
+      }
+      for (const [index, earlier] of rows.repeated) {
+        vectors.copyWithin(index * width, earlier * width, (earlier + 1) * width);
+      }
+      for (const index of rows.truncated) truncated.push(index);
+      done += rows.computed.length + rows.repeated.length;
+      tokens += rows.tokens;
+      onRows(rows.computed.length, rows.tokens);
+    };
+    await this.#ask<void>(
+      signal,
+      async (call) => {
+        await inSlices(texts, (slice) => this.#send({ kind: "texts", call, texts: slice }), signal);
+        this.#send({ kind: "embed", call, isQuery, encoding });
+      },
+      (reply, resolve) => {
+        if (reply.kind !== "rows") return;
+        take(reply);
+        if (reply.isLast) resolve();
+        else onProgress?.({ done, tokens });
+      },
+    );
+    return { vectors, truncated: Uint32Array.from(truncated).sort(), tokens };
+  }
+
+  /** Token ids of one text, special tokens included; for tests. */
+  tokenize(text: string, isQuery: boolean): Promise<Uint32Array> {
+    return this.#ask<Uint32Array>(
+      undefined,
+      async (call) => this.#send({ kind: "tokenize", call, text, isQuery }),
+      (reply, resolve) => {
+        if (reply.kind === "tokenized") resolve(reply.ids);
+      },
+    );
+  }
+
+  /** Ends it at once: it keeps nothing that would have to be written. Resolves when it is gone. */
+  async kill(reason: EmbedderError): Promise<void> {
+    this.#end(reason);
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null || this.#child.pid === undefined) return;
+    this.#hold();
+    const exited = new Promise((resolve) => this.#child.once("exit", resolve));
+    this.#child.kill("SIGKILL");
+    await exited;
+  }
+
+  #load(request: Request): Promise<void> {
+    const child = this.#child;
+    return new Promise((resolve, reject) => {
+      let hasStarted = false;
+      let complaints = "";
+      const timer = setTimeout(
+        () => reject(unavailable(`${process.execPath} did not run it within ${START_TIMEOUT_MS / 1000} s`)),
+        START_TIMEOUT_MS,
+      );
+      const end = (error: EmbedderError) => {
+        clearTimeout(timer);
+        reject(error);
+        this.#end(error);
+      };
+      child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+        complaints = (complaints + text).slice(-COMPLAINT_CHARACTERS);
+      });
+      child.on("message", (reply: Reply) => {
+        if (reply.kind === "started") {
+          hasStarted = true;
+          clearTimeout(timer);
+        } else if (reply.kind === "loaded") {
+          this.#description = reply.description;
+          // An idle model does not keep the process alive; a call in flight does.
+          this.#release();
+          resolve();
+        } else if (reply.kind === "failed" && reply.call === undefined) {
+          reject(new EmbedderError(reply.code, reply.message));
+        } else {
+          this.#calls.get(reply.call as number)?.onReply(reply);
+        }
+      });
+      child.on("error", (cause) => end(unavailable(cause.message, cause)));
+      // Not "exit": its last words may come after that.
+      child.on("close", (status, signal) => {
+        children.delete(child);
+        if (children.size === 0) process.off("exit", killChildren);
+        const when = this.#description || !hasStarted ? "" : " while it loaded the model";
+        const how = `${signal ?? `exit code ${status}`}${when}${lastWords(complaints)}`;
+        const failure = `inference failed: onnxruntime-node runs in a process of its own, and it ended with ${how}`;
+        end(hasStarted ? new EmbedderError("INFERENCE_FAILED", failure) : unavailable(`it ended with ${how}`));
+      });
+      this.#send(request);
+    });
+  }
+
+  /** One request, until its answer is complete or it fails. */
+  async #ask<T>(
+    signal: AbortSignal | undefined,
+    request: (call: number) => Promise<void>,
+    onReply: (reply: Reply, resolve: (answer: T) => void) => void,
+  ): Promise<T> {
+    if (this.#ended) throw this.#ended;
+    const call = this.#nextCall++;
+    let cancel = () => {};
+    const answer = new Promise<T>((resolve, reject) => {
+      this.#calls.set(call, {
+        onReply: (reply) => {
+          if (reply.kind === "failed") reject(new EmbedderError(reply.code, reply.message));
+          else onReply(reply, resolve);
+        },
+        reject,
+      });
+      cancel = () => {
+        this.#send({ kind: "cancel", call });
+        if (signal) reject(new AbortError(signal));
+      };
+    });
+    // It may fail while the request is still being sent; it is awaited below either way.
+    answer.catch(() => {});
+    this.#hold();
+    signal?.addEventListener("abort", cancel, { once: true });
+    try {
+      await request(call);
+      return await answer;
+    } finally {
+      signal?.removeEventListener("abort", cancel);
+      this.#calls.delete(call);
+      // Its end is waited for.
+      if (this.#calls.size === 0 && !this.#ended) this.#release();
+    }
+  }
+
+  #end(error: EmbedderError): void {
+    this.#ended ??= error;
+    for (const call of this.#calls.values()) call.reject(error);
+  }
+
+  #send(request: Request): void {
+    // That it is gone is told by its end.
+    if (this.#child.connected) this.#child.send(request, () => {});
+  }
+
+  /** Keeps this process alive until the child has answered. */
+  #hold(): void {
+    this.#child.ref();
+    this.#child.channel?.ref();
+    (this.#child.stderr as Handle | null)?.ref();
+  }
+
+  #release(): void {
+    this.#child.unref();
+    this.#child.channel?.unref();
+    (this.#child.stderr as Handle | null)?.unref();
+  }
+}
+
+/** What a pipe is besides a stream. */
+interface Handle {
+  ref(): void;
+  unref(): void;
+}
+
+function unavailable(reason: string, cause?: unknown): EmbedderError {
+  return new EmbedderError("BACKEND_UNAVAILABLE", `the onnx-js backend cannot start its process: ${reason}`, { cause });
+}
+
+function startProgram(cwd: string): ChildProcess {
+  let child: ChildProcess;
+  try {
+    child = fork(path.join(__dirname, "fallback_main.js"), {
+      cwd,
+      env: childEnvironment(process.env),
+      // Without the parent's own flags: `--input-type`, for one, is refused for a file.
+      execArgv: [],
+      serialization: "advanced",
+      stdio: ["ignore", "ignore", "pipe", "ipc"],
+    });
+  } catch (cause) {
+    const { message, permission } = cause as Error & { permission?: string };
+    const fix = permission === "ChildProcess" ? "; allow it with --allow-child-process" : "";
+    throw unavailable(`${message}${fix}`, cause);
+  }
+  if (children.size === 0) process.on("exit", killChildren);
+  children.add(child);
+  return child;
+}
+
+/** @param env of this process */
+export function childEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return {
+    ...env,
+    // The debugger's port is taken by this process.
+    NODE_OPTIONS: env.NODE_OPTIONS?.replace(/--(inspect|debug)(-port[= ]\S+|\S*)/g, ""),
+    // ONNX Runtime would report its use to Microsoft.
+    ORT_DISABLE_TELEMETRY: env.ORT_DISABLE_TELEMETRY || "1",
+    ...(process.versions.electron && { ELECTRON_RUN_AS_NODE: "1" }),
+    [CHILD_MARKER]: "1",
+  };
+}
+
+/** The error in what Node.js or a library wrote before the end. */
+function lastWords(complaints: string): string {
+  const lines = complaints.split("\n").map((line) => line.trim());
+  const words = lines.find((line) => /^(\w*Error\b|FATAL ERROR)/.test(line)) ?? lines.findLast((line) => line !== "");
+  return words === undefined ? "" : `: ${words.slice(0, 300)}`;
+}
