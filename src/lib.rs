@@ -20,6 +20,7 @@
 //! - [`runtime`] implements [`arch::Ops`]. [`runtime::onnx`] records the forward pass as an ONNX graph whose initializers
 //!   point into the safetensors file as it was read.
 //! - [`int8`] quantizes weights for the ONNX backend and keeps them in the cache folder.
+//! - `pieces` cuts long texts, so that no more is tokenized than the limit can take.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
 //! - [`engine`] owns the threads. [`model`] puts all of it together; it is the Rust API.
 //! - `guard` catches panics and starts threads; `memory` allocates what may be too much.
@@ -46,6 +47,7 @@ pub mod model_dir;
 mod node;
 pub mod options;
 mod pages;
+mod pieces;
 pub mod runtime;
 pub mod tokenizer;
 pub mod vector;

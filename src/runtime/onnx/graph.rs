@@ -104,9 +104,11 @@ impl GraphBuilder {
     /// There is no memory for them.
     pub fn hold_single_numbers(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let weights = std::mem::take(&mut self.weights);
-        let (single, others) = weights.into_iter().partition(|weight| weight.len() == 1);
+        let (single, others) = weights
+            .into_iter()
+            .partition(|weight| weight.tensor.len() == 1);
         self.weights = others;
-        for weight in single {
+        for GraphWeight { tensor: weight, .. } in single {
             // Of what is defined already, `constant` would think that it is there.
             self.defined.remove(&weight.name);
             let numbers = checkpoint.floats(&weight)?;
