@@ -158,12 +158,9 @@ test("requests that are wrong: each with its status and code, and the server liv
   const { url, output } = await serve(t, "bert_mean", ["--max-body=2000"]);
   const json = { "content-type": "application/json" };
   const input = { model: "bert_mean", input: "a" };
-  await assertRefused(await fetch(`${url}/v1/nothing`), 404, null, "/v1/embeddings");
+  await assertRefused(await fetch(`${url}/v1/nothing`), 404, "not_found", "/v1/embeddings");
   await assertRefused(await fetch(`${url}/v1/embeddings`), 405, "method_not_allowed", "POST");
-  const preflight = await fetch(`${url}/v1/embeddings`, {
-    method: "OPTIONS",
-    headers: { origin: "https://evil.example" },
-  });
+  const preflight = await fetch(`${url}/v1/embeddings`, { method: "OPTIONS" });
   assert.deepEqual([preflight.status, preflight.headers.get("allow")], [405, "POST"]);
   assert.equal(preflight.headers.get("access-control-allow-origin"), null);
   await assertRefused(await post(url, input, { "content-type": "text/plain" }), 415, "unsupported_media_type");
@@ -171,7 +168,8 @@ test("requests that are wrong: each with its status and code, and the server liv
   for (const body of ["{", "", '{"model": "bert_mean", "input": "a"', Buffer.from([0x22, 0xff, 0x22])]) {
     await assertRefused(await post(url, body), 400, "invalid_json");
   }
-  for (const body of ["[]", "7", "null"]) await assertRefused(await post(url, body), 400, null, "JSON object");
+  for (const body of ["[]", "7", "null"])
+    await assertRefused(await post(url, body), 400, "invalid_value", "JSON object");
   await assertRefused(await fetch(`${url}/v1/models/other`), 404, "model_not_found");
   await assertRefused(await fetch(`${url}/v1/models/%ff`), 404, "model_not_found");
 
@@ -218,6 +216,142 @@ test("other names for this machine are refused, unless they are allowed", async 
   for (const host of ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "a b"]) {
     assert.equal(await status(host), 403, host);
   }
+});
+
+test("pages of a browser are refused, unless there is a key", async (t) => {
+  const open = await serve(t);
+  const input = { model: "bert_mean", input: "a" };
+  const { port } = new URL(open.url);
+  for (const origin of [
+    "https://evil.example",
+    "null",
+    "http://localhost:1",
+    `https://127.0.0.1:${port}`.replace(port, "2"),
+  ]) {
+    await assertRefused(await post(open.url, input, { origin }), 403, "origin_not_allowed", origin);
+    assert.equal((await fetch(`${open.url}/health`, { headers: { origin } })).status, 403);
+    const preflight = await fetch(`${open.url}/v1/embeddings`, { method: "OPTIONS", headers: { origin } });
+    assert.deepEqual([preflight.status, preflight.headers.get("access-control-allow-origin")], [403, null]);
+  }
+  assert.equal((await post(open.url, input, { origin: open.url })).status, 200);
+
+  const closed = await serve(t, "bert_mean", [], { SEMANTIC_SEARCH_API_KEY: "secret" });
+  const headers = { origin: "https://page.example", authorization: "Bearer secret" };
+  assert.equal((await post(closed.url, input, headers)).status, 200);
+});
+
+test("where other machines can connect, there is an API key, or --insecure", async (t) => {
+  for (const host of ["0.0.0.0", "::"]) {
+    const { status, stdout, stderr } = await start(["serve", await model("bert_mean"), `--host=${host}`, "--port=0"])
+      .ended;
+    assert.deepEqual([status, stdout], [2, ""]);
+    assert.match(stderr, /^error \[USAGE\]: .*SEMANTIC_SEARCH_API_KEY.*--insecure/);
+  }
+  const input = { model: "bert_mean", input: "a" };
+  const withKey = await serve(t, "bert_mean", ["--host=0.0.0.0"], { SEMANTIC_SEARCH_API_KEY: "secret" });
+  const local = withKey.url.replace("0.0.0.0", "127.0.0.1");
+  await assertRefused(await post(local, input), 401, "invalid_api_key");
+  assert.equal((await post(local, input, { authorization: "Bearer secret" })).status, 200);
+  const insecure = await serve(t, "bert_mean", ["--host=0.0.0.0", "--insecure"]);
+  const open = insecure.url.replace("0.0.0.0", "127.0.0.1");
+  assert.equal((await post(open, input)).status, 200);
+  // A page whose name points here.
+  const { port } = new URL(open);
+  const rebound = http.request(`${open}/v1/embeddings`, {
+    method: "POST",
+    headers: {
+      host: `evil.example:${port}`,
+      origin: `http://evil.example:${port}`,
+      "content-type": "application/json",
+    },
+  });
+  rebound.end(JSON.stringify(input));
+  const [response] = await once(rebound, "response");
+  response.resume();
+  assert.equal(response.statusCode, 403);
+});
+
+/** What comes back for these bytes until the server closes the connection: status line, headers, body. */
+async function exchangeBytes(url, pieces) {
+  const socket = net.connect(new URL(url).port, "127.0.0.1");
+  let answer = "";
+  socket.setEncoding("utf8").on("data", (text) => {
+    answer += text;
+  });
+  socket.on("error", () => {});
+  for (const piece of pieces) socket.write(piece);
+  await once(socket, "close");
+  const [head, body] = answer.split("\r\n\r\n");
+  return { head, body, status: Number(head.split(" ")[1]) };
+}
+
+test("what is hardly HTTP gets an error in JSON, too, and nothing hangs", async (t) => {
+  const { url, output } = await serve(t, "bert_mean", ["--request-timeout=2"]);
+  const post = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+  const body = JSON.stringify({ model: "bert_mean", input: "a" });
+  const chunked = `${post}connection: close\r\ntransfer-encoding: chunked\r\n\r\n`;
+  for (const [status, code, ...pieces] of [
+    [400, "malformed_request", "HELLO\r\n\r\n"],
+    [400, "malformed_request", "GET /health HTTP/1.1\r\n\r\n"],
+    [400, "malformed_request", `${post}content-length: -1\r\n\r\n`],
+    [400, "malformed_request", `${post}content-length: 1\r\ncontent-length: 2\r\n\r\n`],
+    [400, "malformed_request", `${post}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n`],
+    [400, "malformed_request", `${chunked}zz\r\n`],
+    [431, "headers_too_large", `GET /health HTTP/1.1\r\nhost: localhost\r\nx: ${"x".repeat(20_000)}\r\n\r\n`],
+    [417, "expectation_failed", `${post}connection: close\r\nexpect: wonders\r\ncontent-length: 2\r\n\r\n`],
+    // Announced, and never sent.
+    [408, "request_timeout", `${post}content-length: 1000\r\n\r\n${body}`],
+    [408, "request_timeout", "GET /health HTTP/1.1\r\nhost: local"],
+    [413, "body_too_large", `${post}connection: close\r\ncontent-length: 99999999999999\r\n\r\n{`],
+    // The rest of what was announced shorter than it is.
+    [400, "invalid_json", `${post}connection: close\r\ncontent-length: 10\r\n\r\n${body}`],
+  ]) {
+    const answer = await exchangeBytes(url, pieces);
+    assert.equal(answer.status, status, `${pieces[0].slice(0, 200)}: ${answer.head}`);
+    assert.match(answer.head, /^content-type: application\/json\r?$/im);
+    assert.equal(JSON.parse(answer.body).error.code, code, answer.body);
+  }
+  const bytes = Array.from(body, (byte) => `1\r\n${byte}\r\n`);
+  const whole = await exchangeBytes(url, [chunked, ...bytes, "0\r\n\r\n"]);
+  assert.equal(whole.status, 200, whole.head);
+  assert.equal(output.stderr.split("\n").length, 2, output.stderr);
+});
+
+test("a body in chunks of one byte takes no more memory than another", async (t) => {
+  const { url, metric } = await serve(t);
+  const chunk = (byte) => `1\r\n${byte}\r\n`;
+  const body = JSON.stringify({ model: "bert_mean", input: "a", user: "x".repeat(2_000_000) });
+  const head =
+    "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n" +
+    "transfer-encoding: chunked\r\n\r\n";
+  const before = await metric("process_resident_memory_bytes");
+  const answers = await Promise.all(
+    Array.from({ length: 4 }, () => exchangeBytes(url, [head, Array.from(body, chunk).join(""), "0\r\n\r\n"])),
+  );
+  for (const { status, head } of answers) assert.equal(status, 200, head);
+  const grown = (await metric("process_resident_memory_bytes")) - before;
+  assert.ok(grown < 250e6, `grew by ${Math.round(grown / 1e6)} MB`);
+});
+
+test("bodies that mean mischief", async (t) => {
+  const { url, output } = await serve(t, "bert_mean", ["--matryoshka"]);
+  const embeddings = (fields) => post(url, `{"model": "bert_mean", "input": "a"${fields}}`);
+  for (const key of ["__proto__", "constructor", "toString"]) {
+    await assertRefused(await embeddings(`, "${key}": {"input": "b"}`), 400, "unknown_parameter", key);
+    await assertRefused(await embeddings(`, "input_type": "${key}"`), 400, "invalid_value", key);
+  }
+  for (const number of ["1e400", "1e308", "-1e308", "0", "-0", "1.5", "9007199254740993", '"12"', "[12]", "true"]) {
+    await assertRefused(await embeddings(`, "dimensions": ${number}`), 400, "invalid_value", "dimensions");
+  }
+  await assertRefused(await post(url, `{"input": ${"[".repeat(1_000_000)}`), 400, "invalid_json");
+  const deep = `${"[".repeat(500_000)}${"]".repeat(500_000)}`;
+  await assertRefused(await post(url, `{"model": "bert_mean", "input": ${deep}}`), 400, "invalid_value");
+  // As every JSON parser of JavaScript has it: the last one counts.
+  const twice = await embeddings(', "input": "b", "input": ["c", "d"]');
+  assert.equal((await twice.json()).data.length, 2);
+  assert.equal((await embeddings(', "user": "\\ud800"')).status, 200);
+  assert.equal((await embeddings(', "input": "\\ud800"')).status, 200);
+  assert.equal(output.stderr.split("\n").length, 2, output.stderr);
 });
 
 test("truncation is told by a header, and refused if asked", async (t) => {
@@ -319,6 +453,49 @@ test("slow clients are not waited for", async (t) => {
   assert.equal(output.stderr.split("\n").length, 2, output.stderr);
 });
 
+const LOOPBACKS = { skip: process.platform === "darwin" ? "it has one loopback address" : false };
+
+test("readers that stop are dropped, and take no places but their own", LOOPBACKS, async (t) => {
+  const { url, metric } = await serve(t, "bert_mean", [
+    "--max-requests=12",
+    "--max-requests-per-client=6",
+    "--request-timeout=3",
+  ]);
+  const { port } = new URL(url);
+  const body = JSON.stringify({ model: "bert_mean", input: Array.from({ length: 2048 }, (_, index) => `${index}`) });
+  const request =
+    "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" +
+    `content-length: ${body.length}\r\n\r\n${body}`;
+  const readers = Array.from({ length: 6 }, () => {
+    const socket = net.connect({ port, host: "127.0.0.1", localAddress: "127.0.0.2" });
+    socket.on("error", () => {});
+    socket.pause();
+    // More answers than all buffers hold.
+    for (let run = 0; run < 8; run++) socket.write(request);
+    return socket;
+  });
+  const aborted = () => metric('semantic_search_requests_total{route="/v1/embeddings",status="aborted"}');
+  await until(async () => (await metric("semantic_search_requests_in_flight")) > 6, "the readers");
+  const [refused] = await Promise.all([
+    postFrom("127.0.0.2"),
+    until(async () => (await postFrom("127.0.0.1")) === 200, "a place"),
+  ]);
+  assert.equal(refused, 429, "the readers' own address has no place left");
+  await until(async () => (await aborted()) >= 6, "the end of patience");
+  for (const reader of readers) reader.destroy();
+  await until(async () => (await postFrom("127.0.0.2")) === 200, "their places");
+
+  async function postFrom(localAddress) {
+    const headers = { "content-type": "application/json" };
+    const one = http.request(`${url}/v1/embeddings`, { method: "POST", headers, localAddress, agent: false });
+    one.end(JSON.stringify({ model: "bert_mean", input: "a" }));
+    const [response] = await once(one, "response");
+    response.resume();
+    if (response.statusCode === 429) assert.equal(response.headers["retry-after"], "1");
+    return response.statusCode;
+  }
+});
+
 test("clients that leave at any moment do no harm", async (t) => {
   const { url, output, metric } = await serve(t, "bert_mean", ["--max-body=4000", "--max-requests=4"]);
   const { port } = new URL(url);
@@ -401,6 +578,37 @@ for (const signalName of ["SIGTERM", "SIGINT"]) {
     agent.destroy();
   });
 }
+
+test("SIGTERM: kept connections are answered once more, with connection: close, and end", POSIX, async (t) => {
+  const { url, child, output, ended } = await serve(t);
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 8 });
+  const ask = async (path, body) => {
+    const headers = { "content-type": "application/json" };
+    const request = http.request(url + path, { agent, method: body ? "POST" : "GET", headers });
+    request.end(body);
+    const [response] = await once(request, "response");
+    let text = "";
+    for await (const part of response.setEncoding("utf8")) text += part;
+    return { status: response.statusCode, headers: response.headers, text };
+  };
+  const input = JSON.stringify({ model: "bert_mean", input: "a" });
+  await Promise.all(Array.from({ length: 8 }, () => ask("/v1/embeddings", input)));
+  assert.equal(Object.values(agent.freeSockets).flat().length, 8);
+  // Never used, and so nothing to wait for.
+  const unused = net.connect(new URL(url).port, "127.0.0.1");
+  await once(unused, "connect");
+  child.kill("SIGTERM");
+  await until(() => output.stderr.includes("stopping"), "the server to stop");
+  const answers = await Promise.all(Array.from({ length: 6 }, () => ask("/v1/embeddings", input)));
+  for (const { status, headers } of answers) assert.deepEqual([status, headers.connection], [200, "close"]);
+  const health = await ask("/health");
+  assert.deepEqual([health.status, health.headers["retry-after"]], [503, "1"]);
+  assert.equal(JSON.parse(health.text).error.code, "stopping");
+  const { status, signal } = await ended;
+  assert.deepEqual([status, signal], [0, null], output.stderr);
+  agent.destroy();
+  unused.destroy();
+});
 
 test("SIGTERM: what does not finish in time is cut off, exit code 1", POSIX, async (t) => {
   const { client, child, ended, metric } = await serve(t, "bert_mean", ["--threads=1", "--stop-timeout=0.1"]);

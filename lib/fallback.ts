@@ -5,6 +5,7 @@ import {
   type Engine,
   type EngineCall,
   type EngineResult,
+  type EngineRows,
   type ModelOptions,
 } from "./engine.js";
 import { closedError, EmbedderError } from "./errors.js";
@@ -59,6 +60,11 @@ export class FallbackEngine implements Engine {
         this.#activity.tokens += tokens;
       }),
     );
+  }
+
+  async stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+    const { vectors, truncated } = await this.embed(texts, call);
+    take({ indices: Uint32Array.from(texts.keys()), vectors, truncated });
   }
 
   activity(): Activity {

@@ -14,6 +14,7 @@ import {
 import * as path from "node:path";
 import type { ModelOptions } from "./engine.js";
 import { EmbedderError } from "./errors.js";
+import { LoadedFiles } from "./loaded_files.js";
 import type { ModelDir } from "./model_dir.js";
 
 /** The graphs that the addon exports; their weights are those of `model.safetensors`, or quantized from them. */
@@ -26,6 +27,8 @@ export interface OnnxFile {
   dtype: "f32" | "int8";
   /** SHA-256 of each file that holds weights, in the order of their names. */
   weightHashes: string[];
+  /** The graph and its weights as they were before any of them was read. */
+  files: LoadedFiles;
 }
 
 /**
@@ -66,6 +69,7 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
       throw new EmbedderError("MODEL_NOT_FOUND", `${file} does not exist; ${found.file} keeps its weights there`);
     }
   }
+  const files = new LoadedFiles([found.file, ...external]);
   // An exported graph has no weights but those of the safetensors files: its vectors are theirs, and so is its name.
   const weights = isExported ? external : [found.file, ...external];
   weights.sort((a, b) => (path.basename(a) < path.basename(b) ? -1 : 1));
@@ -77,7 +81,7 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
       `${found.file} was exported for other weights than those beside it; run ${exportCall(foundDtype)} again`,
     );
   }
-  return { path: found.file, dtype: foundDtype, weightHashes };
+  return { path: found.file, dtype: foundDtype, weightHashes, files };
 }
 
 /**

@@ -1,12 +1,12 @@
 import { EmbedderError } from "./errors.js";
 import { isObject, type JsonObject, readJsonObjectIfPresent } from "./json_file.js";
 import type { ModelDir } from "./model_dir.js";
+import { withinTimeLimit } from "./time_limit.js";
 
 /** What is used of `@huggingface/tokenizers`: its own types cannot be resolved from CommonJS. */
 interface Tokenizer {
   normalizer: ((text: string) => string) | null;
   encode(text: string, options?: { add_special_tokens?: boolean }): { ids: number[] };
-  get_vocab(): Map<string | undefined, number>;
 }
 const { Tokenizer } = require("@huggingface/tokenizers") as {
   Tokenizer: new (tokenizerJson: JsonObject, tokenizerConfig: JsonObject) => Tokenizer;
@@ -21,6 +21,10 @@ export interface TokenizedText {
 /** Characters looked at first, per token of the limit; most texts have fewer. */
 const CHARACTERS_PER_TOKEN = 16;
 
+/** How long a text may take; more if it is long. A tokenizer that ends at all needs a fraction of it. */
+const TIME_LIMIT_MS = 10_000;
+const CHARACTERS_PER_MS = 100;
+
 /** Texts to token ids, as the addon's `src/tokenizer.rs`. Truncation and padding of `tokenizer.json` are ignored. */
 export class TextTokenizer {
   readonly #tokenizer: Tokenizer;
@@ -33,21 +37,29 @@ export class TextTokenizer {
   constructor(model: ModelDir) {
     const file = model.tokenizerFile;
     const json = readJsonObjectIfPresent(file) ?? {};
+    checkNumbers(file, json, model.vocabularySize);
     try {
       // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
       this.#tokenizer = new Tokenizer({ ...json, added_tokens: json.added_tokens ?? [] }, {});
       if (isObject(json.normalizer) && json.normalizer.type === "BertNormalizer") {
         this.#tokenizer.normalizer = bertNormalizer(json.normalizer);
       }
-      const content = this.#tokenizer.encode("a", { add_special_tokens: false }).ids;
-      const whole = this.#tokenizer.encode("a").ids;
+      if (isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer") {
+        const normalize = this.#tokenizer.normalizer ?? ((text: string) => text);
+        // The library takes a text that only its normalization makes equal to an added token for the token. BERT
+        // splits at the space.
+        this.#tokenizer.normalizer = (text) => `${normalize(text)} `;
+      }
+      const encode = (options?: { add_special_tokens: boolean }) =>
+        withinTimeLimit(TIME_LIMIT_MS, () => this.#tokenizer.encode("a", options).ids);
+      const content = encode({ add_special_tokens: false });
+      const whole = encode();
       const start = whole.findIndex((_, index) => content.every((id, offset) => whole[index + offset] === id));
       this.#before = whole.slice(0, start);
       this.#after = whole.slice(start + content.length);
     } catch (cause) {
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
-    checkVocabulary(file, this.#tokenizer, model.vocabularySize);
     this.#model = model;
     this.#checkIds([...this.#before, ...this.#after]);
     const specialTokens = this.#before.length + this.#after.length;
@@ -68,7 +80,8 @@ export class TextTokenizer {
     const room = maxTokens - this.#before.length - this.#after.length;
     let content: number[];
     try {
-      content = this.#contentIds(whole, room);
+      const limitMs = TIME_LIMIT_MS + Math.ceil(whole.length / CHARACTERS_PER_MS);
+      content = withinTimeLimit(limitMs, () => this.#contentIds(whole, room));
     } catch (cause) {
       throw new EmbedderError("TOKENIZATION_FAILED", `tokenization failed: ${(cause as Error).message}`, { cause });
     }
@@ -86,7 +99,7 @@ export class TextTokenizer {
   #checkIds(ids: readonly (number | undefined)[]): void {
     const { tokenizerFile, vocabularySize } = this.#model;
     for (const id of ids) {
-      if (id === undefined || id >= vocabularySize) throw otherModel(tokenizerFile, "", id, vocabularySize);
+      if (!isCount(id) || id >= vocabularySize) throw otherModel(tokenizerFile, "", id, vocabularySize);
     }
   }
 
@@ -148,12 +161,37 @@ function bertNormalizer(config: JsonObject): (text: string) => string {
   };
 }
 
-/** No token of the vocabulary may have an id without a row in the embedding table, whether or not a text has it. */
-function checkVocabulary(file: string, tokenizer: Tokenizer, rows: number): void {
-  for (const [token, id] of tokenizer.get_vocab()) {
-    // Ids that no token has appear as `undefined`.
-    if (token !== undefined && id >= rows) throw otherModel(file, token, id, rows);
+/**
+ * Refuses numbers that the tokenizer would not get over, which it does not check itself. Every id must have a row in the
+ * embedding table.
+ */
+function checkNumbers(file: string, json: JsonObject, rows: number): void {
+  const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
+  const model = isObject(json.model) ? json.model : {};
+  for (const [token, id] of vocabulary(model.vocab, json.added_tokens)) {
+    if (!isCount(id)) {
+      const found = JSON.stringify(id ?? null);
+      throw invalid(`token ${JSON.stringify(token)}: id: expected a whole number of at least 0, found ${found}`);
+    }
+    if (id >= rows) throw otherModel(file, String(token), id, rows);
   }
+  const longest = model.max_input_chars_per_word ?? 0;
+  if (!isCount(longest)) {
+    const found = JSON.stringify(longest);
+    throw invalid(`max_input_chars_per_word: expected a whole number of at least 0, found ${found}`);
+  }
+}
+
+function* vocabulary(vocab: unknown, addedTokens: unknown): Generator<[token: unknown, id: unknown]> {
+  // Unigram has a list of pairs, whose places are the ids.
+  if (Array.isArray(vocab)) yield* vocab.map((entry, id): [unknown, number] => [[entry].flat()[0], id]);
+  else if (isObject(vocab)) yield* Object.entries(vocab);
+  if (!Array.isArray(addedTokens)) return;
+  for (const token of addedTokens) yield isObject(token) ? [token.content, token.id] : [token, undefined];
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
 }
 
 function otherModel(file: string, token: string, id: number | undefined, rows: number): EmbedderError {

@@ -2,8 +2,9 @@
 
 import { createHash, timingSafeEqual } from "node:crypto";
 import { once } from "node:events";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { type AddressInfo, isIP } from "node:net";
+import { createServer, type IncomingMessage, type Server, type ServerResponse, STATUS_CODES } from "node:http";
+import { type AddressInfo, isIP, Server as NetServer } from "node:net";
+import type { Duplex } from "node:stream";
 import { setImmediate } from "node:timers/promises";
 import type { Embedder } from "../../embedder.js";
 import { finish } from "../vector.js";
@@ -12,7 +13,10 @@ import { Metrics } from "./metrics.js";
 import { ApiError, checkModel, embeddingsResponse, parseEmbeddingsRequest } from "./openai_api.js";
 
 export interface ServerSettings {
+  /** As the user named it. */
   host: string;
+  /** The address that `host` is. */
+  address: string;
   /** 0 takes a free one. */
   port: number;
   /** The name that requests call the model by. */
@@ -20,13 +24,15 @@ export interface ServerSettings {
   version: string;
   /** Asked for under /v1 and /metrics if set. */
   apiKey: string | undefined;
-  /** Names that the Host header may have besides those of this machine, where only this machine is listened to. */
+  /** Names that the Host and Origin headers may have besides those of this machine. */
   allowedHosts: readonly string[];
   maxBodyBytes: number;
   /** Texts of a request. */
   maxBatch: number;
   /** Requests at a time; others are asked to come back. */
   maxRequests: number;
+  /** The same for one client's address. */
+  maxRequestsPerClient: number;
   /** For a request to arrive, and for its answer to be taken. */
   requestTimeoutMs: number;
   /** Whether requests may have vectors cut, and how that is done; see `Cut`. */
@@ -37,6 +43,10 @@ export interface ServerSettings {
 
 /** Between two requests of a connection. Longer than clients keep theirs, so that it is they who close. */
 const KEEP_ALIVE_MS = 65_000;
+/** How long a request may stop arriving, or its answer stop being taken. */
+const STALL_MS = 10_000;
+/** How long kept connections may still bring a request once the server is to stop. */
+const FAREWELL_MS = 500;
 /** How long the rest of a body that is too large is still read, so that its sender comes to read the answer. */
 const LINGER_MS = 1000;
 const LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"];
@@ -62,11 +72,12 @@ export class EmbeddingServer {
   readonly #metrics = new Metrics();
   readonly #started = Math.floor(Date.now() / 1000);
   readonly #inFlight = new Set<AbortController>();
+  /** The answers that a connection still owes. */
+  readonly #owed = new WeakMap<Duplex, Set<ServerResponse>>();
   readonly #routes: Readonly<Record<string, Route>>;
   #embeddingRequests = 0;
+  readonly #embeddingRequestsByClient = new Map<string, number>();
   #isStopping = false;
-  #onIdle = () => {};
-  #isLoopback = true;
 
   constructor(embedder: Embedder, settings: ServerSettings) {
     this.#embedder = embedder;
@@ -82,9 +93,11 @@ export class EmbeddingServer {
     const { requestTimeoutMs } = settings;
     this.#server = createServer({
       requestTimeout: requestTimeoutMs,
-      headersTimeout: requestTimeoutMs,
+      headersTimeout: this.#stallMs,
       keepAliveTimeout: KEEP_ALIVE_MS,
-      connectionsCheckingInterval: Math.max(100, Math.min(5000, requestTimeoutMs / 4)),
+      // Missed below, with an answer in JSON.
+      requireHostHeader: false,
+      connectionsCheckingInterval: Math.max(100, Math.min(2500, this.#stallMs / 4)),
     });
     const handle = (request: IncomingMessage, response: ServerResponse) => {
       // Whatever a handler did not foresee ends its connection, not the server.
@@ -98,12 +111,14 @@ export class EmbeddingServer {
     this.#server.on("request", handle);
     // Node.js would ask for the body before anybody has looked whether it is wanted.
     this.#server.on("checkContinue", handle);
+    this.#server.on("checkExpectation", handle);
+    this.#server.on("clientError", (error, socket) => this.#refuseMalformed(error, socket));
   }
 
   /** Resolves to the URL. */
   async listen(): Promise<string> {
-    const { host, port } = this.#settings;
-    this.#server.listen(port, host);
+    const { host, address, port } = this.#settings;
+    this.#server.listen(port, address);
     try {
       await once(this.#server, "listening");
     } catch (error) {
@@ -112,29 +127,34 @@ export class EmbeddingServer {
       const advice = "choose another with --port, where 0 takes a free one";
       throw new CommandLineError(code, `port ${port} of ${host} is in use: ${advice}`, { cause: error });
     }
-    const { address, port: actual } = this.#server.address() as AddressInfo;
-    this.#isLoopback = address.startsWith("127.") || address === "::1" || address.startsWith("::ffff:127.");
-    return `http://${isIP(host) === 6 ? `[${host}]` : host}:${actual}`;
+    const { port: actual } = this.#server.address() as AddressInfo;
+    return `http://${asHostname(host)}:${actual}`;
   }
 
-  /** Whether only this machine can connect. */
-  get isLoopback(): boolean {
-    return this.#isLoopback;
-  }
-
-  /** Takes no more requests, lets those in flight finish for so long, and ends. Resolves to how many had to be cut off. */
+  /**
+   * Takes no more connections, lets requests in flight finish for so long, and ends. Resolves to how many had to be cut
+   * off. Every answer from now on closes its connection. One that is kept without a request may have one on its way,
+   * which closing it would reset, and is kept for a moment more.
+   */
   async stop(graceMs: number): Promise<number> {
     this.#isStopping = true;
     const closed = once(this.#server, "close");
-    this.#server.close();
-    if (this.#inFlight.size > 0) {
-      let timer: NodeJS.Timeout | undefined;
-      await new Promise<void>((resolve) => {
-        this.#onIdle = resolve;
-        timer = setTimeout(resolve, graceMs);
-      });
-      clearTimeout(timer);
-    }
+    // That of http.Server closes idle connections at once.
+    NetServer.prototype.close.call(this.#server);
+    const farewell = setInterval(
+      () => {
+        if (this.#inFlight.size > 0) this.#server.closeIdleConnections();
+        else this.#server.closeAllConnections();
+      },
+      Math.min(FAREWELL_MS, graceMs),
+    );
+    let expiry: NodeJS.Timeout | undefined;
+    const expired = new Promise<void>((resolve) => {
+      expiry = setTimeout(resolve, graceMs);
+    });
+    await Promise.race([closed, expired]);
+    clearInterval(farewell);
+    clearTimeout(expiry);
     const cutOff = this.#inFlight.size;
     for (const controller of this.#inFlight) controller.abort();
     this.#server.closeAllConnections();
@@ -147,6 +167,8 @@ export class EmbeddingServer {
     const { socket } = request;
     const controller = new AbortController();
     const [name, route] = this.#route(request);
+    const owed = this.#owed.get(socket) ?? new Set();
+    this.#owed.set(socket, owed.add(response));
     this.#inFlight.add(controller);
     this.#metrics.requestsInFlight++;
     const end = () => {
@@ -156,7 +178,7 @@ export class EmbeddingServer {
       this.#metrics.requestsInFlight--;
       this.#metrics.observe(name, status, (performance.now() - start) / 1000);
       controller.abort();
-      if (this.#inFlight.size === 0) this.#onIdle();
+      owed.delete(response);
     };
     response.on("close", end);
     // An answer that waits for its turn on the connection (pipelining) does not hear of the connection's end.
@@ -177,7 +199,9 @@ export class EmbeddingServer {
     const route = Object.hasOwn(this.#routes, name) ? this.#routes[name] : undefined;
     if (route) return [name, route];
     const answer = async () => {
-      throw new ApiError(404, `there is no ${path} here; there are ${Object.keys(this.#routes).join(", ")}`);
+      throw new ApiError(404, `there is no ${path} here; there are ${Object.keys(this.#routes).join(", ")}`, {
+        code: "not_found",
+      });
     };
     return ["other", { methods: [], isPublic: true, answer }];
   }
@@ -185,11 +209,10 @@ export class EmbeddingServer {
   /** @throws ApiError for whatever the head of a request tells */
   #admit(request: IncomingMessage, { methods, isPublic }: Route): void {
     const { method = "", headers } = request;
-    if (this.#isStopping) throw new ApiError(503, "the server is stopping", { code: "stopping" });
-    if (!this.#isExpectedHost(headers.host)) {
-      // A page on the web can have its own name point to this machine, and a browser would then let it read answers.
-      throw new ApiError(403, `the host ${JSON.stringify(headers.host ?? "")} is not served; see --allow-host`, {
-        code: "host_not_allowed",
+    this.#checkOrigin(request);
+    if (headers.expect !== undefined && !/^100-continue$/i.test(headers.expect)) {
+      throw new ApiError(417, `Expect: ${headers.expect} cannot be met; expected 100-continue`, {
+        code: "expectation_failed",
       });
     }
     if (methods.length > 0 && !methods.includes(method)) {
@@ -201,11 +224,36 @@ export class EmbeddingServer {
     if (!isPublic) this.#checkKey(headers.authorization);
   }
 
-  #isExpectedHost(host: string | undefined): boolean {
-    if (!this.#isLoopback) return true;
-    if (host === undefined || !URL.canParse(`http://${host}`)) return false;
-    const { hostname } = new URL(`http://${host}`);
-    return [...LOCAL_NAMES, this.#settings.host, ...this.#settings.allowedHosts].includes(hostname);
+  /**
+   * Keeps web pages out. A page can have its own name point to this machine, and a browser would then let it read
+   * answers: it shows by the Host header. And a browser names the page that a request comes from as the Origin.
+   */
+  #checkOrigin({ httpVersion, headers: { host, origin } }: IncomingMessage): void {
+    const { address, apiKey } = this.#settings;
+    if (host === undefined && httpVersion !== "1.0") {
+      throw new ApiError(400, "the request has no Host header", { code: "malformed_request" });
+    }
+    if (isLoopback(address) && !this.#isExpected(`http://${host}`)) {
+      throw new ApiError(403, `the host ${JSON.stringify(host ?? "")} is not served; see --allow-host`, {
+        code: "host_not_allowed",
+      });
+    }
+    // A page does not know the key.
+    if (origin === undefined || apiKey !== undefined) return;
+    if (this.#isExpected(origin) && new URL(origin).host === new URL(`http://${host}`).host) return;
+    throw new ApiError(
+      403,
+      `requests of web pages (here of ${JSON.stringify(origin)}) are not served without an API key`,
+      {
+        code: "origin_not_allowed",
+      },
+    );
+  }
+
+  #isExpected(url: string): boolean {
+    if (!URL.canParse(url)) return false;
+    const { host, address, allowedHosts } = this.#settings;
+    return [...LOCAL_NAMES, asHostname(host), asHostname(address), ...allowedHosts].includes(new URL(url).hostname);
   }
 
   #checkKey(authorization: string | undefined): void {
@@ -220,14 +268,8 @@ export class EmbeddingServer {
   }
 
   async #embeddings({ request, response, signal }: Exchange): Promise<void> {
-    const { maxRequests, maxBatch, model, matryoshka } = this.#settings;
-    if (this.#embeddingRequests >= maxRequests) {
-      throw new ApiError(429, `${maxRequests} requests are being answered already; try again later`, {
-        code: "too_many_requests",
-        headers: { "retry-after": "1" },
-      });
-    }
-    this.#embeddingRequests++;
+    const { maxBatch, model, matryoshka } = this.#settings;
+    const leave = this.#enter(request);
     try {
       const body = await this.#readJson(request, response);
       const { dimension } = this.#embedder;
@@ -265,8 +307,35 @@ export class EmbeddingServer {
       if (truncated.length > 0) response.setHeader("x-truncated-inputs", truncated.subarray(0, 100).join());
       await this.#send(response, 200, embeddingsResponse(vectors, parsed, model, tokens), signal);
     } finally {
-      this.#embeddingRequests--;
+      leave();
     }
+  }
+
+  /**
+   * Takes a place among the requests that are answered at a time, and gives what returns it.
+   *
+   * @throws ApiError 429
+   */
+  #enter({ socket }: IncomingMessage): () => void {
+    const { maxRequests, maxRequestsPerClient } = this.#settings;
+    const byClient = this.#embeddingRequestsByClient;
+    const client = socket.remoteAddress ?? "";
+    const own = byClient.get(client) ?? 0;
+    const refusal = (message: string) => new ApiError(429, message, { code: "too_many_requests" });
+    if (this.#embeddingRequests >= maxRequests) {
+      throw refusal(`${maxRequests} requests are being answered already; try again later`);
+    }
+    if (own >= maxRequestsPerClient) {
+      throw refusal(`${own} requests from ${client} are being answered already; try again later`);
+    }
+    this.#embeddingRequests++;
+    byClient.set(client, own + 1);
+    return () => {
+      this.#embeddingRequests--;
+      const left = (byClient.get(client) ?? 1) - 1;
+      if (left > 0) byClient.set(client, left);
+      else byClient.delete(client);
+    };
   }
 
   /** @throws ApiError 400, 413 or 415 */
@@ -299,22 +368,45 @@ export class EmbeddingServer {
       new ApiError(413, `the body is larger than ${maxBodyBytes} bytes (--max-body)`, { code: "body_too_large" });
     if (Number(request.headers["content-length"]) > maxBodyBytes) throw tooLarge();
     if (request.headers.expect !== undefined) response.writeContinue();
-    const chunks: Buffer[] = [];
+    // One buffer: a body in chunks of a byte each must not become as many objects.
+    let body = Buffer.alloc(0);
     let length = 0;
+    let stall: NodeJS.Timeout | undefined;
     // By events: leaving an iteration early would destroy the connection before the answer.
-    await new Promise<void>((resolve, reject) => {
-      request.on("data", (chunk: Buffer) => {
-        length += chunk.length;
-        if (length <= maxBodyBytes) chunks.push(chunk);
-        else resolve();
+    try {
+      await new Promise<void>((resolve, reject) => {
+        stall = setTimeout(() => reject(this.#timedOut()), this.#stallMs);
+        request.on("data", (chunk: Buffer) => {
+          stall?.refresh();
+          const end = length + chunk.length;
+          if (end > maxBodyBytes) return reject(tooLarge());
+          if (end > body.length) {
+            const grown = Buffer.allocUnsafe(Math.min(maxBodyBytes, Math.max(end, 2 * body.length)));
+            body.copy(grown, 0, 0, length);
+            body = grown;
+          }
+          chunk.copy(body, length);
+          length = end;
+        });
+        request.on("end", resolve);
+        const left = () =>
+          reject(new ApiError(400, "the client left before its request was whole", { code: "incomplete_request" }));
+        request.on("error", left);
+        request.on("close", left);
       });
-      request.on("end", resolve);
-      const left = () => reject(new ApiError(400, "the client left before its request was whole"));
-      request.on("error", left);
-      request.on("close", left);
-    });
-    if (length > maxBodyBytes) throw tooLarge();
-    return Buffer.concat(chunks);
+    } finally {
+      clearTimeout(stall);
+    }
+    return body.subarray(0, length);
+  }
+
+  /** How long a client may stop sending or taking. */
+  get #stallMs(): number {
+    return Math.min(STALL_MS, this.#settings.requestTimeoutMs);
+  }
+
+  #timedOut(): ApiError {
+    return new ApiError(408, "the request did not arrive in time", { code: "request_timeout" });
   }
 
   async #models({ response }: Exchange): Promise<void> {
@@ -341,6 +433,8 @@ export class EmbeddingServer {
     const { model, version } = this.#settings;
     const { backend, isGpu, dimension, maxTokens, fingerprint, fallbackReason } = this.#embedder;
     const facts = { backend, isGpu, dimension, maxTokens, fingerprint, fallbackReason };
+    // To a load balancer that asks on a kept connection.
+    if (this.#isStopping) throw new ApiError(503, "the server is stopping", { code: "stopping" });
     sendJson(this.#prepared(response), 200, { status: "ok", model, version, ...facts });
   }
 
@@ -388,14 +482,55 @@ export class EmbeddingServer {
     return new ApiError(500, String(message), { code: typeof code === "string" ? code : "unexpected" });
   }
 
+  /** Answers what Node.js could not read as a request, or did not get in time. */
+  #refuseMalformed({ code = "", message }: NodeJS.ErrnoException, socket: Duplex): void {
+    const owed = [...(this.#owed.get(socket) ?? [])];
+    const last = owed.at(-1);
+    const isOwn = owed.length <= 1 && last?.headersSent !== true && last?.req.complete !== true;
+    if (!socket.writable) return void socket.destroy();
+    if (!isOwn) {
+      // It would stand in the middle of another answer, or in its place.
+      if (last?.headersSent === false) last.setHeader("connection", "close");
+      return void last?.once("close", () => socket.destroy());
+    }
+    const refusal =
+      code === "ERR_HTTP_REQUEST_TIMEOUT"
+        ? this.#timedOut()
+        : code === "HPE_HEADER_OVERFLOW"
+          ? new ApiError(431, "the headers are too large", { code: "headers_too_large" })
+          : new ApiError(400, `this is not HTTP: ${message}`, { code: "malformed_request" });
+    const body = JSON.stringify(refusal);
+    const head = [
+      `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status]}`,
+      "content-type: application/json",
+      `content-length: ${Buffer.byteLength(body)}`,
+      "connection: close",
+    ];
+    socket.end(`${head.join("\r\n")}\r\n\r\n${body}`, () => socket.destroy());
+  }
+
   /** Before an answer begins: its client is not waited for without end, and its connection does not outlive the server. */
   #prepared(response: ServerResponse): ServerResponse {
     const { socket } = response.req;
     const timer = setTimeout(() => socket.destroy(), this.#settings.requestTimeoutMs).unref();
     response.once("close", () => clearTimeout(timer));
+    // Begins anew whenever a part of the answer is taken; Node.js then closes the connection.
+    socket.setTimeout(this.#stallMs);
+    // Before Node.js sets its own, for the next request.
+    response.prependOnceListener("finish", () => socket.setTimeout(0));
     if (this.#isStopping) response.setHeader("connection", "close");
     return response;
   }
+}
+
+/** Whether only this machine can connect to it. */
+export function isLoopback(address: string): boolean {
+  return address.startsWith("127.") || address === "::1" || address.startsWith("::ffff:127.");
+}
+
+/** As it stands in a URL. */
+function asHostname(host: string): string {
+  return isIP(host) === 6 ? `[${host}]` : host;
 }
 
 function sendJson(response: ServerResponse, status: number, value: object): void {

@@ -6,20 +6,20 @@ import { describeValue } from "../errors.js";
 /** An answer that says what is wrong. */
 export class ApiError extends Error {
   readonly status: number;
-  readonly code: string | null;
+  readonly code: string;
   readonly param: string | null;
   readonly headers: Readonly<Record<string, string>>;
 
   constructor(
     status: number,
     message: string,
-    details: { code?: string; param?: string; headers?: Record<string, string> } = {},
+    details: { code: string; param?: string; headers?: Record<string, string> },
   ) {
     super(message);
     this.status = status;
-    this.code = details.code ?? null;
+    this.code = details.code;
     this.param = details.param ?? null;
-    this.headers = details.headers ?? {};
+    this.headers = { ...(RETRIED.includes(status) && { "retry-after": "1" }), ...details.headers };
   }
 
   toJSON(): object {
@@ -27,6 +27,9 @@ export class ApiError extends Error {
     return { error: { message, type: ERROR_TYPES[this.status] ?? "invalid_request_error", param, code } };
   }
 }
+
+/** Answers to requests that may be sent once more as they are. */
+const RETRIED = [429, 503];
 
 const ERROR_TYPES: Record<number, string> = { 429: "rate_limit_error", 500: "server_error", 503: "server_error" };
 
@@ -67,7 +70,7 @@ const FIELDS = ["input", "model", "encoding_format", "dimensions", "user", "inpu
  */
 export function parseEmbeddingsRequest(body: unknown, limits: RequestLimits): EmbeddingsRequest {
   if (typeof body !== "object" || body === null || Array.isArray(body)) {
-    throw new ApiError(400, "the body must be a JSON object with input and model");
+    throw new ApiError(400, "the body must be a JSON object with input and model", { code: "invalid_value" });
   }
   const unknown = Object.keys(body).find((name) => !FIELDS.includes(name));
   if (unknown !== undefined) {

@@ -1,3 +1,4 @@
+import { lookup } from "node:dns/promises";
 import { once } from "node:events";
 import * as path from "node:path";
 import { type Command, InvalidArgumentError } from "commander";
@@ -18,6 +19,8 @@ interface ServeFlags extends LoadFlags {
   maxBody: number;
   maxBatch: number;
   maxRequests: number;
+  maxRequestsPerClient?: number;
+  insecure?: boolean;
   requestTimeout: number;
   stopTimeout: number;
   allowHost: string[];
@@ -35,7 +38,7 @@ Routes:
   GET  /metrics         for Prometheus
 
 The address is printed on standard output once requests are taken. Ctrl-C or SIGTERM lets requests in flight finish.
-The server listens to this machine only, unless --host says otherwise; set an API key then, best by the environment
+The server listens to this machine only, unless --host says otherwise. It then wants an API key, best in the environment
 variable SEMANTIC_SEARCH_API_KEY. It speaks HTTP: for TLS put a proxy in front.
 
 Examples:
@@ -52,11 +55,17 @@ export function addServe(program: Command): void {
     .option("--host <address>", "address to listen on", "127.0.0.1")
     .option("-p, --port <number>", "port to listen on; 0 takes a free one", port, 8080)
     .option("--api-key <key>", "ask for this key (default: SEMANTIC_SEARCH_API_KEY, else none)")
+    .option("--insecure", "ask for no API key although other machines can connect")
     .option("--model-name <name>", "what requests call the model (default: its id or the name of its folder)")
     .option("--matryoshka", "let requests ask for fewer dimensions, for models trained for it")
     .option("--max-body <bytes>", "largest request", bytes, 4 << 20)
     .option("--max-batch <count>", "most texts of a request", count, 2048)
     .option("--max-requests <count>", "requests at a time; others get 429", count, 128)
+    .option(
+      "--max-requests-per-client <count>",
+      "the same for one address (default: half of --max-requests; all of them where only this machine can connect)",
+      count,
+    )
     .option("--request-timeout <seconds>", "for a request to arrive and its answer to be taken", seconds, 60_000)
     .option("--stop-timeout <seconds>", "for requests in flight when the server is to stop", seconds, 8000)
     .option("--allow-host <name...>", "names besides localhost that the Host header may have", [])
@@ -78,12 +87,21 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
       "--matryoshka cuts whole vectors and scales them to length 1: not with --dimensions or --no-normalize";
     throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
   }
-  const signal = interruptionSignal();
-  const [{ Embedder }, { modelSource }, { EmbeddingServer }] = await Promise.all([
+  const apiKey = (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined;
+  const [{ Embedder }, { modelSource }, { EmbeddingServer, isLoopback }] = await Promise.all([
     import("../../embedder.js"),
     import("../model_source.js"),
     import("./embedding_server.js"),
   ]);
+  const { address } = await lookup(flags.host);
+  const isLocal = isLoopback(address);
+  if (!isLocal && apiKey === undefined && !flags.insecure) {
+    const message =
+      `with --host ${flags.host} other machines can connect: set an API key (SEMANTIC_SEARCH_API_KEY), or --insecure if ` +
+      "whoever can connect may use the server";
+    throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
+  }
+  const signal = interruptionSignal();
   const { layerNorm, ...rest } = loadOptions(flags);
   const options: LoadOptions = rest;
   // With --matryoshka it is for cuts that requests ask for.
@@ -94,10 +112,11 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   clearStatus();
   const source = modelSource(model);
   const name = flags.modelName ?? ("hub" in source ? source.hub.id : path.basename(source.folder));
-  const apiKey = (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined;
   const server = new EmbeddingServer(embedder, {
-    ...{ host: flags.host, port: flags.port, model: name, version, allowedHosts: flags.allowHost },
+    ...{ host: flags.host, address, port: flags.port, model: name, version, allowedHosts: flags.allowHost },
     ...{ maxBodyBytes: flags.maxBody, maxBatch: flags.maxBatch, maxRequests: flags.maxRequests },
+    maxRequestsPerClient:
+      flags.maxRequestsPerClient ?? (isLocal ? flags.maxRequests : Math.ceil(flags.maxRequests / 2)),
     requestTimeoutMs: flags.requestTimeout,
     apiKey,
     matryoshka: flags.matryoshka ? { layerNorm: layerNorm ?? (await layerNormOf(source, options)) } : undefined,
@@ -111,10 +130,6 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
     const { backend, dimension, maxTokens } = embedder;
     await printResult(flags.json, { url, model: name, backend, dimension, maxTokens, pid: process.pid }, url);
     if (!flags.json) say(false, `serving ${name} (${dimension} dimensions, backend ${backend})`, {});
-    if (!server.isLoopback && apiKey === undefined) {
-      const warning = "other machines can connect, and no API key is asked for (SEMANTIC_SEARCH_API_KEY)";
-      say(flags.json, `warning: ${warning}`, { warning });
-    }
     if (!signal.aborted) await once(signal, "abort");
     if (!flags.json) say(false, "stopping: waiting for requests in flight; once more ends at once", {});
     const cutOff = await server.stop(flags.stopTimeout);
