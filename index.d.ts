@@ -50,6 +50,8 @@ export declare class Model {
   get activity(): Activity
   /** Why a faster backend of the addon was not taken; `null` where none was tried. */
   get fallbackReason(): string | null
+  /** What the user should know although everything works; `null` mostly. */
+  get warning(): string | null
   /** Length of a vector. */
   get dimension(): number
   /** Most tokens of a text, special tokens included. */

@@ -202,14 +202,9 @@ test("absurd numbers are refused before they are counted up to", { timeout: 60_0
     { max_position_embeddings: 1e300 },
   ]) {
     const folder = await changedModel("bert_mean", { "config.json": (config) => ({ ...config, ...change }) });
-    const outcome = await load(folder, { maxTokens: 2 ** 31 - 1 }).then(
-      async (embedder) => {
-        await embedder.embed(["the time"]);
-        await embedder.close();
-      },
-      ({ code }) => code,
-    );
-    assert.equal(outcome, "hidden_size" in change ? "MODEL_INVALID" : undefined, JSON.stringify(change));
+    // As the addon has it: what cannot be true is refused, whether or not this backend would need it.
+    const refused = embedderError("MODEL_INVALID");
+    await assert.rejects(load(folder, { maxTokens: 2 ** 31 - 1 }), refused, JSON.stringify(change));
   }
 });
 

@@ -6,7 +6,7 @@ import { EmbedderError, toEmbedderError } from "./errors.js";
 import { CHILD_MARKER, type FallbackDescription, type Reply, type Request } from "./fallback_protocol.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { type ModelDir, readModelDir } from "./model_dir.js";
-import { findOnnxFile, type OnnxFile, sha256OfFile } from "./onnx_file.js";
+import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
 import { TextTokenizer } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
@@ -26,7 +26,7 @@ class FallbackModel {
     this.description = {
       dimension: model.cut?.dimensions ?? model.hiddenSize * model.pooling.length,
       maxTokens: model.maxTokens,
-      fingerprint: fingerprint(model, onnx),
+      fingerprint: fingerprint(model, tokenizer, onnx),
       pooling: model.pooling,
     };
   }
@@ -80,12 +80,12 @@ class FallbackModel {
 }
 
 /** The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`. */
-function fingerprint(model: ModelDir, onnx: OnnxFile): string {
+function fingerprint(model: ModelDir, tokenizer: TextTokenizer, onnx: OnnxFile): string {
   const identity = {
     format: 1,
     weights: onnx.weightHashes,
-    tokenizer: sha256OfFile(model.tokenizerFile),
-    config: sha256OfFile(model.configFile),
+    tokenizer: tokenizer.hash,
+    config: model.configHash,
     pooling: model.pooling,
     queryPrompt: model.queryPrompt,
     documentPrompt: model.documentPrompt,

@@ -1,5 +1,6 @@
-import { type BigIntStats, fstatSync, openSync, statSync } from "node:fs";
+import { type BigIntStats, fstatSync, statSync } from "node:fs";
 import { EmbedderError } from "./errors.js";
+import { openRegularFile } from "./regular_file.js";
 
 interface LoadedFile {
   path: string;
@@ -14,10 +15,14 @@ interface LoadedFile {
 export class LoadedFiles {
   readonly #files: readonly LoadedFile[];
 
-  /** Opens them, for as long as the process lives. */
+  /**
+   * Opens them, for as long as the process lives.
+   *
+   * @throws EmbedderError as `openRegularFile`.
+   */
   constructor(paths: readonly string[]) {
     this.#files = paths.map((path) => {
-      const descriptor = openSync(path, "r");
+      const descriptor = openRegularFile(path);
       return { path, descriptor, before: fstatSync(descriptor, { bigint: true }) };
     });
   }

@@ -103,7 +103,9 @@ export class NativeEngine implements Engine {
   static async load(modelDir: string, options: LoadOptions): Promise<NativeEngine> {
     const addon = loadAddon();
     try {
-      return new NativeEngine(addon, await addon.Model.load(modelDir, addonOptions(options)));
+      const model = await addon.Model.load(modelDir, addonOptions(options));
+      if (model.warning !== null) warnOnce(model.warning);
+      return new NativeEngine(addon, model);
     } catch (error) {
       throw toEmbedderError(error);
     }
@@ -165,4 +167,12 @@ export class NativeEngine implements Engine {
       throw toEmbedderError(error);
     }
   }
+}
+
+const warned = new Set<string>();
+
+function warnOnce(warning: string): void {
+  if (warned.has(warning)) return;
+  warned.add(warning);
+  process.emitWarning(warning, "SemanticSearchWarning");
 }

@@ -1,11 +1,15 @@
+import { createHash } from "node:crypto";
 import { EmbedderError } from "./errors.js";
-import { isObject, type JsonObject, readJsonObjectIfPresent } from "./json_file.js";
+import { isObject, type JsonObject, parseJsonObject } from "./json_file.js";
 import type { ModelDir } from "./model_dir.js";
+import { PieceRules, pieces } from "./pieces.js";
+import { MOST_TOKENIZER, readRegularFile } from "./regular_file.js";
 import { withinTimeLimit } from "./time_limit.js";
 
 /** What is used of `@huggingface/tokenizers`: its own types cannot be resolved from CommonJS. */
 interface Tokenizer {
   normalizer: ((text: string) => string) | null;
+  pre_tokenizer: ((text: string) => string[]) | null;
   encode(text: string, options?: { add_special_tokens?: boolean }): { ids: number[] };
 }
 const { Tokenizer } = require("@huggingface/tokenizers") as {
@@ -18,8 +22,8 @@ export interface TokenizedText {
   truncated: boolean;
 }
 
-/** Characters looked at first, per token of the limit; most texts have fewer. */
-const CHARACTERS_PER_TOKEN = 16;
+/** Longest text that is tokenized at once. More than most limits take, little enough to take no time. */
+const CHARACTERS_PER_PIECE = 4096;
 
 /** How long a text may take; more if it is long. A tokenizer that ends at all needs a fraction of it. */
 const TIME_LIMIT_MS = 10_000;
@@ -27,29 +31,36 @@ const CHARACTERS_PER_MS = 100;
 
 /** Texts to token ids, as the addon's `src/tokenizer.rs`. Truncation and padding of `tokenizer.json` are ignored. */
 export class TextTokenizer {
+  /** SHA-256 of the bytes that it was made from. */
+  readonly hash: string;
   readonly #tokenizer: Tokenizer;
   readonly #model: ModelDir;
   readonly #before: readonly number[];
   readonly #after: readonly number[];
-  readonly #splitsAtWhitespace: boolean;
+  /** How long texts are cut; `undefined` where they are tokenized whole. */
+  readonly #pieceRules: PieceRules | undefined;
+  readonly #charactersPerPiece: number;
 
   /** @throws EmbedderError `MODEL_INVALID` or `INVALID_ARGUMENT` (a limit without room for text). */
-  constructor(model: ModelDir) {
+  constructor(model: ModelDir, charactersPerPiece = CHARACTERS_PER_PIECE) {
     const file = model.tokenizerFile;
-    const json = readJsonObjectIfPresent(file) ?? {};
+    const bytes = readRegularFile(file, MOST_TOKENIZER);
+    this.hash = createHash("sha256").update(bytes).digest("hex");
+    const json = parseJsonObject(file, bytes);
     checkNumbers(file, json, model.vocabularySize);
     try {
       // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
       this.#tokenizer = new Tokenizer({ ...json, added_tokens: json.added_tokens ?? [] }, {});
+      const { pre_tokenizer: splitIntoWords } = this.#tokenizer;
+      let normalize = this.#tokenizer.normalizer ?? ((text: string) => text);
       if (isObject(json.normalizer) && json.normalizer.type === "BertNormalizer") {
-        this.#tokenizer.normalizer = bertNormalizer(json.normalizer);
+        normalize = bertNormalizer(json.normalizer);
       }
-      if (isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer") {
-        const normalize = this.#tokenizer.normalizer ?? ((text: string) => text);
-        // The library takes a text that only its normalization makes equal to an added token for the token. BERT
-        // splits at the space.
-        this.#tokenizer.normalizer = (text) => `${normalize(text)} `;
-      }
+      this.#pieceRules = PieceRules.of(json, (text) => splitIntoWords?.(text) ?? [text], normalize, model.lowerCase);
+      // The library takes a text that only its normalization makes equal to an added token for the token. BERT splits
+      // at the space.
+      const isSplitAtSpaces = isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer";
+      this.#tokenizer.normalizer = isSplitAtSpaces ? (text) => `${normalize(text)} ` : normalize;
       const encode = (options?: { add_special_tokens: boolean }) =>
         withinTimeLimit(TIME_LIMIT_MS, () => this.#tokenizer.encode("a", options).ids);
       const content = encode({ add_special_tokens: false });
@@ -69,14 +80,13 @@ export class TextTokenizer {
         `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`,
       );
     }
-    this.#splitsAtWhitespace = splitsAtWhitespace(json);
+    this.#charactersPerPiece = charactersPerPiece;
   }
 
   /** @throws EmbedderError `TOKENIZATION_FAILED` */
   encode(text: string, isQuery: boolean): TokenizedText {
-    const { queryPrompt, documentPrompt, maxTokens, lowerCase, truncationSide } = this.#model;
-    let whole = (isQuery ? queryPrompt : documentPrompt) + text.toWellFormed();
-    if (lowerCase) whole = whole.toLowerCase();
+    const { queryPrompt, documentPrompt, maxTokens, truncationSide } = this.#model;
+    const whole = (isQuery ? queryPrompt : documentPrompt) + text.toWellFormed();
     const room = maxTokens - this.#before.length - this.#after.length;
     let content: number[];
     try {
@@ -103,38 +113,23 @@ export class TextTokenizer {
     }
   }
 
-  /** Ids of the text without special tokens, or of a part at the kept side that already has more than `room`. */
+  /** Ids of the text without special tokens, or of its pieces at the kept side until they are more than `room`. */
   #contentIds(text: string, room: number): number[] {
-    for (let length = room * CHARACTERS_PER_TOKEN; ; length *= 4) {
-      const part = this.#splitsAtWhitespace ? this.#keptPart(text, length) : text;
-      const { ids } = this.#tokenizer.encode(part, { add_special_tokens: false });
-      if (ids.length > room || part.length === text.length) return ids;
+    const { lowerCase, truncationSide } = this.#model;
+    const encode = (part: string) => this.#tokenizer.encode(part, { add_special_tokens: false }).ids;
+    if (!this.#pieceRules || text.length <= this.#charactersPerPiece) {
+      return encode(lowerCase ? text.toLowerCase() : text);
     }
-  }
-
-  /** At least `length` characters from the side that truncation keeps, up to whitespace. */
-  #keptPart(text: string, length: number): string {
-    if (length >= text.length) return text;
-    const isSpace = (index: number) => " \t\r\n".includes(text[index] ?? " ");
-    if (this.#model.truncationSide === "right") {
-      let end = length;
-      while (!isSpace(end)) end++;
-      return text.slice(0, end);
+    const fromEnd = truncationSide === "left";
+    // The small form of a capital sigma depends on what is around it, so that it is lost in a piece.
+    const whole = lowerCase && text.includes("Σ") ? text.toLowerCase() : text;
+    let ids: number[] = [];
+    for (const piece of pieces(this.#pieceRules, whole, fromEnd, this.#charactersPerPiece)) {
+      ids = fromEnd ? [...encode(piece), ...ids] : [...ids, ...encode(piece)];
+      if (ids.length > room) break;
     }
-    let start = text.length - length;
-    while (!isSpace(start)) start--;
-    return text.slice(Math.max(start, 0));
+    return ids;
   }
-}
-
-/**
- * Whether a text may be cut at whitespace before it is tokenized, without changing the tokens of either part: BERT's
- * tokenizer splits there first. An added token that holds whitespace, or takes what is around it, would be in the way.
- */
-function splitsAtWhitespace(json: JsonObject): boolean {
-  const isBert = isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer";
-  const addedTokens = (json.added_tokens ?? []) as { content?: string; lstrip?: boolean; rstrip?: boolean }[];
-  return isBert && addedTokens.every(({ content, lstrip, rstrip }) => !lstrip && !rstrip && !/\s/.test(content ?? ""));
 }
 
 /**

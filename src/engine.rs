@@ -477,9 +477,12 @@ impl Shared {
         let distinct = call.distinct();
         let window = range.start / TEXTS_PER_WINDOW;
         let count = range.len();
+        let is_settled = || call.ticket.is_settled();
         for place in range {
             let text = &call.texts[distinct.firsts[place]];
-            let tokenized = self.tokenizer.tokenize(text, call.is_query)?;
+            let tokenized = self
+                .tokenizer
+                .tokenize_unless(text, call.is_query, &is_settled)?;
             distinct.tokenized[place].get_or_init(|| tokenized);
         }
         if distinct.untokenized[window].fetch_sub(count, Ordering::AcqRel) > count {

@@ -443,6 +443,12 @@ impl Model {
         guarded(|| Ok(self.model.fallback_reason().map(str::to_owned)))
     }
 
+    /// What the user should know although everything works; `null` mostly.
+    #[napi(getter)]
+    pub fn warning(&self) -> napi::Result<Option<String>, Code> {
+        guarded(|| Ok(self.model.warning().map(str::to_owned)))
+    }
+
     /// Length of a vector.
     #[napi(getter)]
     pub fn dimension(&self) -> napi::Result<u32, Code> {

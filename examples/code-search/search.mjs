@@ -5,7 +5,7 @@ import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
 import { inspect, parseArgs } from "node:util";
 import { Embedder } from "semantic-search-native";
-import { IndexDatabase, indexFile } from "./lib/database.mjs";
+import { IndexDatabase, indexFile, lockIndex } from "./lib/database.mjs";
 import { configurationOf, indexFolder } from "./lib/indexing.mjs";
 import { ProgressLine } from "./lib/progress.mjs";
 import { search } from "./lib/ranking.mjs";
@@ -89,9 +89,20 @@ async function index(dir, model) {
   const database = new IndexDatabase(dir);
   const progress = new ProgressLine(process.stderr);
   const start = performance.now();
+  const { signal } = stop;
+  /** @type {{ release(): void } | undefined} */
+  let lock;
   try {
+    lock = await lockIndex(dir, {
+      signal,
+      onWait: () => console.error(`another process is indexing ${dir}: waiting for its end`),
+    });
     const onProgress = progress.show.bind(progress);
-    const summary = await indexFolder({ dir, database, embedder, signal: stop.signal, onProgress });
+    const onWarning = (/** @type {string} */ message) => {
+      progress.clear();
+      console.error(message);
+    };
+    const summary = await indexFolder({ dir, database, embedder, signal, onProgress, onWarning });
     progress.clear();
     if (summary.wasReset) print("the index was of another model or version: made anew");
     const { files, chunks } = database.counts();
@@ -110,6 +121,7 @@ async function index(dir, model) {
     throw new Failure(`interrupted: ${files} files are in the index; the same command goes on from there`, 130);
   } finally {
     database.close();
+    lock?.release();
     await embedder.close();
   }
 }

@@ -164,6 +164,7 @@ pub fn load(
         // While one waits for the MLX thread, the other tokenizes and has the next batch ready.
         workers: vec![worker(Turn::Last), worker(Turn::Last)],
         lone: worker(Turn::Next),
+        warning: None,
     })
 }
 
