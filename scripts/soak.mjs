@@ -232,15 +232,20 @@ function settings() {
   return { ...values, ...numbers };
 }
 
-/** Process ids of this process and of everything below it. Linux only: elsewhere this process alone. */
+/**
+ * Process ids of this process and of everything below it that runs. Linux only: elsewhere this process alone. What has
+ * ended and is waited for by nobody does not count: Node.js leaves such an entry of a child process whose worker thread was
+ * terminated (docs/hosts.md).
+ */
 function family() {
   if (process.platform !== "linux") return [process.pid];
   const children = new Map();
   for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
-    const parent = readProcess(pid, "stat")
-      ?.replace(/^.*\) /s, "")
-      .split(" ")[1];
-    if (parent) children.set(parent, [...(children.get(parent) ?? []), pid]);
+    const [state, parent] =
+      readProcess(pid, "stat")
+        ?.replace(/^.*\) /s, "")
+        .split(" ") ?? [];
+    if (parent && state !== "Z") children.set(parent, [...(children.get(parent) ?? []), pid]);
   }
   const below = (pid) => [pid, ...(children.get(pid) ?? []).flatMap(below)];
   return below(String(process.pid));
