@@ -217,9 +217,13 @@ export class Embedder {
       const checked: StreamOptions<Encoding> = checkCallOptions(options, ["kind", "encoding", "signal"]);
       this.#checkEncoding(checked.encoding);
       this.#checkOpen();
-      return streamVectors<E>(source, checked.signal, (texts, signal) => {
+      const { kind, encoding = "float32" } = checked;
+      return streamVectors<E>(source, checked.signal, async (texts, signal, take) => {
         this.#checkOpen();
-        return this.#compute(texts, { ...checked, signal });
+        await this.#engine.stream(texts, { isQuery: kind === "query", encoding, signal }, (rows) => {
+          this.#truncatedTexts += rows.truncated.length;
+          take(rows);
+        });
       });
     });
   }

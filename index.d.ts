@@ -10,15 +10,17 @@
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
 /**
- * One call of `Model.embed`: first its texts on their way in, then its progress. Copying strings out of JavaScript takes
- * time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
+ * One call of `Model.embed` or `Model.stream`: first its texts on their way in, then its progress. Copying strings out of
+ * JavaScript takes time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
  */
 export declare class Call {
   /** A call without texts. */
   constructor()
   /** Appends a copy of the strings. */
   push(texts: Array<string>): void
-  /** Rejects the promise of `Model.embed` with `ABORT_ERR`, unless it is settled. */
+  /** The vectors of `Model.stream` that come next; `null` after the last. To be asked again when it has answered. */
+  next(): Promise<Rows | null>
+  /** Ends the call with `ABORT_ERR`, unless it has ended, and what is computed for it. */
   cancel(): void
   /** How far the call is. */
   get progress(): Progress
@@ -33,6 +35,8 @@ export declare class Model {
    * engine's threads, which also encode.
    */
   embed(call: Call, isQuery: boolean, encoding?: string | undefined | null): Promise<Embeddings>
+  /** Embeds the texts of a call, whose `next` gives the vectors of each batch when it is done. */
+  stream(call: Call, isQuery: boolean, encoding?: string | undefined | null): void
   /**
    * The token ids of a text as the model would see them: behind its prompt, special tokens included, truncated.
    * Synchronous.
@@ -46,6 +50,8 @@ export declare class Model {
   get activity(): Activity
   /** Why a faster backend of the addon was not taken; `null` where none was tried. */
   get fallbackReason(): string | null
+  /** What the user should know although everything works; `null` mostly. */
+  get warning(): string | null
   /** Length of a vector. */
   get dimension(): number
   /** Most tokens of a text, special tokens included. */
@@ -156,4 +162,14 @@ export interface Progress {
   done: number
   /** Tokens computed. */
   tokens: number
+}
+
+/** Vectors of a call that were ready together. */
+export interface Rows {
+  /** The texts that they are of, by index in the call: a text that occurs again is there again. */
+  indices: Uint32Array
+  /** A row per index, as in `Embeddings`. */
+  vectors: Float32Array | Int8Array | Uint8Array
+  /** Those of `indices` whose texts were cut to the token limit. */
+  truncated: Uint32Array
 }

@@ -240,13 +240,15 @@ for (const backend of BACKENDS) {
       process.on("warning", note);
       const { signal } = new AbortController();
       const times = (call) => Array.from({ length: 1000 }, call);
+      // More than the ten of which Node.js would warn.
+      const some = (call) => Array.from({ length: 20 }, call);
       const folder = await model("bert_mean");
       await Promise.all([
         ...times(() => embedder.embed(["a", "b"], { signal })),
         ...times(() => embedder.embedQuery("a", { signal })),
-        ...times(() => drain(["a", "b"], { signal })),
-        ...times(() => failureOf(() => Embedder.load(`${folder}/nowhere`, { backend, signal }))),
-        ...times(() => failureOf(() => pull("org/model", { signal, offline: true, cacheFolder: temporaryFolder() }))),
+        ...some(() => drain(["a", "b"], { signal })),
+        ...some(() => failureOf(() => Embedder.load(`${folder}/nowhere`, { backend: "onnx", signal }))),
+        ...some(() => failureOf(() => pull("org/model", { signal, offline: true, cacheFolder: temporaryFolder() }))),
       ]);
       // They are reported in a later turn.
       await turn();
@@ -258,7 +260,7 @@ for (const backend of BACKENDS) {
     test("a thousand calls on one signal are all aborted, those of other signals not", async () => {
       const controller = new AbortController();
       const { signal } = controller;
-      const long = Array.from({ length: 2000 }, (_, index) => `word ${index} `.repeat(20));
+      const long = Array.from({ length: 300 }, (_, index) => `word ${index} `.repeat(20));
       const aborted = Array.from({ length: 1000 }, () => embedder.embed(long, { signal }));
       const other = embedder.embed(["a"], { signal: new AbortController().signal });
       controller.abort(new Error("enough"));

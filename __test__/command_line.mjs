@@ -6,7 +6,7 @@ import { readFileSync } from "node:fs";
 import * as path from "node:path";
 import { ROOT } from "./models.mjs";
 
-const MAIN = path.join(
+export const MAIN = path.join(
   ROOT,
   JSON.parse(readFileSync(path.join(ROOT, "package.json"), "utf8")).bin["semantic-search-native"],
 );

@@ -23,7 +23,7 @@ import { filesIn, startHub } from "./hub_server.mjs";
 import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
-const LINKING_PAGES = [...PAGES, ...markdownIn("examples/code-search"), ...markdownIn("benches")];
+const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches", "fuzz"].flatMap(markdownIn)];
 const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
 const BENCH = path.join(packageCacheFolder(), "bench");
 

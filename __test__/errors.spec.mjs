@@ -116,6 +116,21 @@ for (const backend of BACKENDS) {
     );
   });
 
+  loadFails(
+    "a post-processor whose ids have no row in the embedding table",
+    "bert_mean",
+    {
+      "tokenizer.json": (json) => ({
+        ...json,
+        // Of what is not in the vocabulary the fallback makes this token, and it is none either.
+        model: { ...json.model, unk_token: "[NONE]" },
+        post_processor: { type: "BertProcessing", sep: ["[SEP]", 3], cls: ["[FAR]", 1411] },
+      }),
+    },
+    {},
+    ...["MODEL_INVALID", "tokenizer.json", "vocab_size"],
+  );
+
   test(`${backend}: maxTokens without room for text`, async () => {
     const folder = await model("bert_mean");
     await assert.rejects(

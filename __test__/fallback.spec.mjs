@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { appendFileSync, linkSync, mkdirSync, renameSync, truncateSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as os from "node:os";
 import * as path from "node:path";
@@ -79,9 +79,7 @@ test("outputs are taken as the file has them", async () => {
     );
   }
   const narrow = await folderWith({ "model.onnx": tableModel({ table, width: WIDTH / 2 }) });
-  const embedder = await load(narrow);
-  await assert.rejects(embedder.embed(["x"]), embedderError("MODEL_INVALID", "hidden size 64"));
-  await embedder.close();
+  await assert.rejects(load(narrow), embedderError("MODEL_INVALID", "hidden size 64"));
 });
 
 test("files are tried in their order, and dtype chooses among them", async () => {
@@ -105,6 +103,109 @@ test("external data counts as weights", async () => {
   const changed = await vectorOf({ "model.onnx": file, "table.bin": Buffer.from(bytes).fill(0, 0, 4) });
   assert.notEqual(changed.fingerprint, outside.fingerprint);
   await assert.rejects(load(await folderWith({ "model.onnx": file })), embedderError("MODEL_NOT_FOUND", "table.bin"));
+});
+
+test("weights that are changed while they are loaded are refused, other files under their name are not", async () => {
+  const bytes = Buffer.from(table.buffer);
+  const folder = await folderWith({
+    "model.onnx": tableModel({ ...DEFAULTS, externalData: "table.bin" }),
+    "table.bin": bytes,
+  });
+  const file = path.join(folder, "table.bin");
+  const changed = embedderError("MODEL_INVALID", "table.bin", "has changed", "load the model again");
+  for (const change of [
+    () => writeFileSync(file, Buffer.from(bytes).fill(0, 0, 4), { flag: "r+" }),
+    () => truncateSync(file, 8),
+    () => appendFileSync(file, "more"),
+  ]) {
+    writeFileSync(file, bytes);
+    await withEmbedder(folder, { backend: "onnx-js" }, async (embedder) => {
+      const [before] = await embedder.embed(["the time"]);
+      // Replaced the way that a download does it.
+      writeFileSync(`${file}.new`, bytes);
+      linkSync(file, `${file}.old`);
+      renameSync(`${file}.new`, file);
+      assert.deepEqual((await embedder.embed(["the time"]))[0], before);
+      renameSync(`${file}.old`, file);
+      change();
+      await assert.rejects(embedder.embed(["the time"]), changed);
+      await assert.rejects(embedder.embedQuery("a query"), changed);
+    });
+  }
+});
+
+/** A model whose tokenizer takes time without bound for many letters a that something else follows. */
+const explosive = (changes) =>
+  changedModel("bert_mean", {
+    "tokenizer.json": (json) => ({
+      ...json,
+      pre_tokenizer: {
+        type: "Sequence",
+        pretokenizers: [
+          { type: "Split", pattern: { Regex: "^(a+)+$" }, behavior: "Isolated", invert: false },
+          json.pre_tokenizer,
+        ],
+      },
+      ...changes,
+    }),
+  });
+const EXPLOSION = `${"a".repeat(60)}!`;
+
+test("a text that the tokenizer is never done with fails alone", { timeout: 60_000 }, async () => {
+  await withEmbedder(await explosive({}), { backend: "onnx-js" }, async (embedder) => {
+    const exploding = embedder.embed(["fine", EXPLOSION]);
+    const [[fine]] = await Promise.all([
+      embedder.embed(["fine"]),
+      assert.rejects(exploding, embedderError("TOKENIZATION_FAILED", "not done after 10.001 s")),
+    ]);
+    assert.deepEqual((await embedder.embed(["fine"]))[0], fine);
+  });
+});
+
+test("a tokenizer that is not even done with a letter is refused", { timeout: 60_000 }, async () => {
+  const normalizer = { type: "Replace", pattern: { String: "a" }, content: EXPLOSION };
+  const folder = await explosive({ normalizer });
+  await assert.rejects(load(folder), embedderError("MODEL_INVALID", "tokenizer.json", "not done after 10 s"));
+});
+
+test("absurd numbers are refused before they are counted up to", { timeout: 60_000 }, async () => {
+  const withTokenizer = (change) => changedModel("bert_mean", { "tokenizer.json": change });
+  const withId = (id) => (json) => ({ ...json, model: { ...json.model, vocab: { ...json.model.vocab, the: id } } });
+  const withAdded = (id) => (json) => ({ ...json, added_tokens: [...json.added_tokens, { content: "[X]", id }] });
+  for (const [id, reason] of [
+    [1e15, "has id 1000000000000000"],
+    [4_294_967_290, "has id 4294967290"],
+    [1e300, "whole number of at least 0, found 1e+300"],
+    [-1, "whole number of at least 0, found -1"],
+    [1.5, "whole number of at least 0, found 1.5"],
+    [null, "whole number of at least 0, found null"],
+    ["7", 'whole number of at least 0, found "7"'],
+  ]) {
+    for (const change of [withId(id), withAdded(id)]) {
+      await assert.rejects(load(await withTokenizer(change)), embedderError("MODEL_INVALID", "tokenizer.json", reason));
+    }
+  }
+  for (const longest of [-1, 0.5, "100", 1e300]) {
+    const folder = await withTokenizer((json) => ({
+      ...json,
+      model: { ...json.model, max_input_chars_per_word: longest },
+    }));
+    await assert.rejects(load(folder), embedderError("MODEL_INVALID", "max_input_chars_per_word", String(longest)));
+  }
+  for (const change of [
+    { hidden_size: 1e15 },
+    { hidden_size: 2 ** 31 },
+    { hidden_size: 1e300 },
+    { hidden_size: -1 },
+    { vocab_size: 1e300 },
+    { vocab_size: 1e15 },
+    { max_position_embeddings: 1e300 },
+  ]) {
+    const folder = await changedModel("bert_mean", { "config.json": (config) => ({ ...config, ...change }) });
+    // As the addon has it: what cannot be true is refused, whether or not this backend would need it.
+    const refused = embedderError("MODEL_INVALID");
+    await assert.rejects(load(folder, { maxTokens: 2 ** 31 - 1 }), refused, JSON.stringify(change));
+  }
 });
 
 test("values that are not finite are an error, and the next call works", async () => {

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { BACKENDS, changedModel, model, ROOT } from "./models.mjs";
@@ -132,4 +133,18 @@ test("more vectors than there is memory for are an error, and the next call work
   assert.equal(refused.code, "RESOURCE_EXHAUSTED", refused.message);
   assert.match(refused.message, /no memory for the vectors \(1099 MB\)/);
   assert.equal(next, 1);
+});
+
+test("the addon refuses what is no text with a code, whoever calls it", () => {
+  const { Call } = createRequire(import.meta.url)("../index.js");
+  // biome-ignore lint/suspicious/noSparseArray: the hole is the point.
+  for (const texts of ["text", undefined, { length: 1 }, [7], ["a", null], ["a", , "c"], new Array(5)]) {
+    assert.throws(() => new Call().push(texts), {
+      code: "INVALID_ARGUMENT",
+      message: /texts: expected an array of strings/,
+    });
+  }
+  // More than any machine has, and no element.
+  assert.throws(() => new Call().push(new Array(2 ** 32 - 1)), { code: /RESOURCE_EXHAUSTED|INVALID_ARGUMENT/ });
+  new Call().push(["a", "", "\ud800", "😀"]);
 });

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { copyFileSync, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, copyFileSync, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { createInterface } from "node:readline";
 import { test } from "node:test";
@@ -177,4 +177,26 @@ test("where int8 cannot be computed, the message says where it can", async () =>
     embedderError("INVALID_ARGUMENT", '"int8" with the backend onnx'),
   );
   await assert.rejects(api.exportOnnx(folder, { dtype: "bf16" }), embedderError("INVALID_ARGUMENT", "dtype"));
+});
+
+test("a cache that others may write to is not used, and a warning says so once", {
+  skip: process.platform === "win32" && "Windows has access rights instead of modes",
+}, async () => {
+  const warnings = [];
+  const keep = (warning) => warnings.push(warning);
+  process.on("warning", keep);
+  const quantized = path.join(CACHE, "quantized");
+  mkdirSync(quantized, { recursive: true });
+  chmodSync(quantized, 0o777);
+  try {
+    for (let i = 0; i < 2; i++) await withEmbedder(await model("nomic_cls"), INT8, () => {});
+    await new Promise((resolve) => setImmediate(resolve));
+  } finally {
+    chmodSync(quantized, 0o700);
+    process.off("warning", keep);
+  }
+  const [warning, ...more] = warnings.filter(({ name }) => name === "SemanticSearchWarning");
+  assert.deepEqual(more, []);
+  assert.match(warning.message, /others than its owner may write there \(mode 777\)/);
+  assert.ok(warning.message.includes(quantized), warning.message);
 });

@@ -7,6 +7,7 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { starterModelFolder } from "../scripts/starter-model.mjs";
+import { readSafetensors, writeSafetensors } from "./checkpoint_edits.mjs";
 
 const require = createRequire(import.meta.url);
 /** The compiled package, as `require("semantic-search-native")` gives it. */
@@ -72,6 +73,39 @@ export async function changedModel(name, changes) {
   }
   return folder;
 }
+
+/**
+ * A model that takes minutes for a long text, `LONG_TEXT`: the fixture with its first layer a hundred times more. With few
+ * heads an operator of it takes a fraction of a second, with many some seconds.
+ *
+ * @param {{ heads?: number }} [options]
+ */
+export async function deepModel({ heads = 2 } = {}) {
+  const layers = 100;
+  const { header, headerLength, data } = readSafetensors(
+    readFileSync(path.join(ROOT, "tests/fixtures/nomic_cls/model.safetensors")),
+  );
+  const parts = [data];
+  let end = data.length;
+  for (const [name, { data_offsets: offsets, ...rest }] of Object.entries(header)) {
+    if (!name.startsWith("encoder.layers.0.")) continue;
+    for (let layer = 2; layer < layers; layer++) {
+      const part = data.subarray(...offsets);
+      parts.push(part);
+      header[name.replace(".0.", `.${layer}.`)] = { ...rest, data_offsets: [end, end + part.length] };
+      end += part.length;
+    }
+  }
+  const folder = await changedModel("nomic_cls", {
+    "model.safetensors": writeSafetensors({ header, headerLength, data: Buffer.concat(parts) }),
+    "config.json": (config) => ({ ...config, n_layer: layers, n_head: heads }),
+    "semantic-search-native.onnx": null,
+  });
+  await api.exportOnnx(folder);
+  return folder;
+}
+
+export const LONG_TEXT = "word ".repeat(8190);
 
 /** Golden cases of a fixture, texts written out. */
 export function golden(name) {

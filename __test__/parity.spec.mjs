@@ -134,6 +134,20 @@ test("both tokenizers give the same ids on real source code and on unusual text"
   await Promise.all([rust.close(), js.close()]);
 });
 
+test("a text that only its normalization makes equal to an added token is not the token, in either tokenizer", async () => {
+  const folder = await changedModel("bert_mean", {
+    "tokenizer.json": (tokenizer) => JSON.parse(JSON.stringify(tokenizer).replaceAll("[MASK]", "<mask>")),
+  });
+  const rust = await loadAddon().Model.load(folder, addonOptions({}));
+  const js = await FallbackEngine.load(folder, {});
+  for (const text of ["<mask>", "<másk>", "<\u200bmask>", "<MASK>", "a <másk>"]) {
+    const ids = rust.tokenize(text, false);
+    assert.equal(ids.includes(4), text === "<mask>", text);
+    assert.deepEqual(await js.tokenize(text, false), ids, text);
+  }
+  await Promise.all([rust.close(), js.close()]);
+});
+
 test("exportOnnx writes a graph beside the weights, without weights of its own", async () => {
   const folder = await changedModel("nomic_cls", { "semantic-search-native.onnx": null });
   const file = await api.exportOnnx(folder);

@@ -20,6 +20,12 @@ export interface Engine {
    * @throws EmbedderError, with the code `ABORT_ERR` once the call's signal is aborted.
    */
   embed(texts: readonly string[], call: EngineCall): Promise<EngineResult>;
+  /**
+   * The same, but each vector is given as soon as it is ready. Resolves after the last.
+   *
+   * @throws EmbedderError as `embed`.
+   */
+  stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -68,6 +74,16 @@ export interface EngineResult {
   truncated: Uint32Array;
   /** Tokens computed; equal texts count once. */
   tokens: number;
+}
+
+/** Vectors of a call that were ready together. */
+export interface EngineRows {
+  /** The texts that they are of, by index in the call: a text that occurs again is there again. */
+  indices: Uint32Array;
+  /** A row per index, row-major. */
+  vectors: EncodedVector[Encoding];
+  /** Those of `indices` whose texts were cut to the length limit. */
+  truncated: Uint32Array;
 }
 
 /**

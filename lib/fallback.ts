@@ -5,6 +5,7 @@ import {
   type Engine,
   type EngineCall,
   type EngineResult,
+  type EngineRows,
   type ModelOptions,
 } from "./engine.js";
 import { closedError, EmbedderError } from "./errors.js";
@@ -52,13 +53,12 @@ export class FallbackEngine implements Engine {
     return new FallbackEngine(input, await FallbackProcess.load(input));
   }
 
-  async embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
-    return this.#use((process) =>
-      process.embed(texts, call, (computed, tokens) => {
-        this.#activity.texts += computed;
-        this.#activity.tokens += tokens;
-      }),
-    );
+  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+    return this.#embed(texts, call, () => {});
+  }
+
+  async stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+    await this.#embed(texts, call, (rows) => take(rows()));
   }
 
   activity(): Activity {
@@ -81,6 +81,16 @@ export class FallbackEngine implements Engine {
       () => {},
     );
     return this.#closed;
+  }
+
+  #embed(texts: readonly string[], call: EngineCall, take: (rows: () => EngineRows) => void): Promise<EngineResult> {
+    return this.#use((process) =>
+      process.embed(texts, call, (rows, computed) => {
+        this.#activity.texts += computed.texts;
+        this.#activity.tokens += computed.tokens;
+        take(rows);
+      }),
+    );
   }
 
   async #use<T>(work: (process: FallbackProcess) => Promise<T>): Promise<T> {

@@ -4,8 +4,9 @@ import { createHash } from "node:crypto";
 import { type Encoding, type ModelOptions, PROGRESS_INTERVAL_MS } from "./engine.js";
 import { EmbedderError, toEmbedderError } from "./errors.js";
 import { CHILD_MARKER, type FallbackDescription, type Reply, type Request } from "./fallback_protocol.js";
+import type { LoadedFiles } from "./loaded_files.js";
 import { type ModelDir, readModelDir } from "./model_dir.js";
-import { findOnnxFile, type OnnxFile, sha256OfFile } from "./onnx_file.js";
+import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
 import { TextTokenizer } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
@@ -15,15 +16,17 @@ class FallbackModel {
   readonly #model: ModelDir;
   readonly #tokenizer: TextTokenizer;
   readonly #session: OnnxSession;
+  readonly #files: LoadedFiles;
 
   private constructor(model: ModelDir, tokenizer: TextTokenizer, session: OnnxSession, onnx: OnnxFile) {
+    this.#files = onnx.files;
     this.#model = model;
     this.#tokenizer = tokenizer;
     this.#session = session;
     this.description = {
       dimension: model.cut?.dimensions ?? model.hiddenSize * model.pooling.length,
       maxTokens: model.maxTokens,
-      fingerprint: fingerprint(model, onnx),
+      fingerprint: fingerprint(model, tokenizer, onnx),
       pooling: model.pooling,
     };
   }
@@ -39,7 +42,11 @@ class FallbackModel {
         `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`,
       );
     }
-    return new FallbackModel(model, tokenizer, session, onnx);
+    const loaded = new FallbackModel(model, tokenizer, session, onnx);
+    // Before anybody relies on the width that config.json tells.
+    await loaded.#run(tokenizer.encode("a", false).ids);
+    onnx.files.checkNames();
+    return loaded;
   }
 
   tokenize(text: string, isQuery: boolean) {
@@ -50,7 +57,17 @@ class FallbackModel {
   async embed(text: string, isQuery: boolean): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
     const { ids, truncated } = this.#tokenizer.encode(text, isQuery);
     const { hiddenSize, pooling, cut, normalize } = this.#model;
+    const values = await this.#run(ids);
+    const pooled = this.#session.isPooled ? values : pool(values, hiddenSize, pooling);
+    return { vector: finish(pooled, cut, normalize), truncated, tokens: ids.length };
+  }
+
+  /** Token states, or the vector if the graph pools. */
+  async #run(ids: readonly number[]): Promise<Float32Array> {
+    const { hiddenSize } = this.#model;
+    this.#files.checkContents();
     const values = await this.#session.run(ids);
+    this.#files.checkContents();
     const expected = this.#session.isPooled ? hiddenSize : ids.length * hiddenSize;
     if (values.length !== expected) {
       throw new EmbedderError(
@@ -58,18 +75,17 @@ class FallbackModel {
         `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but config.json has hidden size ${hiddenSize}`,
       );
     }
-    const pooled = this.#session.isPooled ? values : pool(values, hiddenSize, pooling);
-    return { vector: finish(pooled, cut, normalize), truncated, tokens: ids.length };
+    return values;
   }
 }
 
 /** The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`. */
-function fingerprint(model: ModelDir, onnx: OnnxFile): string {
+function fingerprint(model: ModelDir, tokenizer: TextTokenizer, onnx: OnnxFile): string {
   const identity = {
     format: 1,
     weights: onnx.weightHashes,
-    tokenizer: sha256OfFile(model.tokenizerFile),
-    config: sha256OfFile(model.configFile),
+    tokenizer: tokenizer.hash,
+    config: model.configHash,
     pooling: model.pooling,
     queryPrompt: model.queryPrompt,
     documentPrompt: model.documentPrompt,

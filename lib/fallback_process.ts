@@ -1,6 +1,6 @@
 import { type ChildProcess, fork } from "node:child_process";
 import * as path from "node:path";
-import { type EngineCall, type EngineResult, inSlices, type ModelOptions } from "./engine.js";
+import { type EngineCall, type EngineResult, type EngineRows, inSlices, type ModelOptions } from "./engine.js";
 import { AbortError, EmbedderError } from "./errors.js";
 import { CHILD_MARKER, type FallbackDescription, type Reply, type Request, type Rows } from "./fallback_protocol.js";
 import { emptyVectors } from "./vector.js";
@@ -77,18 +77,18 @@ export class FallbackProcess {
     return this.#child;
   }
 
-  /** @param onRows Told of texts and tokens as they are computed. */
+  /** @param take Given vectors as they are computed, and how many texts were run for them, and tokens. */
   async embed(
     texts: readonly string[],
     { isQuery, encoding, signal, onProgress }: EngineCall,
-    onRows: (texts: number, tokens: number) => void,
+    take: (rows: () => EngineRows, computed: { texts: number; tokens: number }) => void,
   ): Promise<EngineResult> {
     const { dimension } = this.description;
     const vectors = emptyVectors(texts.length, dimension, encoding);
     const width = vectors.length / texts.length;
     const truncated: number[] = [];
     let [done, tokens] = [0, 0];
-    const take = (rows: Rows) => {
+    const keep = (rows: Rows) => {
       for (const [row, index] of rows.computed.entries()) {
         vectors.set(rows.vectors.subarray(row * width, (row + 1) * width), index * width);
       }
@@ -98,7 +98,15 @@ export class FallbackProcess {
       for (const index of rows.truncated) truncated.push(index);
       done += rows.computed.length + rows.repeated.length;
       tokens += rows.tokens;
-      onRows(rows.computed.length, rows.tokens);
+      const given = () => {
+        const indices = Uint32Array.from([...rows.computed, ...rows.repeated.map(([index]) => index)]);
+        const matrix = emptyVectors(indices.length, dimension, encoding);
+        for (const [row, index] of indices.entries()) {
+          matrix.set(vectors.subarray(index * width, (index + 1) * width), row * width);
+        }
+        return { indices, vectors: matrix, truncated: Uint32Array.from(rows.truncated) };
+      };
+      take(given, { texts: rows.computed.length, tokens: rows.tokens });
     };
     await this.#ask<void>(
       signal,
@@ -108,7 +116,7 @@ export class FallbackProcess {
       },
       (reply, resolve) => {
         if (reply.kind !== "rows") return;
-        take(reply);
+        keep(reply);
         if (reply.isLast) resolve();
         else onProgress?.({ done, tokens });
       },

@@ -5,6 +5,7 @@ import {
   type Engine,
   type EngineCall,
   type EngineResult,
+  type EngineRows,
 } from "./engine.js";
 
 /** An engine whose weights are unloaded while nobody uses it, and loaded again by the next call. */
@@ -47,12 +48,20 @@ export class IdleEngine implements Engine {
     this.#unloadLater();
   }
 
-  async embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+    return this.#use((engine) => engine.embed(texts, call));
+  }
+
+  stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+    return this.#use((engine) => engine.stream(texts, call, take));
+  }
+
+  async #use<T>(work: (engine: Engine) => Promise<T>): Promise<T> {
     this.#calls++;
     clearTimeout(this.#timer);
     try {
       this.#engine ??= this.#load();
-      return await (await this.#engine).embed(texts, call);
+      return await work(await this.#engine);
     } finally {
       this.#calls--;
       if (this.#calls === 0) this.#unloadLater();

@@ -1,24 +1,35 @@
-import { readFileSync } from "node:fs";
 import { EmbedderError } from "./errors.js";
+import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 
 export type JsonObject = { [key: string]: unknown };
+
+/** Levels of objects and arrays in each other, as `serde_json` has them in the addon. */
+const MOST_LEVELS = 128;
 
 /**
  * A JSON file of a model folder whose top level is an object or array; `undefined` when there is no such file.
  *
- * @throws EmbedderError `MODEL_INVALID` with file, line and column when it is not JSON.
+ * @throws EmbedderError `MODEL_INVALID` with file, line and column when it is not JSON, or when it cannot be read.
  */
 export function readJsonIfPresent(file: string): unknown {
-  let text: string;
   try {
-    text = readFileSync(file, "utf8");
-  } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException;
-    if (code === "ENOENT" || code === "ENOTDIR") return undefined;
-    throw new EmbedderError("MODEL_NOT_FOUND", `cannot read ${file}: ${message}`, { cause });
+    return parseJson(file, readRegularFile(file, MOST_SETTINGS));
+  } catch (error) {
+    if (error instanceof EmbedderError && error.code === "MODEL_NOT_FOUND") return undefined;
+    throw error;
   }
+}
+
+/**
+ * What the bytes of a file say.
+ *
+ * @throws EmbedderError `MODEL_INVALID` with file, line and column when it is not JSON.
+ */
+function parseJson(file: string, bytes: Buffer): unknown {
+  const text = bytes.toString("utf8");
+  let value: unknown;
   try {
-    return JSON.parse(text);
+    value = JSON.parse(text);
   } catch (cause) {
     const { line, column } = positionOf(text, jsonErrorOffset(text));
     throw new EmbedderError(
@@ -27,12 +38,30 @@ export function readJsonIfPresent(file: string): unknown {
       { cause },
     );
   }
+  // `JSON.parse` takes any number of levels; what works on the value afterwards may not.
+  let level = [value];
+  for (let levels = 0; level.length > 0; levels++) {
+    if (levels > MOST_LEVELS) {
+      throw new EmbedderError("MODEL_INVALID", `${file}: expected at most ${MOST_LEVELS} levels of JSON, found more`);
+    }
+    level = level.flatMap((outer) => (typeof outer === "object" && outer !== null ? Object.values(outer) : []));
+  }
+  return value;
 }
 
 /** As `readJsonIfPresent`, for a file that holds an object. */
 export function readJsonObjectIfPresent(file: string): JsonObject | undefined {
   const value = readJsonIfPresent(file);
-  if (value === undefined || isObject(value)) return value;
+  return value === undefined ? undefined : asObject(file, value);
+}
+
+/** As `readJsonIfPresent`, for the bytes of a file that holds an object. */
+export function parseJsonObject(file: string, bytes: Buffer): JsonObject {
+  return asObject(file, parseJson(file, bytes));
+}
+
+function asObject(file: string, value: unknown): JsonObject {
+  if (isObject(value)) return value;
   throw new EmbedderError("MODEL_INVALID", `${file}: expected a JSON object`);
 }
 

@@ -3,19 +3,22 @@
  * files by the same rules in `src/model_dir.rs`; a test holds both to equal fingerprints.
  */
 
+import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
 import { type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
-import { EmbedderError } from "./errors.js";
-import { isObject, type JsonObject, readJsonIfPresent, readJsonObjectIfPresent } from "./json_file.js";
+import { describeValue, EmbedderError } from "./errors.js";
+import { isObject, type JsonObject, parseJsonObject, readJsonIfPresent, readJsonObjectIfPresent } from "./json_file.js";
 import { type KnownModel, knownModel } from "./known_models.js";
+import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 import type { Cut } from "./vector.js";
 
 export interface ModelDir {
   dir: string;
   /** The folder of config, tokenizer and weights: `dir` itself or the Transformer module's `path` in it. */
   transformerDir: string;
-  configFile: string;
+  /** SHA-256 of the bytes of `config.json` that were read. */
+  configHash: string;
   hiddenSize: number;
   /** Rows of the embedding table: every token id is below it. */
   vocabularySize: number;
@@ -59,7 +62,8 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
   const transformerDir = path.join(dir, transformerPath);
 
   const configFile = path.join(transformerDir, "config.json");
-  const config = required(configFile);
+  const configBytes = readRegularFile(configFile, MOST_SETTINGS);
+  const config = parseJsonObject(configFile, configBytes);
   const { hiddenSize, vocabularySize, positions } = readArchitecture(configFile, config);
 
   const tokenizerFile = path.join(transformerDir, "tokenizer.json");
@@ -86,7 +90,7 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
   return {
     dir,
     transformerDir,
-    configFile,
+    configHash: createHash("sha256").update(configBytes).digest("hex"),
     hiddenSize,
     vocabularySize,
     pooling,
@@ -321,9 +325,9 @@ function optionalCount(file: string, object: JsonObject, key: string): number | 
 
 function count(file: string, object: JsonObject, key: string): number {
   const value = object[key];
-  if (Number.isInteger(value) && (value as number) >= 1) return value as number;
+  if (Number.isInteger(value) && (value as number) >= 1 && (value as number) < 2 ** 32) return value as number;
   throw new EmbedderError(
     "MODEL_INVALID",
-    `${file}: ${key}: expected a whole number of at least 1, found ${JSON.stringify(value ?? null)}`,
+    `${file}: ${key}: expected a whole number of at least 1 and below 2^32, found ${describeValue(value ?? null)}`,
   );
 }

@@ -1,7 +1,7 @@
 import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
-import type { Model } from "../index.js";
+import type { Call, Model } from "../index.js";
 import {
   type Activity,
   type BackendMemory,
@@ -9,6 +9,7 @@ import {
   type Engine,
   type EngineCall,
   type EngineResult,
+  type EngineRows,
   inSlices,
   type PoolingMode,
   PROGRESS_INTERVAL_MS,
@@ -102,13 +103,33 @@ export class NativeEngine implements Engine {
   static async load(modelDir: string, options: LoadOptions): Promise<NativeEngine> {
     const addon = loadAddon();
     try {
-      return new NativeEngine(addon, await addon.Model.load(modelDir, addonOptions(options)));
+      const model = await addon.Model.load(modelDir, addonOptions(options));
+      if (model.warning !== null) warnOnce(model.warning);
+      return new NativeEngine(addon, model);
     } catch (error) {
       throw toEmbedderError(error);
     }
   }
 
-  async embed(texts: readonly string[], { isQuery, encoding, signal, onProgress }: EngineCall): Promise<EngineResult> {
+  async embed(texts: readonly string[], options: EngineCall): Promise<EngineResult> {
+    const { isQuery, encoding } = options;
+    return this.#run(texts, options, (call) => this.#model.embed(call, isQuery, encoding));
+  }
+
+  async stream(texts: readonly string[], options: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+    const { isQuery, encoding } = options;
+    await this.#run(texts, options, async (call) => {
+      this.#model.stream(call, isQuery, encoding);
+      for (let rows = await call.next(); rows; rows = await call.next()) take(rows);
+    });
+  }
+
+  /** Gives a call its texts, starts it and follows it to its end. */
+  async #run<T>(
+    texts: readonly string[],
+    { signal, onProgress }: EngineCall,
+    start: (call: Call) => Promise<T>,
+  ): Promise<T> {
     const call = new this.#addon.Call();
     const cancel = () => call.cancel();
     signal.addEventListener("abort", cancel, { once: true });
@@ -116,9 +137,9 @@ export class NativeEngine implements Engine {
     try {
       await inSlices(texts, (slice) => call.push(slice), signal);
       throwIfAborted(signal);
-      const result = this.#model.embed(call, isQuery, encoding);
+      const running = start(call);
       if (onProgress) timer = setInterval(() => onProgress(call.progress), PROGRESS_INTERVAL_MS);
-      return await result;
+      return await running;
     } catch (error) {
       throw toEmbedderError(error);
     } finally {
@@ -146,4 +167,12 @@ export class NativeEngine implements Engine {
       throw toEmbedderError(error);
     }
   }
+}
+
+const warned = new Set<string>();
+
+function warnOnce(warning: string): void {
+  if (warned.has(warning)) return;
+  warned.add(warning);
+  process.emitWarning(warning, "SemanticSearchWarning");
 }

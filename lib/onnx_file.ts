@@ -3,8 +3,6 @@ import {
   closeSync,
   existsSync,
   lstatSync,
-  openSync,
-  readFileSync,
   readSync,
   realpathSync,
   renameSync,
@@ -13,8 +11,11 @@ import {
 } from "node:fs";
 import * as path from "node:path";
 import type { ModelOptions } from "./engine.js";
-import { EmbedderError } from "./errors.js";
+import { describeValue, EmbedderError } from "./errors.js";
+import { isPlainPath } from "./hub/listing.js";
+import { LoadedFiles } from "./loaded_files.js";
 import type { ModelDir } from "./model_dir.js";
+import { MOST_GRAPH, openRegularFile, readRegularFile } from "./regular_file.js";
 
 /** The graphs that the addon exports; their weights are those of `model.safetensors`, or quantized from them. */
 export const EXPORTED_GRAPHS = ["semantic-search-native.onnx", "semantic-search-native.int8.onnx"] as const;
@@ -26,12 +27,15 @@ export interface OnnxFile {
   dtype: "f32" | "int8";
   /** SHA-256 of each file that holds weights, in the order of their names. */
   weightHashes: string[];
+  /** The graph and its weights as they were before any of them was read. */
+  files: LoadedFiles;
 }
 
 /**
  * The ONNX file of a model folder to run, with the hashes of its weights.
  *
- * @throws EmbedderError `MODEL_NOT_FOUND` naming what was looked for or which external data is missing.
+ * @throws EmbedderError `MODEL_NOT_FOUND` naming what was looked for or which external data is missing, `MODEL_INVALID`
+ * for a graph that cannot be read or points out of its folder.
  */
 export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["dtype"]>): OnnxFile {
   if (dtype === "f16" || dtype === "bf16") {
@@ -55,19 +59,31 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
         `${exportCall(dtype)} writes one where the addon runs`,
     );
   }
-  const bytes = readFileSync(found.file);
+  const bytes = readRegularFile(found.file, MOST_GRAPH);
   const isExported = (EXPORTED_GRAPHS as readonly string[]).includes(found.name);
   const beside = (name: string) => path.join(path.dirname(found.file), name);
   // What an int8 graph was quantized from need not be what it points into.
+  const locations = externalDataLocations(found.file, bytes);
   const sources = isExported ? (property(bytes, "weights_files")?.split(",") ?? []) : [];
-  const external = [...new Set([...externalDataLocations(bytes), ...sources])].map(beside);
-  for (const file of external) {
+  const external = [...new Set([...locations, ...sources])];
+  for (const name of external) {
+    // ONNX Runtime takes one name with asterisks for an address in memory.
+    if (!isPlainPath(name) || name.includes("*")) {
+      throw new EmbedderError(
+        "MODEL_INVALID",
+        `${found.file}: external data: expected a path inside the model folder, found ${describeValue(name)}`,
+      );
+    }
+  }
+  const externalFiles = external.map(beside);
+  for (const file of externalFiles) {
     if (!existsSync(file)) {
       throw new EmbedderError("MODEL_NOT_FOUND", `${file} does not exist; ${found.file} keeps its weights there`);
     }
   }
+  const files = new LoadedFiles([found.file, ...externalFiles]);
   // An exported graph has no weights but those of the safetensors files: its vectors are theirs, and so is its name.
-  const weights = isExported ? external : [found.file, ...external];
+  const weights = isExported ? externalFiles : [found.file, ...externalFiles];
   weights.sort((a, b) => (path.basename(a) < path.basename(b) ? -1 : 1));
   const weightHashes = weights.map((file) => sha256OfFile(file));
   const foundDtype = QUANTIZED_FILES.includes(found.name) ? "int8" : "f32";
@@ -77,7 +93,7 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
       `${found.file} was exported for other weights than those beside it; run ${exportCall(foundDtype)} again`,
     );
   }
-  return { path: found.file, dtype: foundDtype, weightHashes };
+  return { path: found.file, dtype: foundDtype, weightHashes, files };
 }
 
 /**
@@ -85,8 +101,8 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
  * weights are links to blobs: an exported graph becomes one, too.
  */
 export function keepBesideWeights(graph: string): void {
-  const bytes = readFileSync(graph);
-  const [weights] = externalDataLocations(bytes).map((name) => path.join(path.dirname(graph), name));
+  const bytes = readRegularFile(graph, MOST_GRAPH);
+  const [weights] = externalDataLocations(graph, bytes).map((name) => path.join(path.dirname(graph), name));
   if (weights === undefined || !lstatSync(weights).isSymbolicLink()) return;
   const blob = path.join(path.dirname(realpathSync(weights)), createHash("sha256").update(bytes).digest("hex"));
   const temporary = `${graph}.${process.pid}.tmp`;
@@ -100,10 +116,10 @@ function exportCall(dtype: string): string {
   return dtype === "int8" ? 'exportOnnx(modelDir, { dtype: "int8" })' : "exportOnnx(modelDir)";
 }
 
-export function sha256OfFile(file: string): string {
+function sha256OfFile(file: string): string {
   const hash = createHash("sha256");
   const block = Buffer.allocUnsafe(1 << 20);
-  const descriptor = openSync(file, "r");
+  const descriptor = openRegularFile(file);
   try {
     for (;;) {
       const length = readSync(descriptor, block);
@@ -116,55 +132,91 @@ export function sha256OfFile(file: string): string {
   return hash.digest("hex");
 }
 
-/** Names of the files into which the initializers of an ONNX model point, each once. */
-function externalDataLocations(model: Buffer): string[] {
+/** Messages that may hold tensors, by the number of the field that they are in; see `onnx.proto`. */
+interface Schema {
+  readonly [field: number]: Schema;
+}
+const ENTRY: Schema = {};
+const TENSOR: Schema = { 13: ENTRY };
+const SPARSE_TENSOR: Schema = { 1: TENSOR, 2: TENSOR };
+// An attribute may hold graphs, whose nodes have attributes.
+const GRAPH: { [field: number]: Schema } = { 5: TENSOR, 15: SPARSE_TENSOR };
+const ATTRIBUTE: Schema = { 5: TENSOR, 6: GRAPH, 10: TENSOR, 11: GRAPH, 22: SPARSE_TENSOR, 23: SPARSE_TENSOR };
+const NODE: Schema = { 5: ATTRIBUTE };
+GRAPH[1] = NODE;
+const FUNCTION: Schema = { 7: NODE, 11: ATTRIBUTE };
+const TRAINING: Schema = { 1: GRAPH, 2: GRAPH };
+const MODEL: Schema = { 7: GRAPH, 20: TRAINING, 25: FUNCTION };
+
+/**
+ * Names of the files into which tensors of an ONNX model point, wherever in it they are, each once.
+ *
+ * @throws EmbedderError `MODEL_INVALID` for what is not an ONNX model from its first byte to its last.
+ */
+function externalDataLocations(file: string, model: Buffer): string[] {
   const locations = new Set<string>();
-  // ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.external_data = 13, StringStringEntryProto { key = 1, value = 2 }
-  for (const graph of protobufFields(model, 7)) {
-    for (const tensor of protobufFields(graph, 5)) {
-      for (const entry of protobufFields(tensor, 13)) {
-        const [key] = protobufFields(entry, 1);
-        const [value] = protobufFields(entry, 2);
-        if (key?.toString() === "location" && value) locations.add(value.toString());
+  const messages: { bytes: Buffer; schema: Schema }[] = [{ bytes: model, schema: MODEL }];
+  try {
+    for (let message = messages.pop(); message; message = messages.pop()) {
+      for (const { number, bytes } of protobufFields(message.bytes)) {
+        const schema = message.schema[number];
+        if (schema === ENTRY) {
+          const { key, value } = keyAndValue(bytes);
+          // Names without the step into the folder where they are.
+          if (key === "location") locations.add(value.replace(/^(\.\/)+/, ""));
+        } else if (schema) {
+          messages.push({ bytes, schema });
+        }
       }
     }
+  } catch (cause) {
+    const reason = (cause as Error).message;
+    throw new EmbedderError("MODEL_INVALID", `${file}: is not a complete ONNX model: ${reason}; fetch it again`, {
+      cause,
+    });
   }
   return [...locations];
 }
 
 /** A property of an ONNX model. */
 function property(model: Buffer, name: string): string | undefined {
-  // ModelProto.metadata_props = 14, StringStringEntryProto { key = 1, value = 2 }
-  for (const entry of protobufFields(model, 14)) {
-    const [key] = protobufFields(entry, 1);
-    const [value] = protobufFields(entry, 2);
-    if (key?.toString() === name) return value?.toString();
-  }
-  return undefined;
+  // ModelProto.metadata_props = 14
+  const properties = [...protobufFields(model)].filter(({ number }) => number === 14);
+  return properties.map(({ bytes }) => keyAndValue(bytes)).findLast(({ key }) => key === name)?.value;
 }
 
-/** The length-delimited fields with this number of one protobuf message; damaged messages simply end early. */
-function* protobufFields(message: Buffer, number: number): Generator<Buffer> {
+/** StringStringEntryProto { key = 1, value = 2 }; what comes last counts. */
+function keyAndValue(entry: Buffer): { key: string; value: string } {
+  const texts = ["", "", ""];
+  for (const { number, bytes } of protobufFields(entry)) texts[number] = bytes.toString("utf8");
+  return { key: texts[1] ?? "", value: texts[2] ?? "" };
+}
+
+/** The length-delimited fields of one protobuf message. Throws for anything that parsers may read in different ways. */
+function* protobufFields(message: Buffer): Generator<{ number: number; bytes: Buffer }> {
   let offset = 0;
-  const varint = (): number => {
+  const varint = (mostBytes: number): number => {
     let value = 0;
-    for (let scale = 1; offset < message.length; scale *= 128) {
-      const byte = message[offset++] ?? 0;
-      value += (byte & 127) * scale;
-      if (byte < 128) break;
+    for (let index = 0; index < mostBytes; index++) {
+      const byte = message[offset++];
+      if (byte === undefined) throw new Error("it ends in the middle of a number");
+      value += (byte & 127) * 128 ** index;
+      if (byte < 128) return value;
     }
-    return value;
+    throw new Error("a number is too long");
   };
   while (offset < message.length) {
-    const tag = varint();
-    const wireType = tag & 7;
-    if (wireType === 0) varint();
-    else if (wireType === 1) offset += 8;
-    else if (wireType === 5) offset += 4;
-    else if (wireType === 2) {
-      const length = varint();
-      if (Math.floor(tag / 8) === number) yield message.subarray(offset, offset + length);
-      offset += length;
-    } else return;
+    const tag = varint(5);
+    const [number, wireType] = [Math.floor(tag / 8), tag & 7];
+    if (number === 0 || tag >= 2 ** 32) throw new Error(`there is no field ${number}`);
+    let length = 0;
+    if (wireType === 0) varint(10);
+    else if (wireType === 1) length = 8;
+    else if (wireType === 5) length = 4;
+    else if (wireType === 2) length = varint(10);
+    else throw new Error(`there is no wire type ${wireType}`);
+    if (length > message.length - offset) throw new Error("it ends in the middle of a field");
+    if (wireType === 2) yield { number, bytes: message.subarray(offset, offset + length) };
+    offset += length;
   }
 }

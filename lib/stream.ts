@@ -1,13 +1,16 @@
 import { onAbort } from "./abort.js";
-import { type EncodedVector, type Encoding, type EngineResult, rowsOf } from "./engine.js";
+import { type EncodedVector, type Encoding, type EngineRows, rowsOf } from "./engine.js";
 import { AbortError, callersCode, outward, ThrownByCaller } from "./errors.js";
 import { invalid } from "./options.js";
 
-/** Texts of a chunk at most, and characters that end one early: texts may be whole files. */
-const CHUNK_TEXTS = 512;
-const CHUNK_CHARACTERS = 1 << 20;
-/** Chunks that are computed or wait to be taken: the second one is ready when the first one is done. */
-const CHUNKS = 2;
+/** Texts on their way at most, from when they are read until their vectors are taken; and characters: texts may be whole files. */
+const WINDOW_TEXTS = 1024;
+const WINDOW_CHARACTERS = 2 << 20;
+/** What the engine is given at once: one half of the window is read while the other is computed. */
+const CHUNK_TEXTS = WINDOW_TEXTS / 2;
+const CHUNK_CHARACTERS = WINDOW_CHARACTERS / 2;
+/** A source that never waits is read for so long, then the event loop has a turn. */
+const READING_MS = 5;
 
 /** The vector of one text of a stream. */
 export interface StreamedVector<E extends Encoding = "float32"> {
@@ -18,101 +21,194 @@ export interface StreamedVector<E extends Encoding = "float32"> {
   truncated: boolean;
 }
 
-/** Some neighbouring texts of the source, as they go through the engine together. */
-interface Chunk {
-  first: number;
-  texts: string[];
-}
-
-type Event =
-  | { kind: "text"; text: unknown }
-  | { kind: "end" }
-  /** The source has nothing at hand. */
-  | { kind: "pause" }
-  | { kind: "embedded"; chunk: Chunk; result: EngineResult; computing: Promise<Event> };
+/** Embeds some texts and gives their vectors as they are ready. */
+type EmbedChunk = (texts: string[], signal: AbortSignal, take: (rows: EngineRows) => void) => Promise<void>;
 
 /**
- * Embeds texts as they come. Reads ahead by two chunks at most, and no further while nobody takes the vectors. A source
- * that gives its texts slowly is not waited for: what is there is computed as soon as nothing else is.
+ * Embeds texts as they come, and yields each vector as soon as the engine gives it. Reads ahead by a window, and no further
+ * while nobody takes the vectors. A source that gives its texts slowly is not waited for: what is there is computed as soon
+ * as nothing else is.
  *
- * @param embed Embeds a chunk. Its signal is aborted with `signal`, and when the consumer leaves early.
+ * @param embed Its signal is aborted with `signal`, and when the consumer leaves early.
  */
 export async function* streamVectors<E extends Encoding>(
   source: Iterable<string> | AsyncIterable<string>,
   signal: AbortSignal | undefined,
-  embed: (texts: string[], signal: AbortSignal) => Promise<EngineResult>,
+  embed: EmbedChunk,
 ): AsyncGenerator<StreamedVector<E>, void, undefined> {
-  let iterator: AsyncIterator<unknown> | undefined;
-  const leaving = new AbortController();
-  const leave = () => leaving.abort(signal?.reason);
-  const aborted = new Promise<never>((_, reject) => {
-    leaving.signal.addEventListener("abort", () => reject(new AbortError(leaving.signal)), { once: true });
-  });
-  aborted.catch(() => {});
-  const computing = new Set<Promise<Event>>();
-  let reading: Promise<Event> | undefined;
-  let hasEnded = false;
-  let hasFailed = false;
-  let chunk: Chunk = { first: 0, texts: [] };
-  let characters = 0;
-
-  const compute = () => {
-    const current = chunk;
-    chunk = { first: current.first + current.texts.length, texts: [] };
-    characters = 0;
-    const promise = embed(current.texts, leaving.signal).then(
-      (result): Event => ({
-        kind: "embedded",
-        chunk: current,
-        result,
-        computing: promise,
-      }),
-    );
-    computing.add(promise);
-  };
-
-  const stopWaiting = onAbort(signal, leave);
-  if (signal?.aborted) leave();
+  const stream = new VectorStream<E>(embed);
+  const abort = () => stream.abort(signal?.reason);
+  const stopWaiting = onAbort(signal, abort);
+  if (signal?.aborted) abort();
   try {
-    iterator = iteratorOf(source);
-    while (!hasEnded || computing.size > 0) {
-      const events = [...computing];
-      if (!hasEnded && computing.size < CHUNKS) {
-        reading ??= read(iterator);
-        events.push(reading);
-        if (computing.size === 0 && chunk.texts.length > 0) events.push(pause());
-      }
-      const event = await Promise.race([aborted, ...events]);
-      if (event.kind === "text") {
-        reading = undefined;
-        const { text } = event;
-        if (typeof text !== "string") throw invalid(`text ${chunk.first + chunk.texts.length}`, "a string", text);
-        chunk.texts.push(text);
-        characters += text.length;
-        if (chunk.texts.length === CHUNK_TEXTS || characters >= CHUNK_CHARACTERS) compute();
-      } else if (event.kind === "embedded") {
-        computing.delete(event.computing);
-        yield* vectorsOf<E>(event.chunk, event.result);
-      } else {
-        hasEnded ||= event.kind === "end";
-        if (chunk.texts.length > 0) compute();
-      }
-    }
+    void stream.readAhead(source);
+    for (let next = await stream.next(); next; next = await stream.next()) yield next;
   } catch (error) {
-    hasFailed = true;
     throw outward(error);
   } finally {
-    leave();
     stopWaiting();
-    // Their outcome is of no interest any more, but it must not go unhandled.
-    void Promise.allSettled(computing);
-    if (!hasEnded) {
-      const returned = (async () => iterator?.return?.())();
-      // A source that is still to give its next text would first do that.
-      if (reading) returned.catch(() => {});
-      // The first error is the one that counts.
-      else await (hasFailed ? returned.catch(() => {}) : returned);
+    await stream.leave();
+  }
+}
+
+class VectorStream<E extends Encoding> {
+  #iterator: AsyncIterator<unknown> | undefined;
+  readonly #embed: EmbedChunk;
+  readonly #leaving = new AbortController();
+  /** Whether the source has no more texts. */
+  #hasEnded = false;
+  /** Whether the source has been asked for a text that it has not given yet. */
+  #isReading = false;
+  /** Neighbouring texts of the source that the engine is given next; the first of them is text `#first`. */
+  #texts: string[] = [];
+  #characters = 0;
+  #first = 0;
+  /** Chunks that the engine is at. */
+  #computing = 0;
+  #ready: { vector: StreamedVector<E>; characters: number }[] = [];
+  /** Of texts that were read and whose vectors were not taken yet. */
+  readonly #open = { texts: 0, characters: 0 };
+  #failure: { error: unknown } | undefined;
+  /** Called when there may be something for who takes vectors, and when there is room for who reads. */
+  #wakeTaker = () => {};
+  #wakeReader = () => {};
+
+  constructor(embed: EmbedChunk) {
+    this.#embed = embed;
+  }
+
+  /** The next vector; `undefined` after the last. */
+  async next(): Promise<StreamedVector<E> | undefined> {
+    while (true) {
+      if (this.#failure) throw this.#failure.error;
+      const next = this.#ready.shift();
+      if (next) {
+        this.#open.texts--;
+        this.#open.characters -= next.characters;
+        if (this.#hasRoomForChunk()) this.#wakeReader();
+        return next.vector;
+      }
+      if (this.#hasEnded && this.#computing === 0) return undefined;
+      await new Promise<void>((resolve) => {
+        this.#wakeTaker = resolve;
+      });
     }
+  }
+
+  /** Reads the source to its end, as fast as vectors are taken. */
+  async readAhead(source: Iterable<unknown> | AsyncIterable<unknown>): Promise<void> {
+    let turn = performance.now();
+    try {
+      const iterator = iteratorOf(source);
+      this.#iterator = iterator;
+      while (!this.#hasEnded && !this.#leaving.signal.aborted) {
+        if (this.#open.texts >= WINDOW_TEXTS || this.#open.characters >= WINDOW_CHARACTERS) {
+          this.#compute();
+          await new Promise<void>((resolve) => {
+            this.#wakeReader = resolve;
+          });
+          continue;
+        }
+        const { done, value: text } = await this.#read(iterator);
+        if (done) break;
+        if (typeof text !== "string") throw invalid(`text ${this.#first + this.#texts.length}`, "a string", text);
+        this.#texts.push(text);
+        this.#characters += text.length;
+        this.#open.texts++;
+        this.#open.characters += text.length;
+        if (this.#texts.length === CHUNK_TEXTS || this.#characters >= CHUNK_CHARACTERS) this.#compute();
+        if (performance.now() - turn >= READING_MS) {
+          await new Promise((resolve) => setImmediate(resolve));
+          turn = performance.now();
+        }
+      }
+      this.#compute();
+      this.#wakeTaker();
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  abort(reason: unknown): void {
+    this.#leaving.abort(reason);
+    this.#fail(new AbortError(this.#leaving.signal));
+  }
+
+  /** Drops what is not computed yet, and lets the source clean up. */
+  async leave(): Promise<void> {
+    this.#leaving.abort();
+    if (this.#hasEnded) return;
+    const returned = (async () => this.#iterator?.return?.())();
+    // A source that is still to give its next text would first do that.
+    if (this.#isReading) returned.catch(() => {});
+    // The first error is the one that counts.
+    else await (this.#failure ? returned.catch(() => {}) : returned);
+  }
+
+  /** @throws EmbedderError `INVALID_ARGUMENT`; ThrownByCaller */
+  async #read(iterator: AsyncIterator<unknown>): Promise<IteratorResult<unknown>> {
+    let next: unknown;
+    this.#isReading = true;
+    const nothingAtHand = setImmediate(() => this.#computeIfIdle());
+    try {
+      next = await iterator.next();
+      if (typeof next === "object" && next !== null) {
+        const { done, value } = next as IteratorResult<unknown>;
+        this.#hasEnded = Boolean(done);
+        return { done: this.#hasEnded, value };
+      }
+    } catch (error) {
+      // It has ended itself: there is nothing to return to.
+      this.#iterator = undefined;
+      throw new ThrownByCaller(error);
+    } finally {
+      clearImmediate(nothingAtHand);
+      this.#isReading = false;
+    }
+    throw invalid("source", "an iterator whose next() gives an object", next);
+  }
+
+  /** Gives the engine what was read, unless it has something to do. */
+  #computeIfIdle(): void {
+    if (this.#computing === 0) this.#compute();
+  }
+
+  #compute(): void {
+    const [first, texts] = [this.#first, this.#texts];
+    if (texts.length === 0 || this.#leaving.signal.aborted) return;
+    this.#first += texts.length;
+    this.#texts = [];
+    this.#characters = 0;
+    this.#computing++;
+    const take = (rows: EngineRows) => {
+      const truncated = new Set(rows.truncated);
+      const vectors = rowsOf(rows.vectors as EncodedVector[E], rows.indices.length);
+      for (const [row, index] of rows.indices.entries()) {
+        const vector = {
+          index: first + index,
+          vector: vectors[row] as EncodedVector[E],
+          truncated: truncated.has(index),
+        };
+        this.#ready.push({ vector, characters: (texts[index] ?? "").length });
+      }
+      this.#wakeTaker();
+    };
+    const end = () => {
+      this.#computing--;
+      if (this.#isReading) this.#computeIfIdle();
+      this.#wakeTaker();
+    };
+    this.#embed(texts, this.#leaving.signal, take).then(end, (error) => this.#fail(error));
+  }
+
+  #hasRoomForChunk(): boolean {
+    const { texts, characters } = this.#open;
+    return texts <= WINDOW_TEXTS - CHUNK_TEXTS && characters <= WINDOW_CHARACTERS - CHUNK_CHARACTERS;
+  }
+
+  #fail(error: unknown): void {
+    this.#failure ??= { error };
+    this.#wakeTaker();
   }
 }
 
@@ -126,30 +222,4 @@ function iteratorOf(source: Iterable<unknown> | AsyncIterable<unknown>): AsyncIt
   });
   if (iterator) return iterator;
   throw invalid("source", "an iterable or async iterable of strings", source);
-}
-
-/** @throws EmbedderError `INVALID_ARGUMENT`; ThrownByCaller */
-async function read(iterator: AsyncIterator<unknown>): Promise<Event> {
-  let next: unknown;
-  try {
-    next = await iterator.next();
-    if (typeof next === "object" && next !== null) {
-      const { done, value } = next as IteratorResult<unknown>;
-      return done ? { kind: "end" } : { kind: "text", text: value };
-    }
-  } catch (error) {
-    throw new ThrownByCaller(error);
-  }
-  throw invalid("source", "an iterator whose next() gives an object", next);
-}
-
-function pause(): Promise<Event> {
-  return new Promise((resolve) => setImmediate(() => resolve({ kind: "pause" })));
-}
-
-function* vectorsOf<E extends Encoding>({ first, texts }: Chunk, result: EngineResult): Generator<StreamedVector<E>> {
-  const truncated = new Set(result.truncated);
-  for (const [row, vector] of rowsOf(result.vectors as EncodedVector[E], texts.length).entries()) {
-    yield { index: first + row, vector, truncated: truncated.has(row) };
-  }
 }

@@ -1,12 +1,16 @@
+import { createHash } from "node:crypto";
 import { EmbedderError } from "./errors.js";
-import { isObject, type JsonObject, readJsonObjectIfPresent } from "./json_file.js";
+import { isObject, type JsonObject, parseJsonObject } from "./json_file.js";
 import type { ModelDir } from "./model_dir.js";
+import { PieceRules, pieces } from "./pieces.js";
+import { MOST_TOKENIZER, readRegularFile } from "./regular_file.js";
+import { withinTimeLimit } from "./time_limit.js";
 
 /** What is used of `@huggingface/tokenizers`: its own types cannot be resolved from CommonJS. */
 interface Tokenizer {
   normalizer: ((text: string) => string) | null;
+  pre_tokenizer: ((text: string) => string[]) | null;
   encode(text: string, options?: { add_special_tokens?: boolean }): { ids: number[] };
-  get_vocab(): Map<string | undefined, number>;
 }
 const { Tokenizer } = require("@huggingface/tokenizers") as {
   Tokenizer: new (tokenizerJson: JsonObject, tokenizerConfig: JsonObject) => Tokenizer;
@@ -18,36 +22,55 @@ export interface TokenizedText {
   truncated: boolean;
 }
 
-/** Characters looked at first, per token of the limit; most texts have fewer. */
-const CHARACTERS_PER_TOKEN = 16;
+/** Longest text that is tokenized at once. More than most limits take, little enough to take no time. */
+const CHARACTERS_PER_PIECE = 4096;
+
+/** How long a text may take; more if it is long. A tokenizer that ends at all needs a fraction of it. */
+const TIME_LIMIT_MS = 10_000;
+const CHARACTERS_PER_MS = 100;
 
 /** Texts to token ids, as the addon's `src/tokenizer.rs`. Truncation and padding of `tokenizer.json` are ignored. */
 export class TextTokenizer {
+  /** SHA-256 of the bytes that it was made from. */
+  readonly hash: string;
   readonly #tokenizer: Tokenizer;
   readonly #model: ModelDir;
   readonly #before: readonly number[];
   readonly #after: readonly number[];
-  readonly #splitsAtWhitespace: boolean;
+  /** How long texts are cut; `undefined` where they are tokenized whole. */
+  readonly #pieceRules: PieceRules | undefined;
+  readonly #charactersPerPiece: number;
 
   /** @throws EmbedderError `MODEL_INVALID` or `INVALID_ARGUMENT` (a limit without room for text). */
-  constructor(model: ModelDir) {
+  constructor(model: ModelDir, charactersPerPiece = CHARACTERS_PER_PIECE) {
     const file = model.tokenizerFile;
-    const json = readJsonObjectIfPresent(file) ?? {};
+    const bytes = readRegularFile(file, MOST_TOKENIZER);
+    this.hash = createHash("sha256").update(bytes).digest("hex");
+    const json = parseJsonObject(file, bytes);
+    checkNumbers(file, json, model.vocabularySize);
     try {
       // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
       this.#tokenizer = new Tokenizer({ ...json, added_tokens: json.added_tokens ?? [] }, {});
+      const { pre_tokenizer: splitIntoWords } = this.#tokenizer;
+      let normalize = this.#tokenizer.normalizer ?? ((text: string) => text);
       if (isObject(json.normalizer) && json.normalizer.type === "BertNormalizer") {
-        this.#tokenizer.normalizer = bertNormalizer(json.normalizer);
+        normalize = bertNormalizer(json.normalizer);
       }
-      const content = this.#tokenizer.encode("a", { add_special_tokens: false }).ids;
-      const whole = this.#tokenizer.encode("a").ids;
+      this.#pieceRules = PieceRules.of(json, (text) => splitIntoWords?.(text) ?? [text], normalize, model.lowerCase);
+      // The library takes a text that only its normalization makes equal to an added token for the token. BERT splits
+      // at the space.
+      const isSplitAtSpaces = isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer";
+      this.#tokenizer.normalizer = isSplitAtSpaces ? (text) => `${normalize(text)} ` : normalize;
+      const encode = (options?: { add_special_tokens: boolean }) =>
+        withinTimeLimit(TIME_LIMIT_MS, () => this.#tokenizer.encode("a", options).ids);
+      const content = encode({ add_special_tokens: false });
+      const whole = encode();
       const start = whole.findIndex((_, index) => content.every((id, offset) => whole[index + offset] === id));
       this.#before = whole.slice(0, start);
       this.#after = whole.slice(start + content.length);
     } catch (cause) {
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
-    checkVocabulary(file, this.#tokenizer, model.vocabularySize);
     this.#model = model;
     this.#checkIds([...this.#before, ...this.#after]);
     const specialTokens = this.#before.length + this.#after.length;
@@ -57,18 +80,18 @@ export class TextTokenizer {
         `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`,
       );
     }
-    this.#splitsAtWhitespace = splitsAtWhitespace(json);
+    this.#charactersPerPiece = charactersPerPiece;
   }
 
   /** @throws EmbedderError `TOKENIZATION_FAILED` */
   encode(text: string, isQuery: boolean): TokenizedText {
-    const { queryPrompt, documentPrompt, maxTokens, lowerCase, truncationSide } = this.#model;
-    let whole = (isQuery ? queryPrompt : documentPrompt) + text.toWellFormed();
-    if (lowerCase) whole = whole.toLowerCase();
+    const { queryPrompt, documentPrompt, maxTokens, truncationSide } = this.#model;
+    const whole = (isQuery ? queryPrompt : documentPrompt) + text.toWellFormed();
     const room = maxTokens - this.#before.length - this.#after.length;
     let content: number[];
     try {
-      content = this.#contentIds(whole, room);
+      const limitMs = TIME_LIMIT_MS + Math.ceil(whole.length / CHARACTERS_PER_MS);
+      content = withinTimeLimit(limitMs, () => this.#contentIds(whole, room));
     } catch (cause) {
       throw new EmbedderError("TOKENIZATION_FAILED", `tokenization failed: ${(cause as Error).message}`, { cause });
     }
@@ -82,45 +105,31 @@ export class TextTokenizer {
     return { ids, truncated };
   }
 
-  /** A vocabulary does not hold every id: a post-processor writes its own. */
-  #checkIds(ids: readonly number[]): void {
+  /** A vocabulary does not hold every id: a post-processor writes its own, and where it finds none `undefined`. */
+  #checkIds(ids: readonly (number | undefined)[]): void {
     const { tokenizerFile, vocabularySize } = this.#model;
-    const id = ids.find((id) => !(id < vocabularySize));
-    if (id !== undefined) throw otherModel(tokenizerFile, "", id, vocabularySize);
+    for (const id of ids) {
+      if (!isCount(id) || id >= vocabularySize) throw otherModel(tokenizerFile, "", id, vocabularySize);
+    }
   }
 
-  /** Ids of the text without special tokens, or of a part at the kept side that already has more than `room`. */
+  /** Ids of the text without special tokens, or of its pieces at the kept side until they are more than `room`. */
   #contentIds(text: string, room: number): number[] {
-    for (let length = room * CHARACTERS_PER_TOKEN; ; length *= 4) {
-      const part = this.#splitsAtWhitespace ? this.#keptPart(text, length) : text;
-      const { ids } = this.#tokenizer.encode(part, { add_special_tokens: false });
-      if (ids.length > room || part.length === text.length) return ids;
+    const { lowerCase, truncationSide } = this.#model;
+    const encode = (part: string) => this.#tokenizer.encode(part, { add_special_tokens: false }).ids;
+    if (!this.#pieceRules || text.length <= this.#charactersPerPiece) {
+      return encode(lowerCase ? text.toLowerCase() : text);
     }
-  }
-
-  /** At least `length` characters from the side that truncation keeps, up to whitespace. */
-  #keptPart(text: string, length: number): string {
-    if (length >= text.length) return text;
-    const isSpace = (index: number) => " \t\r\n".includes(text[index] ?? " ");
-    if (this.#model.truncationSide === "right") {
-      let end = length;
-      while (!isSpace(end)) end++;
-      return text.slice(0, end);
+    const fromEnd = truncationSide === "left";
+    // The small form of a capital sigma depends on what is around it, so that it is lost in a piece.
+    const whole = lowerCase && text.includes("Σ") ? text.toLowerCase() : text;
+    let ids: number[] = [];
+    for (const piece of pieces(this.#pieceRules, whole, fromEnd, this.#charactersPerPiece)) {
+      ids = fromEnd ? [...encode(piece), ...ids] : [...ids, ...encode(piece)];
+      if (ids.length > room) break;
     }
-    let start = text.length - length;
-    while (!isSpace(start)) start--;
-    return text.slice(Math.max(start, 0));
+    return ids;
   }
-}
-
-/**
- * Whether a text may be cut at whitespace before it is tokenized, without changing the tokens of either part: BERT's
- * tokenizer splits there first. An added token that holds whitespace, or takes what is around it, would be in the way.
- */
-function splitsAtWhitespace(json: JsonObject): boolean {
-  const isBert = isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer";
-  const addedTokens = (json.added_tokens ?? []) as { content?: string; lstrip?: boolean; rstrip?: boolean }[];
-  return isBert && addedTokens.every(({ content, lstrip, rstrip }) => !lstrip && !rstrip && !/\s/.test(content ?? ""));
 }
 
 /**
@@ -147,15 +156,40 @@ function bertNormalizer(config: JsonObject): (text: string) => string {
   };
 }
 
-/** No token of the vocabulary may have an id without a row in the embedding table, whether or not a text has it. */
-function checkVocabulary(file: string, tokenizer: Tokenizer, rows: number): void {
-  for (const [token, id] of tokenizer.get_vocab()) {
-    // Ids that no token has appear as `undefined`.
-    if (token !== undefined && id >= rows) throw otherModel(file, token, id, rows);
+/**
+ * Refuses numbers that the tokenizer would not get over, which it does not check itself. Every id must have a row in the
+ * embedding table.
+ */
+function checkNumbers(file: string, json: JsonObject, rows: number): void {
+  const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
+  const model = isObject(json.model) ? json.model : {};
+  for (const [token, id] of vocabulary(model.vocab, json.added_tokens)) {
+    if (!isCount(id)) {
+      const found = JSON.stringify(id ?? null);
+      throw invalid(`token ${JSON.stringify(token)}: id: expected a whole number of at least 0, found ${found}`);
+    }
+    if (id >= rows) throw otherModel(file, String(token), id, rows);
+  }
+  const longest = model.max_input_chars_per_word ?? 0;
+  if (!isCount(longest)) {
+    const found = JSON.stringify(longest);
+    throw invalid(`max_input_chars_per_word: expected a whole number of at least 0, found ${found}`);
   }
 }
 
-function otherModel(file: string, token: string, id: number, rows: number): EmbedderError {
+function* vocabulary(vocab: unknown, addedTokens: unknown): Generator<[token: unknown, id: unknown]> {
+  // Unigram has a list of pairs, whose places are the ids.
+  if (Array.isArray(vocab)) yield* vocab.map((entry, id): [unknown, number] => [[entry].flat()[0], id]);
+  else if (isObject(vocab)) yield* Object.entries(vocab);
+  if (!Array.isArray(addedTokens)) return;
+  for (const token of addedTokens) yield isObject(token) ? [token.content, token.id] : [token, undefined];
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
+}
+
+function otherModel(file: string, token: string, id: number | undefined, rows: number): EmbedderError {
   return new EmbedderError(
     "MODEL_INVALID",
     `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,

@@ -1,19 +1,35 @@
-//! The weights of a model folder: memory-mapped safetensors files, tensors found by name.
+//! The weights of a model folder: safetensors files, read once into memory of our own, tensors found by name. A
+//! [`TensorSlice`] says where the bytes lie, and runtimes point there.
 //!
-//! Nothing is copied: a [`TensorSlice`] says where the bytes lie, and runtimes point there.
+//! # Why not mapped
+//!
+//! A mapped file stays the file: shortened in place (`cp`, `truncate`, a synchronised folder), it ends the process with
+//! SIGBUS, overwritten in place it changes the vectors of a loaded model, whose fingerprint goes on naming the former
+//! weights. `MAP_PRIVATE` is no remedy, since pages that were not written to still come from the file. To compare the
+//! file's identity before a run leaves the time of the run, and times can be set; a handler for SIGBUS would be the whole
+//! host's. So the bytes are copied, and the copy is what is hashed, checked, packed and computed with.
+//!
+//! The copy does not last: MLX has arrays of its own after loading, and of what ONNX Runtime's kernels have packed the
+//! pages are given back (`runtime/onnx/weights.rs`). What stays is what a mapping would have kept in use anyway.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
-use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::memory;
+use crate::pages::Pages;
+use crate::{file, memory};
+
+/// Longest header of a safetensors file, as the format has it.
+const MOST_HEADER: u64 = 100_000_000;
+
+/// What memory is asked for.
+const FLOATS: &str = "weights in float32";
 
 /// Number format of stored weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,16 +98,16 @@ impl TensorSlice {
     }
 }
 
-/// One mapped file of weights.
+/// One file of weights.
 pub struct WeightFile {
     /// Where it lies on disk.
     pub path: PathBuf,
-    map: Mmap,
+    pub(crate) bytes: Pages,
 }
 
-/// The opened weights of a model.
+/// The weights of a model.
 pub struct Checkpoint {
-    files: Vec<Arc<WeightFile>>,
+    files: Vec<WeightFile>,
     tensors: HashMap<String, TensorSlice>,
     /// What precedes the architecture's own names in this checkpoint, such as `bert.`.
     prefix: String,
@@ -100,31 +116,20 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Maps the files and reads their headers.
+    /// Reads the files.
     ///
     /// # Errors
-    /// A file that is missing, truncated, or whose header lies about its contents.
+    /// A file that is missing, no regular file, truncated, larger than memory, or whose header lies about its contents.
     pub fn open(folder: &Path, paths: &[PathBuf]) -> Result<Self> {
         let mut files = Vec::new();
         let mut tensors = HashMap::new();
         for path in paths {
-            let file = File::open(path).map_err(|error| Error::ModelInvalid {
+            let bytes = read_weights(path)?;
+            read_header(path, &bytes, files.len(), &mut tensors)?;
+            files.push(WeightFile {
                 path: path.clone(),
-                problem: format!("cannot be opened: {error}"),
-                source: Some(error.into()),
-            })?;
-            // SAFETY: the mapping is read-only. A file that another process shortens while it is mapped would
-            // fault, as with every memory-mapped model loader; model files are replaced by rename, not rewritten.
-            let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::ModelInvalid {
-                path: path.clone(),
-                problem: format!("cannot be mapped into memory: {error}"),
-                source: Some(error.into()),
-            })?;
-            read_header(path, &map, files.len(), &mut tensors)?;
-            files.push(Arc::new(WeightFile {
-                path: path.clone(),
-                map,
-            }));
+                bytes,
+            });
         }
         Ok(Self {
             files,
@@ -194,9 +199,9 @@ impl Checkpoint {
         self.tensors.values().map(TensorSlice::len).sum()
     }
 
-    /// The mapped files, in the order of [`TensorSlice::file`].
+    /// The files, in the order of [`TensorSlice::file`].
     #[must_use]
-    pub fn files(&self) -> &[Arc<WeightFile>] {
+    pub fn files(&self) -> &[WeightFile] {
         &self.files
     }
 
@@ -204,7 +209,7 @@ impl Checkpoint {
     #[must_use]
     pub fn bytes(&self, tensor: &TensorSlice) -> &[u8] {
         let length = tensor.len() * tensor.dtype.size();
-        &self.files[tensor.file].map[tensor.offset..tensor.offset + length]
+        &self.files[tensor.file].bytes[tensor.offset..tensor.offset + length]
     }
 
     /// The values of a tensor: in place where they are stored as float32, else converted.
@@ -213,16 +218,32 @@ impl Checkpoint {
     /// There is no memory for the converted ones.
     pub fn floats(&self, tensor: &TensorSlice) -> Result<Cow<'_, [f32]>> {
         let bytes = self.bytes(tensor);
-        match in_place(tensor.dtype, bytes) {
-            Some(values) => Ok(Cow::Borrowed(values)),
-            None => to_f32(tensor.dtype, bytes).map(Cow::Owned),
+        if let Some(values) = in_place(tensor.dtype, bytes) {
+            return Ok(Cow::Borrowed(values));
         }
+        let mut values = memory::filled(tensor.len(), 0.0, FLOATS)?;
+        to_f32(tensor.dtype, bytes, &mut values);
+        Ok(Cow::Owned(values))
+    }
+
+    /// The values of a tensor that [`Self::floats`] has to convert, in memory that can be given back; `None` where they
+    /// are stored as float32.
+    pub(crate) fn converted(&self, tensor: &TensorSlice) -> Result<Option<Pages>> {
+        let bytes = self.bytes(tensor);
+        if in_place(tensor.dtype, bytes).is_some() {
+            return Ok(None);
+        }
+        let mut pages = Pages::zeroed(tensor.len() * size_of::<f32>(), FLOATS)?;
+        // SAFETY: every bit pattern is a float32, and pages are aligned to more than that.
+        let (_, values, _) = unsafe { pages.align_to_mut::<f32>() };
+        to_f32(tensor.dtype, bytes, values);
+        Ok(Some(pages))
     }
 
     /// SHA-256 of each file, as lower-case hexadecimal. The first call reads every byte.
     #[must_use]
     pub fn digests(&self) -> &[String] {
-        let digest = |file: &Arc<WeightFile>| sha256_hex(&file.map);
+        let digest = |file: &WeightFile| sha256_hex(&file.bytes);
         self.digests
             .get_or_init(|| self.files.iter().map(digest).collect())
     }
@@ -289,22 +310,57 @@ fn in_place(dtype: WeightType, bytes: &[u8]) -> Option<&[f32]> {
     (before.is_empty() && after.is_empty()).then_some(values)
 }
 
-fn to_f32(dtype: WeightType, bytes: &[u8]) -> Result<Vec<f32>> {
-    const WHAT: &str = "weights in float32";
-    let halves = || bytes.as_chunks::<2>().0.iter();
+fn to_f32(dtype: WeightType, bytes: &[u8], values: &mut [f32]) {
+    let halves = bytes.as_chunks::<2>().0;
     match dtype {
         WeightType::F32 => {
-            let words = bytes.as_chunks::<4>().0.iter();
-            memory::collected(words.map(|word| f32::from_le_bytes(*word)), WHAT)
+            for (value, word) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *value = f32::from_le_bytes(*word);
+            }
         }
         WeightType::F16 => {
-            let values = halves().map(|half| half::f16::from_le_bytes(*half).to_f32());
-            memory::collected(values, WHAT)
+            for (value, half) in values.iter_mut().zip(halves) {
+                *value = half::f16::from_le_bytes(*half).to_f32();
+            }
         }
         WeightType::BF16 => {
-            let values = halves().map(|half| half::bf16::from_le_bytes(*half).to_f32());
-            memory::collected(values, WHAT)
+            for (value, half) in values.iter_mut().zip(halves) {
+                *value = half::bf16::from_le_bytes(*half).to_f32();
+            }
         }
+    }
+}
+
+/// The bytes of one file, which are as many as its header says: found out before memory is taken for them.
+fn read_weights(path: &Path) -> Result<Pages> {
+    let failed = |error| file::unreadable(path, error);
+    let (mut file, length) = file::open(path).map_err(failed)?;
+    let mut start = Vec::new();
+    let mut prefix = file.by_ref().take(8);
+    prefix.read_to_end(&mut start).map_err(failed)?;
+    let header_length = start
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let mut header = file.by_ref().take(header_length.min(MOST_HEADER));
+    header.read_to_end(&mut start).map_err(failed)?;
+    let header: safetensors::tensor::Metadata =
+        serde_json::from_slice(start.get(8..).unwrap_or_default())
+            .map_err(|error| incomplete(path, &error))?;
+    let expected = (start.len() as u64).saturating_add(header.data_len() as u64);
+    if expected != length {
+        let reason = format!("its header describes {expected} bytes, but it has {length}");
+        return Err(incomplete(path, &reason));
+    }
+    let mut pages = Pages::zeroed(length as usize, "the weights")?;
+    pages.fill(start.chain(file)).map_err(failed)?;
+    Ok(pages)
+}
+
+fn incomplete(path: &Path, reason: &dyn std::fmt::Display) -> Error {
+    Error::ModelInvalid {
+        path: path.to_owned(),
+        problem: format!("is not a complete safetensors file ({reason}); download it again"),
+        source: None,
     }
 }
 
@@ -315,17 +371,7 @@ fn read_header(
     file: usize,
     tensors: &mut HashMap<String, TensorSlice>,
 ) -> Result<()> {
-    let invalid = |problem: String, source: Option<crate::error::Cause>| Error::ModelInvalid {
-        path: path.to_owned(),
-        problem,
-        source,
-    };
-    let parsed = SafeTensors::deserialize(bytes).map_err(|error| {
-        invalid(
-            format!("is not a complete safetensors file ({error}); download it again"),
-            Some(error.into()),
-        )
-    })?;
+    let parsed = SafeTensors::deserialize(bytes).map_err(|error| incomplete(path, &error))?;
     for (name, view) in parsed.iter() {
         let dtype = match view.dtype() {
             Dtype::F32 => WeightType::F32,
@@ -350,10 +396,11 @@ fn read_header(
             offset: view.data().as_ptr() as usize - bytes.as_ptr() as usize,
         };
         if tensors.insert(name.to_owned(), slice).is_some() {
-            return Err(invalid(
-                format!("tensor `{name}` is in two files of the checkpoint"),
-                None,
-            ));
+            return Err(Error::ModelInvalid {
+                path: path.to_owned(),
+                problem: format!("tensor `{name}` is in two files of the checkpoint"),
+                source: None,
+            });
         }
     }
     Ok(())

@@ -494,9 +494,12 @@ impl Shared {
 
     fn tokenize_texts(&self, call: &Call, places: Range<usize>) -> Result<()> {
         let distinct = call.distinct();
+        let is_settled = || call.ticket.is_settled();
         for place in places {
             let text = &call.texts[distinct.firsts[place]];
-            let tokenized = self.tokenizer.tokenize(text, call.is_query)?;
+            let tokenized = self
+                .tokenizer
+                .tokenize_unless(text, call.is_query, &is_settled)?;
             distinct.tokenized[place].get_or_init(|| tokenized);
         }
         Ok(())

@@ -18,8 +18,9 @@
 //! - [`model_dir`] reads a model folder, [`options`] what the caller may decide, [`checkpoint`] the weights.
 //! - [`arch`] holds the encoders. Each is written once over the trait [`arch::Ops`]; a new architecture is one file.
 //! - [`runtime`] implements [`arch::Ops`]. [`runtime::onnx`] records the forward pass as an ONNX graph whose initializers
-//!   point into the mapped safetensors file.
+//!   point into the safetensors file as it was read.
 //! - [`int8`] quantizes weights for the ONNX backend and keeps them in the cache folder.
+//! - `pieces` cuts long texts, so that no more is tokenized than the limit can take.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
 //! - [`engine`] owns the threads. [`model`] puts all of it together; it is the Rust API.
 //! - `guard` catches panics and starts threads; `memory` allocates what may be too much.
@@ -36,6 +37,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod engine;
 pub mod error;
+mod file;
 mod guard;
 pub mod int8;
 mod memory;
@@ -44,6 +46,8 @@ pub mod model_dir;
 #[cfg(feature = "node")]
 mod node;
 pub mod options;
+mod pages;
+mod pieces;
 pub mod runtime;
 pub mod tokenizer;
 pub mod vector;

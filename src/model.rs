@@ -28,6 +28,7 @@ pub struct Model {
     backend: &'static str,
     is_gpu: bool,
     fallback_reason: Option<String>,
+    warning: Option<String>,
     threads: usize,
 }
 
@@ -55,19 +56,25 @@ impl Model {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        // Reading every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
-        let (digests, (runtime, fallback_reason)) = std::thread::scope(|scope| -> Result<_> {
-            let check = guard::spawn_scoped(scope, "embedder-check", || {
-                checkpoint.check_finite().map(|()| checkpoint.digests())
+        // Looking at every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
+        let (fingerprint, (mut runtime, fallback_reason)) =
+            std::thread::scope(|scope| -> Result<_> {
+                let check = guard::spawn_scoped(scope, "embedder-check", || {
+                    checkpoint.check_finite().map(|()| checkpoint.digests())
+                })?;
+                let loaded = runtime::load(&dir, &encoder, &checkpoint, options, threads);
+                let (digests, loaded) = (check.join()?, loaded?);
+                let dtype = loaded.0.dtype;
+                Ok((dir.fingerprint(digests, tokenizer.digest(), dtype), loaded))
             })?;
-            let runtime = runtime::load(&dir, &encoder, &checkpoint, options, threads);
-            Ok((check.join()?, runtime?))
-        })?;
+        // From here on only the runtime holds it, and may give back what it does not read any more.
+        drop(checkpoint);
         Ok(Self {
-            fingerprint: dir.fingerprint(digests, runtime.dtype)?,
+            fingerprint,
             backend: runtime.backend,
             is_gpu: runtime.is_gpu,
             fallback_reason,
+            warning: runtime.warning.take(),
             threads,
             engine: Engine::start(
                 runtime,
@@ -154,6 +161,12 @@ impl Model {
     #[must_use]
     pub fn fallback_reason(&self) -> Option<&str> {
         self.fallback_reason.as_deref()
+    }
+
+    /// What the user should know although everything works: that a cache folder is not safe to use.
+    #[must_use]
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// Memory that the backend manages itself: MLX's, for all its models together.

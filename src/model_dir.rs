@@ -13,6 +13,9 @@
 //! A folder with only config, tokenizer and weights works for models that its `config.json` names
 //! (CodeRankEmbed, nomic-embed-text); for any other the pooling has to be given as an option.
 //!
+//! Each file is read once, and only if it is a regular one of a plausible size (`file.rs`). It may be a link that leads
+//! anywhere, as in the Hub's cache; a name that stands in a file may not leave the folder.
+//!
 //! Nothing in a folder says whether its vectors are layer-normalized before they are cut. Among the supported models
 //! nomic-embed-text-v1.5 alone asks for it, and its own `config.json` does not name it: a `nomic_bert` model that is
 //! not known by name is cut only where the caller says which.
@@ -27,8 +30,11 @@ use serde_json::Value;
 use crate::arch::{Config, Pooling};
 use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
+use crate::file;
 use crate::options::Options;
 use crate::vector::Cut;
+
+const TOKENIZER: &str = "the tokenizer in the format of Hugging Face `tokenizers`";
 
 /// A model folder, read and combined with the caller's options.
 #[derive(Debug, Clone)]
@@ -78,7 +84,7 @@ impl ModelDir {
         let modules = Modules::read(path)?;
         let folder = &modules.transformer;
         let config_path = folder.join("config.json");
-        let config_bytes = read_required(&config_path, "the architecture's settings")?;
+        let config_bytes = read_settings(&config_path, "the architecture's settings")?;
         let config_json: Value = parse(&config_path, &config_bytes)?;
         let config = Config::from_json(&config_path, &config_json)?;
         let width = config.width();
@@ -141,12 +147,8 @@ impl ModelDir {
             .min(model_max_tokens);
 
         let tokenizer = folder.join("tokenizer.json");
-        if !tokenizer.is_file() {
-            return Err(Error::ModelNotFound {
-                path: tokenizer,
-                hint: "expected the tokenizer in the format of Hugging Face `tokenizers`"
-                    .to_owned(),
-            });
+        if !tokenizer.exists() {
+            return Err(not_found(&tokenizer, TOKENIZER));
         }
         Ok(Self {
             path: path.to_owned(),
@@ -179,18 +181,25 @@ impl ModelDir {
         self.pooling.len() * self.config.width()
     }
 
-    /// A name for everything that decides what vectors this model gives: two indexes may be mixed if, and only if,
-    /// their fingerprints are equal. Lower-case hexadecimal SHA-256; the JavaScript fallback computes the same.
+    /// The bytes of `tokenizer.json`.
     ///
     /// # Errors
-    /// The tokenizer's file cannot be read.
-    pub fn fingerprint(&self, weights: &[String], dtype: &str) -> Result<String> {
+    /// There is no such file, or it cannot be read.
+    pub fn read_tokenizer(&self) -> Result<Vec<u8>> {
+        read_required(&self.tokenizer, TOKENIZER, file::MOST_TOKENIZER)
+    }
+
+    /// A name for everything that decides what vectors this model gives: two indexes may be mixed if, and only if,
+    /// their fingerprints are equal. Lower-case hexadecimal SHA-256; the JavaScript fallback computes the same.
+    /// `weights` and `tokenizer` are the SHA-256 of the bytes that are computed with.
+    #[must_use]
+    pub fn fingerprint(&self, weights: &[String], tokenizer: &str, dtype: &str) -> String {
         #[derive(serde::Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Identity<'a> {
             format: u32,
             weights: &'a [String],
-            tokenizer: String,
+            tokenizer: &'a str,
             config: &'a str,
             pooling: Vec<&'static str>,
             query_prompt: &'a str,
@@ -207,7 +216,7 @@ impl ModelDir {
         let identity = Identity {
             format: 1,
             weights,
-            tokenizer: sha256_hex(&read_required(&self.tokenizer, "the tokenizer")?),
+            tokenizer,
             config: &self.config_digest,
             pooling: self.pooling.iter().map(|pooling| pooling.name()).collect(),
             query_prompt: &self.query_prompt,
@@ -220,7 +229,7 @@ impl ModelDir {
         };
         let json =
             serde_json::to_vec(&identity).expect("strings, numbers and booleans always serialize");
-        Ok(sha256_hex(&json))
+        sha256_hex(&json)
     }
 }
 
@@ -245,10 +254,10 @@ impl Modules {
             let pooling = folder.join("1_Pooling").join("config.json");
             return Ok(Self {
                 transformer: folder.to_owned(),
-                pooling: pooling.is_file().then_some(pooling),
+                pooling: pooling.exists().then_some(pooling),
             });
         }
-        let modules: Vec<Module> = parse(&path, &read_required(&path, "the chain of modules")?)?;
+        let modules: Vec<Module> = parse(&path, &read_settings(&path, "the chain of modules")?)?;
         let mut transformer = None;
         let mut pooling = None;
         for (index, module) in modules.iter().enumerate() {
@@ -306,7 +315,7 @@ impl PoolingConfig {
     fn read(path: &Path) -> Result<Self> {
         parse(
             path,
-            &read_required(path, "the pooling that modules.json names")?,
+            &read_settings(path, "the pooling that modules.json names")?,
         )
     }
 
@@ -557,7 +566,7 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
         weight_map: BTreeMap<String, String>,
     }
     let single = folder.join("model.safetensors");
-    if single.is_file() {
+    if single.exists() {
         return Ok(vec![single]);
     }
     let index_path = folder.join("model.safetensors.index.json");
@@ -569,14 +578,14 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     let index: Index = parse(
         &index_path,
-        &read_required(&index_path, "the list of shards")?,
+        &read_settings(&index_path, "the list of shards")?,
     )?;
     let names: BTreeSet<&String> = index.weight_map.values().collect();
     names
         .into_iter()
         .map(|name| {
             let path = folder.join(plain_path(&index_path, name)?);
-            if path.is_file() {
+            if path.exists() {
                 return Ok(path);
             }
             Err(Error::ModelNotFound {
@@ -607,24 +616,28 @@ fn plain_path<'a>(file: &Path, relative: &'a str) -> Result<&'a Path> {
     })
 }
 
-fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Error::ModelNotFound {
-            path: path.to_owned(),
-            hint: format!("expected {what}"),
-        },
-        _ => Error::ModelInvalid {
-            path: path.to_owned(),
-            problem: format!("cannot be read: {error}"),
-            source: Some(error.into()),
-        },
+fn read_settings(path: &Path, what: &str) -> Result<Vec<u8>> {
+    read_required(path, what, file::MOST_SETTINGS)
+}
+
+fn read_required(path: &Path, what: &str, most: u64) -> Result<Vec<u8>> {
+    file::read(path, most).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => not_found(path, what),
+        _ => file::unreadable(path, error),
     })
+}
+
+fn not_found(path: &Path, what: &str) -> Error {
+    Error::ModelNotFound {
+        path: path.to_owned(),
+        hint: format!("expected {what}"),
+    }
 }
 
 /// A file that may be absent; every field then has its default.
 fn read_optional<T: DeserializeOwned + Default>(path: &Path) -> Result<T> {
     if path.exists() {
-        parse(path, &read_required(path, "settings")?)
+        parse(path, &read_settings(path, "settings")?)
     } else {
         Ok(T::default())
     }

@@ -13,6 +13,8 @@
     reason = "whatever JavaScript calls may throw a panic that was caught; which errors there are is said in TypeScript"
 )]
 
+mod stream;
+
 use std::ffi::c_char;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak, mpsc};
@@ -24,6 +26,7 @@ use napi::bindgen_prelude::{
 use napi::{Env, JsError, ValueType, check_status, sys};
 use napi_derive::napi;
 
+use self::stream::{Channel, Sender};
 use crate::engine::{self, Ticket};
 use crate::error::Error;
 use crate::guard;
@@ -227,7 +230,9 @@ unsafe fn copy_string(env: sys::napi_env, value: sys::napi_value) -> Result<Stri
     let mut bytes: Vec<u8> = memory::filled(size, 0, TEXTS)?;
     let length = copy_to(bytes.as_mut_ptr().cast(), size)?;
     bytes.truncate(length);
-    String::from_utf8(bytes).map_err(|error| Error::inference(&error))
+    // Node.js replaces lone surrogates by itself; other hosts of Node-API need not.
+    let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| lossy(error.as_bytes())))
 }
 
 /// Callers other than this package's TypeScript, which names the element that is none.
@@ -239,13 +244,15 @@ fn not_texts(error: napi::Error) -> Error {
     }
 }
 
-/// One call of `Model.embed`: first its texts on their way in, then its progress. Copying strings out of JavaScript takes
-/// time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
+/// One call of `Model.embed` or `Model.stream`: first its texts on their way in, then its progress. Copying strings out of
+/// JavaScript takes time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
 #[napi]
 #[derive(Default)]
 pub struct Call {
     texts: Vec<String>,
     ticket: Option<Arc<Ticket>>,
+    /// Of a call of `Model.stream`.
+    channel: Arc<Channel>,
 }
 
 #[napi]
@@ -273,7 +280,13 @@ impl Call {
         })
     }
 
-    /// Rejects the promise of `Model.embed` with `ABORT_ERR`, unless it is settled.
+    /// The vectors of `Model.stream` that come next; `null` after the last. To be asked again when it has answered.
+    #[napi(ts_return_type = "Promise<Rows | null>")]
+    pub fn next<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>, Code> {
+        guarded(|| self.channel.next(env))
+    }
+
+    /// Ends the call with `ABORT_ERR`, unless it has ended, and what is computed for it.
     #[napi]
     pub fn cancel(&self) -> napi::Result<(), Code> {
         guarded(|| {
@@ -338,7 +351,7 @@ impl Model {
         encoding: Option<String>,
     ) -> napi::Result<Object<'env>, Code> {
         guarded(|| {
-            let encoding: Encoding = encoding.as_deref().unwrap_or("float32").parse()?;
+            let encoding = parse_encoding(encoding.as_deref())?;
             let dimension = self.model.dir().dimension();
             let (deferred, promise) = env.create_deferred().map_err(node_error)?;
             let texts = std::mem::take(&mut call.texts);
@@ -359,6 +372,26 @@ impl Model {
             };
             call.ticket = Some(self.model.submit(texts, is_query, Box::new(reply)));
             Ok(promise)
+        })
+    }
+
+    /// Embeds the texts of a call, whose `next` gives the vectors of each batch when it is done.
+    #[napi]
+    pub fn stream(
+        &self,
+        call: &mut Call,
+        is_query: bool,
+        encoding: Option<String>,
+    ) -> napi::Result<(), Code> {
+        guarded(|| {
+            let sender = Sender {
+                channel: Arc::clone(&call.channel),
+                encoding: parse_encoding(encoding.as_deref())?,
+                dimension: self.model.dir().dimension(),
+            };
+            let texts = std::mem::take(&mut call.texts);
+            call.ticket = Some(self.model.stream(texts, is_query, Box::new(sender)));
+            Ok(())
         })
     }
 
@@ -408,6 +441,12 @@ impl Model {
     #[napi(getter)]
     pub fn fallback_reason(&self) -> napi::Result<Option<String>, Code> {
         guarded(|| Ok(self.model.fallback_reason().map(str::to_owned)))
+    }
+
+    /// What the user should know although everything works; `null` mostly.
+    #[napi(getter)]
+    pub fn warning(&self) -> napi::Result<Option<String>, Code> {
+        guarded(|| Ok(self.model.warning().map(str::to_owned)))
     }
 
     /// Length of a vector.
@@ -595,6 +634,10 @@ fn close_with_environment(env: Env, model: &Arc<LoadedModel>) -> Result<(), Erro
     })
     .map_err(node_error)?;
     Ok(())
+}
+
+fn parse_encoding(name: Option<&str>) -> Result<Encoding, Error> {
+    name.unwrap_or("float32").parse()
 }
 
 /// The status of an error that is thrown: napi makes it the JavaScript error's `code`.

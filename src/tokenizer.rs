@@ -7,17 +7,18 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use tokenizers::{
-    PostProcessor, PreTokenizerWrapper, Tokenizer as HfTokenizer, TruncationDirection,
-    TruncationParams, TruncationStrategy,
+    Encoding, PostProcessor, Tokenizer as HfTokenizer, TruncationDirection, TruncationParams,
+    TruncationStrategy,
 };
 
+use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::model_dir::ModelDir;
+use crate::pieces::{PieceRules, Pieces};
 
-/// Length of what is tokenized first of a long text, per token of the limit. Most texts have fewer bytes
-/// per token.
-const BYTES_PER_TOKEN: usize = 16;
+/// Longest text, in bytes, that is tokenized at once. More than most limits take, little enough to take no time.
+const BYTES_PER_PIECE: usize = 4096;
 
 /// The ids of one text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,17 +32,21 @@ pub struct TokenizedText {
 /// A tokenizer with the model's prompts and token limit.
 pub struct Tokenizer {
     inner: HfTokenizer,
+    /// SHA-256 of the bytes that it was made from.
+    digest: String,
     path: PathBuf,
     /// Rows of the embedding table; every id has to be below.
     rows: usize,
     max_tokens: usize,
+    /// Most tokens of a text, without special ones.
+    max_text_tokens: usize,
     truncate_left: bool,
     lower_case: bool,
     query_prompt: String,
     document_prompt: String,
-    /// Whether a text may be cut at whitespace before it is tokenized, without changing the tokens of either part: BERT's
-    /// tokenizer splits there first. An added token that holds whitespace, or takes it in, would be in the way.
-    splits_at_whitespace: bool,
+    /// How long texts are cut; `None` where they are tokenized whole.
+    piece_rules: Option<PieceRules>,
+    bytes_per_piece: usize,
 }
 
 impl Tokenizer {
@@ -51,14 +56,20 @@ impl Tokenizer {
     /// The file is malformed, its ids exceed the model's vocabulary, or the limit leaves no room for text.
     pub fn load(model: &ModelDir) -> Result<Self> {
         let path = &model.tokenizer;
-        let mut inner = guard::read(path, || {
-            HfTokenizer::from_file(path).map_err(|error| Error::ModelInvalid {
+        let bytes = model.read_tokenizer()?;
+        let inner = guard::read(path, || {
+            HfTokenizer::from_bytes(&bytes).map_err(|error| Error::ModelInvalid {
                 path: path.clone(),
                 problem: format!("is not a tokenizer: {error}"),
                 source: Some(error),
             })
         })?;
         check_vocabulary(path, &inner, model.config.vocabulary())?;
+        Self::new(inner, sha256_hex(&bytes), model)
+    }
+
+    fn new(mut inner: HfTokenizer, digest: String, model: &ModelDir) -> Result<Self> {
+        let path = &model.tokenizer;
         let special_tokens = inner
             .get_post_processor()
             .map_or(0, |processor| processor.added_tokens(false));
@@ -72,7 +83,8 @@ impl Tokenizer {
             });
         }
         let truncation = TruncationParams {
-            max_length: model.max_tokens,
+            // One more than there is room for, which tells that there are too many.
+            max_length: model.max_tokens + 1,
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
             direction: if model.truncate_left {
@@ -92,26 +104,29 @@ impl Tokenizer {
                 ),
                 source: Some(error),
             })?;
-        let splits_at_whitespace = matches!(
-            inner.get_pre_tokenizer(),
-            Some(PreTokenizerWrapper::BertPreTokenizer(_))
-        ) && inner.get_added_tokens_decoder().values().all(|token| {
-            !(token.lstrip || token.rstrip || token.content.contains(char::is_whitespace))
-        });
         let tokenizer = Self {
+            piece_rules: guard::read(path, || Ok(PieceRules::of(&inner, model.lower_case)))?,
             inner,
+            digest,
             path: path.clone(),
             rows: model.config.vocabulary(),
             max_tokens: model.max_tokens,
+            max_text_tokens: model.max_tokens - special_tokens,
             truncate_left: model.truncate_left,
             lower_case: model.lower_case,
             query_prompt: model.query_prompt.clone(),
             document_prompt: model.document_prompt.clone(),
-            splits_at_whitespace,
+            bytes_per_piece: BYTES_PER_PIECE,
         };
         // What is around every text shows in an empty one: a model that cannot embed it is refused when it is loaded.
-        tokenizer.encode("")?;
+        tokenizer.with_special_tokens(Vec::new())?;
         Ok(tokenizer)
+    }
+
+    /// SHA-256 of the bytes that it was made from, as lower-case hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// The ids of `text` behind the prompt of its kind.
@@ -119,11 +134,52 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer refuses the text, or finds no token in it.
     pub fn tokenize(&self, text: &str, is_query: bool) -> Result<TokenizedText> {
+        self.tokenize_unless(text, is_query, &|| false)
+    }
+
+    /// [`Tokenizer::tokenize`], which asks now and then whether to give up.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text, or finds no token in it; [`Error::Aborted`] if `should_stop` says so.
+    pub fn tokenize_unless(
+        &self,
+        text: &str,
+        is_query: bool,
+        should_stop: &dyn Fn() -> bool,
+    ) -> Result<TokenizedText> {
         let prompt = if is_query {
             &self.query_prompt
         } else {
             &self.document_prompt
         };
+        let mut ids = match &self.piece_rules {
+            Some(rules) if prompt.len() + text.len() > self.bytes_per_piece => {
+                // The small form of a capital sigma depends on what is around it, so that it is lost in a piece.
+                if self.lower_case && (prompt.contains('Σ') || text.contains('Σ')) {
+                    let text = format!("{prompt}{text}").to_lowercase();
+                    self.ids_of_pieces(rules, "", &text, should_stop)?
+                } else {
+                    self.ids_of_pieces(rules, prompt, text, should_stop)?
+                }
+            }
+            _ => self.ids_of_whole(prompt, text)?,
+        };
+        let truncated = ids.len() > self.max_text_tokens;
+        if truncated && self.truncate_left {
+            ids.drain(..ids.len() - self.max_text_tokens);
+        }
+        ids.truncate(self.max_text_tokens);
+        let ids = self.with_special_tokens(ids)?;
+        if ids.is_empty() {
+            return Err(Error::TokenizationFailed {
+                reason: "the tokenizer gives no token for a text, not even a special one"
+                    .to_owned(),
+            });
+        }
+        Ok(TokenizedText { ids, truncated })
+    }
+
+    fn ids_of_whole(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
         let mut text = Cow::Borrowed(text);
         if !prompt.is_empty() {
             text = Cow::Owned(format!("{prompt}{text}"));
@@ -131,52 +187,61 @@ impl Tokenizer {
         if self.lower_case {
             text = Cow::Owned(text.to_lowercase());
         }
-        let mut bytes = self.max_tokens * BYTES_PER_TOKEN;
-        let tokenized = loop {
-            let part = self.kept_part(&text, bytes);
-            let tokenized = self.encode(part)?;
-            if tokenized.truncated || part.len() == text.len() {
-                break tokenized;
-            }
-            bytes *= 4;
-        };
-        if tokenized.ids.is_empty() {
-            return Err(Error::TokenizationFailed {
-                reason: "the tokenizer gives no token for a text, not even a special one"
-                    .to_owned(),
-            });
-        }
-        Ok(tokenized)
+        self.encode(&text)
     }
 
-    /// The side of a text that truncation keeps, at least this long and cut at whitespace. Its tokens are those of the
-    /// whole text, so once more than the limit came out of it the rest need not be looked at.
-    fn kept_part<'a>(&self, text: &'a str, bytes: usize) -> &'a str {
-        if !self.splits_at_whitespace || bytes >= text.len() {
-            return text;
-        }
-        if self.truncate_left {
-            let rest = &text.as_bytes()[..text.len() - bytes];
-            let space = rest.iter().rposition(u8::is_ascii_whitespace);
-            space.map_or(text, |start| &text[start..])
+    /// The ids of as many pieces as it takes to have more than there is room for.
+    fn ids_of_pieces(
+        &self,
+        rules: &PieceRules,
+        prompt: &str,
+        text: &str,
+        should_stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<u32>> {
+        let characters = prompt.chars().chain(text.chars());
+        let characters: Box<dyn Iterator<Item = char>> = if self.truncate_left {
+            Box::new(characters.rev())
         } else {
-            let rest = &text.as_bytes()[bytes..];
-            let space = rest.iter().position(u8::is_ascii_whitespace);
-            space.map_or(text, |distance| &text[..bytes + distance])
+            Box::new(characters)
+        };
+        let mut pieces = Pieces::new(
+            rules,
+            &self.inner,
+            characters,
+            self.truncate_left,
+            self.bytes_per_piece,
+        );
+        let mut ids = Vec::new();
+        while ids.len() <= self.max_text_tokens
+            && let Some(piece) = pieces.next(should_stop)?
+        {
+            let of_piece = self.encode(&piece)?;
+            if self.truncate_left {
+                ids.splice(..0, of_piece);
+            } else {
+                ids.extend(of_piece);
+            }
         }
+        Ok(ids)
     }
 
-    fn encode(&self, text: &str) -> Result<TokenizedText> {
-        let failed = |reason| Error::TokenizationFailed { reason };
-        let encoding = guard::catch(|| self.inner.encode_fast(text, true))
-            .map_err(|panic| failed(format!("the library gave up on the text: {panic}")))?
-            .map_err(|error| failed(error.to_string()))?;
-        let ids = encoding.get_ids();
-        self.check(ids)?;
-        Ok(TokenizedText {
-            truncated: !encoding.get_overflowing().is_empty(),
-            ids: ids.to_vec(),
-        })
+    /// Without special tokens. Beyond one more than there is room for, ids may be missing on the side that is cut off.
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = run_library(|| self.inner.encode_fast(text, false))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn with_special_tokens(&self, mut ids: Vec<u32>) -> Result<Vec<u32>> {
+        if let Some(processor) = self.inner.get_post_processor() {
+            let tokens = ids.into_iter();
+            let encoding: Encoding = tokens
+                .map(|id| (id, String::new(), (0, 0), None, 0))
+                .collect();
+            let encoding = run_library(|| processor.process(encoding, None, true))?;
+            ids = encoding.get_ids().to_vec();
+        }
+        self.check(&ids)?;
+        Ok(ids)
     }
 
     /// Runtimes look ids and positions up in tables, and not all of them look whether there is such a row. A vocabulary
@@ -203,6 +268,14 @@ impl Tokenizer {
     }
 }
 
+/// Runs a part of the library on a text.
+fn run_library<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    let failed = |reason| Error::TokenizationFailed { reason };
+    guard::catch(work)
+        .map_err(|panic| failed(format!("the library gave up on the text: {panic}")))?
+        .map_err(|error| failed(error.to_string()))
+}
+
 /// No token of the vocabulary may have an id without a row in the embedding table, whether or not a text has it.
 fn check_vocabulary(path: &Path, tokenizer: &HfTokenizer, rows: usize) -> Result<()> {
     let vocabulary = tokenizer.get_vocab(true);
@@ -221,4 +294,197 @@ fn other_model(token: &str, id: u32, rows: usize) -> String {
         "token {token:?} has id {id}, but the model embeds only ids below {rows} (vocab_size); \
          tokenizer and weights are of different models"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use std::cell::Cell;
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::options::Options;
+
+    /// What must not be torn, and what is cut at, between bars.
+    const FRAGMENTS: [&str; 7] = [
+        " |  |\t|\n|\r\n|\u{b}|\u{c}|\u{85}|\u{a0}|\u{2028}|\u{3000}|\0|\u{200b}|\u{200d}|\u{feff}",
+        "\u{fffd}|\u{e000}|\u{ad}|!|.|'|_|-|[|]|[SEP]|[MASK]|[sep]|[SE|SEP]|P]|[\u{200b}SEP]|<mask>",
+        "<m\u{e1}sk>|c++|C++|+|new|newword|NEWWORD|\u{6f22}|\u{20000}|\u{f900}|\u{3001}|\u{964}|\u{301}",
+        "\u{300}|\u{316}|\u{345}|\u{34f}|\u{302e}|\u{1d165}|\u{1d16d}|\u{5b0}|e\u{301}|\u{e9}|\u{1ec7}",
+        "\u{2260}|\u{ac01}|\u{1100}|\u{1161}|\u{11a8}|\u{1f469}\u{200d}\u{1f467}|\u{1f600}|\u{3a3}",
+        "\u{391}\u{3a3}|\u{3c3}|\u{130}|\u{131}|\u{df}|\u{fb01}|\u{2167}|a|Ab|the|the  time|_Ab|time",
+        "return|zzz|zzzz|zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz",
+    ];
+
+    fn fixture() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bert_mean")
+    }
+
+    /// An added token that is not special.
+    fn added(content: &str, properties: &Value) -> Value {
+        let mut token = json!({
+            "id": 1450, "content": content, "special": false, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false,
+        });
+        for (name, value) in properties.as_object().unwrap() {
+            token[name] = value.clone();
+        }
+        token
+    }
+
+    /// The fixture's tokenizer, in as many ways as there are rules.
+    static TOKENIZERS: LazyLock<Vec<HfTokenizer>> = LazyLock::new(|| {
+        let file = std::fs::read(fixture().join("tokenizer.json")).unwrap();
+        let plain: Value = serde_json::from_slice(&file).unwrap();
+        let with = |pointer: &str, value: Value| {
+            let mut changed = plain.clone();
+            *changed.pointer_mut(pointer).unwrap() = value;
+            changed
+        };
+        let with_token = |content: &str, properties: Value| {
+            let mut changed = plain.clone();
+            let tokens = changed["added_tokens"].as_array_mut().unwrap();
+            tokens.push(added(content, &properties));
+            changed
+        };
+        let files = [
+            plain.clone(),
+            with("/model/max_input_chars_per_word", json!(4)),
+            with("/normalizer/lowercase", json!(false)),
+            with("/normalizer/strip_accents", json!(false)),
+            with("/normalizer/clean_text", json!(false)),
+            with("/normalizer/handle_chinese_chars", json!(false)),
+            with("/normalizer", Value::Null),
+            with("/post_processor", Value::Null),
+            with_token("<mask>", json!({"lstrip": true, "rstrip": true})),
+            with_token("c++", json!({})),
+            with_token("C++", json!({"normalized": true})),
+            with_token("newword", json!({})),
+            with_token("NewWord", json!({"normalized": true})),
+            with_token("Ab", json!({"single_word": true})),
+            with_token("the time", json!({})),
+            with_token("\u{6f22}", json!({"normalized": true})),
+            with("/pre_tokenizer", json!({"type": "WhitespaceSplit"})),
+        ];
+        let load =
+            |file: &Value| HfTokenizer::from_bytes(serde_json::to_vec(file).unwrap()).unwrap();
+        files.iter().map(load).collect()
+    });
+
+    /// Of how many the texts are cut.
+    const CUT: std::ops::Range<usize> = 0..13;
+
+    fn model() -> ModelDir {
+        ModelDir::read(&fixture(), &Options::default()).unwrap()
+    }
+
+    /// Tokenization without cutting, by the tokenizer alone.
+    fn whole(inner: &HfTokenizer, model: &ModelDir, text: &str) -> TokenizedText {
+        let mut inner = inner.clone();
+        inner.with_padding(None);
+        inner.with_truncation(None).unwrap();
+        let mut text = format!("{}{text}", model.document_prompt);
+        if model.lower_case {
+            text = text.to_lowercase();
+        }
+        let special = inner.encode("", true).unwrap().get_ids().to_vec();
+        let mut ids = inner.encode(text, false).unwrap().get_ids().to_vec();
+        let room = model.max_tokens - special.len();
+        let truncated = ids.len() > room;
+        if truncated && model.truncate_left {
+            ids.drain(..ids.len() - room);
+        }
+        ids.truncate(room);
+        if let [cls, sep] = special[..] {
+            ids.insert(0, cls);
+            ids.push(sep);
+        }
+        TokenizedText { ids, truncated }
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        let fragments = FRAGMENTS.iter().flat_map(|line| line.split('|'));
+        let fragment = prop::sample::select(fragments.collect::<Vec<_>>());
+        let anything = any::<char>().prop_map(String::from);
+        let fragment = prop_oneof![9 => fragment.prop_map(str::to_owned), 1 => anything];
+        let repeated = (fragment, prop_oneof![9 => Just(1), 1 => 2..50_usize]);
+        let repeated = repeated.prop_map(|(fragment, count)| fragment.repeat(count));
+        prop::collection::vec(repeated, 0..60).prop_map(|fragments| fragments.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_text_in_pieces_has_the_tokens_of_the_whole(
+            text in text(),
+            prompt in prop_oneof![Just(String::new()), text()],
+            which in 0..TOKENIZERS.len(),
+            bytes_per_piece in prop_oneof![Just(0), 1..40_usize, Just(300)],
+            max_tokens in prop_oneof![3..12_usize, 12..200_usize],
+            truncate_left: bool,
+            lower_case in prop::bool::weighted(0.3),
+        ) {
+            let inner = &TOKENIZERS[which];
+            let mut model = model();
+            model.max_tokens = max_tokens;
+            model.truncate_left = truncate_left;
+            model.lower_case = lower_case;
+            model.document_prompt = prompt;
+            let mut tokenizer = Tokenizer::new(inner.clone(), String::new(), &model).unwrap();
+            tokenizer.bytes_per_piece = bytes_per_piece;
+            tokenizer.rows = usize::MAX;
+            prop_assert_eq!(tokenizer.piece_rules.is_some(), CUT.contains(&which));
+            let expected = whole(inner, &model, &text);
+            match tokenizer.tokenize(&text, false) {
+                Ok(tokenized) => prop_assert_eq!(tokenized, expected),
+                Err(_) => prop_assert!(expected.ids.is_empty()),
+            }
+        }
+    }
+
+    /// Each character beside those that normalization could move across a cut.
+    #[test]
+    fn a_cut_beside_any_character_changes_no_token() {
+        let neighbours = ["b", "\u{301}", "\u{302e}", "\u{1d165}", "\u{200b}", "!"];
+        let is_one_of_many = |c: char| ('\u{3400}'..='\u{9fff}').contains(&c) || c > '\u{20000}';
+        let tokenizer = Tokenizer::new(TOKENIZERS[0].clone(), String::new(), &model()).unwrap();
+        let rules = tokenizer.piece_rules.as_ref().unwrap();
+        let characters = '\0'..=char::MAX;
+        let characters =
+            characters.filter(|&c| !is_one_of_many(c) || (c as u32).is_multiple_of(499));
+        for c in characters.filter(|&c| rules.may_be_cut_at(&tokenizer.inner, c)) {
+            for (index, left) in neighbours.iter().enumerate() {
+                let right = neighbours[(index + 1) % neighbours.len()];
+                let (left, right) = (format!("a{left}"), format!("{right}a"));
+                let encode = |text: &str| tokenizer.encode(text).unwrap();
+                let together = encode(&format!("{left}{c}{right}"));
+                let before = [encode(&left), encode(&format!("{c}{right}"))].concat();
+                let after = [encode(&format!("{left}{c}")), encode(&right)].concat();
+                assert_eq!(
+                    (&before, &after),
+                    (&together, &together),
+                    "{left:?} {c:?} {right:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn tokenization_stops_when_told() {
+        let tokenizer = Tokenizer::new(TOKENIZERS[0].clone(), String::new(), &model()).unwrap();
+        let questions = Cell::new(0);
+        let should_stop = || {
+            questions.set(questions.get() + 1);
+            questions.get() > 3
+        };
+        let text = "\u{200b}".repeat(10_000_000);
+        let result = tokenizer.tokenize_unless(&text, false, &should_stop);
+        assert!(matches!(result, Err(Error::Aborted)));
+        assert_eq!(questions.get(), 4);
+    }
 }

@@ -5,10 +5,6 @@
 
 use std::path::{Path, PathBuf};
 
-fn read(file: &str) -> String {
-    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
-}
-
 /// Sources without their tests, by path.
 fn sources() -> Vec<(PathBuf, String)> {
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
@@ -87,9 +83,17 @@ fn is_guarded(body: &[&str]) -> bool {
 
 #[test]
 fn every_function_that_javascript_calls_is_guarded() {
-    let source = read("src/node.rs");
-    let functions = exported_functions(&source);
-    let names: Vec<&str> = functions.iter().map(|(name, _)| *name).collect();
+    let mut names = Vec::new();
+    for (path, source) in sources() {
+        for (name, body) in exported_functions(&source) {
+            let path = path.display();
+            assert!(
+                is_guarded(&body),
+                "{path}: {name}: expected `guarded(|| …)` and nothing else, found {body:#?}"
+            );
+            names.push(name.to_owned());
+        }
+    }
     for expected in [
         "on_load",
         "new",
@@ -103,14 +107,8 @@ fn every_function_that_javascript_calls_is_guarded() {
         "export_onnx",
     ] {
         assert!(
-            names.contains(&expected),
+            names.iter().any(|name| name == expected),
             "{expected} is not among {names:?}"
-        );
-    }
-    for (name, body) in functions {
-        assert!(
-            is_guarded(&body),
-            "{name}: expected `guarded(|| …)` and nothing else, found {body:#?}"
         );
     }
 }
@@ -141,18 +139,32 @@ fn the_test_above_finds_what_is_not_guarded() {
 /// What Node.js is handed to be called later.
 #[test]
 fn every_callback_of_javascript_is_guarded() {
-    let source = read("src/node.rs");
-    for (call, then) in [
-        (".resolve(", "settlement("),
-        (".add_env_cleanup_hook(", "let _ = guard::catch(|| {"),
-    ] {
-        let calls = source.match_indices(call).count();
-        assert!(calls > 0, "{call}");
-        for (start, _) in source.match_indices(call) {
-            let following: String = source[start + call.len()..].chars().take(120).collect();
-            assert!(following.contains(then), "{call}{following}");
+    let is_boundary = |path: &Path| {
+        path.ends_with("node.rs") || path.parent().is_some_and(|folder| folder.ends_with("node"))
+    };
+    let sources = sources().into_iter().filter(|(path, _)| is_boundary(path));
+    let mut callbacks = 0;
+    for (path, source) in sources {
+        for (handed, guard) in [
+            (".resolve(", "settlement("),
+            (".add_env_cleanup_hook(", "guard::catch("),
+        ] {
+            let count = source.matches(handed).count();
+            assert_eq!(
+                count,
+                source.matches(guard).count(),
+                "{}: {handed}",
+                path.display()
+            );
+            callbacks += count;
         }
+        assert!(
+            !source.contains("threadsafe_function"),
+            "{}",
+            path.display()
+        );
     }
+    assert!(callbacks > 2);
 }
 
 #[test]
@@ -164,7 +176,8 @@ fn every_thread_is_guarded() {
         for unguarded in [
             "thread::spawn",
             "scope.spawn",
-            "Builder::new()",
+            " Builder::new()",
+            "thread::Builder",
             "catch_unwind",
             "set_hook",
         ] {

@@ -510,6 +510,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
         },
         workers: (0..4).map(|_| worker()).collect(),
         lone: worker(),
+        warning: None,
     };
     let dir = ModelDir::read(&setup::fixture("nomic_cls"), &Options::default()).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();

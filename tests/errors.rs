@@ -22,22 +22,9 @@ fn load_spoiled_with(
     spoil: impl FnOnce(&Path),
 ) -> Result<Model, Error> {
     let folder = tempfile::tempdir().unwrap();
-    copy(&setup::fixture(fixture), folder.path());
+    setup::copy(&setup::fixture(fixture), folder.path());
     spoil(folder.path());
     Model::load(folder.path(), options)
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[track_caller]

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use targets::Target;
 
-/// Far more than any input takes, also on a busy machine without optimization.
-const LONGEST: Duration = Duration::from_mins(1);
+/// Far more than any input takes, also on a busy machine or below valgrind.
+const LONGEST: Duration = Duration::from_mins(5);
 
 /// Checks the corpus, the seeds and so many mutations of each of both. An input that ends the process, or never
 /// ends, is found in the file that a failure names.

@@ -285,3 +285,52 @@ fn a_memory_limit_is_an_error_and_the_next_call_works() {
         30
     );
 }
+
+/// The limit is the process's, so a process of its own has it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_thread_that_was_refused_once_is_not_refused_for_ever() {
+    const IS_CHILD: &str = "SEMANTIC_SEARCH_TEST_IS_CHILD";
+    const STACK: usize = 1 << 30;
+    if std::env::var_os(IS_CHILD).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args([
+            "--exact",
+            "a_thread_that_was_refused_once_is_not_refused_for_ever",
+        ]);
+        child.env(IS_CHILD, "1");
+        child.env("RUST_MIN_STACK", STACK.to_string());
+        let output = child.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+        return;
+    }
+    let mut before = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `before` is valid for the call.
+    let status = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut before) };
+    assert_eq!(status, 0);
+    let limit_to = |most: libc::rlim_t| {
+        let limit = libc::rlimit {
+            rlim_cur: most,
+            ..before
+        };
+        // SAFETY: the limit is valid for the call.
+        let status = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+        assert_eq!(status, 0);
+    };
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = pages.split(' ').next().unwrap().parse().unwrap();
+    // SAFETY: has no preconditions.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+    limit_to((pages * page + STACK / 2) as libc::rlim_t);
+    let error = mlx::memory().unwrap_err();
+    assert_eq!(error.code(), "RESOURCE_EXHAUSTED", "{error}");
+    limit_to(before.rlim_cur);
+    mlx::memory().unwrap();
+}

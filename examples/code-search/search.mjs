@@ -3,12 +3,13 @@
 
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
-import { parseArgs } from "node:util";
+import { inspect, parseArgs } from "node:util";
 import { Embedder } from "semantic-search-native";
-import { IndexDatabase, indexFile } from "./lib/database.mjs";
+import { IndexDatabase, indexFile, lockIndex } from "./lib/database.mjs";
 import { configurationOf, indexFolder } from "./lib/indexing.mjs";
 import { ProgressLine } from "./lib/progress.mjs";
 import { search } from "./lib/ranking.mjs";
+import { complain, print } from "./lib/terminal.mjs";
 
 const HELP = `Searches a folder of source code by meaning and by words.
 
@@ -59,7 +60,7 @@ async function chosenModel(model) {
   }
   // Inside the repository of semantic-search-native: the model of its demo.
   const { bringStarterModel, starterModelFolder } = await import(STARTER_MODEL.href);
-  return bringStarterModel({ folder: starterModelFolder(), log: console.error });
+  return bringStarterModel({ folder: starterModelFolder(), log: complain });
 }
 
 /** @param {string | undefined} model */
@@ -88,19 +89,30 @@ async function index(dir, model) {
   const database = new IndexDatabase(dir);
   const progress = new ProgressLine(process.stderr);
   const start = performance.now();
+  const { signal } = stop;
+  /** @type {{ release(): void } | undefined} */
+  let lock;
   try {
+    lock = await lockIndex(dir, {
+      signal,
+      onWait: () => console.error(`another process is indexing ${dir}: waiting for its end`),
+    });
     const onProgress = progress.show.bind(progress);
-    const summary = await indexFolder({ dir, database, embedder, signal: stop.signal, onProgress });
+    const onWarning = (/** @type {string} */ message) => {
+      progress.clear();
+      console.error(message);
+    };
+    const summary = await indexFolder({ dir, database, embedder, signal, onProgress, onWarning });
     progress.clear();
-    if (summary.wasReset) console.log("the index was of another model or version: made anew");
+    if (summary.wasReset) print("the index was of another model or version: made anew");
     const { files, chunks } = database.counts();
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
-    console.log(
+    print(
       `${files} files, ${chunks} chunks: ${summary.changed} files embedded (${summary.chunks} chunks), ` +
         `${summary.removed} removed, in ${seconds} s`,
     );
     if (summary.truncated > 0) {
-      console.log(`${summary.truncated} chunks are longer than the ${embedder.maxTokens} tokens that the model reads`);
+      print(`${summary.truncated} chunks are longer than the ${embedder.maxTokens} tokens that the model reads`);
     }
   } catch (error) {
     progress.clear();
@@ -109,6 +121,7 @@ async function index(dir, model) {
     throw new Failure(`interrupted: ${files} files are in the index; the same command goes on from there`, 130);
   } finally {
     database.close();
+    lock?.release();
     await embedder.close();
   }
 }
@@ -134,13 +147,13 @@ async function ask(question, { dir, limit, json, model }) {
     }
     const hits = await search({ database, embedder, question, limit });
     if (json) {
-      console.log(JSON.stringify(hits, null, 2));
+      print(JSON.stringify(hits, null, 2));
       return;
     }
     for (const { path: file, line, score, name, snippet } of hits) {
-      console.log(`${file}:${line}  ${score.toFixed(4)}  ${name}`.trimEnd());
-      for (const shown of snippet) console.log(`${String(shown.line).padStart(6)}  ${shown.text}`);
-      console.log();
+      print(`${file}:${line}  ${score.toFixed(4)}  ${name}`.trimEnd());
+      for (const shown of snippet) print(`${String(shown.line).padStart(6)}  ${shown.text}`);
+      print();
     }
   } finally {
     database.close();
@@ -169,6 +182,6 @@ try {
   await main();
 } catch (error) {
   const isExpected = error instanceof Failure || /** @type {{ code?: unknown }} */ (error).code !== undefined;
-  console.error(isExpected ? /** @type {Error} */ (error).message : error);
+  complain(isExpected ? /** @type {Error} */ (error).message : inspect(error));
   process.exitCode = error instanceof Failure ? error.exitCode : 1;
 }

@@ -179,10 +179,12 @@ fn encoder(data: &[u8]) -> bool {
     thread_local!(static FOLDER: TempDir = copied_fixture(FIXTURE));
     let folder = &FOLDER.with(|folder| folder.path().to_owned());
     let mut bytes = Bytes(data);
+    let epsilon = bytes.one_of([1e-12, 1e-5, 0.0, 1.0, -1.0, 1e300]);
+    let largest = bytes.one_of([0.5_f32, 0.5, 0.5, 0.0, 1e-30, 1e4, 3e38]);
     let (config, tensors) = if bytes.flag() {
-        bert(&mut bytes)
+        bert(&mut bytes, epsilon)
     } else {
-        nomic_bert(&mut bytes)
+        nomic_bert(&mut bytes, epsilon)
     };
     write(&folder.join("config.json"), config.to_string().as_bytes());
     let modes: Vec<&str> = (0..bytes.size(1..=3))
@@ -195,8 +197,9 @@ fn encoder(data: &[u8]) -> bool {
     );
     write(
         &folder.join("model.safetensors"),
-        &weights(&tensors, &mut bytes),
+        &weights(&tensors, largest, &mut bytes),
     );
+    let is_tame = largest < 1.0 && epsilon > 1e-9 && epsilon <= 1.0;
     let _ = fs::remove_file(folder.join("sentence_bert_config.json"));
     let options = Options {
         dtype: bytes.one_of([Dtype::Auto, Dtype::Auto, Dtype::Int8]),
@@ -208,7 +211,10 @@ fn encoder(data: &[u8]) -> bool {
         cache_folder: Some(folder.join("cache")),
         ..options()
     };
-    let is_accepted = use_model(folder, &options);
+    // Matrices of a few columns are multiplied by another kernel where they have one row, and norms without an epsilon
+    // make much of the last bit.
+    let tolerance = if is_tame { 1e-4 } else { f32::INFINITY };
+    let is_accepted = use_model(folder, &options, tolerance);
     if let Some(path) = accepted(export_onnx(folder, &options)) {
         check_graph(&fs::read(path).expect("it was just written"), folder);
     }
@@ -257,7 +263,7 @@ fn model_folder(data: &[u8]) -> bool {
             _ => drop(fs::remove_file(path)),
         }
     }
-    use_model(folder, &options())
+    use_model(folder, &options(), 0.0)
 }
 
 /// NomicBert and BERT; whose weights lie beside the settings is decided by the settings.
@@ -291,19 +297,19 @@ fn tokenizer(data: &[u8]) -> bool {
     for text in text.iter().map(String::as_str).chain(TEXTS) {
         check_tokens(&model, text);
     }
-    check_vectors(&model);
+    check_vectors(&model, 0.0);
     true
 }
 
 /// Loads the model of the folder and embeds with it, if it can be loaded.
-fn use_model(folder: &Path, options: &Options) -> bool {
+fn use_model(folder: &Path, options: &Options, tolerance: f32) -> bool {
     let Some(model) = accepted(Model::load(folder, options)) else {
         return false;
     };
     for text in TEXTS {
         check_tokens(&model, text);
     }
-    check_vectors(&model);
+    check_vectors(&model, tolerance);
     true
 }
 
@@ -322,8 +328,9 @@ fn check_tokens(model: &Model, text: &str) {
     }
 }
 
-/// A text's vector is finite, of the model's dimension, and the same alone as among others.
-fn check_vectors(model: &Model) {
+/// A text's vector is finite, of the model's dimension, and alone the same as among others, up to this part of its largest
+/// number.
+fn check_vectors(model: &Model, tolerance: f32) {
     let texts: Vec<String> = TEXTS.map(str::to_owned).to_vec();
     let dimension = model.dir().dimension();
     let Some(together) = accepted(model.embed(texts.clone(), false)) else {
@@ -335,9 +342,20 @@ fn check_vectors(model: &Model) {
         .into_iter()
         .zip(together.vectors.chunks_exact(dimension))
     {
-        // Sums of numbers near the largest ones overflow in one order and not in another.
-        if let Some(alone) = accepted(model.embed(vec![text], false)) {
-            assert_eq!(alone.vectors, row);
+        // Where a sum may overflow in one order and not in another, the one may be refused and the other not.
+        let Some(alone) = accepted(model.embed(vec![text], false)) else {
+            continue;
+        };
+        let largest = row.iter().fold(f32::MIN_POSITIVE, |largest, number| {
+            largest.max(number.abs())
+        });
+        for (number, other) in row.iter().zip(&alone.vectors) {
+            let difference = (number - other).abs();
+            assert!(
+                difference <= tolerance * largest,
+                "{:?} {row:?}",
+                alone.vectors
+            );
         }
     }
 }
@@ -415,7 +433,7 @@ fn is_in_dependency(place: &str) -> bool {
 }
 
 /// Settings of a small BERT, and the names and shapes of its tensors.
-fn bert(bytes: &mut Bytes) -> (Value, Vec<(String, Vec<usize>)>) {
+fn bert(bytes: &mut Bytes, epsilon: f64) -> (Value, Vec<(String, Vec<usize>)>) {
     let heads = bytes.size(1..=4);
     let width = heads * bytes.size(1..=17);
     let inner = bytes.size(1..=40);
@@ -433,7 +451,7 @@ fn bert(bytes: &mut Bytes) -> (Value, Vec<(String, Vec<usize>)>) {
         "num_attention_heads": heads,
         "intermediate_size": inner,
         "type_vocab_size": types,
-        "layer_norm_eps": bytes.one_of([1e-12, 1e-5, 0.0, 1.0, -1.0, 1e300]),
+        "layer_norm_eps": epsilon,
     });
     let mut tensors = vec![
         (
@@ -495,7 +513,7 @@ fn bert(bytes: &mut Bytes) -> (Value, Vec<(String, Vec<usize>)>) {
 }
 
 /// The same for NomicBert.
-fn nomic_bert(bytes: &mut Bytes) -> (Value, Vec<(String, Vec<usize>)>) {
+fn nomic_bert(bytes: &mut Bytes, epsilon: f64) -> (Value, Vec<(String, Vec<usize>)>) {
     let heads = bytes.size(1..=4);
     let width = heads * bytes.size(1..=17);
     let inner = bytes.size(1..=40);
@@ -513,7 +531,7 @@ fn nomic_bert(bytes: &mut Bytes) -> (Value, Vec<(String, Vec<usize>)>) {
         "n_head": heads,
         "n_inner": inner,
         "type_vocab_size": types,
-        "layer_norm_epsilon": bytes.one_of([1e-12, 1e-5, 0.0, 1.0, -1.0, 1e300]),
+        "layer_norm_epsilon": epsilon,
         "qkv_proj_bias": qkv_bias,
         "mlp_fc1_bias": fc1_bias,
         "mlp_fc2_bias": fc2_bias,
@@ -576,10 +594,9 @@ fn add(tensors: &mut Vec<(String, Vec<usize>)>, name: &str, shape: &[usize], bia
     tensors.extend(bias.map(|outputs| (format!("{name}.bias"), vec![outputs])));
 }
 
-/// A safetensors file of random weights of moderate size.
-fn weights(tensors: &[(String, Vec<usize>)], bytes: &mut Bytes) -> Vec<u8> {
+/// A safetensors file of random weights between `-largest` and `largest`.
+fn weights(tensors: &[(String, Vec<usize>)], largest: f32, bytes: &mut Bytes) -> Vec<u8> {
     let stored = bytes.one_of([StoredType::F32, StoredType::F16, StoredType::BF16]);
-    let largest = bytes.one_of([0.5_f32, 0.0, 1e-30, 1e4, 3e38]);
     let mut random = StdRng::seed_from_u64(bytes.size(0..=255) as u64);
     let data: Vec<Vec<u8>> = tensors
         .iter()

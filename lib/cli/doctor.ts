@@ -9,7 +9,7 @@ import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
 import { seconds } from "./load_options.js";
-import { clearStatus, printResult, showStatus, table } from "./terminal.js";
+import { clearStatus, onOneLine, printResult, showStatus, table } from "./terminal.js";
 
 interface DoctorFlags {
   pooling?: NonNullable<LoadOptions["pooling"]>;
@@ -166,8 +166,15 @@ function page({ machine, model, backends, parity, caches, findings }: Report): s
   ]);
   // What works has columns, what does not a sentence.
   const working = table(rows.filter(({ length }) => length > 2));
-  const failing = rows.filter(({ length }) => length === 2).map((row) => row.join("  "));
-  return [table(facts), "", working, ...failing, "", ...(advice.length > 0 ? advice : ["no problems"])].join("\n");
+  const failing = rows.filter(({ length }) => length === 2).map((row) => onOneLine(row.join("  ")));
+  return [
+    table(facts),
+    "",
+    working,
+    ...failing,
+    "",
+    ...(advice.length > 0 ? advice.map(onOneLine) : ["no problems"]),
+  ].join("\n");
 }
 
 function size(bytes: number): string {

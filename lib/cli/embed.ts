@@ -1,10 +1,10 @@
 import { createReadStream } from "node:fs";
-import { access } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import type { Encoding } from "../engine.js";
 import type { StreamedVector } from "../stream.js";
 import { downloadProgress } from "./download_progress.js";
-import { CommandLineError } from "./failure.js";
+import { CommandLineError, fileError } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
 import { addLoadOptions, type LoadFlags, loadOptions } from "./load_options.js";
 import { clearStatus, grouped, printResult, say, showStatus } from "./terminal.js";
@@ -67,9 +67,27 @@ export function addEmbed(program: Command): void {
   command.addHelpText("after", HELP).action(embed);
 }
 
+/** Before anything is loaded: what is found out now need not be waited for. */
+async function checkInput(file: string): Promise<void> {
+  if (file === "-") return;
+  const found = await stat(file).catch((error) => {
+    throw fileError(`cannot read ${file}`, error);
+  });
+  if (found.isDirectory()) throw new CommandLineError("EISDIR", `${file} is a folder: name the files in it`);
+}
+
+/** A file may be a pipe or a device as well. */
+async function* contentOf(file: string): AsyncGenerator<Buffer> {
+  try {
+    yield* file === "-" ? process.stdin : createReadStream(file);
+  } catch (error) {
+    throw fileError(`cannot read ${file === "-" ? "standard input" : file}`, error);
+  }
+}
+
 async function embed(model: string, files: string[], flags: EmbedFlags): Promise<void> {
   const inputs = files.length > 0 ? files : ["-"];
-  await Promise.all(inputs.filter((file) => file !== "-").map((file) => access(file)));
+  await Promise.all(inputs.map(checkInput));
   const signal = interruptionSignal();
   const { Embedder } = await import("../../embedder.js");
   const embedder = await Embedder.load(model, { ...loadOptions(flags), signal, onProgress: downloadProgress() });
@@ -86,8 +104,7 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
 
   async function* read(): AsyncGenerator<string> {
     for (const file of inputs) {
-      const source: AsyncIterable<Buffer> = file === "-" ? process.stdin : createReadStream(file);
-      for await (const line of linesOf(source)) {
+      for await (const line of linesOf(contentOf(file))) {
         const found = "problem" in line ? line : textOf(line.bytes, { format: flags.inputFormat, field: flags.field });
         if (!found) continue;
         if ("problem" in found) {

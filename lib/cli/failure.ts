@@ -15,6 +15,13 @@ export class CommandLineError extends Error {
   }
 }
 
+/** An error of the file system with the file that it is about: `doing` says what was tried, and with which. */
+export function fileError(doing: string, cause: unknown): CommandLineError {
+  if (cause instanceof CommandLineError) return cause;
+  const { code = "UNEXPECTED", message } = cause as NodeJS.ErrnoException;
+  return new CommandLineError(code, `${doing}: ${message}`, { cause });
+}
+
 /** Why a command was told to stop: the reason of its `AbortSignal`. */
 export class Interruption extends Error {
   constructor(readonly signalName: "SIGINT" | "SIGTERM") {

@@ -8,7 +8,7 @@ import { Command, CommanderError } from "commander";
 import { addDoctor } from "./doctor.js";
 import { addEmbed } from "./embed.js";
 import { addExport } from "./export.js";
-import { EXIT_CODES, failureOf } from "./failure.js";
+import { EXIT_CODES, failureOf, fileError } from "./failure.js";
 import { addModels } from "./models.js";
 import { addPull } from "./pull.js";
 import { addServe } from "./serve.js";
@@ -57,7 +57,8 @@ async function main(argv: string[]): Promise<void> {
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   // Whoever read the output has enough of it, as `head` has: no reason to complain.
   if (error.code === "EPIPE") process.exit(EXIT_CODES.ok);
-  say(process.argv.includes("--json"), `error [${error.code}]: ${error.message}`, { error });
+  const { code, message } = fileError("cannot write to standard output", error);
+  say(process.argv.includes("--json"), `error [${code}]: ${message}`, { error: { code, message } });
   process.exit(EXIT_CODES.failed);
 });
 process.stderr.on("error", () => {});

@@ -1,6 +1,6 @@
 import { type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promises";
 import * as path from "node:path";
-import { CommandLineError } from "./failure.js";
+import { CommandLineError, fileError } from "./failure.js";
 
 /** Written at once, so that short records do not cost a system call each. */
 const BUFFER_BYTES = 1 << 18;
@@ -32,7 +32,10 @@ export class WholeFile {
     // A link stays one: what it points to is replaced.
     const target = existing ? await realpath(name) : path.resolve(name);
     const partial = path.join(path.dirname(target), `.${path.basename(target)}.${process.pid}.part`);
-    return new WholeFile(target, partial, await open(partial, "w"));
+    const file = await open(partial, "w").catch((error) => {
+      throw fileError(`cannot write ${name}`, error);
+    });
+    return new WholeFile(target, partial, file);
   }
 
   /** Appends. The bytes are copied: the caller may reuse them. */
@@ -51,10 +54,12 @@ export class WholeFile {
   /** Gives the file its name. */
   async complete(): Promise<void> {
     await this.#flush();
-    // Before the rename: a crash of the machine must not leave an empty file under the final name.
-    await this.#file.sync();
-    await this.#file.close();
-    await rename(this.#partial, this.#target);
+    await this.#named(async () => {
+      // Before the rename: a crash of the machine must not leave an empty file under the final name.
+      await this.#file.sync();
+      await this.#file.close();
+      await rename(this.#partial, this.#target);
+    });
   }
 
   /** Removes what was written. */
@@ -73,8 +78,17 @@ export class WholeFile {
   }
 
   async #writeAll(bytes: Uint8Array, position: number): Promise<void> {
-    for (let done = 0; done < bytes.length; ) {
-      done += (await this.#file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
-    }
+    await this.#named(async () => {
+      for (let done = 0; done < bytes.length; ) {
+        done += (await this.#file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
+      }
+    });
+  }
+
+  /** @throws CommandLineError which names the file. */
+  async #named(work: () => Promise<void>): Promise<void> {
+    await work().catch((error) => {
+      throw fileError(`cannot write ${this.#target}`, error);
+    });
   }
 }

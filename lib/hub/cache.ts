@@ -1,6 +1,7 @@
 import { constants, type Dirent, existsSync, promises as fs } from "node:fs";
 import * as path from "node:path";
 import { isObject } from "../json_file.js";
+import { MOST_SETTINGS, readRegularFile } from "../regular_file.js";
 import { COMMIT, ETAG, type HubFile, isPlainPath, type Listing } from "./listing.js";
 
 /** Ends the name of a ref that is kept beside its own place. */
@@ -179,7 +180,11 @@ async function replaceFile(file: string, write: (file: string) => Promise<void>)
 }
 
 async function readText(file: string): Promise<string | undefined> {
-  return fs.readFile(file, "utf8").catch(() => undefined);
+  try {
+    return readRegularFile(file, MOST_SETTINGS).toString("utf8");
+  } catch {
+    return undefined;
+  }
 }
 
 async function succeeds(work: Promise<void>): Promise<boolean> {

@@ -25,8 +25,8 @@ export interface Subject {
 const CONNECT_TIMEOUT_MS = 10_000;
 const REDIRECTS = 5;
 const ATTEMPTS = 5;
-/** In bytes. The largest repositories' lists of files take a few megabytes. */
-const LONGEST_JSON = 50_000_000;
+/** In bytes. The largest repositories' lists of files take a few megabytes; more would hold the event loop, too. */
+const LONGEST_JSON = 10_000_000;
 
 /**
  * HTTP with the Hub. Follows redirects itself, because the token is for the endpoint alone; reports what goes wrong as

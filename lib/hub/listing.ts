@@ -69,6 +69,6 @@ export async function fetchListing(
 /** Whether a file name of a repository is a path below its folder, on every system. */
 export function isPlainPath(name: string): boolean {
   // biome-ignore lint/suspicious/noControlCharactersInRegex: such names are what this refuses.
-  if (name.length > 500 || /[\\:\u0000-\u001f]/.test(name)) return false;
+  if (name.length > 500 || /[\\:\u0000-\u001f\u007f-\u009f]/.test(name)) return false;
   return name.split("/").every((segment) => segment !== "" && segment !== "." && segment !== "..");
 }

@@ -1,16 +1,21 @@
 //! Where quantized weights are kept between processes.
 //!
-//! Several processes may load the same model at once. A file therefore appears by rename, whole; whoever has the one
-//! before mapped keeps it. What is wrong with a file is for its reader to find, see [`super::Int8Weights::load`].
+//! Several processes may load the same model at once. A file therefore appears by rename, whole. What is wrong with a
+//! file is for its reader to find, see [`super::Int8Weights::load`].
+//!
+//! The digest in a file tells damage, not forgery: whoever may write the folder may compute it, too. So folder and files
+//! are made for their user alone, and are used only where nobody but that user, or root, can have written them. On
+//! Windows that is left to the access rights of the user's profile.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{DirBuilder, Metadata, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use memmap2::Mmap;
+use crate::file;
+use crate::pages::Pages;
 
 /// The file for weights with this digest.
 #[must_use]
@@ -48,24 +53,78 @@ pub fn default_folder() -> Option<PathBuf> {
     })
 }
 
-/// The file mapped into memory, if there is one.
-pub(super) fn open(path: &Path) -> Option<Mmap> {
-    let file = File::open(path).ok()?;
-    // SAFETY: the mapping is read-only, and files of this folder are replaced by rename, never rewritten in place.
-    unsafe { Mmap::map(&file) }.ok()
+/// The bytes of the file, if it is there, has at most so many and can be trusted. A folder that cannot be trusted is an
+/// error, in words for the user: nothing is to be put there either.
+pub(super) fn read(path: &Path, most: u64) -> Result<Option<Pages>, String> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let Ok(metadata) = folder.metadata() else {
+        return Ok(None);
+    };
+    if let Err(problem) = check_private(&metadata) {
+        let folder = folder.display();
+        return Err(format!(
+            "the int8 weights kept in {folder} are not used: {problem}; `chmod go-w` it, remove it, or name another cache \
+             folder with the environment variable SEMANTIC_SEARCH_CACHE"
+        ));
+    }
+    let read = || {
+        let (file, length) = file::open(path).ok()?;
+        check_private(&file.metadata().ok()?).ok()?;
+        let length = usize::try_from(length).ok().filter(|_| length <= most)?;
+        let mut pages = Pages::zeroed(length, "int8 weights").ok()?;
+        pages.fill(file).ok()?;
+        Some(pages)
+    };
+    Ok(read())
 }
 
-/// Writes the file and maps it; `None` where the folder does not allow that.
-pub(super) fn store(path: &Path, bytes: &[u8]) -> Option<Mmap> {
+/// Whether only its user or root can have written it; else who can.
+#[cfg(unix)]
+fn check_private(metadata: &Metadata) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt as _;
+    const WRITTEN_BY_OTHERS: u32 = 0o022;
+    // SAFETY: has no preconditions.
+    let user = unsafe { libc::geteuid() };
+    if metadata.uid() != user && metadata.uid() != 0 {
+        let owner = metadata.uid();
+        return Err(format!("it belongs to another user ({owner}, not {user})"));
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & WRITTEN_BY_OTHERS != 0 {
+        return Err(format!(
+            "others than its owner may write there (mode {mode:o})"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+#[allow(clippy::unnecessary_wraps, reason = "the signature of every system")]
+fn check_private(_: &Metadata) -> Result<(), String> {
+    Ok(())
+}
+
+/// Writes the file, where the folder allows that.
+pub(super) fn store(path: &Path, bytes: &[u8]) {
     /// Tells apart the threads of this process that write the same file.
     static WRITERS: AtomicU32 = AtomicU32::new(0);
     let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
     let partial = path.with_extension(format!("{}-{writer}.{PARTIAL}", std::process::id()));
     let folder = path.parent().unwrap_or(Path::new("."));
+    let mut for_folder = DirBuilder::new();
+    for_folder.recursive(true);
+    let mut for_file = OpenOptions::new();
+    for_file.write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+        for_folder.mode(0o700);
+        for_file.mode(0o600);
+    }
     let written = || -> std::io::Result<()> {
-        std::fs::create_dir_all(folder)?;
+        for_folder.create(folder)?;
         remove_abandoned(folder)?;
-        let mut file = File::create_new(&partial)?;
+        let mut file = for_file.open(&partial)?;
         file.write_all(bytes)?;
         // A file that is there after a crash of the machine must be whole, or readers would find it damaged.
         file.sync_all()?;
@@ -74,9 +133,7 @@ pub(super) fn store(path: &Path, bytes: &[u8]) -> Option<Mmap> {
     };
     if written().is_err() {
         let _ = std::fs::remove_file(&partial);
-        return None;
     }
-    open(path)
 }
 
 /// Removes what writers left that were killed.

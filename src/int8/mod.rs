@@ -2,7 +2,7 @@
 //! times faster than those of float32. Embeddings, norms, biases and softmax stay float32.
 //!
 //! Weights have one scale per output and are quantized once ([`scheme`]); the result is kept in a file of the cache
-//! folder ([`cache`]) and mapped from there. Activations have one scale per token, found while computing
+//! folder ([`cache`]). Activations have one scale per token, found while computing
 //! (`runtime/onnx/graph.rs`), so that a token's numbers never depend on the tokens beside it.
 
 pub mod cache;
@@ -10,16 +10,16 @@ pub mod scheme;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::path::Path;
 
-use memmap2::Mmap;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{Checkpoint, TensorSlice, hexadecimal, sha256_hex};
 use crate::error::{Error, Result};
+use crate::pages::Pages;
 
 /// Metadata of the file: SHA-256 over the [`source_digest`] of the weights that were quantized and over the layers' names,
 /// shapes and contents, in the order of their names.
@@ -27,7 +27,7 @@ const DIGEST: &str = "sha256";
 
 /// The quantized weights of a model's linear layers, as the bytes of a safetensors file.
 pub struct Int8Weights {
-    bytes: Bytes,
+    bytes: Pages,
     places: Vec<Place>,
 }
 
@@ -43,22 +43,6 @@ pub struct Layer<'a> {
     pub scales: &'a [u8],
 }
 
-enum Bytes {
-    Mapped(Mmap),
-    Owned(Vec<u8>),
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Owned(bytes) => bytes,
-        }
-    }
-}
-
 /// Where a layer's parts lie among the bytes.
 struct Place {
     name: String,
@@ -69,38 +53,43 @@ struct Place {
 
 impl Int8Weights {
     /// The layers' weights in int8: from the cache folder, or quantized and put there. A folder that cannot be written
-    /// only means that the next process quantizes again.
+    /// only means that the next process quantizes again. With the weights comes a warning where the folder was not used
+    /// although it could be.
     ///
     /// # Errors
-    /// None that a checkpoint with readable layers can cause.
+    /// There is no memory for them.
     pub fn load(
         checkpoint: &Checkpoint,
         layers: &[TensorSlice],
         cache_folder: Option<&Path>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Option<String>)> {
         let source = source_digest(checkpoint);
         let file = cache_folder.map(|folder| cache::file(folder, &source));
-        if let Some(weights) = file
+        let (found, warning) = match file
             .as_deref()
-            .and_then(cache::open)
-            .and_then(|map| Self::read(Bytes::Mapped(map), &source, layers))
+            .map(|file| cache::read(file, most_bytes(layers)))
         {
-            return Ok(weights);
+            Some(Ok(found)) => (found, None),
+            Some(Err(warning)) => (None, Some(warning)),
+            None => (None, None),
+        };
+        if let Some(weights) = found.and_then(|bytes| Self::read(bytes, &source, layers)) {
+            return Ok((weights, None));
         }
         let bytes = quantize(checkpoint, layers, &source)?;
-        let stored = file
-            .and_then(|file| cache::store(&file, &bytes))
-            .and_then(|map| Self::read(Bytes::Mapped(map), &source, layers));
-        if let Some(weights) = stored {
-            return Ok(weights);
+        if let Some(file) = file.filter(|_| warning.is_none()) {
+            cache::store(&file, &bytes);
         }
-        Self::read(Bytes::Owned(bytes), &source, layers).ok_or_else(|| Error::InferenceFailed {
+        let mut pages = Pages::zeroed(bytes.len(), "int8 weights")?;
+        pages.copy_from_slice(&bytes);
+        let weights = Self::read(pages, &source, layers).ok_or_else(|| Error::InferenceFailed {
             reason: "quantized weights cannot be read back".to_owned(),
-        })
+        })?;
+        Ok((weights, warning))
     }
 
     /// `None` where the bytes are damaged, or are not what quantizing these layers gives.
-    fn read(bytes: Bytes, source: &str, layers: &[TensorSlice]) -> Option<Self> {
+    fn read(bytes: Pages, source: &str, layers: &[TensorSlice]) -> Option<Self> {
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
         let digest = header.metadata().as_ref()?.get(DIGEST)?;
         let tensors = SafeTensors::deserialize(&bytes).ok()?;
@@ -136,6 +125,11 @@ impl Int8Weights {
             return None;
         }
         Some(Self { bytes, places })
+    }
+
+    /// Where the layers lie.
+    pub(crate) fn pages(&self) -> &Pages {
+        &self.bytes
     }
 
     /// Every layer, ordered by name.
@@ -186,6 +180,20 @@ fn quantize(checkpoint: &Checkpoint, layers: &[TensorSlice], source: &str) -> Re
     let digest = hexadecimal(&content.finalize());
     let metadata = HashMap::from([(DIGEST.to_owned(), digest)]);
     safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::inference(&error))
+}
+
+/// Most bytes that a file with these layers has.
+fn most_bytes(layers: &[TensorSlice]) -> u64 {
+    let layer = |layer: &TensorSlice| {
+        // A number each and a scale for each output; in the header, name and place of both.
+        let scales = layer
+            .shape
+            .first()
+            .map_or(0, |outputs| outputs * size_of::<f32>());
+        layer.len() + scales + 2 * (layer.name.len() + 256)
+    };
+    let header = 4096;
+    layers.iter().map(layer).sum::<usize>() as u64 + header
 }
 
 fn sorted(layers: &[TensorSlice]) -> Vec<&TensorSlice> {

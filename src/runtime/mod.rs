@@ -41,6 +41,8 @@ pub struct Runtime {
     pub workers: Vec<MakeWorker>,
     /// A worker for urgent work, to be given a thread too: it uses the whole machine for one batch.
     pub lone: MakeWorker,
+    /// What the user should know although everything works.
+    pub warning: Option<String>,
 }
 
 /// Memory of a runtime that manages its own, in bytes.

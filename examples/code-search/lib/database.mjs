@@ -5,6 +5,7 @@
 
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { DatabaseSync } from "@photostructure/sqlite";
 import * as sqliteVec from "sqlite-vec";
 import { searchableText } from "./words.mjs";
@@ -14,7 +15,10 @@ import { searchableText } from "./words.mjs";
 
 const FOLDER = ".code-search";
 const FILE = "index.db";
-/** Another indexer may be at work. */
+/** Locked by the process that is at work on the index. */
+const LOCK_FILE = "lock.db";
+const LOCK_RETRY_MS = 100;
+/** Another process may be writing: a search that makes the file's header, say. */
 const BUSY_TIMEOUT_MS = 10_000;
 const BUSY_RETRY_MS = 10;
 
@@ -45,6 +49,47 @@ export function indexFile(dir) {
   return path.join(dir, FOLDER, FILE);
 }
 
+/**
+ * The right to change the index of a folder, which one process has at a time: two that embed the same files would take
+ * twice as long as one. Waits for it. It is a lock on a file, so that it ends with its process, however that ends.
+ *
+ * @param {string} dir
+ * @param {object} [options]
+ * @param {AbortSignal} [options.signal]
+ * @param {() => void} [options.onWait] called once if another process has it
+ * @returns {Promise<{ release(): void }>}
+ */
+export async function lockIndex(dir, { signal, onWait = () => {} } = {}) {
+  const file = path.join(makeIndexFolder(dir), LOCK_FILE);
+  const lock = new DatabaseSync(file, { timeout: 0 });
+  try {
+    for (let isFirst = true; ; isFirst = false) {
+      signal?.throwIfAborted();
+      try {
+        lock.exec("BEGIN EXCLUSIVE");
+        return { release: () => lock.close() };
+      } catch (error) {
+        if (!/locked/.test(String(error))) throw error;
+      }
+      if (isFirst) onWait();
+      await sleep(LOCK_RETRY_MS);
+    }
+  } catch (error) {
+    lock.close();
+    throw error;
+  }
+}
+
+/** @param {string} dir */
+function makeIndexFolder(dir) {
+  const folder = path.join(dir, FOLDER);
+  if (!existsSync(folder)) {
+    mkdirSync(folder, { recursive: true });
+    writeFileSync(path.join(folder, ".gitignore"), "*\n");
+  }
+  return folder;
+}
+
 export class IndexDatabase {
   /** @type {Map<string, import("@photostructure/sqlite").StatementSyncInstance>} */
   #statements = new Map();
@@ -56,10 +101,7 @@ export class IndexDatabase {
    */
   constructor(dir) {
     const file = indexFile(dir);
-    if (!existsSync(file)) {
-      mkdirSync(path.dirname(file), { recursive: true });
-      writeFileSync(path.join(path.dirname(file), ".gitignore"), "*\n");
-    }
+    makeIndexFolder(dir);
     this.db = new DatabaseSync(file, { allowExtension: true, timeout: BUSY_TIMEOUT_MS });
     this.db.enableLoadExtension(true);
     sqliteVec.load(this.db);

@@ -1,8 +1,8 @@
 /** The text files of a folder: without what .gitignore leaves out, without binary, huge and machine-written files. */
 
 import { createHash } from "node:crypto";
-import { existsSync } from "node:fs";
-import { readdir, readFile, stat } from "node:fs/promises";
+import { constants, existsSync } from "node:fs";
+import { open, readdir } from "node:fs/promises";
 import * as path from "node:path";
 import ignore from "ignore";
 
@@ -20,30 +20,62 @@ const MAX_LINE_CHARACTERS = 5000;
  */
 
 /**
+ * Called for each folder below the root that cannot be read, with its path relative to it: folders go while others are
+ * read.
+ *
+ * @typedef {(folder: string, error: NodeJS.ErrnoException) => void} Skipped
+ */
+
+/**
  * Paths relative to `root`, with `/`, in order. Symbolic links are not followed.
  *
  * @param {string} root
- * @returns {Promise<string[]>}
+ * @param {Skipped} [skipped]
  */
-export async function filesBelow(root) {
-  const absolute = path.resolve(root);
+export async function filesBelow(root, skipped) {
   const files = [];
-  for await (const file of walk(absolute, await ignoreFilesAbove(absolute))) files.push(file);
-  return files.map((file) => path.relative(absolute, file).split(path.sep).join("/")).sort();
+  for await (const file of walkBelow(root, skipped)) files.push(file);
+  return files.sort();
+}
+
+/**
+ * The same in the order in which folders are read.
+ *
+ * @param {string} root
+ * @param {Skipped} [skipped]
+ * @returns {AsyncGenerator<string>}
+ */
+export async function* walkBelow(root, skipped = () => {}) {
+  const absolute = path.resolve(root);
+  const relative = (/** @type {string} */ full) => path.relative(absolute, full).split(path.sep).join("/");
+  const entries = await readdir(absolute, { withFileTypes: true });
+  const files = walk(absolute, entries, await ignoreFilesAbove(absolute), (folder, error) =>
+    skipped(relative(folder), error),
+  );
+  for await (const file of files) yield relative(file);
 }
 
 /**
  * @param {string} folder
+ * @param {import("node:fs").Dirent[]} entries what is in it
  * @param {IgnoreFile[]} above
+ * @param {Skipped} skipped
  * @returns {AsyncGenerator<string>}
  */
-async function* walk(folder, above) {
+async function* walk(folder, entries, above, skipped) {
   const ignoreFiles = [...above, ...(await ignoreFileOf(folder))];
-  for (const entry of await readdir(folder, { withFileTypes: true })) {
+  for (const entry of entries) {
     const full = path.join(folder, entry.name);
     if (entry.isDirectory()) {
       if (SKIPPED_FOLDERS.has(entry.name) || isIgnored(full, true, ignoreFiles)) continue;
-      yield* walk(full, ignoreFiles);
+      let inside;
+      try {
+        inside = await readdir(full, { withFileTypes: true });
+      } catch (error) {
+        skipped(full, /** @type {NodeJS.ErrnoException} */ (error));
+        continue;
+      }
+      yield* walk(full, inside, ignoreFiles, skipped);
     } else if (entry.isFile() && !LOCK_FILE.test(entry.name) && !isIgnored(full, false, ignoreFiles)) {
       yield full;
     }
@@ -72,7 +104,7 @@ function isIgnored(full, isFolder, ignoreFiles) {
  */
 async function ignoreFileOf(folder) {
   try {
-    return [{ folder, rules: ignore().add(await readFile(path.join(folder, ".gitignore"), "utf8")) }];
+    return [{ folder, rules: ignore().add(`${await readRegularFile(path.join(folder, ".gitignore"))}`) }];
   } catch {
     return [];
   }
@@ -104,8 +136,7 @@ async function ignoreFilesAbove(folder) {
 export async function readSource(file) {
   let bytes;
   try {
-    if ((await stat(file)).size > MAX_BYTES) return undefined;
-    bytes = await readFile(file);
+    bytes = await readRegularFile(file);
   } catch {
     return undefined;
   }
@@ -118,4 +149,28 @@ export async function readSource(file) {
   }
   if (text.split("\n").some((line) => line.length > MAX_LINE_CHARACTERS)) return undefined;
   return { text, hash: createHash("sha256").update(bytes).digest("hex") };
+}
+
+/**
+ * The bytes of a file. A named pipe would have its reader wait for a writer, a device never ends.
+ *
+ * @param {string} file
+ * @returns {Promise<Buffer>} rejected for what is no regular file, or is huge
+ */
+async function readRegularFile(file) {
+  const handle = await open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
+  try {
+    const status = await handle.stat();
+    if (!status.isFile()) throw new Error(`${file} is no regular file`);
+    // One more than it has: it may grow while it is read.
+    const bytes = Buffer.alloc(Math.min(status.size, MAX_BYTES) + 1);
+    let length = 0;
+    for (let read = 1; read > 0; length += read) {
+      read = (await handle.read(bytes, length, bytes.length - length)).bytesRead;
+    }
+    if (length === bytes.length) throw new Error(`${file} is huge, or still growing`);
+    return bytes.subarray(0, length);
+  } finally {
+    await handle.close();
+  }
 }

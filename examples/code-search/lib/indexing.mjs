@@ -16,6 +16,9 @@ import { filesBelow, readSource } from "./files.mjs";
  * @property {Int8Array[]} vectors
  * @property {number} missing vectors that are not there yet
  */
+/** What is said of a folder that is not there when it is read. */
+const VANISHED = new Set(["ENOENT", "ENOTDIR"]);
+
 /** @typedef {{ done: number, total: number, chunks: number }} Progress files that are up to date, and chunks embedded */
 /**
  * @typedef {object} Summary
@@ -46,13 +49,20 @@ export function configurationOf({ fingerprint }) {
  * @param {Embedder} task.embedder
  * @param {AbortSignal} [task.signal] leaves the index usable; the next call goes on from there
  * @param {(progress: Progress) => void} [task.onProgress]
+ * @param {(message: string) => void} [task.onWarning] called for what could not be read
  * @returns {Promise<Summary>}
  */
-export async function indexFolder({ dir, database, embedder, signal, onProgress = () => {} }) {
+export async function indexFolder({ dir, database, embedder, signal, onProgress = () => {}, onWarning = () => {} }) {
   const wasReset = database.configure(configurationOf(embedder), embedder.dimension);
   const summary = { files: 0, changed: 0, removed: 0, chunks: 0, truncated: 0, wasReset };
   const gone = database.hashes();
-  const paths = await filesBelow(dir);
+  const skipped = (/** @type {string} */ folder, /** @type {NodeJS.ErrnoException} */ { code, message }) => {
+    onWarning(`${folder}: skipped (${message})`);
+    if (code !== undefined && VANISHED.has(code)) return;
+    // Its files are still there, so they stay in the index as they were.
+    for (const file of gone.keys()) if (file.startsWith(`${folder}/`)) gone.delete(file);
+  };
+  const paths = await filesBelow(dir, skipped);
   let looked = 0;
   /** By the text's index in the stream. @type {Map<number, { file: PendingFile, position: number }>} */
   const awaited = new Map();

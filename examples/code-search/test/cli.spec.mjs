@@ -94,3 +94,25 @@ test("Ctrl-C leaves an index that the next run completes", { skip: process.platf
   const { counts } = contentsOf(dir);
   assert.equal(new Set(counts).size, 1);
 });
+
+test("control characters of names and of source code are shown, not obeyed", {
+  skip: process.platform === "win32",
+}, async () => {
+  const name = "a\u001b[31m\u009b2J.js";
+  const dir = folderWith({
+    [name]: "// Clears \u001b]0;title\u0007 the screen.\r\nfunction clear() {\r\n  return 1;\r\n}\r\n",
+  });
+  const index = await run(["index", dir, MODEL]);
+  assert.equal(index.status, 0, index.stderr);
+  const found = await run(["search", "clear", `--dir=${dir}`, MODEL]);
+  const json = await run(["search", "clear", `--dir=${dir}`, "--json", MODEL]);
+  const refused = await run(["search", "clear", `--dir=${dir}/${name}/\u001b[2J`, MODEL]);
+  for (const text of [found.stdout, json.stdout, refused.stderr]) {
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not come out.
+    assert.doesNotMatch(text, /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/);
+    assert.match(text, /\\u001b/);
+  }
+  assert.match(found.stdout, /^a\\u001b\[31m\\u009b2J\.js:\d+/);
+  assert.doesNotMatch(found.stdout, /\\u000d/);
+  assert.equal(JSON.parse(json.stdout)[0].path, name);
+});

@@ -1,10 +1,11 @@
 /** Which files are indexed. */
 
 import assert from "node:assert/strict";
-import { mkdirSync, symlinkSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { mkdirSync, rmSync, symlinkSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { filesBelow, readSource } from "../lib/files.mjs";
+import { filesBelow, readSource, walkBelow } from "../lib/files.mjs";
 import { folderWith } from "./folders.mjs";
 
 test(".gitignore counts at every level, and the deepest decides", async () => {
@@ -77,4 +78,37 @@ test("binary, huge, machine-written and unreadable files are not read", async ()
   for (const name of ["nul.bin", "latin1.txt", "huge.txt", "minified.js", "absent.txt"]) {
     assert.equal(await read(name), undefined, name);
   }
+});
+
+test("a folder that vanishes while others are read is skipped, with a warning", async () => {
+  const folder = folderWith({ "a/1.js": "", "b/2.js": "", "c/d/3.js": "" });
+  const skipped = [];
+  const found = [];
+  for await (const file of walkBelow(folder, (gone, { code }) => skipped.push(`${gone} ${code}`))) {
+    // Whatever comes first: the other ones were listed with it.
+    if (found.length === 0) for (const other of ["a", "b", "c"]) if (!file.startsWith(other)) remove(folder, other);
+    found.push(file);
+  }
+  assert.equal(found.length, 1);
+  const others = ["a", "b", "c"].filter((name) => !found[0].startsWith(name));
+  assert.deepEqual(
+    skipped.sort(),
+    others.map((name) => `${name} ENOENT`),
+  );
+});
+
+test("a root that is not there is an error", async () => {
+  await assert.rejects(filesBelow(path.join(folderWith(), "gone")), { code: "ENOENT" });
+});
+
+const remove = (folder, name) => rmSync(path.join(folder, name), { recursive: true });
+
+test("a named pipe in place of .gitignore or of a source file is not waited for", {
+  skip: process.platform === "win32",
+}, async () => {
+  const folder = folderWith({ "a.js": "let a;" });
+  execFileSync("mkfifo", [path.join(folder, ".gitignore"), path.join(folder, "b.js")]);
+  assert.deepEqual(await filesBelow(folder), ["a.js"]);
+  assert.equal(await readSource(path.join(folder, "b.js")), undefined);
+  assert.equal((await readSource(path.join(folder, "a.js"))).text, "let a;");
 });

@@ -48,7 +48,8 @@ export function write(folder, file, content) {
  * Brings a folder's index up to date inside of this process.
  *
  * @param {string} dir
- * @param {{ model?: string, signal?: AbortSignal, onProgress?: (progress: import("../lib/indexing.mjs").Progress) => void }} [options]
+ * @param {{ model?: string, signal?: AbortSignal, onProgress?: (progress: import("../lib/indexing.mjs").Progress) => void,
+ *   onWarning?: (message: string) => void }} [options]
  */
 export async function indexed(dir, { model = TINY_MODEL, ...options } = {}) {
   const embedder = await Embedder.load(model, { backend: "onnx" });

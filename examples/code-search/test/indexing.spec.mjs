@@ -1,9 +1,14 @@
 /** An index that follows its folder. The model is tiny and knows nothing: what is tested is which rows there are. */
 
 import assert from "node:assert/strict";
-import { cpSync, renameSync, rmSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { cpSync, mkdirSync, renameSync, rmdirSync, rmSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
+import { Embedder } from "semantic-search-native";
+import { IndexDatabase, lockIndex } from "../lib/database.mjs";
+import { indexFolder } from "../lib/indexing.mjs";
 import {
   assertClose,
   contentsOf,
@@ -12,7 +17,9 @@ import {
   OTHER_TINY_MODEL,
   REPOSITORY,
   run,
+  STARTER_MODEL,
   TINY_MODEL,
+  WITHOUT_STARTER_MODEL,
   write,
 } from "./folders.mjs";
 
@@ -103,8 +110,90 @@ test("several indexers at once do not double anything, nor get in each other's w
     const dir = folderWith(FILES);
     const args = ["index", dir, `--model=${TINY_MODEL}`];
     const outcomes = await Promise.all([run(args), run(args), run(args), run(args)]);
-    for (const { status, stderr } of outcomes) assert.equal(status, 0, stderr);
+    let embedded = 0;
+    for (const { status, stdout, stderr } of outcomes) {
+      assert.equal(status, 0, stderr);
+      embedded += Number(/(\d+) files embedded/.exec(stdout)?.[1]);
+    }
+    assert.equal(embedded, 3, "they take turns: each file is embedded once");
     await assertAsNew(dir, FILES);
+  }
+});
+
+test("who waits for another indexer can be stopped, and goes on when that one is killed", async () => {
+  const dir = folderWith(FILES);
+  const lock = await lockIndex(dir);
+  const stop = new AbortController();
+  const stopped = lockIndex(dir, { signal: stop.signal, onWait: () => stop.abort() });
+  await assert.rejects(stopped, { name: "AbortError" });
+  lock.release();
+
+  const database = JSON.stringify(new URL("../lib/database.mjs", import.meta.url));
+  const code = `const { lockIndex } = await import(${database});
+    await lockIndex(process.argv[1]); console.log("locked"); setInterval(() => {}, 1000);`;
+  const other = spawn(process.execPath, ["--input-type=module", "-e", code, dir], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  await once(other.stdout, "data");
+  let waited = 0;
+  const onWait = () => {
+    waited++;
+    other.kill("SIGKILL");
+  };
+  (await lockIndex(dir, { onWait })).release();
+  assert.equal(waited, 1);
+});
+
+test("a folder that cannot be read is skipped, with a warning", { skip: process.platform === "win32" }, async () => {
+  // Longer together than the system allows a path to be; made and removed step by step.
+  const [name, depth] = ["d".repeat(200), 25];
+  const dir = folderWith(FILES);
+  const start = process.cwd();
+  process.chdir(dir);
+  try {
+    for (let level = 0; level < depth; level++) {
+      mkdirSync(name);
+      process.chdir(name);
+    }
+    const warnings = [];
+    const { files } = await indexed(dir, { onWarning: (message) => warnings.push(message) });
+    assert.equal(files, 3);
+    assert.equal(warnings.length, 1);
+    assert.match(warnings[0], /^(d{200}\/)+d{200}: skipped \(ENAMETOOLONG/);
+  } finally {
+    for (let level = 0; level < depth; level++) {
+      process.chdir("..");
+      rmdirSync(name);
+    }
+    process.chdir(start);
+  }
+});
+
+test("a file is in the index as soon as its own vectors are there", { skip: WITHOUT_STARTER_MODEL }, async () => {
+  const files = Object.fromEntries(
+    Array.from({ length: 40 }, (_, file) => [
+      `f${file}.py`,
+      Array.from(
+        { length: 1 + (file % 7) },
+        (_, i) => `def f${file}_${i}():\n    ${"return g(1) + ".repeat(3 + i)}0\n`,
+      ).join("\n\n"),
+    ]),
+  );
+  const dir = folderWith(files);
+  const embedder = await Embedder.load(STARTER_MODEL, { backend: "onnx" });
+  const database = new IndexDatabase(dir);
+  try {
+    const computed = () => embedder.info().then(({ batches }) => batches);
+    let first;
+    const onProgress = () => {
+      if (database.counts().files > 0) first ??= computed();
+    };
+    await indexFolder({ dir, database, embedder, onProgress });
+    const [atFirst, all] = [await first, await computed()];
+    assert.ok(all > 10 && atFirst <= all / 2, `the first file after ${atFirst} of ${all} batches`);
+  } finally {
+    database.close();
+    await embedder.close();
   }
 });
 

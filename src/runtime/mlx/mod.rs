@@ -164,6 +164,7 @@ pub fn load(
         // While one waits for the MLX thread, the other tokenizes and has the next batch ready.
         workers: vec![worker(Turn::Last), worker(Turn::Last)],
         lone: worker(Turn::Next),
+        warning: None,
     })
 }
 
@@ -257,14 +258,12 @@ impl LoadedModel {
         stretch: f64,
     ) -> Result<Vec<f32>> {
         let longest = batch.texts().map(<[u32]>::len).max().unwrap_or(0);
-        // A stretched text is alone with others of its length; padding it would need another stretch. No padding has a
-        // position beyond the table.
+        // A stretched text is alone with others of its length; padding it would need another stretch.
         let length = if stretch > 1.0 {
             longest
         } else {
-            let rows = self.parameters.positions.as_ref();
-            let rows = rows.map_or(usize::MAX, |table| table.dim(0) as usize);
-            batch::bucket(longest).min(rows.max(longest))
+            let table = self.parameters.positions.as_ref();
+            padded(longest, table.map(|table| table.dim(0) as usize))
         };
         reserve(self.limits.bytes(batch.len(), length), "a batch")?;
 
@@ -293,6 +292,12 @@ impl LoadedModel {
             .to_vec_exact::<f32>()
             .map_err(|error| Error::inference(&error))
     }
+}
+
+/// The length to which texts are padded of which the longest has this one. No padding has a position beyond the table: MLX
+/// would read there.
+fn padded(longest: usize, positions: Option<usize>) -> usize {
+    batch::bucket(longest).min(positions.unwrap_or(usize::MAX))
 }
 
 /// A size as MLX takes it.
@@ -341,6 +346,18 @@ fn mlx_error(error: Exception) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn padding_ends_with_the_table_of_positions() {
+        for positions in 1..600 {
+            for longest in 1..=positions {
+                let length = padded(longest, Some(positions));
+                assert!((longest..=positions).contains(&length));
+                assert!(length == positions || length == batch::bucket(longest));
+            }
+        }
+        assert_eq!(padded(100, None), 104);
+    }
 
     #[test]
     fn a_size_that_mlx_cannot_count_is_refused() {

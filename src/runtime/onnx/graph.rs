@@ -2,7 +2,7 @@
 //!
 //! Hidden states are kept flat, `[batch · length, width]`, which is what `Gemm` takes; attention reshapes them to
 //! `[batch, length, width]` without a copy. `Gemm` with `transB` uses weights in the checkpoint's own
-//! `[out, in]` layout, so that initializers can point into the safetensors file. Operators of the domain
+//! `[out, in]` layout, so that initializers can point into the safetensors file as it was read. Operators of the domain
 //! `com.microsoft` are ONNX Runtime's fused kernels.
 //!
 //! With int8 the rows of a linear layer's input are quantized one by one, each symmetrically around 128 with a scale of
@@ -24,6 +24,7 @@ use super::proto::{
     ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
     TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
+use super::weights::GraphWeight;
 use crate::arch::{
     Activation, Attention, Embeddings, LayerNorm, Linear, Ops, Pooling, Projections, Rotary, Tokens,
 };
@@ -71,7 +72,7 @@ pub struct GraphBuilder {
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
     /// Weights that stay float.
-    weights: Vec<TensorSlice>,
+    weights: Vec<GraphWeight>,
     /// Weights to be given in int8.
     quantized: Vec<TensorSlice>,
     quantized_rows: HashMap<String, QuantizedRows>,
@@ -96,6 +97,32 @@ impl GraphBuilder {
         &self.quantized
     }
 
+    /// Puts the values of weights of a single number into the graph itself. ONNX Runtime's optimizers read those while a
+    /// session is made, where they lie according to the graph, and not where the session is told that they are.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn hold_single_numbers(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let weights = std::mem::take(&mut self.weights);
+        let (single, others) = weights
+            .into_iter()
+            .partition(|weight| weight.tensor.len() == 1);
+        self.weights = others;
+        for GraphWeight { tensor: weight, .. } in single {
+            // Of what is defined already, `constant` would think that it is there.
+            self.defined.remove(&weight.name);
+            let numbers = checkpoint.floats(&weight)?;
+            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+            self.constant(
+                &weight.name,
+                DataType::Float,
+                &weight.shape,
+                bytes.collect(),
+            );
+        }
+        Ok(())
+    }
+
     /// The finished graph of a pooled encoder, and the weights that a session must be given by name as float32.
     /// In the graph they, and the int8 weights, are external data in `file`, which has to exist but is not read.
     pub fn finish_pooled(
@@ -103,19 +130,19 @@ impl GraphBuilder {
         output: &Value,
         dimension: usize,
         file: &Path,
-        int8: Option<&Int8Weights>,
-    ) -> (Vec<u8>, Vec<TensorSlice>) {
+        layers: &[int8::Layer],
+    ) -> (Vec<u8>, Vec<GraphWeight>) {
         self.rename(&output.name, EMBEDDING);
         let weights = std::mem::take(&mut self.weights);
         let mut placeholders: Vec<TensorProto> = weights
             .iter()
-            .map(|weight| external(weight, DataType::Float, file))
+            .map(|weight| external(&weight.tensor, DataType::Float, file))
             .collect();
-        for layer in int8.iter().flat_map(|int8| int8.layers()) {
+        for layer in layers {
             let bytes = 0..layer.values.len();
             let placeholder = external_at(layer.name, &layer.shape, DataType::Int8, file, bytes);
             placeholders.push(placeholder);
-            self.scales(&layer);
+            self.scales(layer);
         }
         let output = tensor_info(
             EMBEDDING,
@@ -140,31 +167,35 @@ impl GraphBuilder {
         let mut casts = Vec::new();
         let initializers = std::mem::take(&mut self.weights)
             .into_iter()
-            .map(|mut weight| {
-                let stored = match weight.dtype {
-                    WeightType::F32 => DataType::Float,
-                    WeightType::F16 => DataType::Float16,
-                    WeightType::BF16 => DataType::Bfloat16,
-                };
-                if stored != DataType::Float {
-                    let name = format!("{}.stored", weight.name);
-                    let cast = node(
-                        "Cast",
-                        "",
-                        &[&name],
-                        &weight.name,
-                        vec![int("to", DataType::Float as i64)],
-                    );
-                    casts.push(cast);
-                    weight.name = name;
-                }
-                let file = &checkpoint.files()[weight.file].path;
-                external(
-                    &weight,
-                    stored,
-                    Path::new(file.file_name().unwrap_or_default()),
-                )
-            })
+            .map(
+                |GraphWeight {
+                     tensor: mut weight, ..
+                 }| {
+                    let stored = match weight.dtype {
+                        WeightType::F32 => DataType::Float,
+                        WeightType::F16 => DataType::Float16,
+                        WeightType::BF16 => DataType::Bfloat16,
+                    };
+                    if stored != DataType::Float {
+                        let name = format!("{}.stored", weight.name);
+                        let cast = node(
+                            "Cast",
+                            "",
+                            &[&name],
+                            &weight.name,
+                            vec![int("to", DataType::Float as i64)],
+                        );
+                        casts.push(cast);
+                        weight.name = name;
+                    }
+                    let file = &checkpoint.files()[weight.file].path;
+                    external(
+                        &weight,
+                        stored,
+                        Path::new(file.file_name().unwrap_or_default()),
+                    )
+                },
+            )
             .collect();
         self.nodes.splice(0..0, casts);
         let dims = ["batch".into(), "length".into(), width.into()];
@@ -275,8 +306,18 @@ impl GraphBuilder {
     }
 
     fn weight(&mut self, tensor: &TensorSlice) -> String {
+        self.weight_of(tensor, false)
+    }
+
+    fn weight_of(&mut self, tensor: &TensorSlice, is_matrix: bool) -> String {
         if self.defined.insert(tensor.name.clone()) {
-            self.weights.push(tensor.clone());
+            self.weights.push(GraphWeight {
+                tensor: tensor.clone(),
+                is_matrix,
+            });
+        } else if let Some(known) = (self.weights.iter_mut()).find(|known| known.tensor == *tensor)
+        {
+            known.is_matrix &= is_matrix;
         }
         tensor.name.clone()
     }
@@ -404,7 +445,7 @@ impl GraphBuilder {
     fn product(&mut self, x: &Value, linear: &Linear) -> String {
         match self.precision {
             Precision::Float => {
-                let weight = self.weight(&linear.weight);
+                let weight = self.weight_of(&linear.weight, true);
                 let bias = linear.bias.as_ref().map(|bias| self.weight(bias));
                 let inputs = [x.name.as_str(), &weight].into_iter();
                 let inputs: Vec<&str> = inputs.chain(bias.as_deref()).collect();
@@ -420,6 +461,18 @@ impl GraphBuilder {
                     None => product,
                 }
             }
+        }
+    }
+
+    /// A layer whose input, one row of each text, are the ids themselves.
+    pub fn layer_of_ids(&mut self, linear: &Linear) -> Value {
+        let row = Value {
+            name: self.op("Cast", &[INPUT], vec![int("to", DataType::Float as i64)]),
+            tokens: Tokens::First,
+        };
+        Value {
+            name: self.product(&row, linear),
+            tokens: Tokens::First,
         }
     }
 

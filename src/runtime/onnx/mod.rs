@@ -9,6 +9,7 @@
 //! that uses all threads.
 
 mod graph;
+mod packing;
 #[doc(hidden)]
 #[allow(missing_docs, reason = "public for fuzz targets only")]
 pub mod proto;
@@ -24,7 +25,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::value::TensorRef;
 
 use self::graph::GraphBuilder;
-use self::weights::SharedWeights;
+use self::weights::{Initializers, SharedWeights};
 use super::gate::{self, Kept};
 use super::{MakeWorker, Runtime, Worker};
 use crate::arch::{Encoder, Tokens};
@@ -42,7 +43,7 @@ const BUDGET_TOKENS: usize = 512;
 const SPIN_MICROSECONDS: &str = "100";
 
 /// How linear layers are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// In float32.
     Float,
@@ -57,6 +58,14 @@ impl Precision {
         match dtype {
             Dtype::Int8 => Self::Int8,
             _ => Self::Float,
+        }
+    }
+
+    /// Bytes of a number in the matrix of a linear layer.
+    const fn matrix_bytes(self) -> usize {
+        match self {
+            Self::Float => size_of::<f32>(),
+            Self::Int8 => size_of::<i8>(),
         }
     }
 
@@ -99,7 +108,8 @@ pub fn load(
     let precision = Precision::of(options.dtype);
     let mut builder = GraphBuilder::new(precision);
     let output = encoder.embed(&mut builder, &dir.pooling)?;
-    let int8 = quantized(&builder, &checkpoint, options)?;
+    builder.hold_single_numbers(&checkpoint)?;
+    let (int8, warning) = quantized(&builder, &checkpoint, options)?;
     // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside the folder.
     let file = checkpoint.files()[0]
         .path
@@ -107,15 +117,29 @@ pub fn load(
         .map_err(|error| Error::inference(&error))?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
+    let layers: Vec<_> = int8.iter().flat_map(Int8Weights::layers).collect();
     let (graph, weights) =
-        builder.finish_pooled(&output, dir.pooled_dimension(), file_name, int8.as_ref());
-    let weights = gate::ONNX.keep(SharedWeights::new(checkpoint, &weights, int8)?);
-    let blueprint = Arc::new(Blueprint {
+        builder.finish_pooled(&output, dir.pooled_dimension(), file_name, &layers);
+    let sessions = Sessions {
         environment,
-        graph,
         folder: folder.display().to_string(),
+    };
+    let quantized: Vec<[usize; 2]> = layers
+        .iter()
+        .map(|layer| [layer.shape[1], layer.shape[0]])
+        .collect();
+    let matrices = weights.iter().filter(|weight| weight.is_matrix);
+    let shapes = matrices.map(|weight| &*weight.tensor.shape);
+    let shapes = shapes.chain(quantized.iter().map(|shape| &shape[..]));
+    let are_packed = packing::is_complete(&sessions, file_name, precision, shapes);
+    drop(layers);
+    let weights = SharedWeights::new(checkpoint, &weights, int8)?;
+    let blueprint = Arc::new(Blueprint {
+        sessions,
+        graph,
         precision,
-        weights,
+        weights: Arc::new(gate::ONNX.keep(weights)),
+        are_packed,
     });
     // The first session packs the weights for all, and tells whether the graph is accepted.
     let first = OnnxWorker::new(&blueprint, 1)?;
@@ -142,6 +166,7 @@ pub fn load(
         },
         workers,
         lone: later(threads),
+        warning,
     })
 }
 
@@ -157,22 +182,23 @@ pub fn export(
 ) -> Result<Vec<u8>> {
     let mut builder = GraphBuilder::new(Precision::of(options.dtype));
     let output = encoder.forward(&mut builder, Tokens::All)?;
-    let int8 = quantized(&builder, checkpoint, options)?;
+    let (int8, _) = quantized(&builder, checkpoint, options)?;
     Ok(builder.finish_exported(&output, width, checkpoint, int8.as_ref()))
 }
 
-/// What the graph wants in int8.
+/// What the graph wants in int8, and a warning, see [`Int8Weights::load`].
 fn quantized(
     builder: &GraphBuilder,
     checkpoint: &Checkpoint,
     options: &Options,
-) -> Result<Option<Int8Weights>> {
+) -> Result<(Option<Int8Weights>, Option<String>)> {
     let layers = builder.quantized();
     if layers.is_empty() {
-        return Ok(None);
+        return Ok((None, None));
     }
     let folder = options.cache_folder.clone().or_else(cache::default_folder);
-    Int8Weights::load(checkpoint, layers, folder.as_deref()).map(Some)
+    let (weights, warning) = Int8Weights::load(checkpoint, layers, folder.as_deref())?;
+    Ok((Some(weights), warning))
 }
 
 /// The process's one ONNX Runtime environment; the first library that loads stays.
@@ -235,18 +261,20 @@ fn libloading_name() -> String {
     )
 }
 
-/// What every session of a model is made from.
-struct Blueprint {
+/// How sessions are made.
+struct Sessions {
     environment: Environment,
-    graph: Vec<u8>,
-    /// Where the graph's external data lies.
+    /// Where external data of graphs lies.
     folder: String,
-    precision: Precision,
-    weights: Kept<SharedWeights>,
 }
 
-impl Blueprint {
-    fn session(&self, threads: usize) -> Result<Session, ort::Error> {
+impl Sessions {
+    fn make(
+        &self,
+        graph: &[u8],
+        initializers: &Initializers,
+        threads: usize,
+    ) -> Result<Session, ort::Error> {
         let mut builder = Session::builder(&self.environment)?
             .with_log_level(LogLevel::Fatal)?
             .with_optimization_level(GraphOptimizationLevel::Level1)?
@@ -262,29 +290,50 @@ impl Blueprint {
                 "session.model_external_initializers_file_folder_path",
                 &self.folder,
             )?
-            .with_prepacked_weights(&self.weights.prepacked)?;
-        self.weights.add_to(&mut builder)?;
-        builder.commit_from_memory(&self.graph)
+            .with_prepacked_weights(&initializers.prepacked)?;
+        initializers.add_to(&mut builder)?;
+        builder.commit_from_memory(graph)
+    }
+}
+
+/// What every session of a model is made from; gone once the last one is made.
+struct Blueprint {
+    sessions: Sessions,
+    graph: Vec<u8>,
+    precision: Precision,
+    weights: Arc<Kept<SharedWeights>>,
+    /// Whether sessions do without the matrices that they were made from.
+    are_packed: bool,
+}
+
+impl Drop for Blueprint {
+    fn drop(&mut self) {
+        // SAFETY: sessions are made from a blueprint only, and whether they read matrices was tried.
+        unsafe { self.weights.give_back(self.are_packed) };
     }
 }
 
 /// One session, declared before the weights that it points into, so that it is dropped first.
 struct OnnxWorker {
     session: Kept<Session>,
-    blueprint: Arc<Blueprint>,
+    precision: Precision,
+    _weights: Arc<Kept<SharedWeights>>,
 }
 
 impl OnnxWorker {
-    fn new(blueprint: &Arc<Blueprint>, threads: usize) -> Result<Self> {
+    fn new(blueprint: &Blueprint, threads: usize) -> Result<Self> {
         let _inside = gate::ONNX.enter();
+        let initializers = &blueprint.weights.initializers;
         let session = blueprint
-            .session(threads)
+            .sessions
+            .make(&blueprint.graph, initializers, threads)
             .map_err(|error| Error::InferenceFailed {
                 reason: format!("ONNX Runtime refused the model's graph: {error}"),
             })?;
         Ok(Self {
             session: gate::ONNX.keep(session),
-            blueprint: Arc::clone(blueprint),
+            precision: blueprint.precision,
+            _weights: Arc::clone(&blueprint.weights),
         })
     }
 
@@ -305,7 +354,7 @@ impl Worker for OnnxWorker {
         let _inside = gate::ONNX.enter();
         let texts: Vec<&[u32]> = batch.texts().collect();
         let mut vectors = Vec::new();
-        let may_group = self.blueprint.precision == Precision::Float;
+        let may_group = self.precision == Precision::Float;
         for group in texts.chunk_by(|a, b| may_group && a.len() == b.len()) {
             let ids = group.concat();
             let part = self

@@ -1,8 +1,20 @@
 //! The initializers that all sessions of a model share.
+//!
+//! # What is kept in memory
+//!
+//! Sessions are given pointers. While a session is made, the kernels of linear layers pack the matrices into an order of
+//! their own, which all sessions share, and the matrices are not read again: ONNX Runtime itself drops initializers of its
+//! own at that point. So once the last session of a model is made, [`SharedWeights::give_back`] returns their pages. What
+//! other operators read in place stays: the embedding tables, norms and biases.
+//!
+//! ONNX Runtime asks for the buffers to outlive the sessions, and they do, as addresses. That nobody reads them is a matter
+//! of its version, the processor and the shape of the matrix; so it is tried with each shape, see
+//! [`super::packing`], and where it is not so, matrices are kept.
 
-use std::borrow::Cow;
 use std::ffi::CString;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use ort::AsPointer;
 use ort::session::builder::{PrepackedWeights, SessionBuilder};
@@ -11,74 +23,70 @@ use ort::value::TensorRef;
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::{Error, Result};
 use crate::int8::Int8Weights;
+use crate::pages::Pages;
 
-/// The graph's weights, and their packed form, shared by all sessions.
-pub struct SharedWeights {
-    initializers: Vec<(CString, Initializer)>,
+/// Weights by name, as sessions take them, and their packed form.
+pub struct Initializers {
+    tensors: Vec<(CString, Tensor)>,
     pub prepacked: PrepackedWeights,
-    /// What `initializers` point into.
-    _checkpoint: Arc<Checkpoint>,
-    _converted: Vec<Vec<f32>>,
-    _int8: Option<Int8Weights>,
 }
 
-enum Initializer {
+enum Tensor {
     Float(TensorRef<'static, f32>),
     Int8(TensorRef<'static, i8>),
 }
 
-impl SharedWeights {
-    /// `weights` become float32, `int8` is handed over as it is.
-    pub fn new(
-        checkpoint: Arc<Checkpoint>,
-        weights: &[TensorSlice],
-        int8: Option<Int8Weights>,
-    ) -> Result<Self> {
-        let mut converted = Vec::new();
-        let mut initializers = Vec::with_capacity(weights.len());
-        for weight in weights {
-            let values = match checkpoint.floats(weight)? {
-                Cow::Borrowed(values) => std::ptr::from_ref(values),
-                Cow::Owned(values) => {
-                    converted.push(values);
-                    std::ptr::from_ref(&*converted[converted.len() - 1])
-                }
-            };
-            // SAFETY: the values lie in the mapped checkpoint or in a vector that is not touched again, neither of
-            // which moves, and this struct keeps both for as long as the tensors exist: fields drop in order of
-            // declaration.
-            let values: &'static [f32] = unsafe { &*values };
-            let tensor = TensorRef::from_array_view((weight.shape.clone(), values))
-                .map_err(|error| Error::inference(&error))?;
-            initializers.push((name(&weight.name)?, Initializer::Float(tensor)));
-        }
-        for layer in int8.iter().flat_map(Int8Weights::layers) {
-            // SAFETY: a byte is an int8, and the bytes lie in a mapping or a vector of `int8`, as above.
-            let values: &'static [i8] = unsafe {
-                std::slice::from_raw_parts(layer.values.as_ptr().cast(), layer.values.len())
-            };
-            let tensor = TensorRef::from_array_view((layer.shape, values))
-                .map_err(|error| Error::inference(&error))?;
-            initializers.push((name(layer.name)?, Initializer::Int8(tensor)));
-        }
-        Ok(Self {
-            initializers,
+impl Initializers {
+    pub fn new() -> Self {
+        Self {
+            tensors: Vec::new(),
             prepacked: PrepackedWeights::new(),
-            _checkpoint: checkpoint,
-            _converted: converted,
-            _int8: int8,
-        })
+        }
+    }
+
+    /// Adds a tensor of float32, whose bytes are aligned to it.
+    ///
+    /// # Safety
+    /// The bytes stay where they are for as long as `self` and every session that it was added to. Until then they change
+    /// only where no session reads them any more.
+    pub unsafe fn add_floats(&mut self, name: &str, shape: &[usize], bytes: &[u8]) -> Result<()> {
+        // SAFETY: aligned, and every bit pattern is a float32; the rest is the contract of this function.
+        let values: &'static [f32] = unsafe {
+            std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<f32>())
+        };
+        let tensor = TensorRef::from_array_view((shape.to_vec(), values))
+            .map_err(|error| Error::inference(&error))?;
+        self.add(name, Tensor::Float(tensor))
+    }
+
+    /// Adds a tensor of int8.
+    ///
+    /// # Safety
+    /// As [`Self::add_floats`].
+    pub unsafe fn add_int8(&mut self, name: &str, shape: &[usize], bytes: &[u8]) -> Result<()> {
+        // SAFETY: a byte is an int8; the rest is the contract of this function.
+        let values: &'static [i8] =
+            unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) };
+        let tensor = TensorRef::from_array_view((shape.to_vec(), values))
+            .map_err(|error| Error::inference(&error))?;
+        self.add(name, Tensor::Int8(tensor))
+    }
+
+    fn add(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        let name = CString::new(name).map_err(|error| Error::inference(&error))?;
+        self.tensors.push((name, tensor));
+        Ok(())
     }
 
     /// Hands the initializers to a session under construction.
     pub fn add_to(&self, builder: &mut SessionBuilder) -> Result<(), ort::Error> {
-        for (name, initializer) in &self.initializers {
-            let tensor = match initializer {
-                Initializer::Float(tensor) => tensor.ptr(),
-                Initializer::Int8(tensor) => tensor.ptr(),
+        for (name, tensor) in &self.tensors {
+            let tensor = match tensor {
+                Tensor::Float(tensor) => tensor.ptr(),
+                Tensor::Int8(tensor) => tensor.ptr(),
             };
             // SAFETY: both pointers are valid for the call, and the name is copied. The session keeps the tensor's
-            // data pointer; its worker holds an `Arc` of `self` until the session is gone.
+            // data pointer, which is valid by the contracts above.
             unsafe {
                 let status = (ort::api().AddInitializer)(builder.ptr_mut(), name.as_ptr(), tensor);
                 ort::Error::result_from_status(status)?;
@@ -88,6 +96,97 @@ impl SharedWeights {
     }
 }
 
-fn name(name: &str) -> Result<CString> {
-    CString::new(name).map_err(|error| Error::inference(&error))
+/// A model's weights. Its sessions point into them: workers hold them until their sessions are gone.
+pub struct SharedWeights {
+    pub initializers: Initializers,
+    checkpoint: Arc<Checkpoint>,
+    /// Weights that the checkpoint has in half precision, in float32.
+    converted: Vec<Pages>,
+    int8: Option<Int8Weights>,
+    /// Where the bytes of linear layers lie, as addresses.
+    matrices: Vec<Range<usize>>,
+    /// Where those of all other weights lie.
+    others: Vec<Range<usize>>,
+}
+
+impl SharedWeights {
+    /// `weights` become float32, `int8` is handed over as it is.
+    pub fn new(
+        checkpoint: Arc<Checkpoint>,
+        weights: &[GraphWeight],
+        int8: Option<Int8Weights>,
+    ) -> Result<Self> {
+        let mut shared = Self {
+            initializers: Initializers::new(),
+            checkpoint,
+            converted: Vec::new(),
+            int8,
+            matrices: Vec::new(),
+            others: Vec::new(),
+        };
+        for GraphWeight { tensor, is_matrix } in weights {
+            let converted = shared.checkpoint.converted(tensor)?;
+            let bytes = match &converted {
+                Some(pages) => pages,
+                None => shared.checkpoint.bytes(tensor),
+            };
+            let place = addresses(bytes);
+            // SAFETY: the bytes lie in the checkpoint or in pages of `converted`, neither of which moves, and this struct
+            // keeps both for as long as the initializers. `give_back` alone changes them.
+            unsafe {
+                (shared.initializers).add_floats(&tensor.name, &tensor.shape, bytes)?;
+            };
+            shared.converted.extend(converted);
+            if *is_matrix {
+                shared.matrices.push(place);
+            } else {
+                shared.others.push(place);
+            }
+        }
+        for layer in shared.int8.iter().flat_map(Int8Weights::layers) {
+            // SAFETY: as above, with the pages of `int8`.
+            unsafe {
+                (shared.initializers).add_int8(layer.name, &layer.shape, layer.values)?;
+            };
+            shared.matrices.push(addresses(layer.values));
+        }
+        Ok(shared)
+    }
+
+    /// Returns memory that nothing reads any more: weights that are no initializers, and if the kernels have packed them,
+    /// the matrices.
+    ///
+    /// # Safety
+    /// No session is made from these weights any more. With `are_packed`, sessions do not read matrices while they run.
+    pub unsafe fn give_back(&self, are_packed: bool) {
+        let kept = if are_packed {
+            self.others.clone()
+        } else {
+            [&self.others[..], &self.matrices].concat()
+        };
+        let mut unread: Vec<&Pages> = self.converted.iter().collect();
+        unread.extend(self.int8.as_ref().map(Int8Weights::pages));
+        // Whoever else has the checkpoint may read all of it.
+        if Arc::strong_count(&self.checkpoint) == 1 {
+            fence(Ordering::Acquire);
+            unread.extend(self.checkpoint.files().iter().map(|file| &file.bytes));
+        }
+        for pages in unread {
+            // SAFETY: this struct alone has the pages, and refers to them by the initializers only; of those, sessions read
+            // the ones that are kept.
+            unsafe { pages.keep_only(&kept) };
+        }
+    }
+}
+
+/// A weight that a graph wants as float32.
+pub struct GraphWeight {
+    pub tensor: TensorSlice,
+    /// Whether it is the matrix of a linear layer and nothing else.
+    pub is_matrix: bool,
+}
+
+fn addresses(bytes: &[u8]) -> Range<usize> {
+    let range = bytes.as_ptr_range();
+    range.start as usize..range.end as usize
 }

@@ -1,0 +1,175 @@
+/** Long texts are tokenized piece by piece: with the tokens of the whole, and in little memory. */
+
+import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as path from "node:path";
+import { test } from "node:test";
+import { ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
+
+const require = createRequire(import.meta.url);
+const { TextTokenizer } = require("../dist/lib/tokenizer.js");
+const { loadAddon, addonOptions } = require("../dist/lib/native.js");
+const { FallbackEngine } = require("../dist/lib/fallback.js");
+
+const FIXTURE = path.join(ROOT, "tests/fixtures/bert_mean/tokenizer.json");
+
+/** What must not be torn, and what is cut at. */
+const FRAGMENTS = [
+  ..." |  |\t|\n|\r\n|\v|\f|\x85|\xa0|\u2028|\u3000|\0|\u200b|\u200d|\ufeff|\ufffd|\ue000|\xad|!|.|'|_|-|[|]|+".split(
+    "|",
+  ),
+  ..."[SEP]|[MASK]|[sep]|[SE|SEP]|P]|[\u200bSEP]|<mask>|<m\xe1sk>|c++|C++|new|newword|NEWWORD".split("|"),
+  ..."漢|\u{20000}|\uf900|、|\u0964|\u0301|\u0300|\u0316|\u0345|\u034f|\u302e|\u{1d165}|\u{1d16d}|\u05b0".split("|"),
+  ..."e\u0301|é|ệ|≠|각|\u1100|\u1161|\u11a8|👩\u200d👧|😀|Σ|ΑΣ|σ|İ|ı|ß|ﬁ|Ⅷ".split("|"),
+  ..."a|Ab|_Ab|the|time|the  time|return|zzz|zzzz|zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz".split("|"),
+];
+
+/** A generator of equal numbers in every run: mulberry32. */
+function randomNumbers(seed) {
+  let state = seed;
+  return (below) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
+  };
+}
+
+function randomText(random, fragments) {
+  const text = Array.from({ length: random(fragments) }, () => {
+    const fragment = FRAGMENTS[random(FRAGMENTS.length)];
+    return random(10) === 0 ? fragment.repeat(2 + random(50)) : fragment;
+  });
+  return text.join("");
+}
+
+const added = (content, properties) => (tokenizer) => {
+  const token = {
+    id: 1450,
+    content,
+    special: false,
+    normalized: false,
+    single_word: false,
+    lstrip: false,
+    rstrip: false,
+  };
+  tokenizer.added_tokens.push({ ...token, ...properties });
+};
+const model = (properties) => (tokenizer) => Object.assign(tokenizer.model, properties);
+const normalizer = (properties) => (tokenizer) => Object.assign(tokenizer.normalizer, properties);
+
+const TOKENIZERS = {
+  "the fixture's": () => {},
+  "short words": model({ max_input_chars_per_word: 4 }),
+  "upper case": normalizer({ lowercase: false }),
+  "accents stay": normalizer({ strip_accents: false }),
+  "text is not cleaned": normalizer({ clean_text: false }),
+  "CJK is not split": normalizer({ handle_chinese_chars: false }),
+  "no normalizer": (tokenizer) => Object.assign(tokenizer, { normalizer: null }),
+  "no special tokens": (tokenizer) => Object.assign(tokenizer, { post_processor: null }),
+  "a token that strips": added("<mask>", { lstrip: true, rstrip: true }),
+  "a token of punctuation": added("c++"),
+  "a normalized token": added("C++", { normalized: true }),
+  "a token within words": added("newword"),
+  "a normalized token within words": added("NewWord", { normalized: true }),
+  "a single word": added("Ab", { single_word: true }),
+  "a token with whitespace": added("the time"),
+  "a token that gets whitespace": added("漢", { normalized: true }),
+  "another pre-tokenizer": (tokenizer) => Object.assign(tokenizer, { pre_tokenizer: { type: "WhitespaceSplit" } }),
+};
+
+function tokenizerFile(change) {
+  const file = path.join(temporaryFolder(), "tokenizer.json");
+  const tokenizer = JSON.parse(readFileSync(FIXTURE, "utf8"));
+  change(tokenizer);
+  writeFileSync(file, JSON.stringify(tokenizer));
+  return file;
+}
+
+const modelOf = (tokenizerFile, properties) => ({
+  tokenizerFile,
+  vocabularySize: 40_000,
+  maxTokens: 512,
+  queryPrompt: "",
+  documentPrompt: "",
+  lowerCase: false,
+  truncationSide: "right",
+  ...properties,
+});
+
+const FILES = [
+  ...Object.entries(TOKENIZERS).map(([title, change]) => [title, tokenizerFile(change)]),
+  ["the starter model's", path.join(STARTER_MODEL, "tokenizer.json")],
+];
+
+for (const [title, file] of FILES) {
+  test(`a text in pieces has the tokens of the whole: ${title}`, () => {
+    const random = randomNumbers(7);
+    for (const truncationSide of ["right", "left"]) {
+      for (const lowerCase of [false, true]) {
+        for (const charactersPerPiece of [0, 1, 7, 30, 300]) {
+          const maxTokens = 3 + random(random(2) ? 10 : 200);
+          const model = modelOf(file, { maxTokens, lowerCase, truncationSide, documentPrompt: randomText(random, 4) });
+          const inPieces = new TextTokenizer(model, charactersPerPiece);
+          const whole = new TextTokenizer(model, Number.POSITIVE_INFINITY);
+          for (let index = 0; index < 20; index++) {
+            const text = randomText(random, 60) || "a";
+            const of = (tokenizer) => {
+              try {
+                return tokenizer.encode(text, false);
+              } catch (error) {
+                return error.message;
+              }
+            };
+            assert.deepEqual(of(inPieces), of(whole), JSON.stringify({ text, charactersPerPiece, ...model }));
+          }
+        }
+      }
+    }
+  });
+}
+
+test("the addon and the fallback cut long texts alike", async () => {
+  const random = randomNumbers(11);
+  const options = { maxTokens: 400 };
+  const rust = await loadAddon().Model.load(STARTER_MODEL, addonOptions(options));
+  const js = await FallbackEngine.load(STARTER_MODEL, options);
+  for (let index = 0; index < 60; index++) {
+    const text = randomText(random, 6000);
+    assert.deepEqual(await js.tokenize(text, false), rust.tokenize(text, false), text);
+  }
+  await Promise.all([rust.close(), js.close()]);
+});
+
+/** Run in a process of its own: how much more memory it has needed at most after tokenizing 20 MB of each, in MiB. */
+const MEASURE = `
+  const { TextTokenizer } = require(process.argv[1]);
+  const model = JSON.parse(process.argv[2]);
+  const peak = () => Math.round(process.resourceUsage().maxRSS / 1024);
+  const rows = [];
+  for (const truncationSide of ["right", "left"]) {
+    const tokenizer = new TextTokenizer({ ...model, truncationSide });
+    for (const unit of ["!", "[", "]", "漢", " \\u200bthe", "a", "a\\u0301\\u0300", " ", "\\u200b", "\\u0301"]) {
+      const text = unit.repeat(20e6 / Buffer.byteLength(unit));
+      text.toWellFormed().codePointAt(1);
+      const before = peak();
+      const { ids, truncated } = tokenizer.encode(text, false);
+      rows.push({ unit, truncationSide, tokens: ids.length, truncated, more: peak() - before });
+    }
+  }
+  console.log(JSON.stringify(rows));
+`;
+
+test("memory does not grow with the text", () => {
+  const tokenizer = require.resolve("../dist/lib/tokenizer.js");
+  const args = ["-e", MEASURE, tokenizer, JSON.stringify(modelOf(FIXTURE))];
+  const rows = JSON.parse(execFileSync(process.execPath, args, { encoding: "utf8" }));
+  const tokens = { a: 3, "a\u0301\u0300": 3, " ": 2, "\u200b": 2, "\u0301": 2 };
+  for (const row of rows) {
+    assert.equal(row.tokens, tokens[row.unit] ?? 512, JSON.stringify(row));
+    assert.equal(row.truncated, row.tokens === 512, JSON.stringify(row));
+    assert.ok(row.more < 150, JSON.stringify(row));
+  }
+});

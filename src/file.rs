@@ -1,0 +1,114 @@
+//! The files of a model, as they are opened: regular ones only, each read once, up to a limit.
+//!
+//! A named pipe would keep a reader waiting for ever and a device never ends, so neither is read, whatever links lead to
+//! it. What is hashed, parsed and computed with are the bytes of one read: a file that changes meanwhile, or afterwards,
+//! cannot make them differ.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Error, ErrorKind, Read, Result};
+use std::path::Path;
+
+use crate::error::Error as ModelError;
+
+/// Most bytes of a file of settings. The largest in use, an index of a large model's shards, has some hundred kilobytes.
+pub const MOST_SETTINGS: u64 = 16 << 20;
+
+/// Most bytes of a `tokenizer.json`. Those of the largest multilingual vocabularies have 33 MB.
+pub const MOST_TOKENIZER: u64 = 256 << 20;
+
+/// Opens a regular file, or a link to one, and tells its length.
+pub fn open(path: &Path) -> Result<(File, u64)> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        // Opening a named pipe waits for its writer, otherwise. On a regular file the flag has no effect.
+        options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    }
+    let file = options.open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        let found = if metadata.is_dir() {
+            "a folder"
+        } else {
+            "a pipe, a socket or a device"
+        };
+        let problem = format!("expected a regular file, found {found}");
+        return Err(Error::new(ErrorKind::InvalidInput, problem));
+    }
+    Ok((file, metadata.len()))
+}
+
+/// The bytes of a regular file that has at most so many.
+pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let (file, length) = open(path)?;
+    let mut bytes = Vec::new();
+    if length <= most {
+        // One more than it has now: a file may grow while it is read, and some tell no length.
+        bytes
+            .try_reserve_exact(length as usize + 1)
+            .map_err(|_| Error::from(ErrorKind::OutOfMemory))?;
+        file.take(most + 1).read_to_end(&mut bytes)?;
+    }
+    if length.max(bytes.len() as u64) > most {
+        let found = length.max(bytes.len() as u64);
+        let problem = format!("expected at most {most} bytes, found {found}");
+        return Err(Error::new(ErrorKind::InvalidData, problem));
+    }
+    Ok(bytes)
+}
+
+/// What a model's file that cannot be read is reported as.
+pub fn unreadable(path: &Path, error: Error) -> ModelError {
+    ModelError::ModelInvalid {
+        path: path.to_owned(),
+        problem: format!("cannot be read: {error}"),
+        source: Some(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_holds_whatever_the_file_says_about_its_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "12345").unwrap();
+        assert_eq!(read(&path, 5).unwrap(), b"12345");
+        assert_eq!(read(&path, 4).unwrap_err().kind(), ErrorKind::InvalidData);
+        // Files of /proc have the length 0 and contents all the same.
+        #[cfg(target_os = "linux")]
+        {
+            let endless = Path::new("/proc/self/maps");
+            assert_eq!(endless.metadata().unwrap().len(), 0);
+            assert_eq!(read(endless, 9).unwrap_err().kind(), ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| read(path, MOST_SETTINGS).unwrap_err().to_string();
+        assert!(!refused(folder.path()).is_empty());
+        #[cfg(unix)]
+        {
+            let pipe = folder.path().join("pipe");
+            make_pipe(&pipe);
+            let zero = folder.path().join("zero");
+            std::os::unix::fs::symlink("/dev/zero", &zero).unwrap();
+            for path in [&pipe, &zero] {
+                assert!(refused(path).contains("expected a regular file"));
+            }
+        }
+    }
+
+    #[cfg(unix)]
+    fn make_pipe(path: &Path) {
+        let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: a terminated string.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    }
+}

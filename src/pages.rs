@@ -1,0 +1,157 @@
+//! Memory of this process alone, in whole pages: what is loaded into it nobody else can change, and parts that are not
+//! read any more can be given back while the rest stays where it is.
+
+use std::io::{ErrorKind, Read};
+use std::ops::{Deref, DerefMut, Range};
+
+use memmap2::MmapMut;
+
+use crate::error::{Error, Result};
+
+/// A block of memory, aligned to a page.
+pub struct Pages {
+    map: MmapMut,
+}
+
+impl Pages {
+    /// Zeros, which take memory once they are written or read.
+    ///
+    /// # Errors
+    /// There is no memory for them; the message says what for.
+    pub fn zeroed(length: usize, what: &str) -> Result<Self> {
+        match MmapMut::map_anon(length) {
+            Ok(map) => Ok(Self { map }),
+            Err(_) => Err(Error::no_memory(length, what)),
+        }
+    }
+
+    /// Fills all of it from a reader.
+    pub fn fill(&mut self, mut reader: impl Read) -> std::io::Result<()> {
+        reader
+            .read_exact(&mut self.map)
+            .map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => {
+                    let problem = "it became shorter while it was read";
+                    std::io::Error::new(ErrorKind::UnexpectedEof, problem)
+                }
+                _ => error,
+            })
+    }
+
+    /// Gives the system back whatever lies in none of the ranges of addresses, as far as that is whole pages. It reads as
+    /// anything from now on. Where the system does not take it, it stays.
+    ///
+    /// # Safety
+    /// What lies outside of the ranges is neither referred to nor read any more, on any thread.
+    pub unsafe fn keep_only(&self, kept: &[Range<usize>]) {
+        let own = self.map.as_ptr_range();
+        let own = own.start as usize..own.end as usize;
+        let mut kept: Vec<&Range<usize>> = kept
+            .iter()
+            .filter(|range| own.start <= range.start && range.end <= own.end)
+            .collect();
+        kept.sort_by_key(|range| range.start);
+        let mut from = own.start;
+        for range in kept {
+            // SAFETY: by the contract of this function nobody reads what lies between the ranges.
+            unsafe { give_back(from..range.start) };
+            from = from.max(range.end);
+        }
+        // SAFETY: as above. The mapping itself goes on to the end of its last page.
+        unsafe { give_back(from..own.end.next_multiple_of(page_size())) };
+    }
+}
+
+impl Deref for Pages {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+impl DerefMut for Pages {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.map
+    }
+}
+
+#[cfg(unix)]
+fn page_size() -> usize {
+    // SAFETY: has no preconditions.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
+#[cfg(not(unix))]
+fn page_size() -> usize {
+    4096
+}
+
+/// Gives back the whole pages of a range of addresses.
+///
+/// # Safety
+/// They belong to one anonymous mapping, and nobody reads them any more.
+#[cfg(unix)]
+unsafe fn give_back(range: Range<usize>) {
+    // Others than Linux take `MADV_DONTNEED` for a hint about what will be read next.
+    const ADVICE: libc::c_int = if cfg!(target_os = "linux") {
+        libc::MADV_DONTNEED
+    } else {
+        libc::MADV_FREE
+    };
+    let start = range.start.next_multiple_of(page_size());
+    let end = range.end - range.end % page_size();
+    if start < end {
+        // SAFETY: whole pages of a mapping of ours, by the contract of this function. A refusal changes nothing.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, ADVICE) };
+    }
+}
+
+/// Windows backs this memory by its paging file, to which it moves what nobody reads.
+#[cfg(not(unix))]
+unsafe fn give_back(_: Range<usize>) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_stays() {
+        let page = page_size();
+        let mut pages = Pages::zeroed(16 * page + 7, "the test").unwrap();
+        pages.fill(std::io::repeat(1)).unwrap();
+        let start = pages.as_ptr() as usize;
+        let kept = [
+            9 * page + 5..9 * page + 6,
+            2 * page..4 * page,
+            15 * page..16 * page + 7,
+        ];
+        // Of another block: none of this one's affair.
+        let foreign = start + 100 * page..start + 101 * page;
+        let addresses: Vec<_> = kept
+            .iter()
+            .map(|range| start + range.start..start + range.end)
+            .chain(std::iter::once(foreign))
+            .collect();
+        // SAFETY: the test reads zeros where it gave memory back.
+        unsafe { pages.keep_only(&addresses) };
+        for range in kept {
+            assert!(pages[range].iter().all(|byte| *byte == 1));
+        }
+        if cfg!(target_os = "linux") {
+            let given_back = [0..2 * page, 4 * page..9 * page, 10 * page..15 * page];
+            for range in given_back {
+                assert!(pages[range].iter().all(|byte| *byte == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_cannot_be_had() {
+        let refused = Pages::zeroed(usize::MAX / 4, "the test").err().unwrap();
+        assert_eq!(refused.code(), "RESOURCE_EXHAUSTED");
+        let mut pages = Pages::zeroed(4, "the test").unwrap();
+        let problem = pages.fill(&b"123"[..]).unwrap_err();
+        assert!(problem.to_string().contains("shorter"));
+    }
+}

@@ -1,0 +1,316 @@
+//! Pieces of a long text that give the same tokens one by one as together.
+//!
+//! Truncation keeps a few hundred tokens of a text, which may be of any length. Cut into pieces, no more of it is
+//! tokenized than the limit can take. A piece leaves out what cannot change a token: repeated whitespace and characters
+//! that the normalizer removes, and the middle of words that are too long for WordPiece, which makes one unknown token of
+//! them. So a piece has a bounded size, whatever the text.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::iter::Peekable;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use tokenizers::models::ModelWrapper;
+use tokenizers::{
+    AddedToken, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType,
+    PreTokenizedString, PreTokenizer, PreTokenizerWrapper, Tokenizer as HfTokenizer,
+};
+
+use crate::error::{Error, Result};
+
+/// Characters looked at between two questions whether to stop.
+const CHARACTERS_PER_CHECK: usize = 1 << 16;
+
+/// What a tokenizer makes of a character, as bits.
+#[derive(Clone, Copy)]
+struct Character(u8);
+
+impl Character {
+    /// Gives no token: whitespace, or removed by the normalizer.
+    const BLANK: u8 = 1;
+    /// Part of a word, as a letter is.
+    const IN_WORD: u8 = 1 << 1;
+    /// No word reaches across it.
+    const ENDS_WORD: u8 = 1 << 2;
+    /// The text may be cut before it.
+    const CUT_BEFORE: u8 = 1 << 3;
+    /// The text may be cut after it.
+    const CUT_AFTER: u8 = 1 << 4;
+    /// Every other bit is right.
+    const KNOWN: u8 = 1 << 7;
+
+    fn is(self, bit: u8) -> bool {
+        self.0 & bit != 0
+    }
+}
+
+/// Where the texts of a tokenizer may be cut, and what of them may be left out.
+pub(crate) struct PieceRules {
+    lower_case: bool,
+    /// Characters that some added token has behind its first one: it could reach across a cut before them.
+    behind_first: HashSet<char>,
+    /// Characters that some added token has ahead of its last one.
+    ahead_of_last: HashSet<char>,
+    /// Longest added token, in characters.
+    longest_added_token: usize,
+    /// Of a word with more letters than this, any letters beyond may be left out; `None` if every letter counts.
+    letters_of_word: Option<usize>,
+    /// By code point; 0 where not asked for yet.
+    characters: Vec<AtomicU8>,
+}
+
+impl PieceRules {
+    /// `None` for a tokenizer whose texts must be tokenized whole, for all that is known of it here.
+    pub fn of(tokenizer: &HfTokenizer, lower_case: bool) -> Option<Self> {
+        if !takes_characters_one_by_one(tokenizer) {
+            return None;
+        }
+        let mut rules = Self {
+            lower_case,
+            behind_first: HashSet::new(),
+            ahead_of_last: HashSet::new(),
+            longest_added_token: 0,
+            letters_of_word: match tokenizer.get_model() {
+                ModelWrapper::WordPiece(model) => Some(model.max_input_chars_per_word),
+                _ => None,
+            },
+            characters: std::iter::repeat_with(AtomicU8::default)
+                .take(char::MAX as usize + 1)
+                .collect(),
+        };
+        let added_tokens = tokenizer.get_added_tokens_decoder();
+        for token in added_tokens.values() {
+            rules.forbid_cuts_within(tokenizer, token)?;
+        }
+        // Asked only now: the answers depend on all added tokens.
+        for token in added_tokens.values() {
+            let is_any = |bit| {
+                let mut characters = token.content.chars();
+                characters.any(|c| rules.character(tokenizer, c).is(bit))
+            };
+            if is_any(Character::BLANK) {
+                return None;
+            }
+            // A word that is nothing but letters could hold the token anywhere.
+            if token.normalized || !is_any(Character::ENDS_WORD) {
+                rules.letters_of_word = None;
+            }
+        }
+        Some(rules)
+    }
+
+    /// Added tokens are found before the text is split into words. `None` if one of them looks at more than its own
+    /// characters, or takes whitespace.
+    fn forbid_cuts_within(&mut self, tokenizer: &HfTokenizer, token: &AddedToken) -> Option<()> {
+        let content = if token.normalized {
+            words(tokenizer, &token.content)?.0
+        } else {
+            token.content.clone()
+        };
+        if token.single_word || content.contains(char::is_whitespace) {
+            return None;
+        }
+        let length = content.chars().count();
+        let ahead_of_last = content.chars().take(length.saturating_sub(1));
+        self.behind_first.extend(content.chars().skip(1));
+        self.ahead_of_last.extend(ahead_of_last);
+        self.longest_added_token = self.longest_added_token.max(length);
+        Some(())
+    }
+
+    fn character(&self, tokenizer: &HfTokenizer, c: char) -> Character {
+        let known = &self.characters[c as usize];
+        let mut bits = known.load(Ordering::Relaxed);
+        if bits == 0 {
+            bits = self.find_out(tokenizer, c) | Character::KNOWN;
+            known.store(bits, Ordering::Relaxed);
+        }
+        Character(bits)
+    }
+
+    /// Whether texts may be cut on both sides of a character.
+    #[cfg(test)]
+    pub fn may_be_cut_at(&self, tokenizer: &HfTokenizer, c: char) -> bool {
+        let character = self.character(tokenizer, c);
+        character.is(Character::CUT_BEFORE) && character.is(Character::CUT_AFTER)
+    }
+
+    /// Asks the tokenizer itself, with a word around the character.
+    fn find_out(&self, tokenizer: &HfTokenizer, c: char) -> u8 {
+        let own = self.prepare(c.to_string());
+        let Some((normalized, _)) = words(tokenizer, &own) else {
+            return Character::ENDS_WORD;
+        };
+        let (_, words) = words(tokenizer, &format!("a{own}a")).unwrap_or_default();
+        let bits = match &*words.iter().map(String::as_str).collect::<Vec<_>>() {
+            ["aa"] => return Character::BLANK,
+            [word] if word.starts_with('a') && word.ends_with('a') => return Character::IN_WORD,
+            ["a", "a"] => Character::BLANK,
+            ["a", .., "a"] => 0,
+            // Splits the word at one of its sides only, or nothing that was thought of.
+            _ => return Character::ENDS_WORD,
+        };
+        let is_in = |set: &HashSet<char>| {
+            own.chars()
+                .chain(normalized.chars())
+                .any(|c| set.contains(&c))
+        };
+        let mut bits = bits | Character::ENDS_WORD;
+        if !is_in(&self.behind_first) {
+            bits |= Character::CUT_BEFORE;
+        }
+        if !is_in(&self.ahead_of_last) {
+            bits |= Character::CUT_AFTER;
+        }
+        bits
+    }
+
+    fn prepare(&self, text: String) -> String {
+        if self.lower_case {
+            text.to_lowercase()
+        } else {
+            text
+        }
+    }
+}
+
+/// Whether the tokenizer decides by each character alone how it is normalized and where words end.
+fn takes_characters_one_by_one(tokenizer: &HfTokenizer) -> bool {
+    let normalizes_them = match tokenizer.get_normalizer() {
+        // Its canonical decomposition sorts combining marks, but moves none out of its word.
+        None | Some(NormalizerWrapper::BertNormalizer(_)) => true,
+        Some(_) => false,
+    };
+    let splits_at_them = match tokenizer.get_pre_tokenizer() {
+        Some(PreTokenizerWrapper::BertPreTokenizer(_)) => true,
+        // Byte-level pre-tokenizers and Metaspace look at what is beside a character.
+        Some(_) | None => false,
+    };
+    normalizes_them && splits_at_them
+}
+
+/// A text without added tokens, normalized, and its words; `None` if the tokenizer refuses it.
+fn words(tokenizer: &HfTokenizer, text: &str) -> Option<(String, Vec<String>)> {
+    let mut normalized = NormalizedString::from(text);
+    if let Some(normalizer) = tokenizer.get_normalizer() {
+        normalizer.normalize(&mut normalized).ok()?;
+    }
+    let mut split = PreTokenizedString::from(normalized.clone());
+    if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
+        pre_tokenizer.pre_tokenize(&mut split).ok()?;
+    }
+    let words = split.get_splits(OffsetReferential::Normalized, OffsetType::None);
+    let words = words
+        .into_iter()
+        .map(|(word, ..)| word.to_owned())
+        .collect();
+    Some((normalized.get().to_owned(), words))
+}
+
+/// The pieces of one text, from the side that truncation keeps.
+pub(crate) struct Pieces<'a, I: Iterator<Item = char>> {
+    rules: &'a PieceRules,
+    tokenizer: &'a HfTokenizer,
+    /// From the first character to the last, or from the last to the first.
+    characters: Peekable<I>,
+    is_backward: bool,
+    /// Bytes after which a piece ends as soon as it may.
+    length: usize,
+    /// Runs of blank characters so far.
+    blank_runs: usize,
+    /// For each blank character, the latest run that it was kept in.
+    latest_runs: HashMap<char, usize>,
+    looked_at: usize,
+}
+
+impl<'a, I: Iterator<Item = char>> Pieces<'a, I> {
+    /// `characters` are those of the text, in their order or, `is_backward`, from the last to the first.
+    pub fn new(
+        rules: &'a PieceRules,
+        tokenizer: &'a HfTokenizer,
+        characters: I,
+        is_backward: bool,
+        length: usize,
+    ) -> Self {
+        Self {
+            rules,
+            tokenizer,
+            characters: characters.peekable(),
+            is_backward,
+            length,
+            blank_runs: 0,
+            latest_runs: HashMap::new(),
+            looked_at: 0,
+        }
+    }
+
+    /// The next piece; `None` when there is no more text.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] if `should_stop` says so.
+    pub fn next(&mut self, should_stop: &dyn Fn() -> bool) -> Result<Option<String>> {
+        let mut piece = String::new();
+        let mut latest: Option<(char, Character)> = None;
+        let mut letters = 0;
+        // The latest characters of a word after as many letters as count.
+        let mut end_of_word = VecDeque::new();
+        while let Some(&c) = self.characters.peek() {
+            let character = self.rules.character(self.tokenizer, c);
+            if piece.len() >= self.length
+                && latest.is_some_and(|(_, latest)| self.may_cut_between(latest, character))
+            {
+                break;
+            }
+            if self.looked_at.is_multiple_of(CHARACTERS_PER_CHECK) && should_stop() {
+                return Err(Error::Aborted);
+            }
+            self.looked_at += 1;
+            self.characters.next();
+            let is_repeated = latest.is_some_and(|(latest, _)| latest == c);
+            latest = Some((c, character));
+            if character.is(Character::ENDS_WORD) {
+                piece.extend(end_of_word.drain(..));
+                letters = 0;
+            }
+            letters += usize::from(character.is(Character::IN_WORD));
+            if character.is(Character::BLANK) {
+                // One of each is left, since a removed mark may keep others from being sorted.
+                if is_repeated
+                    || self.latest_runs.insert(c, self.blank_runs) == Some(self.blank_runs)
+                {
+                    continue;
+                }
+            } else {
+                self.blank_runs += 1;
+            }
+            if self.is_beyond_what_counts(letters) {
+                end_of_word.push_back(c);
+                if end_of_word.len() > self.rules.longest_added_token {
+                    end_of_word.pop_front();
+                }
+            } else {
+                piece.push(c);
+            }
+        }
+        piece.extend(end_of_word);
+        if self.is_backward {
+            piece = piece.chars().rev().collect();
+        }
+        Ok(latest.map(|_| self.rules.prepare(piece)))
+    }
+
+    /// Whether a word has more letters than WordPiece looks at, and than an added token beside it could have in common
+    /// with it.
+    fn is_beyond_what_counts(&self, letters: usize) -> bool {
+        let limit = self.rules.letters_of_word;
+        limit.is_some_and(|limit| letters > (limit + 1).max(self.rules.longest_added_token))
+    }
+
+    fn may_cut_between(&self, latest: Character, next: Character) -> bool {
+        let (left, right) = if self.is_backward {
+            (next, latest)
+        } else {
+            (latest, next)
+        };
+        left.is(Character::CUT_AFTER) || right.is(Character::CUT_BEFORE)
+    }
+}

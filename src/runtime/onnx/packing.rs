@@ -1,0 +1,104 @@
+//! Whether a linear layer's kernel still reads its matrix once a session is made, or has packed all of it.
+//!
+//! No function of ONNX Runtime tells. It depends on its version, the processor and the matrix's shape, and not on the numbers:
+//! so a layer of the same shape is made alone, run, and run again after its matrix was overwritten.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use ort::value::TensorRef;
+
+use super::graph::{self, GraphBuilder};
+use super::weights::Initializers;
+use super::{Precision, Sessions};
+use crate::arch::Linear;
+use crate::checkpoint::{TensorSlice, WeightType};
+use crate::error::{Error, Result};
+use crate::int8::Layer;
+use crate::pages::Pages;
+
+/// Whether the kernels of this precision pack matrices `[outputs, inputs]` of all these shapes. `file` lies in the folder
+/// of `sessions`; see [`GraphBuilder::finish_pooled`].
+pub fn is_complete<'a>(
+    sessions: &Sessions,
+    file: &Path,
+    precision: Precision,
+    shapes: impl IntoIterator<Item = &'a [usize]>,
+) -> bool {
+    type Known = HashMap<(Precision, Vec<usize>), bool>;
+    static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    shapes.into_iter().all(|shape| {
+        let key = (precision, shape.to_vec());
+        *known.entry(key).or_insert_with(|| {
+            // What cannot be tried is kept in memory.
+            ignores_its_matrix(sessions, file, precision, shape).unwrap_or(false)
+        })
+    })
+}
+
+fn ignores_its_matrix(
+    sessions: &Sessions,
+    file: &Path,
+    precision: Precision,
+    shape: &[usize],
+) -> Result<bool> {
+    /// As float32 0.19, as int8 62; and 0.75 or 63.
+    const BYTES: [u8; 2] = [0x3e, 0x3f];
+    let matrix = TensorSlice {
+        name: "matrix".to_owned(),
+        file: 0,
+        dtype: WeightType::F32,
+        shape: shape.to_vec(),
+        offset: 0,
+    };
+    let &[outputs, inputs] = shape else {
+        return Ok(false);
+    };
+    let mut builder = GraphBuilder::new(precision);
+    let output = builder.layer_of_ids(&Linear {
+        weight: matrix.clone(),
+        bias: None,
+    });
+    let bytes = matrix.len() * precision.matrix_bytes();
+    let mut pages = Pages::zeroed(bytes, "a trial layer")?;
+    pages[..].fill(BYTES[0]);
+    let scales = 1.0_f32.to_le_bytes().repeat(outputs);
+    let layer = Layer {
+        name: &matrix.name,
+        shape: [inputs, outputs],
+        values: &pages,
+        scales: &scales,
+    };
+    let layers = match precision {
+        Precision::Float => vec![],
+        Precision::Int8 => vec![layer],
+    };
+    let (graph, _) = builder.finish_pooled(&output, outputs, file, &layers);
+    let mut initializers = Initializers::new();
+    // SAFETY: the pages outlive initializers and session, which are declared later. They change between two runs, which is
+    // when the session does not read.
+    unsafe {
+        match precision {
+            Precision::Float => initializers.add_floats(&matrix.name, shape, &pages)?,
+            Precision::Int8 => initializers.add_int8(&matrix.name, &[inputs, outputs], &pages)?,
+        }
+    }
+    let mut run = {
+        let mut session = sessions
+            .make(&graph, &initializers, 1)
+            .map_err(|error| Error::inference(&error))?;
+        move || -> Result<Vec<f32>, ort::Error> {
+            let ids = vec![1_i64; inputs];
+            let input = TensorRef::from_array_view(([1, inputs], &*ids))?;
+            let outputs = session.run(ort::inputs![graph::INPUT => input])?;
+            let (_, product) = outputs[graph::EMBEDDING].try_extract_tensor::<f32>()?;
+            Ok(product.to_vec())
+        }
+    };
+    let before = run().map_err(|error| Error::inference(&error))?;
+    pages[..].fill(BYTES[1]);
+    let after = run().map_err(|error| Error::inference(&error))?;
+    Ok(before == after && before.iter().all(|number| *number > 0.0))
+}
