@@ -4,11 +4,14 @@
 //! texts at a time, then the batches planned from their lengths. Long calls go window by window, so that the next
 //! window is tokenized while the batches of this one are computed.
 //!
-//! There are two lanes. Queries and single texts are urgent: somebody waits for a search result. Everything else is
-//! bulk. Within a lane the calls take turns, one step each, so that a small call does not wait for a large one. Bulk
-//! work runs on the workers of the runtime; urgent work has one more, `lone`, with a thread of its own and all
-//! processors, so that it need not even wait for the end of a batch. While that one is busy, the others take urgent
-//! steps before bulk ones.
+//! There are three lanes. Queries and single texts are urgent: somebody waits for a search result; queries go first.
+//! Everything else is bulk. Within a lane the calls take turns, one step each, so that a small call does not wait for a
+//! large one. Bulk work runs on the workers of the runtime; urgent work has one more, `lone`, with a thread of its own
+//! and all processors, so that it need not even wait for the end of a batch. While that one is busy, the others take
+//! urgent steps before bulk ones.
+//!
+//! Calls of one text that wait are computed together: whoever takes one takes along those that fit into its batch. A
+//! text that comes while nothing else is to be done waits for no other; the more callers, the fuller the batches.
 //!
 //! The vectors of a batch go to the call's [`Sink`] as soon as the batch is done, on the thread that computed it; whichever
 //! thread finishes the last batch ends the call. Nothing here ever blocks a caller.
@@ -183,8 +186,12 @@ struct Counters {
 /// Calls that have steps to be done, each of them in its lane once.
 #[derive(Default)]
 struct Queue {
-    urgent: VecDeque<Arc<Call>>,
+    queries: VecDeque<Arc<Call>>,
+    /// Calls of one text that is no query.
+    singles: VecDeque<Arc<Call>>,
     bulk: VecDeque<Arc<Call>>,
+    /// How many workers for bulk work are computing single texts.
+    on_singles: usize,
     /// Whether the worker for urgent work is computing, so that others have to see to it.
     lone_is_busy: bool,
     closed: bool,
@@ -197,6 +204,13 @@ enum Role {
     Bulk,
     /// Urgent work only.
     Lone,
+}
+
+/// What a thread is to do next.
+enum Work {
+    Step(Arc<Call>, Step),
+    /// Calls of one text each, in the order of their lane.
+    Singles(Vec<Arc<Call>>),
 }
 
 enum Step {
@@ -369,44 +383,61 @@ impl Drop for Engine {
 impl Shared {
     /// The life of a worker's thread.
     fn work(&self, role: Role, worker: &mut dyn Worker) {
-        while let Some((call, step)) = self.next(role) {
-            let outcome = guard::run(|| match step {
-                Step::Start => self.start(&call, worker),
-                Step::Tokenize(range) => self.tokenize(&call, range, worker),
-                Step::Forward(batch) => self.forward(&call, &batch, worker),
-            });
-            if let Err(error) = outcome {
-                call.ticket.settle(Err(error));
+        let mut on_singles = false;
+        while let Some(work) = self.next(role, &mut on_singles) {
+            match work {
+                Work::Step(call, step) => call.run(|| match step {
+                    Step::Start => self.start(&call),
+                    Step::Tokenize(range) => self.tokenize(&call, range),
+                    Step::Forward(batch) => self.forward(&[(&call, &batch)], worker),
+                }),
+                Work::Singles(calls) => self.compute_singles(calls, worker),
             }
         }
     }
 
-    /// The next step; `None` when the engine is closed.
-    fn next(&self, role: Role) -> Option<(Arc<Call>, Step)> {
+    /// What to do next; `None` when the engine is closed. `on_singles` is whether a worker for bulk work has single texts
+    /// of their own lane in hand.
+    fn next(&self, role: Role, on_singles: &mut bool) -> Option<Work> {
         let mut queue = lock(&self.queue);
         if role == Role::Lone {
             queue.lone_is_busy = false;
+        }
+        if std::mem::take(on_singles) {
+            queue.on_singles -= 1;
         }
         loop {
             if queue.closed {
                 return None;
             }
-            let step = match role {
-                Role::Lone => take_turn(&mut queue.urgent),
-                Role::Bulk if queue.lone_is_busy => {
-                    take_turn(&mut queue.urgent).or_else(|| take_turn(&mut queue.bulk))
-                }
-                Role::Bulk => take_turn(&mut queue.bulk),
+            let mut work = None;
+            if role == Role::Lone || queue.lone_is_busy {
+                work = take_turn(&mut queue.queries);
+            }
+            // Where several wait they are work in bulk, for threads that do not share a text: those compute more of them.
+            // The lone worker then stays ready for a query, unless the others are on batches that may take long.
+            let waiting = queue.singles.len();
+            let are_mine = match role {
+                Role::Lone => waiting == 1 || queue.on_singles == 0,
+                Role::Bulk => waiting > 1 || queue.lone_is_busy,
             };
-            if step.is_some() {
+            if work.is_none() && are_mine {
+                work = take_turn(&mut queue.singles);
+                *on_singles = role == Role::Bulk && work.is_some();
+                queue.on_singles += usize::from(*on_singles);
+            }
+            if work.is_none() && role == Role::Bulk {
+                work = take_turn(&mut queue.bulk);
+            }
+            if work.is_some() {
                 if role == Role::Lone {
                     queue.lone_is_busy = true;
-                    if !queue.urgent.is_empty() {
+                    if !queue.queries.is_empty() || !queue.singles.is_empty() {
                         // More than one thread can do: now the others may help.
                         self.ready.notify_all();
                     }
                 }
-                return step;
+                return work;
             }
             queue = self
                 .ready
@@ -427,12 +458,7 @@ impl Shared {
             let has_its_place = !pending.is_empty();
             pending.extend(steps);
             if !has_its_place && !pending.is_empty() {
-                let lane = if call.is_query || call.texts.len() == 1 {
-                    &mut queue.urgent
-                } else {
-                    &mut queue.bulk
-                };
-                lane.push_back(Arc::clone(call));
+                queue.lane_of(call).push_back(Arc::clone(call));
             }
         }
         self.ready.notify_all();
@@ -443,7 +469,8 @@ impl Shared {
             let mut queue = lock(&self.queue);
             queue.closed = true;
             let queue = &mut *queue;
-            queue.urgent.drain(..).chain(queue.bulk.drain(..)).collect()
+            let lanes = [&mut queue.queries, &mut queue.singles, &mut queue.bulk];
+            lanes.into_iter().flat_map(|lane| lane.drain(..)).collect()
         };
         self.ready.notify_all();
         for call in calls {
@@ -451,45 +478,40 @@ impl Shared {
         }
     }
 
-    fn start(&self, call: &Arc<Call>, worker: &mut dyn Worker) -> Result<()> {
-        let distinct = Distinct::of(&call.texts)?;
-        let distinct = call.distinct.get_or_init(|| distinct);
+    fn start(&self, call: &Arc<Call>) -> Result<()> {
+        let distinct = call.prepare()?;
         let count = distinct.firsts.len();
         if count == 0 {
             call.ticket.settle(Ok(0));
-            return Ok(());
-        }
-        call.missing.store(count, Ordering::Release);
-        if count <= TEXTS_PER_STEP {
+        } else if count <= TEXTS_PER_STEP {
             // The way through the queue would take longer than they do.
-            return self.tokenize(call, 0..count, worker);
+            return self.tokenize(call, 0..count);
+        } else {
+            self.push(call, distinct.tokenization(0));
         }
-        self.push(call, distinct.tokenization(0));
         Ok(())
     }
 
-    fn tokenize(
-        &self,
-        call: &Arc<Call>,
-        range: Range<usize>,
-        worker: &mut dyn Worker,
-    ) -> Result<()> {
+    fn tokenize_texts(&self, call: &Call, places: Range<usize>) -> Result<()> {
         let distinct = call.distinct();
-        let window = range.start / TEXTS_PER_WINDOW;
-        let count = range.len();
         let is_settled = || call.ticket.is_settled();
-        for place in range {
+        for place in places {
             let text = &call.texts[distinct.firsts[place]];
             let tokenized = self
                 .tokenizer
                 .tokenize_unless(text, call.is_query, &is_settled)?;
             distinct.tokenized[place].get_or_init(|| tokenized);
         }
+        Ok(())
+    }
+
+    fn tokenize(&self, call: &Arc<Call>, range: Range<usize>) -> Result<()> {
+        let distinct = call.distinct();
+        let window = range.start / TEXTS_PER_WINDOW;
+        let count = range.len();
+        self.tokenize_texts(call, range)?;
         if distinct.untokenized[window].fetch_sub(count, Ordering::AcqRel) > count {
             return Ok(());
-        }
-        if distinct.firsts.len() == 1 {
-            return self.forward(call, &[0], worker);
         }
         let places = distinct.window(window);
         let first = places.start;
@@ -520,18 +542,93 @@ impl Shared {
         Ok(())
     }
 
-    fn forward(&self, call: &Call, places: &[usize], worker: &mut dyn Worker) -> Result<()> {
-        let distinct = call.distinct();
-        let ids = places.iter().map(|&place| &*distinct.tokens(place).ids);
+    /// Computes the first of these calls, with those that fit into its batch. The others go back to where they were.
+    fn compute_singles(&self, mut calls: Vec<Arc<Call>>, worker: &mut dyn Worker) {
+        for call in calls.iter().filter(|call| call.distinct.get().is_none()) {
+            call.run(|| {
+                call.prepare()?;
+                self.tokenize_texts(call, 0..1)
+            });
+        }
+        calls.retain(|call| !call.ticket.is_settled());
+        let lengths: Vec<usize> = calls
+            .iter()
+            .map(|call| call.distinct().tokens(0).ids.len())
+            .collect();
+        let batches = batch::plan(&lengths, self.limits);
+        let Some(batch) = batches.iter().find(|batch| batch.contains(&0)) else {
+            return;
+        };
+        let is_chosen: Vec<bool> = (0..calls.len())
+            .map(|index| batch.contains(&index))
+            .collect();
+        let mut is_chosen = is_chosen.into_iter();
+        let (chosen, others): (Vec<_>, Vec<_>) = calls
+            .into_iter()
+            .partition(|_| is_chosen.next() == Some(true));
+        self.put_back(others);
+        let parts: Vec<(&Call, &[usize])> = chosen.iter().map(|call| (&**call, &[0][..])).collect();
+        if parts.len() > 1 && guard::run(|| self.forward(&parts, worker)).is_ok() {
+            return;
+        }
+        // One that fails is no reason for the others to.
+        for part in parts {
+            part.0.run(|| self.forward(&[part], worker));
+        }
+    }
+
+    /// Puts calls of one lane back to its front.
+    fn put_back(&self, calls: Vec<Arc<Call>>) {
+        if calls.is_empty() {
+            return;
+        }
+        {
+            let mut queue = lock(&self.queue);
+            if queue.closed {
+                drop(queue);
+                for call in calls {
+                    call.ticket.settle(Err(Error::Closed));
+                }
+                return;
+            }
+            for call in calls.into_iter().rev() {
+                queue.lane_of(&call).push_front(call);
+            }
+        }
+        self.ready.notify_all();
+    }
+
+    /// Computes one batch: of each call the distinct texts at these places.
+    fn forward(&self, parts: &[(&Call, &[usize])], worker: &mut dyn Worker) -> Result<()> {
+        let ids = parts.iter().flat_map(|(call, places)| {
+            let distinct = call.distinct();
+            places.iter().map(|&place| &*distinct.tokens(place).ids)
+        });
         let batch = Batch::from_texts(ids);
-        let vectors = self.finish.apply(worker.forward(&batch)?)?;
+        let mut vectors = self.finish.apply(worker.forward(&batch)?)?;
+        self.counters.batches.fetch_add(1, Ordering::Relaxed);
+        // From the last one on, so that each can be split off; a single part takes all of it over.
+        for (call, places) in parts.iter().rev() {
+            let rest = vectors.len() - places.len() * self.finish.dimension();
+            let own = vectors.split_off(rest);
+            call.run(|| self.deliver(call, places, own));
+        }
+        Ok(())
+    }
+
+    /// Gives a call the vectors of these places, and ends it after its last ones.
+    fn deliver(&self, call: &Call, places: &[usize], vectors: Vec<f32>) -> Result<()> {
         let ticket = &call.ticket;
         if ticket.is_settled() {
             return Ok(());
         }
-        let (texts, tokens) = (places.len(), batch.ids.len());
+        let distinct = call.distinct();
+        let texts = places.len();
+        let tokens = places
+            .iter()
+            .map(|&place| distinct.tokens(place).ids.len())
+            .sum();
         let counters = &self.counters;
-        counters.batches.fetch_add(1, Ordering::Relaxed);
         counters.texts.fetch_add(texts as u64, Ordering::Relaxed);
         counters.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
         let rows = distinct.rows(places, vectors, self.finish.dimension())?;
@@ -605,9 +702,19 @@ fn yield_to_urgent_work() {
     }
 }
 
-/// The next step of the call whose turn it is; the call goes to the end of the lane if it has more.
-fn take_turn(lane: &mut VecDeque<Arc<Call>>) -> Option<(Arc<Call>, Step)> {
+/// The next step of the call whose turn it is, which goes to the end of the lane if it has more. A call of one text
+/// comes with others that wait.
+fn take_turn(lane: &mut VecDeque<Arc<Call>>) -> Option<Work> {
     while let Some(call) = lane.pop_front() {
+        if call.is_single() {
+            let near = lane.drain(..lane.len().min(TEXTS_PER_STEP - 1));
+            let (mut singles, others): (Vec<_>, Vec<_>) = near.partition(|call| call.is_single());
+            singles.insert(0, call);
+            for call in others.into_iter().rev() {
+                lane.push_front(call);
+            }
+            return Some(Work::Singles(singles));
+        }
         let (step, has_more) = {
             let mut steps = lock(&call.steps);
             if call.ticket.is_settled() {
@@ -619,17 +726,49 @@ fn take_turn(lane: &mut VecDeque<Arc<Call>>) -> Option<(Arc<Call>, Step)> {
             lane.push_back(Arc::clone(&call));
         }
         if let Some(step) = step {
-            return Some((call, step));
+            return Some(Work::Step(call, step));
         }
     }
     None
 }
 
+impl Queue {
+    fn lane_of(&mut self, call: &Call) -> &mut VecDeque<Arc<Call>> {
+        if call.is_query {
+            &mut self.queries
+        } else if call.is_single() {
+            &mut self.singles
+        } else {
+            &mut self.bulk
+        }
+    }
+}
+
 impl Call {
+    /// Whether it has one text. Its one step is done by [`Shared::compute_singles`], with others.
+    fn is_single(&self) -> bool {
+        self.texts.len() == 1
+    }
+
+    /// Finds equal texts.
+    fn prepare(&self) -> Result<&Distinct> {
+        let distinct = Distinct::of(&self.texts)?;
+        let distinct = self.distinct.get_or_init(|| distinct);
+        self.missing.store(distinct.firsts.len(), Ordering::Release);
+        Ok(distinct)
+    }
+
+    /// Does a step; its failure ends the call.
+    fn run(&self, step: impl FnOnce() -> Result<()>) {
+        if let Err(error) = guard::run(step) {
+            self.ticket.settle(Err(error));
+        }
+    }
+
     fn distinct(&self) -> &Distinct {
         self.distinct
             .get()
-            .expect("set by Step::Start, which pushes every other step")
+            .expect("set before any other step of the call")
     }
 }
 

@@ -69,6 +69,67 @@ fn queries_and_single_texts_overtake_bulk_work() {
     }
 }
 
+#[test]
+fn queries_overtake_single_texts() {
+    for &backend in setup::BACKENDS {
+        let model = model(backend);
+        let mut calls: Vec<_> = (0..400)
+            .map(|i| ("single", vec![format!("single {i}")], false))
+            .collect();
+        calls.push(("query", texts("query", 1), true));
+        let order = order_of_ends(&model, calls);
+        let place = order.iter().position(|&name| name == "query").unwrap();
+        assert!(place < 300, "{backend:?}: {place}");
+    }
+}
+
+/// Calls of one text share batches. Each gets its own vector, tokens and truncation; one that is cancelled harms no other.
+#[test]
+fn single_texts_that_wait_are_computed_together() {
+    for &backend in setup::BACKENDS {
+        for is_query in [false, true] {
+            let options = Options {
+                max_tokens: Some(16),
+                ..setup::options_for(backend)
+            };
+            let model = Model::load(&setup::fixture("nomic_cls"), &options).unwrap();
+            let all: Vec<String> = (0..400)
+                .map(|i| format!("{i} {}", "word ".repeat(i % 20)))
+                .collect();
+            let alone: Vec<Embeddings> = all
+                .iter()
+                .map(|text| model.embed(vec![text.clone()], is_query).unwrap())
+                .collect();
+            let before = model.activity();
+            let calls: Vec<_> = all
+                .iter()
+                .map(|text| submit(&model, vec![text.clone()], is_query))
+                .collect();
+            for (ticket, _) in calls.iter().step_by(7) {
+                ticket.cancel();
+            }
+            for (index, ((_, outcome), alone)) in calls.iter().zip(&alone).enumerate() {
+                match outcome.recv().unwrap() {
+                    Ok(result) => {
+                        setup::assert_equal("together", &result.vectors, &alone.vectors);
+                        assert_eq!(
+                            (result.tokens, &result.truncated),
+                            (alone.tokens, &alone.truncated)
+                        );
+                    }
+                    Err(error) => assert!(index % 7 == 0 && matches!(error, Error::Aborted)),
+                }
+            }
+            let batches = model.activity().batches - before.batches;
+            assert!(
+                batches < 200,
+                "{backend:?}: {batches} batches for 400 texts"
+            );
+            assert_eq!(model.activity().calls, 0);
+        }
+    }
+}
+
 /// Calls take turns: a small one does not wait for the whole of a large one.
 #[test]
 fn bulk_calls_share_the_workers() {

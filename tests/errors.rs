@@ -650,3 +650,48 @@ fn closing_answers_every_call() {
         assert!(matches!(result, Ok(_) | Err(Error::Closed)));
     }
 }
+
+/// Calls of one text are computed together, and fail alone: here the letter z gives no number, since what is added up for
+/// it overflows.
+#[test]
+fn a_text_that_fails_fails_no_other() {
+    let sound = Model::load(&setup::fixture("bert_mean"), &setup::options()).unwrap();
+    let letter = sound.tokenize("z", false).unwrap().ids[1] as usize;
+    let model = load_spoiled("bert_mean", |folder| {
+        rewrite_weights(folder, |header, data| {
+            let mut fill = |table: &str, row: usize, number: f32| {
+                let table = &header[format!("embeddings.{table}_embeddings.weight")];
+                let start = table["data_offsets"][0].as_u64().unwrap() as usize;
+                let bytes = table["shape"][1].as_u64().unwrap() as usize * 4;
+                for place in data[start + row * bytes..][..bytes].chunks_exact_mut(4) {
+                    place.copy_from_slice(&number.to_le_bytes());
+                }
+            };
+            fill("word", letter, 3e38);
+            fill("position", 1, 1e38);
+        });
+    })
+    .unwrap();
+    let texts: Vec<String> = (0..200)
+        .map(|i| char::from(b'a' + (i % 26) as u8).to_string())
+        .collect();
+    let outcomes: Vec<_> = texts
+        .iter()
+        .map(|text| {
+            let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+            let reply = move |result| sender.send(result).unwrap();
+            model.submit(vec![text.clone()], false, Box::new(reply));
+            receiver
+        })
+        .collect();
+    for (text, outcome) in texts.iter().zip(outcomes) {
+        let result = outcome.recv().unwrap();
+        if text == "z" {
+            assert_error(result, "INFERENCE_FAILED", &["NaN"]);
+        } else {
+            let alone = model.embed(vec![text.clone()], false).unwrap();
+            setup::assert_equal(text, &result.unwrap().vectors, &alone.vectors);
+        }
+    }
+    assert_eq!(model.activity().calls, 0);
+}
