@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import * as path from "node:path";
 import { test } from "node:test";
-import { BACKENDS, model, ROOT } from "./models.mjs";
+import { BACKENDS, deepModel, LONG_TEXT, model, ROOT } from "./models.mjs";
 
 const PACKAGE = path.join(ROOT, "dist/embedder.js");
 
@@ -101,4 +101,59 @@ for (const [first, second] of [
       );
     }
   });
+}
+
+/** What is enough for some operators on a busy machine, and not for a batch that takes minutes. */
+const SOON_MS = 60_000;
+
+/**
+ * Runs `body` in a process where `compute()` gives an embedder that computes long texts. It prints the time when it wants to
+ * end; the status is 7.
+ */
+async function endsSoon(backend, body) {
+  const compute = `
+    const { Embedder } = require(${JSON.stringify(PACKAGE)});
+    async function compute() {
+      const embedder = await Embedder.load(process.env.MODEL, { backend: "${backend}", maxTokens: 8192, threads: 2 });
+      await embedder.embed(["works"]);
+      embedder.embed(["a", "b", "c"].map((name) => name + process.env.LONG_TEXT)).catch(() => {});
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+      if ((await embedder.info()).calls !== 1) throw new Error("it must take long");
+      return embedder;
+    }`;
+  const env = { ...process.env, MODEL: await deepModel({ heads: 16 }), LONG_TEXT, COMPUTE: compute };
+  const options = { env, encoding: "utf8", timeout: 120_000, killSignal: "SIGKILL" };
+  const code = `${compute}\n(async () => { ${body} })();`;
+  const { status, signal, stdout, stderr } = spawnSync(process.execPath, ["-e", code], options);
+  const end = Date.now();
+  assert.equal(status, 7, `${signal} ${stdout} ${stderr}`);
+  assert.ok(end - Number(stdout) < SOON_MS, `${end - Number(stdout)} ms`);
+}
+
+for (const backend of BACKENDS) {
+  test(`${backend}: exit does not wait for a batch that takes minutes`, () =>
+    endsSoon(backend, "await compute(); process.stdout.write(String(Date.now())); process.exit(7);"));
+
+  test(`${backend}: a process that closes first does not wait for such a batch either`, () =>
+    endsSoon(
+      backend,
+      `const embedder = await compute();
+       process.stdout.write(String(Date.now()));
+       await embedder.close();
+       process.exitCode = 7;`,
+    ));
+
+  test(`${backend}: neither does a worker thread that is terminated, and the addon goes on in another one`, () =>
+    endsSoon(
+      backend,
+      `const { Worker } = require("node:worker_threads");
+       const tell = "require('node:worker_threads').parentPort.postMessage('computes')";
+       const worker = new Worker(process.env.COMPUTE + "; compute().then(() => " + tell + ")", { eval: true });
+       await new Promise((resolve, reject) => worker.once("message", resolve).once("error", reject));
+       process.stdout.write(String(Date.now()));
+       await worker.terminate();
+       const embedder = await Embedder.load(process.env.MODEL, { backend: "${backend}" });
+       await embedder.embed(["works"]);
+       process.exit(7);`,
+    ));
 }

@@ -75,8 +75,8 @@ export async function changedModel(name, changes) {
 }
 
 /**
- * A model that takes minutes for a long text, `LONG_TEXT`: the fixture with its first layer a hundred times more. With few
- * heads an operator of it takes a fraction of a second, with many some seconds.
+ * A deep model: the fixture with its first layer a hundred times more. With 16 heads `LONG_TEXT` takes two minutes, and an
+ * operator of it a second or two.
  *
  * @param {{ heads?: number }} [options]
  */

@@ -22,11 +22,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::batch::{self, Batch, Limits};
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::memory;
+use crate::runtime::gate;
+use crate::runtime::stop::Stop;
 use crate::runtime::{Runtime, Worker};
 use crate::tokenizer::{TokenizedText, Tokenizer};
 use crate::vector::Finish;
@@ -109,13 +112,15 @@ pub struct Ticket {
     done: AtomicUsize,
     /// Tokens computed.
     tokens: AtomicUsize,
+    /// Requested when the call ends, whatever the reason: then nothing of it is to be computed any more.
+    stop: Arc<Stop>,
     /// The engine's number of calls that have not ended.
     open_calls: Arc<AtomicUsize>,
 }
 
 impl Ticket {
-    /// Ends the call with [`Error::Aborted`], unless it has ended before. What it still has to do is dropped when its turn
-    /// comes; a batch that is being computed is of no consequence any more.
+    /// Ends the call with [`Error::Aborted`], unless it has ended before. Batches of it that are being computed are
+    /// interrupted, and what it still has to do is dropped when its turn comes.
     pub fn cancel(&self) {
         self.settle(Err(Error::Aborted));
     }
@@ -154,6 +159,7 @@ impl Ticket {
     fn end(&self, sink: Option<Box<dyn Sink>>, outcome: Result<usize>) {
         if let Some(sink) = sink {
             self.open_calls.fetch_sub(1, Ordering::Relaxed);
+            self.stop.request();
             // On whatever thread this is: a mistake of the receiver's must not end a worker, or a garbage collector.
             let _ = guard::catch(|| sink.end(outcome));
         }
@@ -192,6 +198,8 @@ struct Queue {
     bulk: VecDeque<Arc<Call>>,
     /// How many workers for bulk work are computing single texts.
     on_singles: usize,
+    /// The calls that threads are at.
+    running: Vec<Arc<Call>>,
     /// Whether the worker for urgent work is computing, so that others have to see to it.
     lone_is_busy: bool,
     closed: bool,
@@ -211,6 +219,15 @@ enum Work {
     Step(Arc<Call>, Step),
     /// Calls of one text each, in the order of their lane.
     Singles(Vec<Arc<Call>>),
+}
+
+impl Work {
+    fn calls(&self) -> &[Arc<Call>] {
+        match self {
+            Self::Step(call, _) => std::slice::from_ref(call),
+            Self::Singles(calls) => calls,
+        }
+    }
 }
 
 enum Step {
@@ -323,6 +340,7 @@ impl Engine {
             sink: Mutex::new(Some(sink)),
             done: AtomicUsize::new(0),
             tokens: AtomicUsize::new(0),
+            stop: Arc::default(),
             open_calls,
         });
         let call = Arc::new(Call {
@@ -357,7 +375,7 @@ impl Engine {
     }
 
     /// Ends the engine: calls that are not finished fail with [`Error::Closed`], batches that are being computed are
-    /// let run out, and the weights are freed. Waits for that. Later calls fail; closing again does nothing.
+    /// interrupted, and the weights are freed. Waits for that. Later calls fail; closing again does nothing.
     pub fn close(&self) {
         self.shared.close();
         for thread in lock(&self.threads).drain(..) {
@@ -370,6 +388,29 @@ impl Engine {
         unsafe {
             libc::malloc_trim(0)
         };
+    }
+
+    /// [`Self::close`] for who cannot wait: batches have a moment for the operator that they are at, then their threads are
+    /// left to end by themselves.
+    pub fn close_soon(&self) {
+        let Some(patience) = gate::PATIENCE else {
+            self.close();
+            return;
+        };
+        self.shared.close();
+        let deadline = Instant::now() + patience;
+        // Somebody else may be closing, and have the lock for long.
+        let have_ended = || match self.threads.try_lock() {
+            Ok(threads) => threads.iter().all(JoinHandle::is_finished),
+            Err(_) => false,
+        };
+        while !have_ended() {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.close();
     }
 }
 
@@ -385,6 +426,7 @@ impl Shared {
     fn work(&self, role: Role, worker: &mut dyn Worker) {
         let mut on_singles = false;
         while let Some(work) = self.next(role, &mut on_singles) {
+            let calls = work.calls().to_vec();
             match work {
                 Work::Step(call, step) => call.run(|| match step {
                     Step::Start => self.start(&call),
@@ -393,6 +435,16 @@ impl Shared {
                 }),
                 Work::Singles(calls) => self.compute_singles(calls, worker),
             }
+            self.done(&calls);
+        }
+    }
+
+    /// A thread is at these calls no more.
+    fn done(&self, calls: &[Arc<Call>]) {
+        let running = &mut lock(&self.queue).running;
+        for call in calls {
+            let place = running.iter().position(|other| Arc::ptr_eq(other, call));
+            running.swap_remove(place.expect("put there when the thread took it"));
         }
     }
 
@@ -429,7 +481,8 @@ impl Shared {
             if work.is_none() && role == Role::Bulk {
                 work = take_turn(&mut queue.bulk);
             }
-            if work.is_some() {
+            if let Some(work) = work {
+                queue.running.extend_from_slice(work.calls());
                 if role == Role::Lone {
                     queue.lone_is_busy = true;
                     if !queue.queries.is_empty() || !queue.singles.is_empty() {
@@ -437,7 +490,7 @@ impl Shared {
                         self.ready.notify_all();
                     }
                 }
-                return work;
+                return Some(work);
             }
             queue = self
                 .ready
@@ -470,7 +523,8 @@ impl Shared {
             queue.closed = true;
             let queue = &mut *queue;
             let lanes = [&mut queue.queries, &mut queue.singles, &mut queue.bulk];
-            lanes.into_iter().flat_map(|lane| lane.drain(..)).collect()
+            let queued = lanes.into_iter().flat_map(|lane| lane.drain(..));
+            queued.chain(queue.running.iter().cloned()).collect()
         };
         self.ready.notify_all();
         for call in calls {
@@ -605,7 +659,12 @@ impl Shared {
             places.iter().map(|&place| &*distinct.tokens(place).ids)
         });
         let batch = Batch::from_texts(ids);
-        let mut vectors = self.finish.apply(worker.forward(&batch)?)?;
+        let stop = match parts {
+            [(call, _)] => Arc::clone(&call.ticket.stop),
+            // Short texts: the others want theirs, and it does not take long.
+            _ => Arc::default(),
+        };
+        let mut vectors = self.finish.apply(worker.forward(&batch, &stop)?)?;
         self.counters.batches.fetch_add(1, Ordering::Relaxed);
         // From the last one on, so that each can be split off; a single part takes all of it over.
         for (call, places) in parts.iter().rev() {

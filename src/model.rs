@@ -128,9 +128,14 @@ impl Model {
         guard::run(|| self.engine.tokenizer().tokenize(text, is_query))
     }
 
-    /// Ends the model's threads and frees its weights; waits for batches that are being computed.
+    /// Ends the model's threads and frees its weights; waits for that. Batches that are being computed are interrupted.
     pub fn close(&self) {
         self.engine.close();
+    }
+
+    /// [`Self::close`] for who cannot wait; see [`Engine::close_soon`].
+    pub fn close_soon(&self) {
+        self.engine.close_soon();
     }
 
     /// What the folder and the options say.

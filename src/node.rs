@@ -628,7 +628,7 @@ fn close_with_environment(env: Env, model: &Arc<LoadedModel>) -> Result<(), Erro
     env.add_env_cleanup_hook(Arc::downgrade(model), |model: Weak<LoadedModel>| {
         let _ = guard::catch(|| {
             if let Some(model) = model.upgrade() {
-                model.close();
+                model.close_soon();
             }
         });
     })

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use semantic_search_native::batch::{Batch, Limits};
-use semantic_search_native::engine::{Embeddings, Engine, Rows, Sink, Ticket};
+use semantic_search_native::engine::{Activity, Embeddings, Engine, Rows, Sink, Ticket};
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
+use semantic_search_native::runtime::stop::Stop;
 use semantic_search_native::runtime::{MakeWorker, Runtime, Worker};
 use semantic_search_native::tokenizer::Tokenizer;
 use semantic_search_native::vector::Finish;
@@ -356,6 +357,73 @@ fn a_cancelled_call_ends_and_harms_no_other() {
     }
 }
 
+/// What is enough for a few operators and short texts on a busy machine, and not for a long batch of the deep model.
+const SOON: Duration = Duration::from_mins(1);
+
+/// A model that is computing a batch which takes minutes, with one worker for bulk work; and that call.
+fn busy_model(backend: Backend) -> (Model, Arc<Ticket>, Outcome) {
+    let folder = tempfile::tempdir().unwrap();
+    setup::write_deep_model(folder.path());
+    let options = Options {
+        threads: Some(1),
+        max_tokens: Some(8192),
+        ..setup::options_for(backend)
+    };
+    let model = Model::load(folder.path(), &options).unwrap();
+    let long = |name: &str| format!("{name} {}", "word ".repeat(8180));
+    let (ticket, outcome) = submit(&model, vec![long("a"), long("b"), long("c")], false);
+    // Tokenizing takes some milliseconds.
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(model.activity().calls, 1, "{backend:?}: it must take long");
+    (model, ticket, outcome)
+}
+
+/// Not only its answer: the next call need not wait for the end of its batch, and the worker is as good as before.
+#[test]
+fn what_a_cancelled_call_computes_is_interrupted() {
+    for &backend in setup::BACKENDS {
+        let (model, ticket, outcome) = busy_model(backend);
+        ticket.cancel();
+        assert!(matches!(outcome.recv().unwrap(), Err(Error::Aborted)));
+        let (_, next) = submit(&model, texts("next", 20), false);
+        let result = next.recv_timeout(SOON).expect("the worker is free");
+        let Activity { texts: count, .. } = model.activity();
+        assert_eq!(count, 20, "{backend:?}: nothing of the cancelled call");
+        let alone = model.embed(texts("next", 20), false).unwrap();
+        assert_eq!(result.unwrap().vectors, alone.vectors, "{backend:?}");
+    }
+}
+
+#[test]
+fn closing_interrupts_what_is_computed() {
+    for &backend in setup::BACKENDS {
+        let (model, _, outcome) = busy_model(backend);
+        let (closed, has_closed) = mpsc::channel();
+        std::thread::spawn(move || {
+            model.close();
+            closed.send(()).unwrap();
+        });
+        assert!(matches!(outcome.recv().unwrap(), Err(Error::Closed)));
+        has_closed
+            .recv_timeout(SOON)
+            .expect("its threads have ended");
+    }
+}
+
+/// As an environment of Node.js does that is torn down.
+#[test]
+fn who_closes_and_cannot_wait_does_not_wait_long() {
+    for &backend in setup::BACKENDS {
+        let (model, _, outcome) = busy_model(backend);
+        let start = std::time::Instant::now();
+        model.close_soon();
+        assert!(matches!(outcome.recv().unwrap(), Err(Error::Closed)));
+        assert!(start.elapsed() < SOON);
+        // The threads may still be there, and this waits for them.
+        model.close();
+    }
+}
+
 #[test]
 fn closing_ends_every_call() {
     for &backend in setup::BACKENDS {
@@ -473,7 +541,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
     const STACK: usize = 512 << 20;
     struct Idle(Arc<()>);
     impl Worker for Idle {
-        fn forward(&mut self, _: &Batch) -> Result<Vec<f32>> {
+        fn forward(&mut self, _: &Batch, _: &Arc<Stop>) -> Result<Vec<f32>> {
             unreachable!("nothing is submitted, {} know", Arc::strong_count(&self.0))
         }
     }

@@ -207,7 +207,7 @@ fn packed_weights_are_given_back() {
             let mut makers = runtime.workers;
             makers.push(runtime.lone);
             let mut workers = vec![makers.remove(0)().unwrap()];
-            let expected = workers[0].forward(&batch).unwrap();
+            let expected = workers[0].forward(&batch, &Arc::default()).unwrap();
             assert!(
                 !is_empty(matrix) && !is_empty(words),
                 "{what}: needed until all are made"
@@ -223,7 +223,11 @@ fn packed_weights_are_given_back() {
             }
             assert_eq!(workers.len(), 3);
             for worker in &mut workers {
-                assert_near(&worker.forward(&batch).unwrap(), &expected, &what);
+                assert_near(
+                    &worker.forward(&batch, &Arc::default()).unwrap(),
+                    &expected,
+                    &what,
+                );
             }
         }
     }

@@ -187,6 +187,14 @@ pub trait Ops {
         norm: &LayerNorm,
     ) -> Result<Self::Tensor>;
 
+    /// The states `x` between two layers, where a runtime that computes lazily may compute them, and give up.
+    ///
+    /// # Errors
+    /// The runtime failed, or nobody wants the result any more.
+    fn between_layers(&mut self, x: Self::Tensor) -> Result<Self::Tensor> {
+        Ok(x)
+    }
+
     /// The activation of every element.
     ///
     /// # Errors
@@ -465,6 +473,7 @@ impl<L: Layer> Stack<L> {
         if let Some((last, others)) = self.layers.split_last() {
             for layer in others {
                 x = layer.forward(ops, &x, Tokens::All)?;
+                x = ops.between_layers(x)?;
             }
             x = last.forward(ops, &x, tokens)?;
         }

@@ -4,9 +4,11 @@ pub mod gate;
 #[cfg(mlx)]
 pub mod mlx;
 pub mod onnx;
+pub mod stop;
 
 use std::sync::Arc;
 
+use self::stop::Stop;
 use crate::arch::Encoder;
 use crate::batch::{Batch, Limits};
 use crate::checkpoint::Checkpoint;
@@ -19,8 +21,8 @@ pub trait Worker: Send {
     /// The pooled vectors of the batch, `[texts, dimension]` row-major, not yet normalized.
     ///
     /// # Errors
-    /// The runtime failed.
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>>;
+    /// The runtime failed; [`Error::Aborted`] once `stop` is requested.
+    fn forward(&mut self, batch: &Batch, stop: &Arc<Stop>) -> Result<Vec<f32>>;
 }
 
 /// Makes a worker. Called on the thread that will use it, since that can take as long as loading.

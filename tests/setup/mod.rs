@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use safetensors::SafeTensors;
 use semantic_search_native::options::{Backend, Dtype, Options};
 
 /// The backends of this build. MLX is among them in a build with the feature `mlx`.
@@ -26,6 +27,38 @@ fn repository() -> &'static Path {
 /// A model folder of `tests/fixtures`.
 pub fn fixture(name: &str) -> PathBuf {
     repository().join("tests/fixtures").join(name)
+}
+
+/// A model in `folder` that takes two minutes for a text of 8192 tokens: the fixture with its first layer a hundred times
+/// more, and many heads. An operator of it takes a second or two.
+pub fn write_deep_model(folder: &Path) {
+    const LAYERS: usize = 100;
+    let fixture = fixture("nomic_cls");
+    for file in std::fs::read_dir(&fixture).unwrap().map(Result::unwrap) {
+        if file.file_type().unwrap().is_file() {
+            std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
+    }
+    std::fs::create_dir(folder.join("1_Pooling")).unwrap();
+    let pooling = "1_Pooling/config.json";
+    std::fs::copy(fixture.join(pooling), folder.join(pooling)).unwrap();
+    let config = std::fs::read(fixture.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["n_layer"] = LAYERS.into();
+    config["n_head"] = 16.into();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+
+    let bytes = std::fs::read(fixture.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut all = tensors.tensors();
+    for (name, tensor) in tensors.tensors() {
+        if let Some(rest) = name.strip_prefix("encoder.layers.0.") {
+            let copies = (2..LAYERS).map(|layer| format!("encoder.layers.{layer}.{rest}"));
+            all.extend(copies.map(|name| (name, tensor.clone())));
+        }
+    }
+    let deep = safetensors::serialize(all, None).unwrap();
+    std::fs::write(folder.join("model.safetensors"), deep).unwrap();
 }
 
 /// The fixtures that have golden vectors.

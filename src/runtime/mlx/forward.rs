@@ -20,6 +20,8 @@ use crate::arch::{
     Activation, Attention, Embeddings, LayerNorm, Linear, Ops, Pooling, Projections, Rotary, Tokens,
 };
 use crate::error::{Error, Result};
+use crate::runtime::gate;
+use crate::runtime::stop::Stop;
 
 type Unary = Box<dyn for<'a> FnMut(&'a Array) -> Result<Array, Exception>>;
 type Binary = Box<dyn for<'a> FnMut((&'a Array, &'a Array)) -> Result<Array, Exception>>;
@@ -108,6 +110,7 @@ pub struct Shape {
 pub struct Pass<'a> {
     parameters: &'a Parameters,
     kernels: &'a mut Kernels,
+    stop: &'a Stop,
     shape: Shape,
     ids: Array,
     /// `[batch, 1, 1, length]`, true for real tokens; only where something is padded.
@@ -126,6 +129,7 @@ impl<'a> Pass<'a> {
         kernels: &'a mut Kernels,
         shape: Shape,
         ids: &[u32],
+        stop: &'a Stop,
     ) -> Result<Self> {
         let (batch, length) = (shape.batch, shape.length);
         let mask = if shape.lengths.is_empty() {
@@ -140,6 +144,7 @@ impl<'a> Pass<'a> {
         Ok(Self {
             parameters,
             kernels,
+            stop,
             ids: array(ids, &[batch, length])?,
             mask,
             shape,
@@ -292,6 +297,20 @@ impl<'a> Pass<'a> {
 
 impl Ops for Pass<'_> {
     type Tensor = States;
+
+    /// MLX cannot be interrupted while it evaluates. So a long batch is evaluated layer by layer, which costs it nothing
+    /// that would show, and given up between two of them.
+    fn between_layers(&mut self, x: States) -> Result<States> {
+        /// Batches of more tokens are long.
+        const LONG: i32 = 1024;
+        if self.shape.batch * self.shape.length > LONG {
+            x.array.eval().map_err(mlx_error)?;
+            if gate::is_unwanted(self.stop) {
+                return Err(Error::Aborted);
+            }
+        }
+        Ok(x)
+    }
 
     fn embed(&mut self, embeddings: &Embeddings) -> Result<States> {
         let width = size(embeddings.words.shape[1])?;

@@ -57,6 +57,8 @@ use mlx_rs::{Dtype as MlxDtype, memory};
 use self::forward::{Pass, Shape};
 use self::parameters::Parameters;
 use self::thread::{State, Turn};
+use super::gate;
+use super::stop::Stop;
 use super::{MakeWorker, Memory, Runtime, Worker};
 use crate::arch::{Encoder, NtkScaling, Pooling, Size};
 use crate::batch::{self, Batch, Limits};
@@ -216,8 +218,9 @@ struct MlxWorker {
 }
 
 impl Worker for MlxWorker {
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+    fn forward(&mut self, batch: &Batch, stop: &Arc<Stop>) -> Result<Vec<f32>> {
         let number = self.handle.number;
+        let stop = Arc::clone(stop);
         let groups = self.same_stretch(batch);
         thread::run_at(self.turn, move |state| {
             let State {
@@ -226,7 +229,7 @@ impl Worker for MlxWorker {
             let model = models.get(&number).ok_or(Error::Closed)?;
             let mut vectors = Vec::new();
             for (group, stretch) in groups {
-                vectors.extend(model.forward(kernels, &group, stretch)?);
+                vectors.extend(model.forward(kernels, &group, stretch, &stop)?);
             }
             Ok(vectors)
         })
@@ -256,7 +259,12 @@ impl LoadedModel {
         kernels: &mut forward::Kernels,
         batch: &Batch,
         stretch: f64,
+        stop: &Stop,
     ) -> Result<Vec<f32>> {
+        // It may have waited for its turn.
+        if gate::is_unwanted(stop) {
+            return Err(Error::Aborted);
+        }
         let longest = batch.texts().map(<[u32]>::len).max().unwrap_or(0);
         // A stretched text is alone with others of its length; padding it would need another stretch.
         let length = if stretch > 1.0 {
@@ -286,7 +294,7 @@ impl LoadedModel {
             },
             stretch,
         };
-        let mut pass = Pass::new(&self.parameters, kernels, shape, &ids)?;
+        let mut pass = Pass::new(&self.parameters, kernels, shape, &ids, stop)?;
         let vectors = self.encoder.embed(&mut pass, &self.pooling)?.into_array();
         vectors
             .to_vec_exact::<f32>()

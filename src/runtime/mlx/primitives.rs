@@ -12,6 +12,7 @@ use super::parameters::Parameters;
 use super::thread;
 use crate::arch::{Config, Encoder, Pooling};
 use crate::checkpoint::Checkpoint;
+use crate::runtime::stop::Stop;
 
 const BATCH: i32 = 2;
 const LENGTH: i32 = 8;
@@ -64,7 +65,8 @@ fn count_pass(fixture: &str, layers_key: &'static str, layers: usize, is_padded:
             stretch: 1.0,
         };
         let ids = [7; (BATCH * LENGTH) as usize];
-        let mut pass = Pass::new(&parameters, &mut state.kernels, shape, &ids)?;
+        let stop = Stop::new();
+        let mut pass = Pass::new(&parameters, &mut state.kernels, shape, &ids, &stop)?;
         Ok(count(&encoder.embed(&mut pass, &pooling)?.into_array()))
     })
     .unwrap()

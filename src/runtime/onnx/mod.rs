@@ -20,13 +20,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
-use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{RunOptions, Session};
 use ort::value::TensorRef;
 
 use self::graph::GraphBuilder;
 use self::weights::{Initializers, SharedWeights};
 use super::gate::{self, Kept};
+use super::stop::{Interrupt, Stop};
 use super::{MakeWorker, Runtime, Worker};
 use crate::arch::{Encoder, Tokens};
 use crate::batch::{Batch, Limits};
@@ -338,10 +339,16 @@ impl OnnxWorker {
     }
 
     /// Runs texts of equal length.
-    fn run(&mut self, ids: &[u32], texts: usize) -> Result<Vec<f32>, ort::Error> {
+    fn run(
+        &mut self,
+        ids: &[u32],
+        texts: usize,
+        options: &RunOptions,
+    ) -> Result<Vec<f32>, ort::Error> {
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         let input = TensorRef::from_array_view(([texts, ids.len() / texts], &*ids))?;
-        let outputs = self.session.run(ort::inputs![graph::INPUT => input])?;
+        let inputs = ort::inputs![graph::INPUT => input];
+        let outputs = self.session.run_with_options(inputs, options)?;
         let (_, vectors) = outputs[graph::EMBEDDING].try_extract_tensor::<f32>()?;
         Ok(vectors.to_vec())
     }
@@ -350,18 +357,29 @@ impl OnnxWorker {
 impl Worker for OnnxWorker {
     /// Texts of different lengths run one group of equal neighbours after the other; nothing is padded. With int8 every
     /// text runs alone: a rounding that differs in the last bit may there become a step between two integers.
-    fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+    fn forward(&mut self, batch: &Batch, stop: &Arc<Stop>) -> Result<Vec<f32>> {
         let _inside = gate::ONNX.enter();
+        // New ones each time, which costs nothing beside a batch: an interruption that comes late harms no later run.
+        let options = RunOptions::new().map_err(|error| Error::inference(&error))?;
+        let options = Arc::new(options);
+        let run: Arc<dyn Interrupt> = options.clone();
         let texts: Vec<&[u32]> = batch.texts().collect();
         let mut vectors = Vec::new();
         let may_group = self.precision == Precision::Float;
         for group in texts.chunk_by(|a, b| may_group && a.len() == b.len()) {
             let ids = group.concat();
-            let part = self
-                .run(&ids, group.len())
+            let part = gate::interruptible(stop, &run, || self.run(&ids, group.len(), &options))?
                 .map_err(|error| Error::inference(&error))?;
             vectors.extend(part);
         }
         Ok(vectors)
+    }
+}
+
+impl Interrupt for RunOptions {
+    /// The run ends when the operator that is being computed has ended, and the session stays as good as before.
+    fn interrupt(&self) {
+        // Setting a flag does not fail.
+        let _ = self.terminate();
     }
 }
