@@ -14,6 +14,7 @@ use semantic_search_native::batch::{self, Batch};
 use semantic_search_native::checkpoint::Checkpoint;
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
+use semantic_search_native::runtime::stop::Stop;
 use semantic_search_native::tokenizer::Tokenizer;
 use semantic_search_native::{Result, runtime, vector};
 
@@ -52,8 +53,9 @@ fn main() -> Result<()> {
         .iter()
         .map(|batch| Batch::from_texts(batch.iter().map(|&text| &*tokenized[text].ids)))
         .collect();
+    let never = Arc::new(Stop::new());
     let mut forward = || {
-        let rows = batches.iter().map(|batch| worker.forward(batch));
+        let rows = batches.iter().map(|batch| worker.forward(batch, &never));
         rows.collect::<Result<Vec<_>>>().map(|rows| rows.concat())
     };
     let vectors = forward()?;
