@@ -15,7 +15,7 @@ const QUESTIONS = {
   "rotary position embedding with dynamic scaling": "arch/nomic_bert.rs",
   "How do queries overtake bulk work?": "engine.rs",
   "read the pooling mode from the model folder": "model_dir.rs",
-  "SafetensorsFile bfloat16 weights": "checkpoint.rs",
+  "read the header of a safetensors file": "checkpoint.rs",
 };
 
 test("fusion: what both rankings know comes first", () => {
