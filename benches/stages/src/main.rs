@@ -16,7 +16,8 @@ use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
 use semantic_search_native::runtime::stop::Stop;
 use semantic_search_native::tokenizer::Tokenizer;
-use semantic_search_native::{Result, runtime, vector};
+use semantic_search_native::vector::Finish;
+use semantic_search_native::{Result, runtime};
 
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("the environment variable {name} is not set"))
@@ -59,10 +60,10 @@ fn main() -> Result<()> {
         rows.collect::<Result<Vec<_>>>().map(|rows| rows.concat())
     };
     let vectors = forward()?;
-    let finish = |mut vectors: Vec<f32>| {
-        vector::check_finite(&vectors, dir.dimension())?;
-        vector::normalize(&mut vectors, dir.dimension());
-        Ok::<_, semantic_search_native::Error>(vectors)
+    let finish = Finish {
+        pooled: dir.pooled_dimension(),
+        cut: dir.cut,
+        normalize: dir.normalize,
     };
     let mut report = Criterion::default()
         .configure_from_args()
@@ -73,7 +74,7 @@ fn main() -> Result<()> {
     report.bench_function("plan", |bencher| bencher.iter(|| black_box(plan())));
     report.bench_function("forward", |bencher| bencher.iter(|| black_box(forward())));
     report.bench_function("finish", |bencher| {
-        bencher.iter(|| black_box(finish(vectors.clone())));
+        bencher.iter(|| black_box(finish.apply(vectors.clone())));
     });
     report.final_summary();
     Ok(())
