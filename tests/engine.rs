@@ -62,11 +62,10 @@ impl Occupation {
             // One batch, but no call of one text, which would share a thread with others.
             let texts = vec![format!("equal {index}"); 2];
             model.stream(texts, true, Box::new(Occupied { entered, left }));
+            has_entered.recv().unwrap();
             keep
         };
-        let keeps = (0..threads).map(occupy).collect();
-        for () in has_entered.iter().take(threads) {}
-        Self(keeps)
+        Self((0..threads).map(occupy).collect())
     }
 }
 
