@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use crate::arch::Encoder;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Activity, Embeddings, Engine, Reply, Sink, Ticket};
 use crate::error::{Error, Result};
+use crate::graph::Graph;
 use crate::guard;
 use crate::model_dir::ModelDir;
 use crate::options::Options;
@@ -42,7 +42,8 @@ impl Model {
     }
 
     fn load_unguarded(path: &Path, options: &Options) -> Result<Self> {
-        let (dir, encoder, checkpoint) = read(path, options)?;
+        let (dir, graph, checkpoint) = read(path, options)?;
+        let graph = graph.pooled(&dir.pooling);
         let tokenizer = Tokenizer::load(&dir)?;
         let checkpoint = Arc::new(checkpoint);
         let threads = match options.threads {
@@ -62,7 +63,7 @@ impl Model {
                 let check = guard::spawn_scoped(scope, "embedder-check", || {
                     checkpoint.check_finite().map(|()| checkpoint.digests())
                 })?;
-                let loaded = runtime::load(&dir, &encoder, &checkpoint, options, threads);
+                let loaded = runtime::load(&graph, &checkpoint, options, threads);
                 let (digests, loaded) = (check.join()?, loaded?);
                 let dtype = loaded.0.dtype;
                 Ok((dir.fingerprint(digests, tokenizer.digest(), dtype), loaded))
@@ -192,13 +193,13 @@ impl Model {
     }
 }
 
-/// What the folder says, and where its weights lie.
-fn read(path: &Path, options: &Options) -> Result<(ModelDir, Encoder, Checkpoint)> {
+/// What the folder says, its encoder and the weights.
+fn read(path: &Path, options: &Options) -> Result<(ModelDir, Graph, Checkpoint)> {
     guard::read(path, || {
         let dir = ModelDir::read(path, options)?;
-        let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
-        let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
-        Ok((dir, encoder, checkpoint))
+        let checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
+        let graph = dir.encoder.record(&checkpoint)?;
+        Ok((dir, graph, checkpoint))
     })
 }
 
@@ -215,8 +216,8 @@ pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
 
 fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
     onnx::check_dtype(options.dtype)?;
-    let (dir, encoder, checkpoint) = read(path, options)?;
-    let graph = onnx::export(&encoder, &checkpoint, dir.config.width(), options)?;
+    let (dir, graph, checkpoint) = read(path, options)?;
+    let graph = onnx::export(&graph, &checkpoint, options)?;
     let folder = dir.weights[0].parent().unwrap_or(&dir.path);
     let name = match Precision::of(options.dtype) {
         Precision::Float => EXPORTED_GRAPH,

@@ -22,15 +22,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::arch::{Config, Pooling};
+use crate::arch::{self, Encoder, Facts};
 use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::file;
+use crate::graph::Pooling;
 use crate::options::Options;
 use crate::vector::Cut;
 
@@ -41,8 +43,8 @@ const TOKENIZER: &str = "the tokenizer in the format of Hugging Face `tokenizers
 pub struct ModelDir {
     /// The folder.
     pub path: PathBuf,
-    /// Settings of the architecture.
-    pub config: Config,
+    /// The architecture with its settings.
+    pub encoder: Arc<dyn Encoder>,
     /// How token states become a vector.
     pub pooling: Vec<Pooling>,
     /// Text put in front of queries.
@@ -86,8 +88,9 @@ impl ModelDir {
         let config_path = folder.join("config.json");
         let config_bytes = read_settings(&config_path, "the architecture's settings")?;
         let config_json: Value = parse(&config_path, &config_bytes)?;
-        let config = Config::from_json(&config_path, &config_json)?;
-        let width = config.width();
+        let encoder = arch::read(&config_path, &config_json)?;
+        let facts = encoder.facts();
+        let width = facts.width;
         let known = KnownModel::of(&config_json);
 
         let prompts = Prompts::read(path)?;
@@ -130,7 +133,7 @@ impl ModelDir {
 
         let pooled = pooling.len() * width;
         let known_norm = known.as_ref().map(|known| known.layer_norm);
-        let cut = read_cut(&config_path, &config, pooled, known_norm, options)?;
+        let cut = read_cut(&config_path, facts, pooled, known_norm, options)?;
 
         let sentence_bert: SentenceBertConfig =
             read_optional(&folder.join("sentence_bert_config.json"))?;
@@ -140,7 +143,7 @@ impl ModelDir {
             .max_seq_length
             .or_else(|| tokenizer_config.limit())
             .unwrap_or(usize::MAX)
-            .min(config.positions());
+            .min(facts.positions);
         let max_tokens = options
             .max_tokens
             .unwrap_or(Options::DEFAULT_MAX_TOKENS)
@@ -164,7 +167,7 @@ impl ModelDir {
             truncate_left: tokenizer_config.truncation_side.as_deref() == Some("left"),
             weights: weight_files(folder)?,
             config_digest: sha256_hex(&config_bytes),
-            config,
+            encoder,
         })
     }
 
@@ -178,7 +181,7 @@ impl ModelDir {
     /// Length of a vector before it is cut.
     #[must_use]
     pub fn pooled_dimension(&self) -> usize {
-        self.pooling.len() * self.config.width()
+        self.pooling.len() * self.encoder.facts().width
     }
 
     /// The bytes of `tokenizer.json`.
@@ -526,7 +529,7 @@ impl KnownModel {
 
 fn read_cut(
     config_path: &Path,
-    config: &Config,
+    facts: Facts,
     pooled: usize,
     known_norm: Option<bool>,
     options: &Options,
@@ -541,17 +544,14 @@ fn read_cut(
             found: dimensions.to_string(),
         });
     }
-    let layer_norm = match (options.layer_norm.or(known_norm), config) {
-        (Some(layer_norm), _) => layer_norm,
-        (None, Config::Bert(_)) => false,
-        (None, Config::NomicBert(_)) => {
-            return Err(Error::ModelUnsupported {
-                path: config_path.to_owned(),
-                feature: "`dimensions` for a nomic_bert model that does not name itself".to_owned(),
-                hint: "pass `layerNorm: true` for nomic-embed-text-v1.5, `layerNorm: false` for a model whose card asks for no layer norm"
-                    .to_owned(),
-            });
-        }
+    let layer_norm = options.layer_norm.or(known_norm);
+    let Some(layer_norm) = layer_norm.or(facts.layer_norm_before_cut) else {
+        return Err(Error::ModelUnsupported {
+            path: config_path.to_owned(),
+            feature: "`dimensions` for a nomic_bert model that does not name itself".to_owned(),
+            hint: "pass `layerNorm: true` for nomic-embed-text-v1.5, `layerNorm: false` for a model whose card asks for no layer norm"
+                .to_owned(),
+        });
     };
     Ok(Some(Cut {
         dimensions,

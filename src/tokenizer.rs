@@ -64,7 +64,7 @@ impl Tokenizer {
                 source: Some(error),
             })
         })?;
-        check_vocabulary(path, &inner, model.config.vocabulary())?;
+        check_vocabulary(path, &inner, model.encoder.facts().vocabulary)?;
         Self::new(inner, sha256_hex(&bytes), model)
     }
 
@@ -109,7 +109,7 @@ impl Tokenizer {
             inner,
             digest,
             path: path.clone(),
-            rows: model.config.vocabulary(),
+            rows: model.encoder.facts().vocabulary,
             max_tokens: model.max_tokens,
             max_text_tokens: model.max_tokens - special_tokens,
             truncate_left: model.truncate_left,

@@ -6,7 +6,7 @@ mod setup;
 
 use std::path::Path;
 
-use semantic_search_native::arch::Pooling;
+use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::{Backend, Dtype, Options};
 use semantic_search_native::{Error, Model};
 use serde_json::{Value, json};
