@@ -136,7 +136,7 @@ function parseInput(input: unknown, { vocabularySize, maxBatch }: RequestLimits)
       throw expected(what, "an array of token ids, as input[0] is", text, "input");
     }
     if (typeof text === "string") return text;
-    throw expected(what, index === 0 ? "a string or an array of token ids" : "a string", text, "input");
+    throw expected(what, index === 0 ? "a string or an array of token ids" : "a string, as input[0] is", text, "input");
   });
 }
 
