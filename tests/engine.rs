@@ -61,7 +61,11 @@ impl Occupation {
             let entered = entered.clone();
             // One batch, but no call of one text, which would share a thread with others.
             let texts = vec![format!("equal {index}"); 2];
-            model.stream(texts, true, Box::new(Occupied { entered, left }));
+            model.stream(
+                setup::inputs(texts),
+                true,
+                Box::new(Occupied { entered, left }),
+            );
             keep
         };
         let keeps = (0..threads).map(occupy).collect();
