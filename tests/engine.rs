@@ -66,11 +66,10 @@ impl Occupation {
                 true,
                 Box::new(Occupied { entered, left }),
             );
+            has_entered.recv().unwrap();
             keep
         };
-        let keeps = (0..threads).map(occupy).collect();
-        for () in has_entered.iter().take(threads) {}
-        Self(keeps)
+        Self((0..threads).map(occupy).collect())
     }
 }
 
