@@ -7,6 +7,7 @@ import {
   type EngineResult,
   type EngineRows,
   type ModelOptions,
+  type TextOrTokens,
 } from "./engine.js";
 import { closedError, EmbedderError } from "./errors.js";
 import { type FallbackInput, FallbackProcess } from "./fallback_process.js";
@@ -22,6 +23,7 @@ export class FallbackEngine implements Engine {
   readonly fallbackReason = null;
   readonly dimension: number;
   readonly maxTokens: number;
+  readonly vocabularySize: number;
   readonly fingerprint: string;
   readonly pooling: FallbackDescription["pooling"];
   readonly #input: FallbackInput;
@@ -30,11 +32,12 @@ export class FallbackEngine implements Engine {
   #closed: Promise<void> | undefined;
 
   private constructor(input: FallbackInput, process: FallbackProcess) {
-    const { dimension, maxTokens, fingerprint, pooling } = process.description;
+    const { dimension, maxTokens, vocabularySize, fingerprint, pooling } = process.description;
     this.#input = input;
     this.#process = Promise.resolve(process);
     this.dimension = dimension;
     this.maxTokens = maxTokens;
+    this.vocabularySize = vocabularySize;
     this.fingerprint = fingerprint;
     this.pooling = pooling;
     abandoned.register(this, process.child);
@@ -53,11 +56,11 @@ export class FallbackEngine implements Engine {
     return new FallbackEngine(input, await FallbackProcess.load(input));
   }
 
-  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+  embed(texts: readonly TextOrTokens[], call: EngineCall): Promise<EngineResult> {
     return this.#embed(texts, call, () => {});
   }
 
-  async stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+  async stream(texts: readonly TextOrTokens[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
     await this.#embed(texts, call, (rows) => take(rows()));
   }
 
@@ -83,7 +86,11 @@ export class FallbackEngine implements Engine {
     return this.#closed;
   }
 
-  #embed(texts: readonly string[], call: EngineCall, take: (rows: () => EngineRows) => void): Promise<EngineResult> {
+  #embed(
+    texts: readonly TextOrTokens[],
+    call: EngineCall,
+    take: (rows: () => EngineRows) => void,
+  ): Promise<EngineResult> {
     return this.#use((process) =>
       process.embed(texts, call, (rows, computed) => {
         this.#activity.texts += computed.texts;

@@ -1,6 +1,13 @@
 import { type ChildProcess, fork } from "node:child_process";
 import * as path from "node:path";
-import { type EngineCall, type EngineResult, type EngineRows, inSlices, type ModelOptions } from "./engine.js";
+import {
+  type EngineCall,
+  type EngineResult,
+  type EngineRows,
+  inSlices,
+  type ModelOptions,
+  type TextOrTokens,
+} from "./engine.js";
 import { AbortError, EmbedderError } from "./errors.js";
 import { CHILD_MARKER, type FallbackDescription, type Reply, type Request, type Rows } from "./fallback_protocol.js";
 import { emptyVectors } from "./vector.js";
@@ -79,7 +86,7 @@ export class FallbackProcess {
 
   /** @param take Given vectors as they are computed, and how many texts were run for them, and tokens. */
   async embed(
-    texts: readonly string[],
+    texts: readonly TextOrTokens[],
     { isQuery, encoding, signal, onProgress }: EngineCall,
     take: (rows: () => EngineRows, computed: { texts: number; tokens: number }) => void,
   ): Promise<EngineResult> {

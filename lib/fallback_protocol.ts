@@ -1,4 +1,4 @@
-import type { EncodedVector, Encoding, ModelOptions, PoolingMode } from "./engine.js";
+import type { EncodedVector, Encoding, ModelOptions, PoolingMode, TextOrTokens } from "./engine.js";
 import type { EmbedderErrorCode } from "./errors.js";
 
 /** Messages between `fallback_process.ts` and the child process that it starts, `fallback_main.ts`. */
@@ -6,7 +6,7 @@ export type Request =
   /** The first one. */
   | { kind: "load"; modelDir: string; options: ModelOptions }
   /** Texts of a call; a call's texts come in slices. */
-  | { kind: "texts"; call: number; texts: string[] }
+  | { kind: "texts"; call: number; texts: TextOrTokens[] }
   /** All texts of the call are there. */
   | { kind: "embed"; call: number; isQuery: boolean; encoding: Encoding }
   /** Nobody waits for the call any more. */
@@ -41,6 +41,7 @@ export interface Rows {
 export interface FallbackDescription {
   dimension: number;
   maxTokens: number;
+  vocabularySize: number;
   fingerprint: string;
   pooling: PoolingMode[];
 }

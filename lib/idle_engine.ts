@@ -6,6 +6,7 @@ import {
   type EngineCall,
   type EngineResult,
   type EngineRows,
+  type TextOrTokens,
 } from "./engine.js";
 
 /** An engine whose weights are unloaded while nobody uses it, and loaded again by the next call. */
@@ -14,6 +15,7 @@ export class IdleEngine implements Engine {
   readonly isGpu: boolean;
   readonly dimension: number;
   readonly maxTokens: number;
+  readonly vocabularySize: number;
   readonly fingerprint: string;
   readonly pooling: Engine["pooling"];
   readonly fallbackReason: string | null;
@@ -38,6 +40,7 @@ export class IdleEngine implements Engine {
     this.isGpu = engine.isGpu;
     this.dimension = engine.dimension;
     this.maxTokens = engine.maxTokens;
+    this.vocabularySize = engine.vocabularySize;
     this.fingerprint = engine.fingerprint;
     this.pooling = engine.pooling;
     this.fallbackReason = engine.fallbackReason;
@@ -48,11 +51,11 @@ export class IdleEngine implements Engine {
     this.#unloadLater();
   }
 
-  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+  embed(texts: readonly TextOrTokens[], call: EngineCall): Promise<EngineResult> {
     return this.#use((engine) => engine.embed(texts, call));
   }
 
-  stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+  stream(texts: readonly TextOrTokens[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
     return this.#use((engine) => engine.stream(texts, call, take));
   }
 

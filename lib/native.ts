@@ -13,6 +13,7 @@ import {
   inSlices,
   type PoolingMode,
   PROGRESS_INTERVAL_MS,
+  type TextOrTokens,
 } from "./engine.js";
 import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
 import type { LoadOptions } from "./options.js";
@@ -81,6 +82,7 @@ export class NativeEngine implements Engine {
   readonly isGpu: boolean;
   readonly dimension: number;
   readonly maxTokens: number;
+  readonly vocabularySize: number;
   readonly fingerprint: string;
   readonly pooling: readonly PoolingMode[];
   readonly fallbackReason: string | null;
@@ -94,6 +96,7 @@ export class NativeEngine implements Engine {
     this.isGpu = model.isGpu;
     this.dimension = model.dimension;
     this.maxTokens = model.maxTokens;
+    this.vocabularySize = model.vocabularySize;
     this.fingerprint = model.fingerprint;
     this.pooling = model.pooling as PoolingMode[];
     this.fallbackReason = model.fallbackReason;
@@ -111,12 +114,12 @@ export class NativeEngine implements Engine {
     }
   }
 
-  async embed(texts: readonly string[], options: EngineCall): Promise<EngineResult> {
+  async embed(texts: readonly TextOrTokens[], options: EngineCall): Promise<EngineResult> {
     const { isQuery, encoding } = options;
     return this.#run(texts, options, (call) => this.#model.embed(call, isQuery, encoding));
   }
 
-  async stream(texts: readonly string[], options: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+  async stream(texts: readonly TextOrTokens[], options: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
     const { isQuery, encoding } = options;
     await this.#run(texts, options, async (call) => {
       this.#model.stream(call, isQuery, encoding);
@@ -126,7 +129,7 @@ export class NativeEngine implements Engine {
 
   /** Gives a call its texts, starts it and follows it to its end. */
   async #run<T>(
-    texts: readonly string[],
+    texts: readonly TextOrTokens[],
     { signal, onProgress }: EngineCall,
     start: (call: Call) => Promise<T>,
   ): Promise<T> {

@@ -31,7 +31,7 @@ use crate::memory;
 use crate::runtime::gate;
 use crate::runtime::stop::Stop;
 use crate::runtime::{Runtime, Worker};
-use crate::tokenizer::{TokenizedText, Tokenizer};
+use crate::tokenizer::{Input, TokenizedText, Tokenizer};
 use crate::vector::Finish;
 
 /// Texts tokenized by one step.
@@ -249,7 +249,7 @@ enum Step {
 
 /// One call and how far it is.
 struct Call {
-    texts: Vec<String>,
+    texts: Vec<Input>,
     is_query: bool,
     /// Whether batches are computed about in the order of their texts, else in the order that ends soonest.
     is_streamed: bool,
@@ -318,7 +318,7 @@ impl Engine {
     }
 
     /// Embeds `texts`; returns at once. `reply` is called exactly once, also when the engine is closed first.
-    pub fn submit(&self, texts: Vec<String>, is_query: bool, reply: Reply) -> Arc<Ticket> {
+    pub fn submit(&self, texts: Vec<Input>, is_query: bool, reply: Reply) -> Arc<Ticket> {
         let whole = Whole {
             texts: texts.len(),
             dimension: self.shared.finish.dimension(),
@@ -331,13 +331,13 @@ impl Engine {
 
     /// Embeds `texts`; returns at once. `sink` is given the vectors of each batch when it is done, about in the order of
     /// the texts.
-    pub fn stream(&self, texts: Vec<String>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
+    pub fn stream(&self, texts: Vec<Input>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
         self.begin(texts, is_query, true, sink)
     }
 
     fn begin(
         &self,
-        texts: Vec<String>,
+        texts: Vec<Input>,
         is_query: bool,
         is_streamed: bool,
         sink: Box<dyn Sink>,
@@ -560,10 +560,14 @@ impl Shared {
         let distinct = call.distinct();
         let is_settled = || call.ticket.is_settled();
         for place in places {
-            let text = &call.texts[distinct.firsts[place]];
-            let tokenized = self
-                .tokenizer
-                .tokenize_unless(text, call.is_query, &is_settled)?;
+            let index = distinct.firsts[place];
+            let tokenized = match &call.texts[index] {
+                Input::Text(text) => {
+                    self.tokenizer
+                        .tokenize_unless(text, call.is_query, &is_settled)?
+                }
+                Input::Tokens(ids) => self.tokenizer.take(ids, index)?,
+            };
             distinct.tokenized[place].get_or_init(|| tokenized);
         }
         Ok(())
@@ -850,9 +854,9 @@ impl Call {
 }
 
 impl Distinct {
-    fn of(texts: &[String]) -> Result<Self> {
+    fn of(texts: &[Input]) -> Result<Self> {
         const WHAT: &str = "the list of texts";
-        let mut places_by_text: HashMap<&str, usize> = HashMap::new();
+        let mut places_by_text: HashMap<&Input, usize> = HashMap::new();
         places_by_text
             .try_reserve(texts.len())
             .map_err(|_| Error::no_memory(size_of_val(texts), WHAT))?;

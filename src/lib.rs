@@ -3,10 +3,10 @@
 //! # From texts to vectors
 //!
 //! ```text
-//! string[]  →  TypeScript   checks arguments, chooses the backend
-//!           →  node         strings cross into Rust; everything below runs off the JavaScript thread
+//! texts     →  TypeScript   checks arguments, chooses the backend
+//!           →  node         texts cross into Rust; everything below runs off the JavaScript thread
 //!           →  engine       one queue per model, queries before bulk work, one thread per worker
-//!           →  tokenizer    texts → ids, cut to the token limit, counted
+//!           →  tokenizer    texts → ids, cut to the token limit, counted; or ids of the caller's, checked
 //!           →  batch        lengths → batches (pure)
 //!           →  runtime      ids → pooled vectors, [texts, dimension]
 //!           →  vector       NaN check, cut to fewer dimensions, L2 normalization, encoding (pure)
@@ -58,3 +58,4 @@ pub use engine::Embeddings;
 pub use error::{Error, Result};
 pub use model::{Model, export_onnx};
 pub use options::Options;
+pub use tokenizer::Input;

@@ -8,11 +8,12 @@ use crate::engine::{Activity, Embeddings, Engine, Reply, Sink, Ticket};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::guard;
+use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::options::Options;
 use crate::runtime::onnx::{self, Precision};
 use crate::runtime::{self, Memory};
-use crate::tokenizer::{TokenizedText, Tokenizer};
+use crate::tokenizer::{Input, TokenizedText, Tokenizer};
 use crate::vector::Finish;
 
 /// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
@@ -90,11 +91,12 @@ impl Model {
         })
     }
 
-    /// Embeds `texts` and waits for the vectors.
+    /// Embeds `texts`, strings or [`Input`], and waits for the vectors.
     ///
     /// # Errors
-    /// A text cannot be tokenized, the runtime fails, or the model is closed.
-    pub fn embed(&self, texts: Vec<String>, is_query: bool) -> Result<Embeddings> {
+    /// A text cannot be tokenized, token ids are none of the model's, the runtime fails, or the model is closed.
+    pub fn embed<T: Into<Input>>(&self, texts: Vec<T>, is_query: bool) -> Result<Embeddings> {
+        let texts = memory::collected(texts.into_iter().map(Into::into), "the list of texts")?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let reply = move |result| {
             // The receiver waits below; it cannot be gone.
@@ -106,12 +108,12 @@ impl Model {
 
     /// Embeds `texts` without waiting; `reply` is called exactly once, on another thread. The ticket cancels the call and
     /// tells how far it is.
-    pub fn submit(&self, texts: Vec<String>, is_query: bool, reply: Reply) -> Arc<Ticket> {
+    pub fn submit(&self, texts: Vec<Input>, is_query: bool, reply: Reply) -> Arc<Ticket> {
         self.engine.submit(texts, is_query, reply)
     }
 
     /// Embeds `texts` without waiting; `sink` is given the vectors of each batch when it is done, on another thread.
-    pub fn stream(&self, texts: Vec<String>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
+    pub fn stream(&self, texts: Vec<Input>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
         self.engine.stream(texts, is_query, sink)
     }
 

@@ -23,7 +23,7 @@ use napi::bindgen_prelude::{
     Array, Either3, Float32Array, FromNapiValue, Int8Array, JsValue, Object, ToNapiValue, TypeName,
     Uint8Array, Uint32Array, Unknown, ValidateNapiValue,
 };
-use napi::{Env, JsError, ValueType, check_status, sys};
+use napi::{Env, JsError, ValueType, check_status, sys, type_of};
 use napi_derive::napi;
 
 use self::stream::{Channel, Sender};
@@ -34,6 +34,7 @@ use crate::memory;
 use crate::model::{self, Model as LoadedModel};
 use crate::options::Options;
 use crate::runtime;
+use crate::tokenizer::Input;
 use crate::vector::{Encoding, Vectors};
 
 /// The first thing that happens, on the thread that loads the addon: here it is as safe as anywhere to change the
@@ -175,17 +176,17 @@ pub struct Progress {
     pub tokens: u32,
 }
 
-/// An array of strings, copied. napi's own conversion ends the process where there is no memory for a copy.
+/// An array of texts, copied. napi's own conversion ends the process where there is no memory for a copy.
 pub struct Texts {
     /// A refusal is kept for the function's body, which throws it with its code.
-    copied: Result<Vec<String>, Error>,
+    copied: Result<Vec<Input>, Error>,
 }
 
 const TEXTS: &str = "a copy of the texts";
 
 impl TypeName for Texts {
     fn type_name() -> &'static str {
-        "Array<string>"
+        "Array<string | Uint32Array>"
     }
 
     fn value_type() -> ValueType {
@@ -205,12 +206,27 @@ impl FromNapiValue for Texts {
                 let text: Option<Unknown> = array.get(index).map_err(not_texts)?;
                 let text = text.ok_or_else(|| not_texts(napi::Error::from_reason("a hole")))?;
                 // SAFETY: as above.
-                texts.push(unsafe { copy_string(env, text.raw()) }?);
+                texts.push(unsafe { copy_text(env, text.raw()) }?);
             }
             Ok(texts)
         });
         Ok(Self { copied })
     }
+}
+
+/// A copy of a text or of its token ids.
+///
+/// # Safety
+/// `env` is the running call's, `value` one of its values.
+unsafe fn copy_text(env: sys::napi_env, value: sys::napi_value) -> Result<Input, Error> {
+    if type_of!(env, value).map_err(not_texts)? != ValueType::Object {
+        // SAFETY: as demanded of the caller.
+        return unsafe { copy_string(env, value) }.map(Input::Text);
+    }
+    // SAFETY: as above. Nothing writes to the ids until they are copied: this package's TypeScript hands over copies that it
+    // shares with no other thread.
+    let ids = unsafe { <&[u32]>::from_napi_value(env, value) }.map_err(not_texts)?;
+    memory::collected(ids.iter().copied(), TEXTS).map(Input::Tokens)
 }
 
 /// A copy of a JavaScript string as UTF-8; lone surrogates become U+FFFD.
@@ -239,7 +255,7 @@ unsafe fn copy_string(env: sys::napi_env, value: sys::napi_value) -> Result<Stri
 fn not_texts(error: napi::Error) -> Error {
     Error::InvalidArgument {
         argument: "texts",
-        expected: "an array of strings".to_owned(),
+        expected: "an array of strings or of Uint32Arrays of token ids".to_owned(),
         found: error.reason.clone(),
     }
 }
@@ -249,7 +265,7 @@ fn not_texts(error: napi::Error) -> Error {
 #[napi]
 #[derive(Default)]
 pub struct Call {
-    texts: Vec<String>,
+    texts: Vec<Input>,
     ticket: Option<Arc<Ticket>>,
     /// Of a call of `Model.stream`.
     channel: Arc<Channel>,
@@ -263,11 +279,11 @@ impl Call {
         guarded(|| Ok(Self::default()))
     }
 
-    /// Appends a copy of the strings.
+    /// Appends a copy of texts, each a string or its token ids.
     #[napi]
     pub fn push(
         &mut self,
-        #[napi(ts_arg_type = "Array<string>")] texts: Texts,
+        #[napi(ts_arg_type = "Array<string | Uint32Array>")] texts: Texts,
     ) -> napi::Result<(), Code> {
         guarded(|| {
             let texts = texts.copied?;
@@ -461,6 +477,12 @@ impl Model {
         guarded(|| Ok(self.model.dir().max_tokens as u32))
     }
 
+    /// Token ids of the model are below it.
+    #[napi(getter)]
+    pub fn vocabulary_size(&self) -> napi::Result<u32, Code> {
+        guarded(|| Ok(self.model.dir().config.vocabulary() as u32))
+    }
+
     /// The token limit that the model was made for.
     #[napi(getter)]
     pub fn model_max_tokens(&self) -> napi::Result<u32, Code> {
@@ -556,7 +578,7 @@ fn init_process_model(model_dir: PathBuf, options: Option<ModelOptions>) -> Resu
 /// until the vectors are there.
 #[napi]
 pub fn embed(
-    #[napi(ts_arg_type = "Array<string>")] texts: Texts,
+    #[napi(ts_arg_type = "Array<string | Uint32Array>")] texts: Texts,
     is_query: Option<bool>,
 ) -> napi::Result<Float32Array, Code> {
     guarded(|| {
