@@ -480,7 +480,7 @@ impl Model {
     /// Token ids of the model are below it.
     #[napi(getter)]
     pub fn vocabulary_size(&self) -> napi::Result<u32, Code> {
-        guarded(|| Ok(self.model.dir().config.vocabulary() as u32))
+        guarded(|| Ok(self.model.dir().encoder.facts().vocabulary as u32))
     }
 
     /// The token limit that the model was made for.

@@ -141,7 +141,7 @@ fn ids_beyond_the_limit_are_cut_off_on_the_side_that_the_model_says() {
 fn every_id_of_the_model_is_taken() {
     for &backend in setup::BACKENDS {
         let model = load("bert_mean", backend, None);
-        let rows = model.dir().config.vocabulary() as u32;
+        let rows = model.dir().encoder.facts().vocabulary as u32;
         let embeddings = model.embed(vec![vec![0], vec![rows - 1], vec![0, rows - 1]], false);
         assert!(embeddings.unwrap().vectors.iter().all(|x| x.is_finite()));
     }
@@ -152,7 +152,7 @@ fn every_id_of_the_model_is_taken() {
 fn ids_that_are_none_are_refused_and_harm_nobody() {
     for &backend in setup::BACKENDS {
         let model = load("bert_mean", backend, Some(8));
-        let rows = model.dir().config.vocabulary() as u32;
+        let rows = model.dir().encoder.facts().vocabulary as u32;
         let limit = format!("from 0 to {}", rows - 1);
         let mut beyond_limit = vec![5; 20];
         beyond_limit[17] = rows;
