@@ -152,12 +152,28 @@ fn unsupported_architectures_are_refused_by_name() {
         ("nomic_cls", "num_experts", json!(8)),
         ("nomic_cls", "activation_function", json!("gelu")),
         ("nomic_cls", "rotary_emb_fraction", json!(0.0)),
+        ("nomic_cls", "rotary_emb_fraction", json!(0.01)),
     ];
     for (fixture, key, value) in cases {
         let shown = value.to_string();
         let result = load_spoiled(fixture, set_config(key, value));
         assert_error(result, "MODEL_UNSUPPORTED", &["config.json", key, &shown]);
     }
+}
+
+/// It would divide by zero.
+#[test]
+fn scaling_of_two_rotated_dimensions_is_refused() {
+    let two_dimensions = |folder: &Path| {
+        set_config("rotary_scaling_factor", json!(2))(folder);
+        set_config("max_trained_positions", json!(8))(folder);
+        set_config("rotary_emb_fraction", json!(0.125))(folder);
+    };
+    assert_error(
+        load_spoiled("nomic_cls", two_dimensions),
+        "MODEL_UNSUPPORTED",
+        &["config.json", "rotary_scaling_factor", "2"],
+    );
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl NomicBert {
     fn rotary(settings: &Settings, head_dim: usize) -> Result<Rotary> {
         let fraction = settings.number(&["rotary_emb_fraction"])?;
         let dimensions = (head_dim as f64 * fraction) as usize;
-        if !(fraction > 0.0 && fraction <= 1.0 && dimensions.is_multiple_of(2)) {
+        if !(fraction <= 1.0 && dimensions >= 2 && dimensions.is_multiple_of(2)) {
             return Err(settings.unsupported(
                 "rotary_emb_fraction",
                 &json!(fraction),
@@ -107,6 +107,11 @@ impl NomicBert {
         }
         let scaling = match settings.get(&["rotary_scaling_factor"]) {
             None => None,
+            // Its exponent divides by the dimensions beyond 2.
+            Some(factor) if dimensions == 2 => {
+                let supported = "none, where two dimensions of a head are rotated";
+                return Err(settings.unsupported("rotary_scaling_factor", factor, supported));
+            }
             Some(_) => Some(NtkScaling {
                 factor: settings.number(&["rotary_scaling_factor"])?,
                 trained_positions: settings.count(&["max_trained_positions"])?,

@@ -1,0 +1,653 @@
+//! Recorded graphs against an interpreter in double precision that follows the definitions word by word. Graphs are
+//! random, and not only those of an architecture: every layer may have settings of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod setup;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use safetensors::tensor::TensorView;
+use semantic_search_native::batch::Batch;
+use semantic_search_native::checkpoint::{Checkpoint, TensorSlice};
+use semantic_search_native::graph::{
+    Activation, Attention, Embeddings, Graph, LayerNorm, Linear, NtkScaling, Op, Pooling,
+    Projections, Rotary, Rows, Value,
+};
+use semantic_search_native::options::Options;
+use semantic_search_native::runtime;
+use semantic_search_native::runtime::stop::Stop;
+
+const VOCABULARY: usize = 40;
+const POSITIONS: usize = 32;
+
+/// Tensors with random numbers, and the file that they are in.
+struct Weights {
+    random: StdRng,
+    tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
+}
+
+impl Weights {
+    fn new(seed: u64) -> Self {
+        Self {
+            random: StdRng::seed_from_u64(seed),
+            tensors: Vec::new(),
+        }
+    }
+
+    /// Returns the name.
+    fn add(&mut self, shape: &[usize], center: f32, spread: f32) -> String {
+        let name = format!("tensor.{}", self.tensors.len());
+        let count = shape.iter().product();
+        let values = (0..count).map(|_| center + spread * self.random.random_range(-1.7..1.7_f32));
+        let values = values.collect();
+        self.tensors.push((name.clone(), shape.to_vec(), values));
+        name
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let bytes: Vec<Vec<u8>> = self
+            .tensors
+            .iter()
+            .map(|(_, _, values)| {
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect()
+            })
+            .collect();
+        let views = self.tensors.iter().zip(&bytes).map(|(tensor, bytes)| {
+            let (name, shape, _) = tensor;
+            let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap();
+            (name.clone(), view)
+        });
+        let file = safetensors::serialize(views, None).unwrap();
+        std::fs::write(&path, file).unwrap();
+        // The runtime wants the path to exist. The folder is left to the operating system.
+        let folder = folder.keep();
+        Checkpoint::open(&folder, &[path]).unwrap()
+    }
+}
+
+/// Sizes and settings of one layer.
+#[derive(Debug, Clone)]
+struct Layer {
+    attention: Attention,
+    inner: usize,
+    activation: Activation,
+    is_gated: bool,
+    has_bias: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Encoder {
+    width: usize,
+    has_positions: bool,
+    has_token_type: bool,
+    layers: Vec<Layer>,
+    poolings: Vec<Pooling>,
+    lengths: Vec<usize>,
+    seed: u64,
+}
+
+fn rotary() -> impl Strategy<Value = Rotary> {
+    let scaling = prop::option::of((1.0..4.0_f64, 3..20_usize).prop_map(
+        |(factor, trained_positions)| NtkScaling {
+            factor,
+            trained_positions,
+        },
+    ));
+    (2.0..20_000.0_f64, 1..3_usize, scaling).prop_map(|(base, half, scaling)| Rotary {
+        base,
+        dimensions: 8 * half,
+        scaling,
+    })
+}
+
+fn layer() -> impl Strategy<Value = Layer> {
+    let activation = prop::sample::select(vec![
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Silu,
+    ]);
+    let attention = (1..4_usize, 2..4_usize, prop::option::of(rotary())).prop_map(
+        |(heads, eighths, rotary)| Attention {
+            heads,
+            head_dim: 8 * eighths,
+            rotary,
+        },
+    );
+    (
+        attention,
+        1..40_usize,
+        activation,
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(|(attention, inner, activation, is_gated, has_bias)| Layer {
+            attention,
+            inner,
+            activation,
+            is_gated,
+            has_bias,
+        })
+}
+
+fn encoder() -> impl Strategy<Value = Encoder> {
+    let pooling = prop::sample::select(Pooling::ALL.to_vec());
+    (
+        1..40_usize,
+        any::<bool>(),
+        any::<bool>(),
+        prop::collection::vec(layer(), 0..4),
+        prop::collection::vec(pooling, 1..3),
+        prop::collection::vec(1..POSITIONS, 1..4),
+        any::<u64>(),
+    )
+        .prop_map(
+            |(width, has_positions, has_token_type, layers, poolings, lengths, seed)| Encoder {
+                width,
+                has_positions,
+                has_token_type,
+                layers,
+                poolings,
+                lengths,
+                seed,
+            },
+        )
+}
+
+/// Records the encoder, its weights made up on the way: first to know their names, then with their places in the file.
+fn record(encoder: &Encoder) -> (Graph, Checkpoint, Weights) {
+    let mut weights = Weights::new(encoder.seed);
+    build(encoder, &mut |shape, center, spread| {
+        let name = weights.add(shape, center, spread);
+        TensorSlice {
+            name,
+            file: 0,
+            dtype: semantic_search_native::checkpoint::WeightType::F32,
+            shape: shape.to_vec(),
+            offset: 0,
+        }
+    });
+    let checkpoint = weights.checkpoint();
+    let mut count = 0;
+    let graph = build(encoder, &mut |shape, _, _| {
+        let tensor = checkpoint.tensor(&format!("tensor.{count}"), shape);
+        count += 1;
+        tensor.unwrap()
+    });
+    (graph, checkpoint, weights)
+}
+
+type Tensor<'a> = &'a mut dyn FnMut(&[usize], f32, f32) -> TensorSlice;
+
+fn linear(tensor: Tensor, outputs: usize, inputs: usize, has_bias: bool) -> Linear {
+    Linear {
+        weight: tensor(&[outputs, inputs], 0.0, 1.2 / (inputs as f32).sqrt()),
+        bias: has_bias.then(|| tensor(&[outputs], 0.0, 0.1)),
+    }
+}
+
+fn norm(tensor: Tensor, width: usize) -> LayerNorm {
+    LayerNorm {
+        weight: tensor(&[width], 1.0, 0.1),
+        bias: tensor(&[width], 0.0, 0.1),
+        epsilon: 1e-5,
+    }
+}
+
+fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
+    let width = encoder.width;
+    let mut graph = Graph::default();
+    let embeddings = Embeddings {
+        words: tensor(&[VOCABULARY, width], 0.0, 1.0),
+        positions: encoder
+            .has_positions
+            .then(|| tensor(&[POSITIONS, width], 0.0, 0.5)),
+        token_type: encoder
+            .has_token_type
+            .then(|| tensor(&[1, width], 0.2, 0.3)),
+    };
+    let embedded = graph.embed(embeddings);
+    let mut x = graph.norm(embedded, norm(tensor, width));
+    for layer in &encoder.layers {
+        let Layer {
+            attention,
+            inner,
+            activation,
+            is_gated,
+            has_bias,
+        } = *layer;
+        let heads = attention.heads * attention.head_dim;
+        let projections = Projections {
+            query: linear(tensor, heads, width, has_bias),
+            key: linear(tensor, heads, width, has_bias),
+            value: linear(tensor, heads, width, has_bias),
+        };
+        let attended = graph.attend(x, projections, attention);
+        let attended = graph.linear(attended, linear(tensor, width, heads, has_bias));
+        let sum = graph.add(attended, x);
+        x = graph.norm(sum, norm(tensor, width));
+        let wide = graph.linear(x, linear(tensor, inner, width, has_bias));
+        let wide = if is_gated {
+            let gate = graph.linear(x, linear(tensor, inner, width, has_bias));
+            graph.gate(wide, gate, activation)
+        } else {
+            graph.activate(wide, activation)
+        };
+        let output = graph.linear(wide, linear(tensor, width, inner, has_bias));
+        let sum = graph.add(output, x);
+        x = graph.norm(sum, norm(tensor, width));
+    }
+    graph
+}
+
+/// Rows of numbers.
+type Matrix = Vec<Vec<f64>>;
+
+/// Computes a graph for one text.
+struct Interpreter<'a> {
+    tensors: HashMap<&'a str, &'a [f32]>,
+    ids: &'a [u32],
+}
+
+impl<'a> Interpreter<'a> {
+    fn new(weights: &'a Weights, ids: &'a [u32]) -> Self {
+        let tensors = weights.tensors.iter();
+        let tensors = tensors.map(|(name, _, values)| (name.as_str(), values.as_slice()));
+        Self {
+            tensors: tensors.collect(),
+            ids,
+        }
+    }
+
+    fn row(&self, tensor: &TensorSlice, index: usize) -> Vec<f64> {
+        let width = *tensor.shape.last().unwrap();
+        let values = &self.tensors[tensor.name.as_str()][index * width..][..width];
+        values.iter().map(|&value| f64::from(value)).collect()
+    }
+
+    fn linear(&self, x: &Matrix, layer: &Linear) -> Matrix {
+        let apply = |row: &Vec<f64>| {
+            (0..layer.outputs())
+                .map(|output| {
+                    let bias = layer.bias.as_ref().map(|bias| self.row(bias, 0)[output]);
+                    dot(row, &self.row(&layer.weight, output)) + bias.unwrap_or(0.0)
+                })
+                .collect()
+        };
+        x.iter().map(apply).collect()
+    }
+
+    fn run(&self, graph: &Graph) -> Matrix {
+        let mut values: Vec<Matrix> = Vec::new();
+        for node in graph.nodes() {
+            let of = |value: &Value| &values[value.index()];
+            let made = match &node.op {
+                Op::Embed(embeddings) => (self.ids.iter().enumerate())
+                    .map(|(position, &id)| {
+                        let mut row = self.row(&embeddings.words, id as usize);
+                        if let Some(table) = &embeddings.positions {
+                            row = add(&row, &self.row(table, position));
+                        }
+                        if let Some(token_type) = &embeddings.token_type {
+                            row = add(&row, &self.row(token_type, 0));
+                        }
+                        row
+                    })
+                    .collect(),
+                Op::Add(a, b) => of(a).iter().zip(of(b)).map(|(a, b)| add(a, b)).collect(),
+                Op::Linear { x, layer } => self.linear(of(x), layer),
+                Op::Norm { x, layer } => {
+                    let (scale, shift) = (self.row(&layer.weight, 0), self.row(&layer.bias, 0));
+                    let norm = |row: &Vec<f64>| normalized(row, &scale, &shift, layer.epsilon);
+                    of(x).iter().map(norm).collect()
+                }
+                Op::Activate { x, activation } => {
+                    map(of(x), |number| activated(number, *activation))
+                }
+                Op::Gate {
+                    x,
+                    gate,
+                    activation,
+                } => {
+                    let gates = map(of(gate), |number| activated(number, *activation));
+                    let multiply = |(a, b): (&Vec<f64>, &Vec<f64>)| {
+                        a.iter().zip(b).map(|(a, b)| a * b).collect()
+                    };
+                    of(x).iter().zip(&gates).map(multiply).collect()
+                }
+                Op::Attend {
+                    x,
+                    projections,
+                    attention,
+                } => selected(&self.attend(of(x), projections, attention), node.rows),
+                Op::Select { x, rows } => selected(of(x), *rows),
+                Op::Pool { x, poolings } => {
+                    let states = of(x);
+                    vec![
+                        poolings
+                            .iter()
+                            .flat_map(|&one| pooled(states, one))
+                            .collect(),
+                    ]
+                }
+            };
+            assert!(made.iter().all(|row| row.len() == node.width));
+            values.push(made);
+        }
+        values.pop().unwrap()
+    }
+
+    fn attend(&self, x: &Matrix, projections: &Projections, attention: &Attention) -> Matrix {
+        let project = |layer| -> Matrix { self.linear(x, layer) };
+        let mut query = project(&projections.query);
+        let mut key = project(&projections.key);
+        let value = project(&projections.value);
+        let Attention {
+            heads,
+            head_dim,
+            rotary,
+        } = *attention;
+        if let Some(rotary) = rotary {
+            for states in [&mut query, &mut key] {
+                for (position, row) in states.iter_mut().enumerate() {
+                    for head in row.chunks_exact_mut(head_dim) {
+                        rotate(&mut head[..rotary.dimensions], position, x.len(), &rotary);
+                    }
+                }
+            }
+        }
+        let mut mixed = vec![vec![0.0; heads * head_dim]; x.len()];
+        for head in (0..heads).map(|head| head * head_dim..(head + 1) * head_dim) {
+            for (token, row) in mixed.iter_mut().enumerate() {
+                let asked = &query[token][head.clone()];
+                let scores = key.iter().map(|key| dot(asked, &key[head.clone()]));
+                let scale = (head_dim as f64).sqrt();
+                let weights: Vec<f64> = scores.map(|score| (score / scale).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for (weight, value) in weights.iter().zip(&value) {
+                    for (sum, number) in row[head.clone()].iter_mut().zip(&value[head.clone()]) {
+                        *sum += weight / total * number;
+                    }
+                }
+            }
+        }
+        mixed
+    }
+}
+
+/// Halves are rotated: number `i` with number `i + dimensions / 2`.
+fn rotate(head: &mut [f64], position: usize, length: usize, rotary: &Rotary) {
+    let dimensions = rotary.dimensions as f64;
+    let mut base = rotary.base;
+    if let Some(NtkScaling {
+        factor,
+        trained_positions,
+    }) = rotary.scaling
+        && length > trained_positions
+    {
+        let longer = factor * length as f64 / trained_positions as f64 - (factor - 1.0);
+        base *= longer.powf(dimensions / (dimensions - 2.0));
+    }
+    let half = rotary.dimensions / 2;
+    for i in 0..half {
+        let angle = position as f64 * base.powf(-2.0 * i as f64 / dimensions);
+        let (a, b) = (head[i], head[i + half]);
+        head[i] = a * angle.cos() - b * angle.sin();
+        head[i + half] = b * angle.cos() + a * angle.sin();
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(a: &[f64], b: &[f64]) -> Vec<f64> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}
+
+fn map(x: &Matrix, apply: impl Fn(f64) -> f64) -> Matrix {
+    let apply = |row: &Vec<f64>| row.iter().map(|&number| apply(number)).collect();
+    x.iter().map(apply).collect()
+}
+
+fn normalized(row: &[f64], scale: &[f64], shift: &[f64], epsilon: f32) -> Vec<f64> {
+    let count = row.len() as f64;
+    let mean = row.iter().sum::<f64>() / count;
+    let variance = row
+        .iter()
+        .map(|number| (number - mean).powi(2))
+        .sum::<f64>()
+        / count;
+    let deviation = (variance + f64::from(epsilon)).sqrt();
+    let numbers = row.iter().zip(scale).zip(shift);
+    numbers
+        .map(|((number, scale), shift)| (number - mean) / deviation * scale + shift)
+        .collect()
+}
+
+fn activated(x: f64, activation: Activation) -> f64 {
+    match activation {
+        Activation::Gelu => x * (1.0 + erf(x / 2.0_f64.sqrt())) / 2.0,
+        Activation::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            x * (1.0 + inner.tanh()) / 2.0
+        }
+        Activation::Relu => x.max(0.0),
+        Activation::Silu => x / (1.0 + (-x).exp()),
+    }
+}
+
+/// The error function by its power series, which is exact enough where it is not 1 anyway.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 5.0 {
+        return x.signum();
+    }
+    let mut power = x;
+    let mut sum = x;
+    for n in 1..200_u32 {
+        power *= -x * x / f64::from(n);
+        sum += power / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+fn selected(x: &Matrix, rows: Rows) -> Matrix {
+    match rows {
+        Rows::All => x.clone(),
+        Rows::First => vec![x[0].clone()],
+        Rows::Last => vec![x[x.len() - 1].clone()],
+    }
+}
+
+fn pooled(x: &Matrix, pooling: Pooling) -> Vec<f64> {
+    let weighted = |weight: fn(usize) -> f64, total: f64| {
+        let mut sum = vec![0.0; x[0].len()];
+        for (token, row) in x.iter().enumerate() {
+            for (sum, number) in sum.iter_mut().zip(row) {
+                *sum += weight(token) * number / total;
+            }
+        }
+        sum
+    };
+    let count = x.len();
+    match pooling {
+        Pooling::Cls => x[0].clone(),
+        Pooling::LastToken => x[count - 1].clone(),
+        Pooling::Max => (0..x[0].len())
+            .map(|i| x.iter().map(|row| row[i]).fold(f64::NEG_INFINITY, f64::max))
+            .collect(),
+        Pooling::Mean => weighted(|_| 1.0, count as f64),
+        Pooling::MeanSqrtLength => weighted(|_| 1.0, (count as f64).sqrt()),
+        Pooling::WeightedMean => weighted(
+            |token| (token + 1) as f64,
+            (count * (count + 1)) as f64 / 2.0,
+        ),
+    }
+}
+
+/// The graph on every backend of this build against the interpreter, which computes it with all rows of every layer.
+fn check(encoder: &Encoder) {
+    let (graph, checkpoint, weights) = record(encoder);
+    let pooled_graph = graph.pooled(&encoder.poolings);
+    let folder = checkpoint.files()[0].path.parent().unwrap().to_owned();
+    let checkpoint = Arc::new(checkpoint);
+    let mut random = StdRng::seed_from_u64(encoder.seed ^ 1);
+    let texts: Vec<Vec<u32>> = encoder
+        .lengths
+        .iter()
+        .map(|&length| {
+            let ids = (0..length).map(|_| random.random_range(0..VOCABULARY as u32));
+            ids.collect()
+        })
+        .collect();
+    let expected: Vec<Vec<f64>> = texts
+        .iter()
+        .map(|ids| {
+            let interpreter = Interpreter::new(&weights, ids);
+            let states = interpreter.run(&graph);
+            let vector: Vec<f64> = (encoder.poolings.iter())
+                .flat_map(|&one| pooled(&states, one))
+                .collect();
+            // Leaving out what no vector needs changes none.
+            let pruned = &interpreter.run(&pooled_graph)[0];
+            assert!(vector.iter().zip(pruned).all(|(a, b)| (a - b).abs() < 1e-9));
+            vector
+        })
+        .collect();
+    for &backend in setup::BACKENDS {
+        let options = Options {
+            ..setup::options_for(backend)
+        };
+        let (mut runtime, _) = runtime::load(&pooled_graph, &checkpoint, &options, 1).unwrap();
+        let mut worker = runtime.workers.remove(0)().unwrap();
+        let batch = Batch::from_texts(texts.iter().map(Vec::as_slice));
+        let vectors = worker.forward(&batch, &Arc::new(Stop::new())).unwrap();
+        for (text, (actual, expected)) in vectors
+            .chunks_exact(pooled_graph.width())
+            .zip(&expected)
+            .enumerate()
+        {
+            let length = dot(expected, expected).sqrt();
+            for (actual, expected) in actual.iter().zip(expected) {
+                let difference = (f64::from(*actual) - expected).abs();
+                assert!(
+                    difference <= 2e-5 * length.max(1.0),
+                    "{backend:?}, text {text}: {actual} instead of {expected} in {encoder:?}"
+                );
+            }
+        }
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn runtimes_compute_what_graphs_say(encoder in encoder()) {
+        check(&encoder);
+    }
+}
+
+/// Two layers whose rotations differ in everything: neither may take the other's angles.
+#[test]
+fn every_layer_has_its_own_rotation() {
+    let layer = |base, dimensions, scaling| Layer {
+        attention: Attention {
+            heads: 2,
+            head_dim: 16,
+            rotary: Some(Rotary {
+                base,
+                dimensions,
+                scaling,
+            }),
+        },
+        inner: 24,
+        activation: Activation::Silu,
+        is_gated: true,
+        has_bias: false,
+    };
+    let scaled = |factor, trained_positions| {
+        Some(NtkScaling {
+            factor,
+            trained_positions,
+        })
+    };
+    let pairs = [
+        (layer(1000.0, 16, None), layer(10.0, 16, None)),
+        (layer(1000.0, 16, None), layer(1000.0, 8, None)),
+        (
+            layer(1000.0, 16, scaled(2.0, 8)),
+            layer(1000.0, 16, scaled(3.0, 5)),
+        ),
+        (layer(1000.0, 16, scaled(2.0, 8)), layer(1000.0, 16, None)),
+    ];
+    for (seed, (first, second)) in (0..).zip(pairs) {
+        check(&Encoder {
+            width: 32,
+            has_positions: false,
+            has_token_type: false,
+            layers: vec![first, second],
+            poolings: vec![Pooling::Mean],
+            lengths: vec![3, 7, 20],
+            seed,
+        });
+    }
+}
+
+/// Of a last layer the rows that a pooling takes are computed, and no others.
+#[test]
+fn a_pooling_of_one_token_prunes_the_last_layer() {
+    let layer = Layer {
+        attention: Attention {
+            heads: 1,
+            head_dim: 16,
+            rotary: None,
+        },
+        inner: 8,
+        activation: Activation::Gelu,
+        is_gated: false,
+        has_bias: true,
+    };
+    let encoder = Encoder {
+        width: 16,
+        has_positions: true,
+        has_token_type: false,
+        layers: vec![layer.clone(), layer],
+        poolings: vec![],
+        lengths: vec![],
+        seed: 1,
+    };
+    let (graph, ..) = record(&encoder);
+    let counted = |poolings: &[Pooling]| {
+        let pooled = graph.pooled(poolings);
+        let of = |rows| {
+            pooled
+                .nodes()
+                .iter()
+                .filter(|node| node.rows == rows)
+                .count()
+        };
+        [Rows::All, Rows::First, Rows::Last].map(of)
+    };
+    // Embeddings and a norm, then layers of attention, three linear ones, an activation, two sums and two norms.
+    assert_eq!(counted(&[Pooling::Mean]), [2 + 9 + 9, 1, 0]);
+    // The residual of the last attention is selected.
+    assert_eq!(counted(&[Pooling::Cls]), [2 + 9, 9 + 1, 0]);
+    // And so is the attention itself, since it computes all rows.
+    assert_eq!(counted(&[Pooling::LastToken]), [2 + 9 + 1, 0, 8 + 2]);
+    assert_eq!(
+        counted(&[Pooling::Cls, Pooling::LastToken]),
+        [2 + 9 + 9, 1, 0]
+    );
+}
