@@ -255,6 +255,17 @@ for (const backend of BACKENDS) {
     "include_prompt",
   );
   loadFails(
+    "a side to cut that is none",
+    "bert_mean",
+    { "tokenizer_config.json": (config) => ({ ...config, truncation_side: "middle" }) },
+    {},
+    "MODEL_INVALID",
+    "tokenizer_config.json",
+    "truncation_side",
+    '"left" or "right"',
+    '"middle"',
+  );
+  loadFails(
     "a default prompt that does not exist",
     "bert_mean",
     { "config_sentence_transformers.json": () => ({ prompts: { a: "b" }, default_prompt_name: "c" }) },

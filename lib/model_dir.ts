@@ -85,7 +85,10 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
     optionalCount(sentenceFile, sentenceConfig, "max_seq_length") ?? readModelMaxLength(tokenizerConfig) ?? positions;
   const truncationSide = tokenizerConfig.truncation_side ?? "right";
   if (truncationSide !== "left" && truncationSide !== "right") {
-    throw new EmbedderError("MODEL_INVALID", `${tokenizerConfigFile}: truncation_side: expected "left" or "right"`);
+    throw new EmbedderError(
+      "MODEL_INVALID",
+      `${tokenizerConfigFile}: truncation_side: expected "left" or "right", found ${describeValue(truncationSide)}`,
+    );
   }
   return {
     dir,

@@ -134,8 +134,9 @@ impl ModelDir {
 
         let sentence_bert: SentenceBertConfig =
             read_optional(&folder.join("sentence_bert_config.json"))?;
-        let tokenizer_config: TokenizerConfig =
-            read_optional(&folder.join("tokenizer_config.json"))?;
+        let tokenizer_config_path = folder.join("tokenizer_config.json");
+        let tokenizer_config: TokenizerConfig = read_optional(&tokenizer_config_path)?;
+        let truncate_left = tokenizer_config.truncates_left(&tokenizer_config_path)?;
         let model_max_tokens = sentence_bert
             .max_seq_length
             .or_else(|| tokenizer_config.limit())
@@ -161,7 +162,7 @@ impl ModelDir {
             cut,
             normalize: !options.keep_length,
             tokenizer,
-            truncate_left: tokenizer_config.truncation_side.as_deref() == Some("left"),
+            truncate_left,
             weights: weight_files(folder)?,
             config_digest: sha256_hex(&config_bytes),
             config,
@@ -474,7 +475,7 @@ struct SentenceBertConfig {
 struct TokenizerConfig {
     /// A float, since `transformers` writes 10³⁰ for "no limit".
     model_max_length: Option<f64>,
-    truncation_side: Option<String>,
+    truncation_side: Option<Value>,
 }
 
 impl TokenizerConfig {
@@ -482,6 +483,21 @@ impl TokenizerConfig {
         self.model_max_length
             .filter(|&limit| (1.0..=1e8).contains(&limit))
             .map(|limit| limit as usize)
+    }
+
+    fn truncates_left(&self, path: &Path) -> Result<bool> {
+        match &self.truncation_side {
+            None => Ok(false),
+            Some(side) if side == "left" => Ok(true),
+            Some(side) if side == "right" => Ok(false),
+            Some(other) => Err(Error::ModelInvalid {
+                path: path.to_owned(),
+                problem: format!(
+                    "`truncation_side`: expected \"left\" or \"right\", found {other}"
+                ),
+                source: None,
+            }),
+        }
     }
 }
 
