@@ -238,6 +238,15 @@ for (const backend of BACKENDS) {
     '"median"',
   );
   loadFails(
+    "an unknown pooling mode beside a known one, in the older form",
+    "bert_mean",
+    { [POOLING]: (pooling) => ({ ...pooling, pooling_mode_attention: true }) },
+    {},
+    "MODEL_UNSUPPORTED",
+    path.normalize(POOLING),
+    "attention",
+  );
+  loadFails(
     "pooling of another width",
     "bert_mean",
     { [POOLING]: () => ({ word_embedding_dimension: 7, pooling_mode: "cls" }) },

@@ -284,27 +284,30 @@ function readPooling(
   );
 }
 
+const OLDER_KEYS: Record<PoolingMode, string> = {
+  cls: "pooling_mode_cls_token",
+  max: "pooling_mode_max_tokens",
+  mean: "pooling_mode_mean_tokens",
+  mean_sqrt_len_tokens: "pooling_mode_mean_sqrt_len_tokens",
+  weightedmean: "pooling_mode_weightedmean_tokens",
+  lasttoken: "pooling_mode_lasttoken",
+};
+
+/** `pooling_mode`, a name or a list of names, or the older form of one boolean for each mode. */
 function poolingModes(file: string, config: JsonObject): PoolingMode[] {
-  const LEGACY_KEYS: Record<PoolingMode, string> = {
-    cls: "pooling_mode_cls_token",
-    max: "pooling_mode_max_tokens",
-    mean: "pooling_mode_mean_tokens",
-    mean_sqrt_len_tokens: "pooling_mode_mean_sqrt_len_tokens",
-    weightedmean: "pooling_mode_weightedmean_tokens",
-    lasttoken: "pooling_mode_lasttoken",
-  };
+  const unsupported = (mode: string) =>
+    new EmbedderError("MODEL_UNSUPPORTED", `${file}: ${mode}; supported are ${POOLING_MODES.join(", ")}`);
+  for (const key of Object.keys(config)) {
+    const isUnknown = key.startsWith("pooling_mode_") && !Object.values(OLDER_KEYS).includes(key);
+    if (isUnknown && config[key] === true) throw unsupported(key);
+  }
   const declared = config.pooling_mode;
   const names =
     declared === undefined || declared === null
-      ? POOLING_MODES.filter((mode) => config[LEGACY_KEYS[mode]] === true)
+      ? POOLING_MODES.filter((mode) => config[OLDER_KEYS[mode]] === true)
       : [declared].flat();
   const unknown = names.find((name) => !POOLING_MODES.includes(name as PoolingMode));
-  if (unknown !== undefined) {
-    throw new EmbedderError(
-      "MODEL_UNSUPPORTED",
-      `${file}: pooling_mode ${JSON.stringify(unknown)}; supported are ${POOLING_MODES.join(", ")}`,
-    );
-  }
+  if (unknown !== undefined) throw unsupported(`pooling_mode ${JSON.stringify(unknown)}`);
   if (names.length === 0) throw new EmbedderError("MODEL_INVALID", `${file}: no pooling mode is set`);
   const repeated = names.find((name, index) => names.indexOf(name) < index);
   if (repeated !== undefined) {
