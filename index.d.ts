@@ -152,6 +152,8 @@ export interface ModelOptions {
   threads?: number
   /** Most bytes that the activations of one batch may take. */
   memoryBudget?: number
+  /** Where quantized weights are kept; default: nowhere. */
+  cacheFolder?: string
   /** ONNX Runtime's shared library. */
   onnxRuntimeLibrary?: string
 }

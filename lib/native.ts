@@ -1,7 +1,8 @@
 import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
-import type { Call, Model } from "../index.js";
+import type { ModelOptions as AddonOptions, Call, Model } from "../index.js";
+import { packageCacheFolder } from "./cache_folder.js";
 import {
   type Activity,
   type BackendMemory,
@@ -50,13 +51,18 @@ function innermostReasons(error: unknown): string {
 }
 
 /**
- * Options as the addon takes them, with the ONNX Runtime library of `onnxruntime-node`, so that both languages share
- * one copy, unless the caller or `ORT_DYLIB_PATH` names another.
+ * Options as the addon takes them: with the cache folder, and with the ONNX Runtime library of `onnxruntime-node`, so
+ * that both languages share one copy, unless the caller or `ORT_DYLIB_PATH` names another.
  */
-export function addonOptions(options: LoadOptions): LoadOptions {
-  if (options.onnxRuntimeLibrary !== undefined || process.env.ORT_DYLIB_PATH) return options;
-  const onnxRuntimeLibrary = bundledOnnxRuntime();
-  return onnxRuntimeLibrary === undefined ? options : { ...options, onnxRuntimeLibrary };
+export function addonOptions(options: LoadOptions): AddonOptions {
+  const cacheFolder = packageCacheFolder();
+  const onnxRuntimeLibrary =
+    options.onnxRuntimeLibrary ?? (process.env.ORT_DYLIB_PATH ? undefined : bundledOnnxRuntime());
+  return {
+    ...options,
+    ...(cacheFolder !== undefined && { cacheFolder }),
+    ...(onnxRuntimeLibrary !== undefined && { onnxRuntimeLibrary }),
+  };
 }
 
 function bundledOnnxRuntime(): string | undefined {

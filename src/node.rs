@@ -71,6 +71,8 @@ pub struct ModelOptions {
     pub threads: Option<u32>,
     /// Most bytes that the activations of one batch may take.
     pub memory_budget: Option<f64>,
+    /// Where quantized weights are kept; default: nowhere.
+    pub cache_folder: Option<String>,
     /// ONNX Runtime's shared library.
     pub onnx_runtime_library: Option<String>,
 }
@@ -94,7 +96,7 @@ impl TryFrom<Option<ModelOptions>> for Options {
             backend: options.backend.as_deref().unwrap_or("auto").parse()?,
             threads: options.threads.map(|threads| threads as usize),
             memory_budget: options.memory_budget.map(|bytes| bytes as usize),
-            cache_folder: None,
+            cache_folder: options.cache_folder.map(PathBuf::from),
             onnx_runtime_library: options.onnx_runtime_library.map(PathBuf::from),
         })
     }

@@ -33,7 +33,7 @@ use crate::arch::{Encoder, Tokens};
 use crate::batch::{Batch, Limits};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::int8::{Int8Weights, cache};
+use crate::int8::Int8Weights;
 use crate::model_dir::ModelDir;
 use crate::options::{Dtype, Options};
 
@@ -197,8 +197,8 @@ fn quantized(
     if layers.is_empty() {
         return Ok((None, None));
     }
-    let folder = options.cache_folder.clone().or_else(cache::default_folder);
-    let (weights, warning) = Int8Weights::load(checkpoint, layers, folder.as_deref())?;
+    let folder = options.cache_folder.as_deref();
+    let (weights, warning) = Int8Weights::load(checkpoint, layers, folder)?;
     Ok((Some(weights), warning))
 }
 
