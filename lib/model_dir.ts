@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
-import { type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
+import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
 import { describeValue, EmbedderError } from "./errors.js";
 import { isObject, type JsonObject, parseJsonObject, readJsonIfPresent, readJsonObjectIfPresent } from "./json_file.js";
 import { type KnownModel, knownModel } from "./known_models.js";
@@ -106,6 +106,33 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
     truncationSide,
     tokenizerFile,
     tokenizerConfig,
+  };
+}
+
+/** What a model is, given the hashes of its tokenizer and of its weights. */
+export function describe(
+  model: ModelDir,
+  tokenizerHash: string,
+  { weightHashes, dtype }: { weightHashes: readonly string[]; dtype: string },
+): Description {
+  const { pooling, queryPrompt, documentPrompt, maxTokens, normalize, cut } = model;
+  // The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`.
+  const identity = {
+    format: 1,
+    weights: weightHashes,
+    tokenizer: tokenizerHash,
+    config: model.configHash,
+    ...{ pooling, queryPrompt, documentPrompt, maxTokens, normalize, dtype },
+    // Without a cut `undefined`, which `JSON.stringify` leaves out.
+    dimensions: cut?.dimensions,
+    layerNorm: cut?.layerNorm,
+  };
+  const { lowerCase, truncationSide, vocabularySize } = model;
+  return {
+    dimension: cut?.dimensions ?? model.hiddenSize * pooling.length,
+    ...{ maxTokens, pooling, queryPrompt, documentPrompt, normalize, lowerCase, truncationSide, vocabularySize },
+    ...(cut && { layerNorm: cut.layerNorm }),
+    fingerprint: createHash("sha256").update(JSON.stringify(identity)).digest("hex"),
   };
 }
 

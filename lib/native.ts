@@ -7,12 +7,12 @@ import {
   type Activity,
   type BackendMemory,
   type BackendName,
+  type Description,
   type Engine,
   type EngineCall,
   type EngineResult,
   type EngineRows,
   inSlices,
-  type PoolingMode,
   PROGRESS_INTERVAL_MS,
 } from "./engine.js";
 import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
@@ -85,10 +85,7 @@ function bundledOnnxRuntime(): string | undefined {
 export class NativeEngine implements Engine {
   readonly backend: BackendName;
   readonly isGpu: boolean;
-  readonly dimension: number;
-  readonly maxTokens: number;
-  readonly fingerprint: string;
-  readonly pooling: readonly PoolingMode[];
+  readonly description: Description;
   readonly fallbackReason: string | null;
   readonly #model: Model;
   readonly #addon: Addon;
@@ -98,10 +95,7 @@ export class NativeEngine implements Engine {
     this.#model = model;
     this.backend = model.backend as BackendName;
     this.isGpu = model.isGpu;
-    this.dimension = model.dimension;
-    this.maxTokens = model.maxTokens;
-    this.fingerprint = model.fingerprint;
-    this.pooling = model.pooling as PoolingMode[];
+    this.description = model.description as Description;
     this.fallbackReason = model.fallbackReason;
   }
 
