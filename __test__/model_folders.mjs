@@ -72,7 +72,8 @@ const PROMPT_NAMES = ["query", "document", "passage", "corpus", "web", "Query", 
 /** A function in a table is given the generator of random numbers, and returns a value. */
 const PROMPT_OBJECT = (random) =>
   Object.fromEntries(Array.from({ length: random.below(4) }, () => [random.of(PROMPT_NAMES), random.of(PROMPTS)]));
-const MODE_LIST = (random) => Array.from({ length: random.below(4) }, () => random.of([...MODES, ...MODES, "median", 1]));
+const MODE_LIST = (random) =>
+  Array.from({ length: random.below(4) }, () => random.of([...MODES, ...MODES, "median", 1]));
 
 const TYPES = [
   ...["Transformer", "Pooling", "Normalize", "Dense", "Dropout", "LayerNorm", "transformer", "Transformer "],
@@ -81,7 +82,18 @@ const TYPES = [
   ...[`sentence_transformers.sentence_transformer.modules.${kind}`, `custom_st.${kind}`, kind, `.${kind}`],
 ]);
 const PATHS = [
-  ...["", ".", "./", "1_Pooling", "1_Pooling/", "./1_Pooling", "nowhere", "1_Pooling//", "0_Transformer", "1_Pooling/."],
+  ...[
+    "",
+    ".",
+    "./",
+    "1_Pooling",
+    "1_Pooling/",
+    "./1_Pooling",
+    "nowhere",
+    "1_Pooling//",
+    "0_Transformer",
+    "1_Pooling/.",
+  ],
   ...["..", "../x", "1_Pooling/..", "1_Pooling/../..", "..\\x", "a\\..\\b", "/", "/etc", "a\0b", "...", "..x"],
   ...[null, 1, raw('"\\ud800"')],
 ];
@@ -172,7 +184,7 @@ const KEYS = {
     pre_tokenizer: [null, { type: "WhitespaceSplit" }],
     post_processor: [null],
     "post_processor/special_tokens/[CLS]/ids": [[2], [3], [2, 3], [9999], []],
-    "post_processor/single": [[], [{ Sequence: { id: "A", type_id: 0 } }]],
+    "post_processor/single": [[{ Sequence: { id: "A", type_id: 0 } }]],
     decoder: [null],
     "model/unk_token": ["[UNK]"],
     "model/max_input_chars_per_word": [0, 1, 4, 100, 1e6],
@@ -186,10 +198,12 @@ const KEYS = {
  * are not ours.
  */
 const OF_ANY_TYPE = {
-  "tokenizer.json": [
-    ...["added_tokens/0/id", "model/vocab/time", "model/max_input_chars_per_word"],
-  ],
+  "tokenizer.json": ["added_tokens/0/id", "model/vocab/time", "model/max_input_chars_per_word"],
 };
+/** JavaScript does not tell 100.0 from 100, and the tokenizer's own reader does. */
+const isWholeFraction = (value) => value instanceof Raw && Number.isInteger(Number(value.text));
+/** Of a key that stands twice `JSON.parse` does not show the first value. */
+const isPlain = (value) => !(value instanceof Raw);
 
 const SPOILED = [
   (text) => text.slice(0, text.length / 2),
@@ -208,7 +222,9 @@ const SPOILED = [
   (text) => Buffer.from(text, "utf16le"),
   (text) => Buffer.concat([Buffer.from(text.replace(/[{[]/, '$&"a": "')), Buffer.from([0xff]), Buffer.from('"}')]),
   (text) => Buffer.from(text.replace(/[{[]/, '$&"caf\xe9": "\xff", '), "latin1"),
-  ...["", " ", "null", "[]", "{}", "1", '"x"', "true", "oops", "[{}]", "\0", "NaN", '{"a" 1}'].map((text) => () => text),
+  ...["", " ", "null", "[]", "{}", "1", '"x"', "true", "oops", "[{}]", "\0", "NaN", '{"a" 1}'].map(
+    (text) => () => text,
+  ),
   ...[126, 127, 128, 129].map((levels) => () => written(nested(levels))),
   ...[125, 126, 127, 128].map((levels) => () => written({ a: nested(levels) })),
 ];
@@ -231,13 +247,18 @@ function changedSettings(random, file, json) {
       const value = random.of(KEYS[file][keyPath]);
       return typeof value === "function" ? value(random) : value;
     };
-    const other = () => (!OF_ANY_TYPE[file] || OF_ANY_TYPE[file].includes(keyPath) ? random.of(ANYTHING) : meant());
+    const other = () => {
+      if (!OF_ANY_TYPE[file]) return random.of(ANYTHING);
+      if (!OF_ANY_TYPE[file].includes(keyPath)) return meant();
+      return random.of(ANYTHING.filter((value) => !isWholeFraction(value)));
+    };
     const kind = random.next();
     setAt(json, keyPath, (parent, key) => {
-      if (kind < 0.15 && file !== "tokenizer.json") delete parent[key];
+      if (kind < 0.15) delete parent[key];
       else if (kind < 0.4) parent[key] = other();
       // An array has no keys, and the tokenizer's own reader refuses a key that comes twice.
-      else if (kind < 0.45 && file !== "tokenizer.json" && !Array.isArray(parent)) parent[key] = new Twice(other(), meant());
+      else if (kind < 0.45 && file !== "tokenizer.json" && !Array.isArray(parent))
+        parent[key] = new Twice(random.of(ANYTHING.filter(isPlain)), meant());
       else parent[key] = meant();
     });
   }

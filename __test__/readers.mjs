@@ -3,12 +3,12 @@
  * (`lib/model_dir.ts`). This asks both about generated folders and compares what they answer.
  */
 
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as os from "node:os";
 import * as path from "node:path";
-import { isDeepStrictEqual } from "node:util";
 import { fileURLToPath } from "node:url";
+import { isDeepStrictEqual } from "node:util";
 import { changedFolder, OPTIONS } from "./model_folders.mjs";
 
 const require = createRequire(import.meta.url);
@@ -16,6 +16,8 @@ const { loadAddon } = require("../dist/lib/native.js");
 const { describe, readModelDir } = require("../dist/lib/model_dir.js");
 const { TextTokenizer } = require("../dist/lib/tokenizer.js");
 
+// Most of the time goes into writing files: where there is one, into a file system in memory.
+const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : os.tmpdir();
 const FIXTURES = fileURLToPath(new URL("../tests/fixtures", import.meta.url));
 const NAMES = ["bert_mean", "bert_cls_bf16", "bert_cls_f16", "nomic_cls", "nomic_mean_dynamic", "nomic_partial"];
 
@@ -45,7 +47,7 @@ function isSame(a, b) {
 
 /** Folders in which both readers are asked about the same files. */
 export class Readers {
-  #scratch = mkdtempSync(path.join(os.tmpdir(), "semantic-search-readers-"));
+  #scratch = mkdtempSync(path.join(SCRATCH, "semantic-search-readers-"));
   #models = [];
   /** How many folders were accepted, and how many refused. */
   counts = { accepted: 0, refused: 0 };
@@ -65,24 +67,44 @@ export class Readers {
     }
   }
 
-  /** @returns what the readers disagree about, `undefined` if nothing */
-  async run(random) {
-    const { name, folder, files } = random.of(this.#models);
-    const changed = changedFolder(random, files);
-    const options = random.of(OPTIONS);
+  /**
+   * Asks both readers about a fixture with some files changed.
+   *
+   * @param {string} fixture
+   * @param {{ [file: string]: string | Buffer | null }} changed `null` removes the file
+   * @param {object} [options]
+   */
+  ask(fixture, changed, options = {}) {
+    const { folder, files } = this.#models.find(({ name }) => name === fixture);
     for (const [file, content] of Object.entries(changed)) {
       if (content === null) rmSync(path.join(folder, file), { force: true });
       else writeFileSync(path.join(folder, file), content);
     }
-    const [addon, fallback] = [answer("addon", folder, options), answer("fallback", folder, options)];
+    const answers = { addon: answer("addon", folder, options), fallback: answer("fallback", folder, options) };
     for (const file of Object.keys(changed)) {
       if (files[file] === undefined) rmSync(path.join(folder, file), { force: true });
       else writeFileSync(path.join(folder, file), files[file]);
     }
+    return answers;
+  }
+
+  /** A settings file of a fixture. */
+  file(fixture, name) {
+    return this.#models.find((model) => model.name === fixture).files[name];
+  }
+
+  /** @returns what the readers disagree about, `undefined` if nothing */
+  async run(random) {
+    const { name, files } = random.of(this.#models);
+    const changed = changedFolder(random, files);
+    const options = random.of(OPTIONS);
+    const { addon, fallback } = this.ask(name, changed, options);
     this.counts[addon.facts ? "accepted" : "refused"]++;
     if (isSame(addon, fallback)) return undefined;
     const shown = Object.entries(changed).map(([file, content]) => `${file} = ${content?.toString().slice(0, 1500)}`);
-    return [`${name} with ${JSON.stringify(options)}`, ...shown, told("addon", addon), told("fallback", fallback)].join("\n");
+    return [`${name} with ${JSON.stringify(options)}`, ...shown, told("addon", addon), told("fallback", fallback)].join(
+      "\n",
+    );
   }
 
   async close() {

@@ -1,6 +1,13 @@
 import { type ChildProcess, fork } from "node:child_process";
 import * as path from "node:path";
-import { type Description, type EngineCall, type EngineResult, type EngineRows, inSlices, type ModelOptions } from "./engine.js";
+import {
+  type Description,
+  type EngineCall,
+  type EngineResult,
+  type EngineRows,
+  inSlices,
+  type ModelOptions,
+} from "./engine.js";
 import { AbortError, EmbedderError } from "./errors.js";
 import { CHILD_MARKER, type Reply, type Request, type Rows } from "./fallback_protocol.js";
 import { emptyVectors } from "./vector.js";

@@ -15,7 +15,7 @@
 //!
 //! # Where things are
 //!
-//! - [`model_dir`] reads a model folder, [`options`] what the caller may decide, [`checkpoint`] the weights.
+//! - [`model_dir`] reads a model folder (`json_file` its settings files), [`options`] what the caller may decide, [`checkpoint`] the weights.
 //! - [`arch`] holds the encoders. Each is written once over the trait [`arch::Ops`]; a new architecture is one file.
 //! - [`runtime`] implements [`arch::Ops`]. [`runtime::onnx`] records the forward pass as an ONNX graph whose initializers
 //!   point into the safetensors file as it was read.
@@ -40,6 +40,7 @@ pub mod error;
 mod file;
 mod guard;
 pub mod int8;
+mod json_file;
 mod memory;
 pub mod model;
 pub mod model_dir;
