@@ -112,20 +112,18 @@ function parseJson(file: string, bytes: Buffer): unknown {
       cause,
     );
   }
-  let values = [value];
-  for (let levels = 0; values.length > 0; levels++) {
-    const inner: unknown[] = [];
-    for (const outer of values) {
-      if (typeof outer === "string" && !outer.isWellFormed())
-        throw invalid(" is not valid JSON: half a surrogate pair");
-      if (typeof outer === "number" && !Number.isFinite(outer))
-        throw invalid(" is not valid JSON: a number out of range");
-      if (typeof outer !== "object" || outer === null) continue;
-      if (levels === MOST_LEVELS) throw invalid(`: expected at most ${MOST_LEVELS} levels of JSON, found more`);
-      if (Array.isArray(outer)) for (const element of outer) inner.push(element);
-      else for (const [key, element] of Object.entries(outer)) inner.push(key, element);
+  let outer = isContainer(value) ? [value] : [];
+  for (let levels = 1; outer.length > 0; levels++) {
+    if (levels > MOST_LEVELS) throw invalid(`: expected at most ${MOST_LEVELS} levels of JSON, found more`);
+    const inner: object[] = [];
+    for (const [key, element] of outer.flatMap(Object.entries)) {
+      const isNumber = typeof element !== "number" || Number.isFinite(element);
+      if (!isNumber) throw invalid(` is not valid JSON: ${key}: a number out of range`);
+      const isText = key.isWellFormed() && (typeof element !== "string" || element.isWellFormed());
+      if (!isText) throw invalid(` is not valid JSON: ${key}: half a surrogate pair`);
+      if (isContainer(element)) inner.push(element);
     }
-    values = inner;
+    outer = inner;
   }
   return value;
 }
@@ -142,6 +140,10 @@ export function parseJsonObject(file: string, bytes: Buffer): JsonObject {
 function asObject(file: string, value: unknown): JsonObject {
   if (isObject(value)) return value;
   throw new EmbedderError("MODEL_INVALID", `${file}: expected a JSON object`);
+}
+
+function isContainer(value: unknown): value is object {
+  return typeof value === "object" && value !== null;
 }
 
 export function isObject(value: unknown): value is JsonObject {
