@@ -12,6 +12,7 @@ import { unlessAborted } from "./lib/abort.js";
 import {
   type BackendMemory,
   type BackendName,
+  copyOfTokens,
   type EncodedVector,
   type Encoding,
   type Engine,
@@ -20,6 +21,7 @@ import {
   type PoolingMode,
   rowsInSlices,
   rowsOf,
+  type TextOrTokens,
 } from "./lib/engine.js";
 import {
   AbortError,
@@ -40,6 +42,7 @@ import {
   BACKEND_RULE,
   checkCallOptions,
   checkLoadOptions,
+  checkText,
   checkTexts,
   invalid,
   type LoadOptions,
@@ -48,7 +51,7 @@ import {
 import { QueryCache } from "./lib/query_cache.js";
 import { type StreamedVector, streamVectors } from "./lib/stream.js";
 
-export type { BackendMemory, BackendName, EncodedVector, Encoding, PoolingMode } from "./lib/engine.js";
+export type { BackendMemory, BackendName, EncodedVector, Encoding, PoolingMode, TextOrTokens } from "./lib/engine.js";
 export { AbortError, EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
 export { type PullOptions, type PullProgress, pull } from "./lib/hub/pull.js";
 export { KNOWN_MODELS, type KnownModel } from "./lib/known_models.js";
@@ -184,19 +187,25 @@ export class Embedder {
    * Embeds texts. The result has one vector per text, in order; all are views of one buffer. The array is read before
    * the call returns: changing it afterwards has no effect. Equal texts are computed once.
    *
+   * Instead of a text, its token ids may be passed as a `Uint32Array`, for callers that tokenize themselves: at least one,
+   * of the model's own tokenizer, below `vocabularySize`, with the special tokens that the model wants. Neither these nor a
+   * prompt are added, whatever the `kind`. What is beyond `maxTokens` is cut off on the model's side, and reported, as of a
+   * text. Do not change the ids before the promise is settled: many are read little by little.
+   *
    * @param options Options, or `true` for `{ kind: "query" }`.
    * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED`,
    * `RESOURCE_EXHAUSTED`, `CLOSED`, or `ABORT_ERR` (an `AbortError`).
    */
   async embed<E extends Encoding = "float32">(
-    texts: readonly string[],
+    texts: readonly TextOrTokens[],
     options?: EmbedOptions<E> | boolean,
   ): Promise<EncodedVector[E][]> {
     return coded(async () => this.#embed<E>(checkTexts(texts), checkEmbedOptions(options)));
   }
 
   /**
-   * Embeds texts as they come, from an array, a generator or anything else that can be iterated, also asynchronously.
+   * Embeds texts, or their token ids, as they come, from an array, a generator or anything else that can be iterated, also
+   * asynchronously.
    * Reads ahead a little and no further while the vectors are not taken, so that any number of texts passes through in
    * bounded memory. Leaving the loop early drops what is not computed yet.
    *
@@ -207,18 +216,18 @@ export class Embedder {
    * @throws EmbedderError as `embed`; what the source throws.
    */
   stream<E extends Encoding = "float32">(
-    source: Iterable<string> | AsyncIterable<string>,
+    source: Iterable<TextOrTokens> | AsyncIterable<TextOrTokens>,
     options?: StreamOptions<E>,
   ): AsyncGenerator<StreamedVector<E>> {
     return codedSync(() => {
       if (typeof source === "string" || !readArgument("source", () => isIterable(source))) {
-        throw invalid("source", "an iterable or async iterable of strings", source);
+        throw invalid("source", "an iterable or async iterable of texts", source);
       }
       const checked: StreamOptions<Encoding> = checkCallOptions(options, ["kind", "encoding", "signal"]);
       this.#checkEncoding(checked.encoding);
       this.#checkOpen();
       const { kind, encoding = "float32" } = checked;
-      return streamVectors<E>(source, checked.signal, async (texts, signal, take) => {
+      return streamVectors<E>(source, checked.signal, this.vocabularySize, async (texts, signal, take) => {
         this.#checkOpen();
         await this.#engine.stream(texts, { isQuery: kind === "query", encoding, signal }, (rows) => {
           this.#truncatedTexts += rows.truncated.length;
@@ -229,15 +238,18 @@ export class Embedder {
   }
 
   /**
-   * Embeds one query, with the model's prompt for queries.
+   * Embeds one query, with the model's prompt for queries. Token ids are taken as they are, and not kept in the cache.
    *
    * @throws EmbedderError as `embed`.
    */
-  async embedQuery<E extends Encoding = "float32">(text: string, options?: QueryOptions<E>): Promise<EncodedVector[E]> {
+  async embedQuery<E extends Encoding = "float32">(
+    text: TextOrTokens,
+    options?: QueryOptions<E>,
+  ): Promise<EncodedVector[E]> {
     return coded(async () => {
-      if (typeof text !== "string") throw invalid("text", "a string", text);
+      const query = checkText("text", text);
       const checked = checkCallOptions(options, QUERY_OPTIONS);
-      const [vector] = await this.#embed<E>([text], { ...checked, kind: "query" });
+      const [vector] = await this.#embed<E>([query], { ...checked, kind: "query" });
       return vector as EncodedVector[E];
     });
   }
@@ -288,6 +300,11 @@ export class Embedder {
     return this.#engine.description.maxTokens;
   }
 
+  /** The model's token ids are whole numbers below it. */
+  get vocabularySize(): number {
+    return this.#engine.description.vocabularySize;
+  }
+
   /**
    * Changes when anything does that decides what vectors come out: weights, tokenizer, configuration, pooling,
    * prompts, limits, number format. Store it with an index and refuse vectors of another.
@@ -306,7 +323,10 @@ export class Embedder {
     return this.#truncatedTexts;
   }
 
-  async #embed<E extends Encoding>(texts: string[], options: EmbedOptions<Encoding>): Promise<EncodedVector[E][]> {
+  async #embed<E extends Encoding>(
+    texts: TextOrTokens[],
+    options: EmbedOptions<Encoding>,
+  ): Promise<EncodedVector[E][]> {
     const { encoding, signal, onTruncated } = options;
     this.#checkEncoding(encoding);
     this.#checkOpen();
@@ -317,9 +337,11 @@ export class Embedder {
     return rowsInSlices(vectors as EncodedVector[E], texts.length, signal);
   }
 
-  async #compute(texts: string[], options: EmbedOptions<Encoding>): Promise<EngineResult> {
+  async #compute(texts: TextOrTokens[], options: EmbedOptions<Encoding>): Promise<EngineResult> {
     const { kind, encoding = "float32" } = options;
-    const query = kind === "query" && texts.length === 1 ? `${encoding} ${texts[0]}` : undefined;
+    const [text] = texts;
+    const isKept = kind === "query" && texts.length === 1 && typeof text === "string";
+    const query = isKept ? `${encoding} ${text}` : undefined;
     let result = query === undefined ? undefined : this.#queries.get(query);
     if (result) {
       options.onProgress?.({ done: 1, total: 1, tokens: result.tokens });
@@ -366,18 +388,19 @@ export function init(
 }
 
 /**
- * Embeds texts with the process-wide model. Synchronous: nothing else runs meanwhile. Use `Embedder` for anything but
- * scripts.
+ * Embeds texts, or their token ids, with the process-wide model. Synchronous: nothing else runs meanwhile. Use `Embedder`
+ * for anything but scripts.
  *
  * @param isQuery Whether the texts are queries, which chooses the model's prompt.
  * @throws EmbedderError `INVALID_ARGUMENT`, `NOT_INITIALIZED`, `TOKENIZATION_FAILED`, `INFERENCE_FAILED`,
  * `RESOURCE_EXHAUSTED` or `BACKEND_UNAVAILABLE`.
  */
-export function embed(texts: readonly string[], isQuery = false): Float32Array[] {
+export function embed(texts: readonly TextOrTokens[], isQuery = false): Float32Array[] {
   return codedSync(() => {
     const snapshot = checkTexts(texts);
     if (typeof isQuery !== "boolean") throw invalid("isQuery", "true or false", isQuery);
-    return rowsOf(loadAddon().embed(snapshot, isQuery), snapshot.length);
+    const own = snapshot.map((text) => (typeof text === "string" ? text : copyOfTokens("texts", text)));
+    return rowsOf(loadAddon().embed(own, isQuery), snapshot.length);
   });
 }
 
@@ -472,7 +495,7 @@ function withoutSignal({ signal: _, ...options }: LoadOptions): LoadOptions {
 /** One call of the engine. An aborted signal, or an error that `onProgress` throws, rejects it at once and cancels it. */
 async function run(
   engine: Engine,
-  texts: string[],
+  texts: TextOrTokens[],
   { kind, encoding = "float32", signal, onProgress }: EmbedOptions<Encoding>,
 ): Promise<EngineResult> {
   const stop = new AbortController();

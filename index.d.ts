@@ -16,8 +16,8 @@ export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-was
 export declare class Call {
   /** A call without texts. */
   constructor()
-  /** Appends a copy of the strings. */
-  push(texts: Array<string>): void
+  /** Appends a copy of texts, each a string or its token ids. */
+  push(texts: Array<string | Uint32Array>): void
   /** The vectors of `Model.stream` that come next; `null` after the last. To be asked again when it has answered. */
   next(): Promise<Rows | null>
   /** Ends the call with `ABORT_ERR`, unless it has ended, and what is computed for it. */
@@ -108,7 +108,7 @@ export interface Description {
  * Embeds texts with the process-wide model: `[texts, dimension]`, row-major. Synchronous: it blocks the calling thread
  * until the vectors are there.
  */
-export declare function embed(texts: Array<string>, isQuery?: boolean | undefined | null): Float32Array
+export declare function embed(texts: Array<string | Uint32Array>, isQuery?: boolean | undefined | null): Float32Array
 
 /** The vectors of one call. */
 export interface Embeddings {

@@ -3,14 +3,19 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import * as http from "node:http";
+import { createRequire } from "node:module";
 import * as net from "node:net";
 import { test } from "node:test";
 import OpenAI from "openai";
 import { start, until } from "./command_line.mjs";
 import { assertClose, model, withEmbedder } from "./models.mjs";
 
+const { addonOptions, loadAddon } = createRequire(import.meta.url)("../dist/lib/native.js");
+
 const POSIX = { skip: process.platform === "win32" ? "signals end a process there" : false };
 const TEXTS = ["def parse(value): return int(value)", "", "日本語 🚀", "where are tokens validated?"];
+/** Token ids of the fixtures. */
+const VOCABULARY = 1411;
 /** Some seconds of work for one thread. */
 const MUCH = Array.from({ length: 2048 }, (_, index) => `${index}${" word".repeat(60)}`);
 
@@ -104,6 +109,48 @@ test("OpenAI's client: float, base64 by default, a batch, usage, and the kinds o
   assert.equal((await client.models.retrieve(name)).id, name);
 });
 
+test("OpenAI's client: token ids give the vectors of their texts", async (t) => {
+  for (const [name, args] of [
+    ["nomic_mean_dynamic", []],
+    ["bert_mean", ["--backend=onnx-js"]],
+  ]) {
+    const { client, url } = await serve(t, name, args);
+    const create = (body) => client.embeddings.create({ model: name, ...body });
+    const ids = await tokenize(name, TEXTS);
+    const lists = ids.map((tokens) => [...tokens]);
+    const count = (some) => some.reduce((sum, { length }) => sum + length, 0);
+    const { data: expected } = await create({ input: TEXTS });
+    for (const encoding_format of ["float", "base64", undefined]) {
+      // No prompt is added to ids.
+      for (const input_type of ["document", "query"]) {
+        const { data, usage } = await create({ input: lists, encoding_format, input_type });
+        assert.equal(data.length, TEXTS.length);
+        for (const [index, one] of data.entries()) {
+          const embedding = typeof one.embedding === "string" ? decoded(one.embedding) : one.embedding;
+          assertClose(embedding, expected[index].embedding, 1e-6, `${name} ${encoding_format} ${index}`);
+        }
+        assert.equal(usage.total_tokens, count(ids));
+      }
+    }
+    const one = await create({ input: lists[0] });
+    assert.equal(one.data.length, 1);
+    assertClose(one.data[0].embedding, expected[0].embedding, 1e-6, `${name}, alone`);
+    assert.deepEqual(one.usage, { prompt_tokens: count([ids[0]]), total_tokens: count([ids[0]]) });
+    const twice = await create({ input: [lists[0], lists[3], lists[0]] });
+    assert.deepEqual(twice.data[2].embedding, twice.data[0].embedding);
+    assert.equal(twice.usage.total_tokens, count([ids[0], ids[3]]));
+    assert.equal((await post(url, `{"model": "${name}", "input": [1e1, -0, 2.0]}`)).status, 200);
+  }
+});
+
+/** As the model has them, behind the prompt for documents. */
+async function tokenize(name, texts) {
+  const tokenizer = await loadAddon().Model.load(await model(name), addonOptions({}));
+  const ids = texts.map((text) => tokenizer.tokenize(text, false));
+  await tokenizer.close();
+  return ids;
+}
+
 function decoded(base64) {
   const bytes = Buffer.from(base64, "base64");
   return Array.from({ length: bytes.length / 4 }, (_, index) => bytes.readFloatLE(4 * index));
@@ -119,10 +166,25 @@ test("OpenAI's client: errors come as its own classes", async (t) => {
   });
   for (const [body, param, ...parts] of [
     [{ input: [] }, "input", "at least one text"],
-    [{ input: [1, 2, 3] }, "input", "arrays of tokens", "LangChain"],
-    [{ input: [[1, 2], [3]] }, "input", "arrays of tokens"],
     [{ input: ["a", null] }, "input", "input[1]"],
+    [{ input: [null] }, "input", "input[0]", "a string or an array of token ids"],
     [{ input: 7 }, "input", "7"],
+    [{ input: [1, 2, VOCABULARY] }, "input", "input[2]", "from 0 to 1410", "found 1411", "LangChain"],
+    [{ input: [[1], [2, 100_257]] }, "input", "input[1][1]", "check_embedding_ctx_length=False"],
+    [{ input: [1, -1] }, "input", "input[1]", "found -1"],
+    [{ input: [1.5] }, "input", "input[0]", "found 1.5"],
+    [{ input: [[1], [0.1]] }, "input", "input[1][0]", "found 0.1"],
+    [{ input: [2 ** 32 + 1] }, "input", "input[0]", "found 4294967297"],
+    [{ input: [1, "2"] }, "input", "input[1]", 'found "2"'],
+    [{ input: [1, null] }, "input", "input[1]", "found null"],
+    [{ input: [1, [2]] }, "input", "input[1]", "an array of 1"],
+    [{ input: [[1], [[2]]] }, "input", "input[1][0]", "an array of 1"],
+    [{ input: [[]] }, "input", "input[0]", "at least one token id"],
+    [{ input: [[1], []] }, "input", "input[1]", "at least one token id"],
+    [{ input: ["a", [1]] }, "input", "input[1]", "a string, as input[0] is", "an array of 1"],
+    [{ input: ["a", 1] }, "input", "input[1]", "a string, as input[0] is", "found 1"],
+    [{ input: [[1], "a"] }, "input", "input[1]", "an array of token ids, as input[0] is", 'found "a"'],
+    [{ input: [[1], 2] }, "input", "input[1]", "an array of token ids, as input[0] is", "found 2"],
     [{ encoding_format: "int8" }, "encoding_format", '"base64"'],
     [{ dimensions: 12 }, "dimensions", "48", "--matryoshka"],
     [{ dimensions: 0 }, "dimensions", "from 1 to 48"],
@@ -140,6 +202,8 @@ test("OpenAI's client: errors come as its own classes", async (t) => {
     });
   }
   await assert.rejects(create({ input: ["a", "b", "c", "d"] }), { status: 413, code: "batch_too_large" });
+  await assert.rejects(create({ input: [[1], [2], [3], [4]] }), { status: 413, code: "batch_too_large" });
+  assert.equal((await create({ input: [1, 2, 3, VOCABULARY - 1] })).data.length, 1, "they are of one text");
   assert.equal((await create({ dimensions: 48, user: "somebody" })).data[0].embedding.length, 48);
 });
 
@@ -368,6 +432,20 @@ test("truncation is told by a header, and refused if asked", async (t) => {
     "input[1]",
     "8 tokens",
   );
+  const tokens = Array.from({ length: 20 }, (_, index) => 100 + index);
+  for (const [ids, indices, which] of [
+    [tokens, "0", "input is"],
+    [[[1], tokens, tokens.slice(0, 8)], "1", "input[1] is"],
+  ]) {
+    const cut = await post(url, { model: "bert_mean", input: ids, encoding_format: "float" });
+    assert.deepEqual([cut.status, cut.headers.get("x-truncated-inputs")], [200, indices]);
+    const kept = await post(url, { model: "bert_mean", input: tokens.slice(0, 8), encoding_format: "float" });
+    const [{ data, usage }, { data: expected }] = [await cut.json(), await kept.json()];
+    assertClose(data[Number(indices)].embedding, expected[0].embedding, 1e-6, which);
+    assert.equal(usage.total_tokens, indices === "0" ? 8 : 17);
+    const refused = await post(url, { model: "bert_mean", input: ids, truncation: false });
+    await assertRefused(refused, 400, "context_length_exceeded", which, "8 tokens");
+  }
 });
 
 for (const [name, args, layerNorm] of [

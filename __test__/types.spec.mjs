@@ -8,7 +8,7 @@ import { test } from "node:test";
 import { ROOT, temporaryFolder } from "./models.mjs";
 
 const USE = `
-import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, pull, KNOWN_MODELS, type EmbedOptions, type Encoding, type KnownModel, type LoadOptions, type PullOptions, type PullProgress } from "semantic-search-native";
+import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, pull, KNOWN_MODELS, type EmbedOptions, type Encoding, type KnownModel, type LoadOptions, type PullOptions, type PullProgress, type TextOrTokens } from "semantic-search-native";
 
 export async function use(): Promise<void> {
   const options: LoadOptions = { backend: "onnx-js", pooling: "cls", maxTokens: 128, normalize: true, dtype: "f32" };
@@ -22,12 +22,15 @@ export async function use(): Promise<void> {
   const bits: Uint8Array = await embedder.embedQuery("a", { encoding: "binary", onTruncated });
   for await (const { vector } of embedder.stream(["a"], { encoding: "int8" })) bytes.push(vector);
   for await (const { vector } of embedder.stream(["a"])) vectors.push(vector);
+  const mixed: TextOrTokens[] = ["a", Uint32Array.of(1, 2)];
+  vectors.push(...(await embedder.embed(mixed)), await embedder.embedQuery(Uint32Array.of(1)), ...embed(mixed));
+  for await (const { vector } of embedder.stream(mixed)) vectors.push(vector);
   const chosen = "int8" as Encoding;
   const any: (Float32Array | Int8Array | Uint8Array)[] = await embedder.embed(["a"], { encoding: chosen });
   const smaller = await Embedder.load("model", { dimensions: 256, layerNorm: true });
   const backend: "mlx" | "onnx" | "onnx-js" = embedder.backend;
   const reason: string | null = embedder.fallbackReason;
-  const count: number = embedder.dimension + embedder.maxTokens + embedder.truncatedTexts + vectors.length + same.length + query.length;
+  const count: number = embedder.dimension + embedder.maxTokens + embedder.vocabularySize + embedder.truncatedTexts + vectors.length + same.length + query.length;
   init("model", { maxTokens: 1 });
   const rows: Float32Array[] = embed(["a"], false);
   const file: Promise<string> = exportOnnx("model");
@@ -54,6 +57,8 @@ export async function use(): Promise<void> {
   await pull("org/name", { token: true });
   // @ts-expect-error the table is for reading
   KNOWN_MODELS.push(...KNOWN_MODELS);
+  // @ts-expect-error ids are unsigned integers of 32 bits
+  await embedder.embed([[1, 2]]);
   // @ts-expect-error not an array
   await embedder.embed("a");
   // @ts-expect-error the fallback cannot be synchronous

@@ -67,6 +67,7 @@ const SIZES = {
     delayTexts: 100,
     memoryTexts: 12,
     randomTexts: 100,
+    serveTexts: 32,
     qualityPairs: 0,
     randomLongest: 64,
   },
@@ -90,11 +91,12 @@ const SIZES = {
     delayTexts: 1000,
     memoryTexts: 16,
     randomTexts: 10_000,
+    serveTexts: 1024,
     qualityPairs: 1000,
     randomLongest: 128,
     // What the size of the model does not change is measured on the small one.
     perModel: {
-      nomic: { delayTexts: 0, randomTexts: 0, qualityPairs: 0 },
+      nomic: { delayTexts: 0, randomTexts: 0, serveTexts: 0, qualityPairs: 0 },
       // MLX on a CPU takes its time.
       "nomic-2-layers": { symbols: 64, symbolsChunk: 32 },
     },
@@ -112,6 +114,7 @@ SIZES.full = {
     ...SIZES.usual.perModel,
     nomic: {
       delayTexts: 0,
+      serveTexts: 0,
       qualityPairs: 0,
       rounds: 1,
       functions: 256,

@@ -292,6 +292,16 @@ const BODIES = [
   { model: "m", input: ["a", "b", "a"], input_type: "query", encoding_format: "base64", user: "u" },
   { model: "m", input: ["word ".repeat(600)], truncation: false, dimensions: 16 },
 ];
+/** Ids of the fixture's vocabulary, and some that are none. */
+const TOKENS = { below: 1411, none: [1411, 2 ** 32 - 1, 2 ** 32, -1, 0.5] };
+
+/** Token ids as `input`: of one text, or of several. */
+function tokenBody(random) {
+  const id = () => (random.next() < 0.005 ? random.of(TOKENS.none) : random.below(TOKENS.below));
+  const ids = () => Array.from({ length: random.below(random.next() < 0.1 ? 700 : 12) }, id);
+  const input = random.next() < 0.3 ? ids() : Array.from({ length: random.below(5) }, ids);
+  return { model: "m", input, truncation: random.next() < 0.8, input_type: random.of(["query", "document"]) };
+}
 
 /** Requests to `serve`. */
 class ServeTarget {
@@ -321,7 +331,11 @@ class ServeTarget {
   }
 
   async run(random) {
-    const body = JSON.stringify(changedJson(random, random.of(BODIES))) ?? "";
+    const isOfTokens = random.next() < 0.4;
+    const sound = isOfTokens ? tokenBody(random) : random.of(BODIES);
+    // Ids as they are get far, too.
+    const changed = isOfTokens && random.next() < 0.5 ? sound : changedJson(random, sound);
+    const body = JSON.stringify(changed) ?? "";
     const bytes = random.next() < 0.3 ? changedBytes(random, Buffer.from(body)) : Buffer.from(body);
     const { status, text } = await this.#post(bytes);
     const flaw = (what) =>

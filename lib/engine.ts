@@ -1,5 +1,11 @@
 import { EmbedderError, throwIfAborted } from "./errors.js";
 
+/**
+ * A text, or its token ids: those of the model's own tokenizer, special tokens included. They are taken as they are, without
+ * a prompt; beyond `maxTokens` they are cut like a text.
+ */
+export type TextOrTokens = string | Uint32Array;
+
 /** What the public `Embedder` needs of a backend; `lib/native.ts` and `lib/fallback.ts` provide it. */
 export interface Engine {
   readonly backend: BackendName;
@@ -12,17 +18,17 @@ export interface Engine {
   /** What it has done since it was loaded, and what is before it. */
   activity(): Activity;
   /**
-   * `texts` is the engine's own copy: the caller may change its array meanwhile.
+   * `texts` is the engine's own copy: the caller may change its array meanwhile, but not the token ids in it.
    *
    * @throws EmbedderError, with the code `ABORT_ERR` once the call's signal is aborted.
    */
-  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult>;
+  embed(texts: readonly TextOrTokens[], call: EngineCall): Promise<EngineResult>;
   /**
    * The same, but each vector is given as soon as it is ready. Resolves after the last.
    *
    * @throws EmbedderError as `embed`.
    */
-  stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void>;
+  stream(texts: readonly TextOrTokens[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -182,31 +188,47 @@ export interface ModelOptions {
 export const PROGRESS_INTERVAL_MS = 50;
 
 const SLICE_CHARACTERS = 1 << 20;
-/** Handing a text on takes about as long as copying so many characters. */
+/** Handing a text on takes about as long as copying so many characters, or token ids. */
 const CHARACTERS_PER_TEXT = 512;
 const SLICE_ROWS = 1024;
 
 /**
- * Hands texts on in slices, one per turn of the event loop: copying strings out of the JavaScript heap has to happen on
+ * Hands texts on in slices, one per turn of the event loop: copying them out of the JavaScript heap has to happen on
  * its thread, and a hundred megabytes or a million strings at once would be felt.
  */
 export async function inSlices(
-  texts: readonly string[],
-  take: (slice: string[]) => void,
+  texts: readonly TextOrTokens[],
+  take: (slice: TextOrTokens[]) => void,
   signal?: AbortSignal,
 ): Promise<void> {
-  let start = 0;
+  let slice: TextOrTokens[] = [];
   let cost = 0;
-  for (let end = 0; end < texts.length; end++) {
-    cost += CHARACTERS_PER_TEXT + (texts[end] ?? "").length;
+  for (const text of texts) {
+    const own = typeof text === "string" ? text : copyOfTokens("texts", text);
+    slice.push(own);
+    cost += CHARACTERS_PER_TEXT + own.length;
     if (cost < SLICE_CHARACTERS) continue;
-    take(texts.slice(start, end + 1));
-    start = end + 1;
+    take(slice);
+    slice = [];
     cost = 0;
     await turn();
     throwIfAborted(signal);
   }
-  if (start < texts.length) take(texts.slice(start));
+  if (slice.length > 0) take(slice);
+}
+
+/**
+ * A copy of token ids, whatever object they are in: its memory may be shared with a thread that writes.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT` if their memory was transferred to another thread, or `RESOURCE_EXHAUSTED`
+ */
+export function copyOfTokens(what: string, tokens: Uint32Array): Uint32Array {
+  try {
+    return new Uint32Array(tokens);
+  } catch (cause) {
+    const code = cause instanceof RangeError ? "RESOURCE_EXHAUSTED" : "INVALID_ARGUMENT";
+    throw new EmbedderError(code, `${what}: cannot be read: ${(cause as Error).message}`, { cause });
+  }
 }
 
 /** Lets everything else have its turn of the event loop. */

@@ -8,6 +8,7 @@ import {
   type EngineResult,
   type EngineRows,
   type ModelOptions,
+  type TextOrTokens,
 } from "./engine.js";
 import { closedError, EmbedderError } from "./errors.js";
 import { type FallbackInput, FallbackProcess } from "./fallback_process.js";
@@ -47,11 +48,11 @@ export class FallbackEngine implements Engine {
     return new FallbackEngine(input, await FallbackProcess.load(input));
   }
 
-  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+  embed(texts: readonly TextOrTokens[], call: EngineCall): Promise<EngineResult> {
     return this.#embed(texts, call, () => {});
   }
 
-  async stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+  async stream(texts: readonly TextOrTokens[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
     await this.#embed(texts, call, (rows) => take(rows()));
   }
 
@@ -77,7 +78,11 @@ export class FallbackEngine implements Engine {
     return this.#closed;
   }
 
-  #embed(texts: readonly string[], call: EngineCall, take: (rows: () => EngineRows) => void): Promise<EngineResult> {
+  #embed(
+    texts: readonly TextOrTokens[],
+    call: EngineCall,
+    take: (rows: () => EngineRows) => void,
+  ): Promise<EngineResult> {
     return this.#use((process) =>
       process.embed(texts, call, (rows, computed) => {
         this.#activity.texts += computed.texts;

@@ -1,13 +1,19 @@
 /** The program of the JavaScript fallback's child process; see `fallback_process.ts`. */
 
-import { type Description, type Encoding, type ModelOptions, PROGRESS_INTERVAL_MS } from "./engine.js";
+import {
+  type Description,
+  type Encoding,
+  type ModelOptions,
+  PROGRESS_INTERVAL_MS,
+  type TextOrTokens,
+} from "./engine.js";
 import { EmbedderError, toEmbedderError } from "./errors.js";
 import { CHILD_MARKER, type Reply, type Request } from "./fallback_protocol.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { describe, type ModelDir, readModelDir } from "./model_dir.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
-import { TextTokenizer } from "./tokenizer.js";
+import { TextTokenizer, type TokenizedText } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
 
 class FallbackModel {
@@ -47,9 +53,16 @@ class FallbackModel {
     return this.#tokenizer.encode(text, isQuery);
   }
 
+  /** Token ids of the caller's, checked; `index` is that of the text in its call. */
+  take(ids: Uint32Array, index: number) {
+    return this.#tokenizer.take(ids, index);
+  }
+
   /** The vector of one text; whether it was cut, and its tokens. */
-  async embed(text: string, isQuery: boolean): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
-    const { ids, truncated } = this.#tokenizer.encode(text, isQuery);
+  async embed({
+    ids,
+    truncated,
+  }: TokenizedText): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
     const { hiddenSize, pooling, cut, normalize } = this.#model;
     const values = await this.#run(ids);
     const pooled = this.#session.isPooled ? values : pool(values, hiddenSize, pooling);
@@ -78,13 +91,20 @@ interface Job {
   call: number;
   isQuery: boolean;
   encoding: Encoding;
-  texts: string[];
+  texts: TextOrTokens[];
   next: number;
   /** Each different text's first index, and whether it was cut: equal texts are computed once. */
-  computed: Map<string, { index: number; truncated: boolean }>;
+  computed: Map<string, Computed>;
+  /** The same for token ids, by their list: no text equals them. */
+  computedTokens: Map<string, Computed>;
   unsent: UnsentRows;
   /** When rows were last sent, as `performance.now()` tells. */
   sentAt: number;
+}
+
+interface Computed {
+  index: number;
+  truncated: boolean;
 }
 
 interface UnsentRows {
@@ -116,13 +136,15 @@ async function advance(job: Job, model: FallbackModel): Promise<"more" | "done">
   const index = job.next++;
   const text = job.texts[index];
   if (text !== undefined) {
-    let entry = job.computed.get(text);
+    const [computed, key] = typeof text === "string" ? [job.computed, text] : [job.computedTokens, text.join()];
+    let entry = computed.get(key);
     if (entry) {
       unsent.repeated.push([index, entry.index]);
     } else {
-      const { vector, truncated, tokens } = await model.embed(text, job.isQuery);
+      const tokenized = typeof text === "string" ? model.tokenize(text, job.isQuery) : model.take(text, index);
+      const { vector, truncated, tokens } = await model.embed(tokenized);
       entry = { index, truncated };
-      job.computed.set(text, entry);
+      computed.set(key, entry);
       unsent.computed.push(index);
       unsent.vectors.push(vector);
       unsent.tokens += tokens;
@@ -150,7 +172,7 @@ function sendRows(job: Job, dimension: number, isLast: boolean): void {
 class Server {
   readonly #model: FallbackModel;
   /** Texts of calls that are not complete yet. */
-  readonly #incoming = new Map<number, string[]>();
+  readonly #incoming = new Map<number, TextOrTokens[]>();
   /** Those whose turn comes first are first. */
   readonly #jobs: Job[] = [];
   #wake = () => {};
@@ -184,8 +206,9 @@ class Server {
         const { isQuery, encoding } = request;
         const texts = this.#incoming.get(call) ?? [];
         this.#incoming.delete(call);
-        const [computed, sentAt] = [new Map(), performance.now()];
-        this.#jobs.push({ call, isQuery, encoding, texts, next: 0, computed, unsent: noRows(), sentAt });
+        const seen = { computed: new Map(), computedTokens: new Map() };
+        const sentAt = performance.now();
+        this.#jobs.push({ call, isQuery, encoding, texts, next: 0, ...seen, unsent: noRows(), sentAt });
         this.#wake();
       }
     }

@@ -7,6 +7,7 @@ import {
   type EngineRows,
   inSlices,
   type ModelOptions,
+  type TextOrTokens,
 } from "./engine.js";
 import { AbortError, EmbedderError } from "./errors.js";
 import { CHILD_MARKER, type Reply, type Request, type Rows } from "./fallback_protocol.js";
@@ -86,7 +87,7 @@ export class FallbackProcess {
 
   /** @param take Given vectors as they are computed, and how many texts were run for them, and tokens. */
   async embed(
-    texts: readonly string[],
+    texts: readonly TextOrTokens[],
     { isQuery, encoding, signal, onProgress }: EngineCall,
     take: (rows: () => EngineRows, computed: { texts: number; tokens: number }) => void,
   ): Promise<EngineResult> {

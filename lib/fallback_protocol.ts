@@ -1,4 +1,4 @@
-import type { Description, EncodedVector, Encoding, ModelOptions } from "./engine.js";
+import type { Description, EncodedVector, Encoding, ModelOptions, TextOrTokens } from "./engine.js";
 import type { EmbedderErrorCode } from "./errors.js";
 
 /** Messages between `fallback_process.ts` and the child process that it starts, `fallback_main.ts`. */
@@ -6,7 +6,7 @@ export type Request =
   /** The first one. */
   | { kind: "load"; modelDir: string; options: ModelOptions }
   /** Texts of a call; a call's texts come in slices. */
-  | { kind: "texts"; call: number; texts: string[] }
+  | { kind: "texts"; call: number; texts: TextOrTokens[] }
   /** All texts of the call are there. */
   | { kind: "embed"; call: number; isQuery: boolean; encoding: Encoding }
   /** Nobody waits for the call any more. */

@@ -6,6 +6,7 @@ import {
   type EngineCall,
   type EngineResult,
   type EngineRows,
+  type TextOrTokens,
 } from "./engine.js";
 
 /** An engine whose weights are unloaded while nobody uses it, and loaded again by the next call. */
@@ -42,11 +43,11 @@ export class IdleEngine implements Engine {
     this.#unloadLater();
   }
 
-  embed(texts: readonly string[], call: EngineCall): Promise<EngineResult> {
+  embed(texts: readonly TextOrTokens[], call: EngineCall): Promise<EngineResult> {
     return this.#use((engine) => engine.embed(texts, call));
   }
 
-  stream(texts: readonly string[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+  stream(texts: readonly TextOrTokens[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
     return this.#use((engine) => engine.stream(texts, call, take));
   }
 

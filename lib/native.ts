@@ -14,6 +14,7 @@ import {
   type EngineRows,
   inSlices,
   PROGRESS_INTERVAL_MS,
+  type TextOrTokens,
 } from "./engine.js";
 import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
 import type { LoadOptions } from "./options.js";
@@ -111,12 +112,12 @@ export class NativeEngine implements Engine {
     }
   }
 
-  async embed(texts: readonly string[], options: EngineCall): Promise<EngineResult> {
+  async embed(texts: readonly TextOrTokens[], options: EngineCall): Promise<EngineResult> {
     const { isQuery, encoding } = options;
     return this.#run(texts, options, (call) => this.#model.embed(call, isQuery, encoding));
   }
 
-  async stream(texts: readonly string[], options: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
+  async stream(texts: readonly TextOrTokens[], options: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
     const { isQuery, encoding } = options;
     await this.#run(texts, options, async (call) => {
       this.#model.stream(call, isQuery, encoding);
@@ -126,7 +127,7 @@ export class NativeEngine implements Engine {
 
   /** Gives a call its texts, starts it and follows it to its end. */
   async #run<T>(
-    texts: readonly string[],
+    texts: readonly TextOrTokens[],
     { signal, onProgress }: EngineCall,
     start: (call: Call) => Promise<T>,
   ): Promise<T> {

@@ -1,4 +1,5 @@
-import { type ModelOptions, POOLING_MODES } from "./engine.js";
+import { types } from "node:util";
+import { type ModelOptions, POOLING_MODES, type TextOrTokens } from "./engine.js";
 import { callersCode, describeValue, EmbedderError, toEmbedderError } from "./errors.js";
 import type { PullOptions, PullProgress } from "./hub/pull.js";
 
@@ -242,25 +243,36 @@ export const MAX_TEXTS = 10_000_000;
 /**
  * Checks the texts of one call and returns them as an array of its own.
  *
- * @throws EmbedderError `INVALID_ARGUMENT` naming the first index that holds no string.
+ * @throws EmbedderError `INVALID_ARGUMENT` naming the first index that holds neither a string nor token ids.
  */
-export function checkTexts(texts: unknown): string[] {
+export function checkTexts(texts: unknown): TextOrTokens[] {
   return readArgument("texts", () => {
-    if (!Array.isArray(texts)) throw invalid("texts", "an array of strings", texts);
+    if (!Array.isArray(texts)) throw invalid("texts", "an array of strings or Uint32Arrays of token ids", texts);
     const { length } = texts;
     if (!Number.isInteger(length) || length < 0 || length > MAX_TEXTS) {
       const expected = `at most ${MAX_TEXTS} texts in a call (stream takes any number)`;
       throw invalid("texts", expected, texts);
     }
     // By index: whatever else could copy an array can be overridden, and takes minutes for one of holes alone.
-    const snapshot = new Array<string>(length);
+    const snapshot = new Array<TextOrTokens>(length);
     for (let index = 0; index < length; index++) {
       const text: unknown = texts[index];
-      if (typeof text !== "string") throw invalid(`texts[${index}]`, "a string", text);
-      snapshot[index] = text;
+      snapshot[index] = typeof text === "string" ? text : checkText(`texts[${index}]`, text);
     }
     return snapshot;
   });
+}
+
+/**
+ * Checks that something is a text or token ids. Which ids the model has, the engine knows.
+ *
+ * @param what It is called so in errors.
+ * @throws EmbedderError `INVALID_ARGUMENT`
+ */
+export function checkText(what: string, text: unknown): TextOrTokens {
+  // Unlike `instanceof`, it does not take what only has the prototype, and it asks no proxy.
+  if (typeof text === "string" || types.isUint32Array(text)) return text;
+  throw invalid(what, "a string or a Uint32Array of token ids", text);
 }
 
 /** The name a misspelt one most likely meant; `undefined` when none is near. */

@@ -1,9 +1,19 @@
 import { onAbort } from "./abort.js";
-import { type EncodedVector, type Encoding, type EngineRows, rowsOf } from "./engine.js";
+import {
+  copyOfTokens,
+  type EncodedVector,
+  type Encoding,
+  type EngineRows,
+  rowsOf,
+  type TextOrTokens,
+} from "./engine.js";
 import { AbortError, callersCode, outward, ThrownByCaller } from "./errors.js";
-import { invalid } from "./options.js";
+import { checkText, invalid } from "./options.js";
 
-/** Texts on their way at most, from when they are read until their vectors are taken; and characters: texts may be whole files. */
+/**
+ * Texts on their way at most, from when they are read until their vectors are taken; and characters, or token ids: texts
+ * may be whole files.
+ */
 const WINDOW_TEXTS = 1024;
 const WINDOW_CHARACTERS = 2 << 20;
 /** What the engine is given at once: one half of the window is read while the other is computed. */
@@ -22,21 +32,23 @@ export interface StreamedVector<E extends Encoding = "float32"> {
 }
 
 /** Embeds some texts and gives their vectors as they are ready. */
-type EmbedChunk = (texts: string[], signal: AbortSignal, take: (rows: EngineRows) => void) => Promise<void>;
+type EmbedChunk = (texts: TextOrTokens[], signal: AbortSignal, take: (rows: EngineRows) => void) => Promise<void>;
 
 /**
  * Embeds texts as they come, and yields each vector as soon as the engine gives it. Reads ahead by a window, and no further
  * while nobody takes the vectors. A source that gives its texts slowly is not waited for: what is there is computed as soon
  * as nothing else is.
  *
+ * @param vocabularySize Token ids are below it.
  * @param embed Its signal is aborted with `signal`, and when the consumer leaves early.
  */
 export async function* streamVectors<E extends Encoding>(
-  source: Iterable<string> | AsyncIterable<string>,
+  source: Iterable<TextOrTokens> | AsyncIterable<TextOrTokens>,
   signal: AbortSignal | undefined,
+  vocabularySize: number,
   embed: EmbedChunk,
 ): AsyncGenerator<StreamedVector<E>, void, undefined> {
-  const stream = new VectorStream<E>(embed);
+  const stream = new VectorStream<E>(vocabularySize, embed);
   const abort = () => stream.abort(signal?.reason);
   const stopWaiting = onAbort(signal, abort);
   if (signal?.aborted) abort();
@@ -53,6 +65,7 @@ export async function* streamVectors<E extends Encoding>(
 
 class VectorStream<E extends Encoding> {
   #iterator: AsyncIterator<unknown> | undefined;
+  readonly #vocabularySize: number;
   readonly #embed: EmbedChunk;
   readonly #leaving = new AbortController();
   /** Whether the source has no more texts. */
@@ -60,7 +73,7 @@ class VectorStream<E extends Encoding> {
   /** Whether the source has been asked for a text that it has not given yet. */
   #isReading = false;
   /** Neighbouring texts of the source that the engine is given next; the first of them is text `#first`. */
-  #texts: string[] = [];
+  #texts: TextOrTokens[] = [];
   #characters = 0;
   #first = 0;
   /** Chunks that the engine is at. */
@@ -73,7 +86,8 @@ class VectorStream<E extends Encoding> {
   #wakeTaker = () => {};
   #wakeReader = () => {};
 
-  constructor(embed: EmbedChunk) {
+  constructor(vocabularySize: number, embed: EmbedChunk) {
+    this.#vocabularySize = vocabularySize;
     this.#embed = embed;
   }
 
@@ -109,9 +123,9 @@ class VectorStream<E extends Encoding> {
           });
           continue;
         }
-        const { done, value: text } = await this.#read(iterator);
+        const { done, value } = await this.#read(iterator);
         if (done) break;
-        if (typeof text !== "string") throw invalid(`text ${this.#first + this.#texts.length}`, "a string", text);
+        const text = typeof value === "string" ? value : this.#tokens(value);
         this.#texts.push(text);
         this.#characters += text.length;
         this.#open.texts++;
@@ -168,6 +182,24 @@ class VectorStream<E extends Encoding> {
     throw invalid("source", "an iterator whose next() gives an object", next);
   }
 
+  /**
+   * A copy of the token ids that come next: the source may write the following ones to the same memory. They are checked
+   * here, where their place in the source is known.
+   *
+   * @throws EmbedderError `INVALID_ARGUMENT`
+   */
+  #tokens(value: unknown): TextOrTokens {
+    const what = `text ${this.#first + this.#texts.length}`;
+    const text = checkText(what, value);
+    if (typeof text === "string") return text;
+    const tokens = copyOfTokens(what, text);
+    if (tokens.length === 0) throw invalid(what, "at least one token id", tokens);
+    const place = tokens.findIndex((id) => id >= this.#vocabularySize);
+    if (place < 0) return tokens;
+    const expected = `token ids of this model, from 0 to ${this.#vocabularySize - 1} (they differ from model to model)`;
+    throw invalid(what, expected, tokens[place]);
+  }
+
   /** Gives the engine what was read, unless it has something to do. */
   #computeIfIdle(): void {
     if (this.#computing === 0) this.#compute();
@@ -221,5 +253,5 @@ function iteratorOf(source: Iterable<unknown> | AsyncIterable<unknown>): AsyncIt
     return typeof made?.next === "function" ? made : undefined;
   });
   if (iterator) return iterator;
-  throw invalid("source", "an iterable or async iterable of strings", source);
+  throw invalid("source", "an iterable or async iterable of texts", source);
 }

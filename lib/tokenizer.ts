@@ -107,6 +107,27 @@ export class TextTokenizer {
     return { ids, truncated };
   }
 
+  /**
+   * Ids of the caller's, as they are: no prompt and no special tokens are added. Those beyond the token limit are cut off
+   * like those of a text.
+   *
+   * @param index Of the text in its call, for the error.
+   * @throws EmbedderError `INVALID_ARGUMENT`
+   */
+  take(ids: Uint32Array, index: number): TokenizedText {
+    const { maxTokens, vocabularySize, truncationSide } = this.#model;
+    const refused = (expected: string, found: string) =>
+      new EmbedderError("INVALID_ARGUMENT", `texts: expected ${expected}, found ${found}`);
+    if (ids.length === 0) throw refused("at least one token id for a text", `none for texts[${index}]`);
+    const place = ids.findIndex((id) => id >= vocabularySize);
+    if (place >= 0) {
+      const expected = `token ids of this model, from 0 to ${vocabularySize - 1} (they differ from model to model)`;
+      throw refused(expected, `${ids[place]} at texts[${index}][${place}]`);
+    }
+    const kept = truncationSide === "right" ? ids.subarray(0, maxTokens) : ids.subarray(-maxTokens);
+    return { ids: [...kept], truncated: ids.length > maxTokens };
+  }
+
   /** A vocabulary does not hold every id: a post-processor writes its own, and where it finds none `undefined`. */
   #checkIds(ids: readonly (number | undefined)[]): void {
     const { tokenizerFile, vocabularySize } = this.#model;

@@ -109,8 +109,6 @@ pub struct WeightFile {
 pub struct Checkpoint {
     files: Vec<WeightFile>,
     tensors: HashMap<String, TensorSlice>,
-    /// What precedes the architecture's own names in this checkpoint, such as `bert.`.
-    prefix: String,
     folder: PathBuf,
     digests: OnceLock<Vec<String>>,
 }
@@ -134,38 +132,32 @@ impl Checkpoint {
         Ok(Self {
             files,
             tensors,
-            prefix: String::new(),
             folder: folder.to_owned(),
             digests: OnceLock::new(),
         })
     }
 
-    /// Declares that names are to be looked up behind whatever precedes `anchor` in this checkpoint
-    /// (`bert.`, `model.`, nothing).
+    /// What precedes `anchor` in the names of this checkpoint: `bert.`, `model.`, or nothing.
     ///
     /// # Errors
     /// No tensor's name ends with `anchor`.
-    pub fn anchor_names(&mut self, anchor: &str) -> Result<()> {
-        let prefix = self
-            .tensors
-            .keys()
-            .filter_map(|name| name.strip_suffix(anchor))
+    pub fn prefix_of(&self, anchor: &str) -> Result<&str> {
+        let prefixes = (self.tensors.keys()).filter_map(|name| name.strip_suffix(anchor));
+        let prefix = prefixes
             .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
-            .min_by_key(|prefix| prefix.len())
-            .map(str::to_owned);
-        self.prefix = prefix.ok_or_else(|| Error::TensorInvalid {
+            .min_by_key(|prefix| prefix.len());
+        prefix.ok_or_else(|| Error::TensorInvalid {
             path: self.folder.clone(),
             tensor: anchor.to_owned(),
             expected: "a tensor of this name, with or without a prefix".to_owned(),
             found: format!("{} tensors of other names", self.tensors.len()),
-        })?;
-        Ok(())
+        })
     }
 
     /// Whether the checkpoint has the tensor.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(&self.full_name(name))
+        self.tensors.contains_key(name)
     }
 
     /// The tensor `name`, which must have exactly this shape.
@@ -173,11 +165,10 @@ impl Checkpoint {
     /// # Errors
     /// The tensor is missing, or its shape differs.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorSlice> {
-        let full = self.full_name(name);
-        let Some(tensor) = self.tensors.get(&full) else {
+        let Some(tensor) = self.tensors.get(name) else {
             return Err(Error::TensorInvalid {
                 path: self.folder.clone(),
-                tensor: full,
+                tensor: name.to_owned(),
                 expected: format!("shape {shape:?}"),
                 found: "no such tensor".to_owned(),
             });
@@ -185,7 +176,7 @@ impl Checkpoint {
         if tensor.shape != shape {
             return Err(Error::TensorInvalid {
                 path: self.files[tensor.file].path.clone(),
-                tensor: full,
+                tensor: name.to_owned(),
                 expected: format!("shape {shape:?}"),
                 found: format!("shape {:?}", tensor.shape),
             });
@@ -276,10 +267,6 @@ impl Checkpoint {
             }
         }
         Ok(())
-    }
-
-    fn full_name(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
     }
 }
 

@@ -7,8 +7,8 @@
 //! There are three lanes. Queries and single texts are urgent: somebody waits for a search result; queries go first.
 //! Everything else is bulk. Within a lane the calls take turns, one step each, so that a small call does not wait for a
 //! large one. Bulk work runs on the workers of the runtime; urgent work has one more, `lone`, with a thread of its own
-//! and all processors, so that it need not even wait for the end of a batch. While that one is busy, the others take
-//! urgent steps before bulk ones.
+//! and all processors, so that it need not even wait for the end of a batch. While that one is busy, or several urgent
+//! calls wait, the others take urgent steps before bulk ones.
 //!
 //! Calls of one text that wait are computed together: whoever takes one takes along those that fit into its batch. A
 //! text that comes while nothing else is to be done waits for no other; the more callers, the fuller the batches.
@@ -31,7 +31,7 @@ use crate::memory;
 use crate::runtime::gate;
 use crate::runtime::stop::Stop;
 use crate::runtime::{Runtime, Worker};
-use crate::tokenizer::{TokenizedText, Tokenizer};
+use crate::tokenizer::{Input, TokenizedText, Tokenizer};
 use crate::vector::Finish;
 
 /// Texts tokenized by one step.
@@ -196,13 +196,21 @@ struct Queue {
     /// Calls of one text that is no query.
     singles: VecDeque<Arc<Call>>,
     bulk: VecDeque<Arc<Call>>,
-    /// How many workers for bulk work are computing single texts.
-    on_singles: usize,
+    bulk_workers: usize,
+    /// How many of them are on urgent work.
+    on_urgent: usize,
     /// The calls that threads are at.
     running: Vec<Arc<Call>>,
     /// Whether the worker for urgent work is computing, so that others have to see to it.
     lone_is_busy: bool,
     closed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Queries,
+    Singles,
+    Bulk,
 }
 
 /// What a thread is for.
@@ -241,7 +249,7 @@ enum Step {
 
 /// One call and how far it is.
 struct Call {
-    texts: Vec<String>,
+    texts: Vec<Input>,
     is_query: bool,
     /// Whether batches are computed about in the order of their texts, else in the order that ends soonest.
     is_streamed: bool,
@@ -310,7 +318,7 @@ impl Engine {
     }
 
     /// Embeds `texts`; returns at once. `reply` is called exactly once, also when the engine is closed first.
-    pub fn submit(&self, texts: Vec<String>, is_query: bool, reply: Reply) -> Arc<Ticket> {
+    pub fn submit(&self, texts: Vec<Input>, is_query: bool, reply: Reply) -> Arc<Ticket> {
         let whole = Whole {
             texts: texts.len(),
             dimension: self.shared.finish.dimension(),
@@ -323,13 +331,13 @@ impl Engine {
 
     /// Embeds `texts`; returns at once. `sink` is given the vectors of each batch when it is done, about in the order of
     /// the texts.
-    pub fn stream(&self, texts: Vec<String>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
+    pub fn stream(&self, texts: Vec<Input>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
         self.begin(texts, is_query, true, sink)
     }
 
     fn begin(
         &self,
-        texts: Vec<String>,
+        texts: Vec<Input>,
         is_query: bool,
         is_streamed: bool,
         sink: Box<dyn Sink>,
@@ -424,8 +432,9 @@ impl Drop for Engine {
 impl Shared {
     /// The life of a worker's thread.
     fn work(&self, role: Role, worker: &mut dyn Worker) {
-        let mut on_singles = false;
-        while let Some(work) = self.next(role, &mut on_singles) {
+        lock(&self.queue).bulk_workers += usize::from(role == Role::Bulk);
+        let mut is_urgent = false;
+        while let Some(work) = self.next(role, &mut is_urgent) {
             let calls = work.calls().to_vec();
             match work {
                 Work::Step(call, step) => call.run(|| match step {
@@ -448,38 +457,39 @@ impl Shared {
         }
     }
 
-    /// What to do next; `None` when the engine is closed. `on_singles` is whether a worker for bulk work has single texts
-    /// of their own lane in hand.
-    fn next(&self, role: Role, on_singles: &mut bool) -> Option<Work> {
+    /// What to do next; `None` when the engine is closed. `is_urgent` is whether a worker for bulk work has urgent work in
+    /// hand.
+    fn next(&self, role: Role, is_urgent: &mut bool) -> Option<Work> {
         let mut queue = lock(&self.queue);
         if role == Role::Lone {
             queue.lone_is_busy = false;
         }
-        if std::mem::take(on_singles) {
-            queue.on_singles -= 1;
+        if std::mem::take(is_urgent) {
+            queue.on_urgent -= 1;
         }
         loop {
             if queue.closed {
                 return None;
             }
             let mut work = None;
-            if role == Role::Lone || queue.lone_is_busy {
-                work = take_turn(&mut queue.queries);
+            for lane in [Lane::Queries, Lane::Singles] {
+                // Where several wait they are work in bulk, for threads that do not share a text: those compute more of
+                // them. The lone worker then stays ready for a query, unless one of the others is on bulk work.
+                let waiting = queue.lane(lane).len();
+                let are_mine = match role {
+                    Role::Lone => waiting == 1 || queue.on_urgent < queue.bulk_workers,
+                    Role::Bulk => waiting > 1 || queue.lone_is_busy,
+                };
+                if work.is_none() && are_mine {
+                    work = take_turn(queue.lane(lane));
+                }
             }
-            // Where several wait they are work in bulk, for threads that do not share a text: those compute more of them.
-            // The lone worker then stays ready for a query, unless the others are on batches that may take long.
-            let waiting = queue.singles.len();
-            let are_mine = match role {
-                Role::Lone => waiting == 1 || queue.on_singles == 0,
-                Role::Bulk => waiting > 1 || queue.lone_is_busy,
-            };
-            if work.is_none() && are_mine {
-                work = take_turn(&mut queue.singles);
-                *on_singles = role == Role::Bulk && work.is_some();
-                queue.on_singles += usize::from(*on_singles);
+            if role == Role::Bulk && work.is_some() {
+                *is_urgent = true;
+                queue.on_urgent += 1;
             }
             if work.is_none() && role == Role::Bulk {
-                work = take_turn(&mut queue.bulk);
+                work = take_turn(queue.lane(Lane::Bulk));
             }
             if let Some(work) = work {
                 queue.running.extend_from_slice(work.calls());
@@ -511,7 +521,7 @@ impl Shared {
             let has_its_place = !pending.is_empty();
             pending.extend(steps);
             if !has_its_place && !pending.is_empty() {
-                queue.lane_of(call).push_back(Arc::clone(call));
+                queue.lane(call.lane()).push_back(Arc::clone(call));
             }
         }
         self.ready.notify_all();
@@ -550,10 +560,14 @@ impl Shared {
         let distinct = call.distinct();
         let is_settled = || call.ticket.is_settled();
         for place in places {
-            let text = &call.texts[distinct.firsts[place]];
-            let tokenized = self
-                .tokenizer
-                .tokenize_unless(text, call.is_query, &is_settled)?;
+            let index = distinct.firsts[place];
+            let tokenized = match &call.texts[index] {
+                Input::Text(text) => {
+                    self.tokenizer
+                        .tokenize_unless(text, call.is_query, &is_settled)?
+                }
+                Input::Tokens(ids) => self.tokenizer.take(ids, index)?,
+            };
             distinct.tokenized[place].get_or_init(|| tokenized);
         }
         Ok(())
@@ -646,7 +660,7 @@ impl Shared {
                 return;
             }
             for call in calls.into_iter().rev() {
-                queue.lane_of(&call).push_front(call);
+                queue.lane(call.lane()).push_front(call);
             }
         }
         self.ready.notify_all();
@@ -792,13 +806,11 @@ fn take_turn(lane: &mut VecDeque<Arc<Call>>) -> Option<Work> {
 }
 
 impl Queue {
-    fn lane_of(&mut self, call: &Call) -> &mut VecDeque<Arc<Call>> {
-        if call.is_query {
-            &mut self.queries
-        } else if call.is_single() {
-            &mut self.singles
-        } else {
-            &mut self.bulk
+    fn lane(&mut self, lane: Lane) -> &mut VecDeque<Arc<Call>> {
+        match lane {
+            Lane::Queries => &mut self.queries,
+            Lane::Singles => &mut self.singles,
+            Lane::Bulk => &mut self.bulk,
         }
     }
 }
@@ -807,6 +819,16 @@ impl Call {
     /// Whether it has one text. Its one step is done by [`Shared::compute_singles`], with others.
     fn is_single(&self) -> bool {
         self.texts.len() == 1
+    }
+
+    fn lane(&self) -> Lane {
+        if self.is_query {
+            Lane::Queries
+        } else if self.is_single() {
+            Lane::Singles
+        } else {
+            Lane::Bulk
+        }
     }
 
     /// Finds equal texts.
@@ -832,9 +854,9 @@ impl Call {
 }
 
 impl Distinct {
-    fn of(texts: &[String]) -> Result<Self> {
+    fn of(texts: &[Input]) -> Result<Self> {
         const WHAT: &str = "the list of texts";
-        let mut places_by_text: HashMap<&str, usize> = HashMap::new();
+        let mut places_by_text: HashMap<&Input, usize> = HashMap::new();
         places_by_text
             .try_reserve(texts.len())
             .map_err(|_| Error::no_memory(size_of_val(texts), WHAT))?;

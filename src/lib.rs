@@ -3,10 +3,10 @@
 //! # From texts to vectors
 //!
 //! ```text
-//! string[]  →  TypeScript   checks arguments, chooses the backend
-//!           →  node         strings cross into Rust; everything below runs off the JavaScript thread
+//! texts     →  TypeScript   checks arguments, chooses the backend
+//!           →  node         texts cross into Rust; everything below runs off the JavaScript thread
 //!           →  engine       one queue per model, queries before bulk work, one thread per worker
-//!           →  tokenizer    texts → ids, cut to the token limit, counted
+//!           →  tokenizer    texts → ids, cut to the token limit, counted; or ids of the caller's, checked
 //!           →  batch        lengths → batches (pure)
 //!           →  runtime      ids → pooled vectors, [texts, dimension]
 //!           →  vector       NaN check, cut to fewer dimensions, L2 normalization, encoding (pure)
@@ -16,9 +16,10 @@
 //! # Where things are
 //!
 //! - [`model_dir`] reads a model folder (`json_file` its settings files), [`options`] what the caller may decide, [`checkpoint`] the weights.
-//! - [`arch`] holds the encoders. Each is written once over the trait [`arch::Ops`]; a new architecture is one file.
-//! - [`runtime`] implements [`arch::Ops`]. [`runtime::onnx`] records the forward pass as an ONNX graph whose initializers
-//!   point into the safetensors file as it was read.
+//! - [`arch`] holds the encoders: an architecture is one file and one line of a table. It records what it computes into a
+//!   [`graph`], which is plain data.
+//! - [`runtime`] reads such a graph. [`runtime::onnx`] makes an ONNX graph of it, whose initializers point into the
+//!   safetensors file as it was read; `runtime::mlx` computes it batch by batch.
 //! - [`int8`] quantizes weights for the ONNX backend and keeps them in the cache folder.
 //! - `pieces` cuts long texts, so that no more is tokenized than the limit can take.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
@@ -38,6 +39,7 @@ pub mod checkpoint;
 pub mod engine;
 pub mod error;
 mod file;
+pub mod graph;
 mod guard;
 pub mod int8;
 mod json_file;
@@ -57,3 +59,4 @@ pub use engine::Embeddings;
 pub use error::{Error, Result};
 pub use model::{Model, export_onnx};
 pub use options::Options;
+pub use tokenizer::Input;

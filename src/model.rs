@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use crate::arch::Encoder;
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Activity, Embeddings, Engine, Reply, Sink, Ticket};
 use crate::error::{Error, Result};
+use crate::graph::Graph;
 use crate::guard;
+use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::options::Options;
 use crate::runtime::onnx::{self, Precision};
 use crate::runtime::{self, Memory};
-use crate::tokenizer::{TokenizedText, Tokenizer};
+use crate::tokenizer::{Input, TokenizedText, Tokenizer};
 use crate::vector::Finish;
 
 /// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
@@ -41,7 +42,8 @@ impl Model {
     }
 
     fn load_unguarded(path: &Path, options: &Options) -> Result<Self> {
-        let (dir, encoder, checkpoint) = read(path, options)?;
+        let (dir, graph, checkpoint) = read(path, options)?;
+        let graph = graph.pooled(&dir.pooling);
         let tokenizer = Tokenizer::load(&dir)?;
         let checkpoint = Arc::new(checkpoint);
         let threads = match options.threads {
@@ -61,7 +63,7 @@ impl Model {
                 let check = guard::spawn_scoped(scope, "embedder-check", || {
                     checkpoint.check_finite().map(|()| checkpoint.digests())
                 })?;
-                let loaded = runtime::load(&dir, &encoder, &checkpoint, options, threads);
+                let loaded = runtime::load(&graph, &checkpoint, options, threads);
                 let (digests, loaded) = (check.join()?, loaded?);
                 let dtype = loaded.0.dtype;
                 Ok((dir.fingerprint(digests, tokenizer.digest(), dtype), loaded))
@@ -87,11 +89,12 @@ impl Model {
         })
     }
 
-    /// Embeds `texts` and waits for the vectors.
+    /// Embeds `texts`, strings or [`Input`], and waits for the vectors.
     ///
     /// # Errors
-    /// A text cannot be tokenized, the runtime fails, or the model is closed.
-    pub fn embed(&self, texts: Vec<String>, is_query: bool) -> Result<Embeddings> {
+    /// A text cannot be tokenized, token ids are none of the model's, the runtime fails, or the model is closed.
+    pub fn embed<T: Into<Input>>(&self, texts: Vec<T>, is_query: bool) -> Result<Embeddings> {
+        let texts = memory::collected(texts.into_iter().map(Into::into), "the list of texts")?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let reply = move |result| {
             // The receiver waits below; it cannot be gone.
@@ -103,12 +106,12 @@ impl Model {
 
     /// Embeds `texts` without waiting; `reply` is called exactly once, on another thread. The ticket cancels the call and
     /// tells how far it is.
-    pub fn submit(&self, texts: Vec<String>, is_query: bool, reply: Reply) -> Arc<Ticket> {
+    pub fn submit(&self, texts: Vec<Input>, is_query: bool, reply: Reply) -> Arc<Ticket> {
         self.engine.submit(texts, is_query, reply)
     }
 
     /// Embeds `texts` without waiting; `sink` is given the vectors of each batch when it is done, on another thread.
-    pub fn stream(&self, texts: Vec<String>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
+    pub fn stream(&self, texts: Vec<Input>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
         self.engine.stream(texts, is_query, sink)
     }
 
@@ -184,13 +187,13 @@ impl Model {
     }
 }
 
-/// What the folder says, and where its weights lie.
-fn read(path: &Path, options: &Options) -> Result<(ModelDir, Encoder, Checkpoint)> {
+/// What the folder says, its encoder and the weights.
+fn read(path: &Path, options: &Options) -> Result<(ModelDir, Graph, Checkpoint)> {
     guard::read(path, || {
         let dir = ModelDir::read(path, options)?;
-        let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
-        let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
-        Ok((dir, encoder, checkpoint))
+        let checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
+        let graph = dir.encoder.record(&checkpoint)?;
+        Ok((dir, graph, checkpoint))
     })
 }
 
@@ -207,8 +210,8 @@ pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
 
 fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
     onnx::check_dtype(options.dtype)?;
-    let (dir, encoder, checkpoint) = read(path, options)?;
-    let graph = onnx::export(&encoder, &checkpoint, dir.config.width(), options)?;
+    let (dir, graph, checkpoint) = read(path, options)?;
+    let graph = onnx::export(&graph, &checkpoint, options)?;
     let folder = dir.weights[0].parent().unwrap_or(&dir.path);
     let name = match Precision::of(options.dtype) {
         Precision::Float => EXPORTED_GRAPH,

@@ -25,15 +25,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::arch::{Config, Pooling};
+use crate::arch::{self, Encoder, Facts};
 use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::file;
+use crate::graph::Pooling;
 use crate::json_file::{self, JsonFile, not_found, read_bytes};
 use crate::options::Options;
 use crate::vector::Cut;
@@ -45,8 +46,8 @@ const TOKENIZER: &str = "the tokenizer in the format of Hugging Face `tokenizers
 pub struct ModelDir {
     /// The folder.
     pub path: PathBuf,
-    /// Settings of the architecture.
-    pub config: Config,
+    /// The architecture with its settings.
+    pub encoder: Arc<dyn Encoder>,
     /// How token states become a vector.
     pub pooling: Vec<Pooling>,
     /// Text put in front of queries.
@@ -89,7 +90,8 @@ impl ModelDir {
         let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?
             .ok_or_else(|| not_found(&config_path, "the architecture's settings"))?;
         let config_file = JsonFile::parse(config_path, &config_bytes)?;
-        let config = Config::from_json(&config_file.path, &config_file.json)?;
+        let encoder = arch::read(&config_file.path, &config_file.json)?;
+        let facts = encoder.facts();
         let known = KnownModel::of(&config_file.json);
 
         let prompts = Prompts::read(path)?;
@@ -115,7 +117,7 @@ impl ModelDir {
             .map(|file| JsonFile::read(file, "the pooling that modules.json names"))
             .transpose()?;
         if let Some(file) = &pooling_file {
-            check_pooling(file, config.width(), has_prompt)?;
+            check_pooling(file, facts.width, has_prompt)?;
         }
         let pooling = match (options.pooling, pooling_file, known) {
             (Some(pooling), _, _) => vec![pooling],
@@ -130,9 +132,9 @@ impl ModelDir {
             }
         };
 
-        let pooled = pooling.len() * config.width();
+        let pooled = pooling.len() * facts.width;
         let known_norm = known.map(|known| known.layer_norm);
-        let cut = read_cut(&config_file.path, &config, pooled, known_norm, options)?;
+        let cut = read_cut(&config_file.path, facts, pooled, known_norm, options)?;
 
         let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
         let max_seq_length = sentence_bert.count("max_seq_length")?;
@@ -154,7 +156,7 @@ impl ModelDir {
             .max_tokens
             .unwrap_or(Options::DEFAULT_MAX_TOKENS)
             .min(max_seq_length.or(max_length).unwrap_or(usize::MAX))
-            .min(config.positions());
+            .min(facts.positions);
 
         let tokenizer = folder.join("tokenizer.json");
         if !tokenizer.exists() {
@@ -173,7 +175,7 @@ impl ModelDir {
             truncate_left,
             weights: weight_files(folder)?,
             config_digest: sha256_hex(&config_bytes),
-            config,
+            encoder,
         })
     }
 
@@ -187,7 +189,7 @@ impl ModelDir {
     /// Length of a vector before it is cut.
     #[must_use]
     pub fn pooled_dimension(&self) -> usize {
-        self.pooling.len() * self.config.width()
+        self.pooling.len() * self.encoder.facts().width
     }
 
     /// The bytes of `tokenizer.json`.
@@ -484,7 +486,7 @@ impl KnownModel {
 
 fn read_cut(
     config_path: &Path,
-    config: &Config,
+    facts: Facts,
     pooled: usize,
     known_norm: Option<bool>,
     options: &Options,
@@ -499,17 +501,14 @@ fn read_cut(
             found: dimensions.to_string(),
         });
     }
-    let layer_norm = match (options.layer_norm.or(known_norm), config) {
-        (Some(layer_norm), _) => layer_norm,
-        (None, Config::Bert(_)) => false,
-        (None, Config::NomicBert(_)) => {
-            return Err(Error::ModelUnsupported {
-                path: config_path.to_owned(),
-                feature: "`dimensions` for a nomic_bert model that does not name itself".to_owned(),
-                hint: "pass `layerNorm: true` for nomic-embed-text-v1.5, `layerNorm: false` for a model whose card asks for no layer norm"
-                    .to_owned(),
-            });
-        }
+    let layer_norm = options.layer_norm.or(known_norm);
+    let Some(layer_norm) = layer_norm.or(facts.layer_norm_before_cut) else {
+        return Err(Error::ModelUnsupported {
+            path: config_path.to_owned(),
+            feature: "`dimensions` for a nomic_bert model that does not name itself".to_owned(),
+            hint: "pass `layerNorm: true` for nomic-embed-text-v1.5, `layerNorm: false` for a model whose card asks for no layer norm"
+                .to_owned(),
+        });
     };
     Ok(Some(Cut {
         dimensions,

@@ -23,7 +23,7 @@ use napi::bindgen_prelude::{
     Array, Either3, Float32Array, FromNapiValue, Int8Array, JsValue, Object, ToNapiValue, TypeName,
     Uint8Array, Uint32Array, Unknown, ValidateNapiValue,
 };
-use napi::{Env, JsError, ValueType, check_status, sys};
+use napi::{Env, JsError, ValueType, check_status, sys, type_of};
 use napi_derive::napi;
 
 use self::stream::{Channel, Sender};
@@ -35,7 +35,7 @@ use crate::model::{self, Model as LoadedModel};
 use crate::model_dir::ModelDir;
 use crate::options::Options;
 use crate::runtime;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Input, Tokenizer};
 use crate::vector::{Encoding, Vectors};
 
 /// The first thing that happens, on the thread that loads the addon: here it is as safe as anywhere to change the
@@ -144,7 +144,7 @@ impl Description {
             layer_norm: dir.cut.map(|cut| cut.layer_norm),
             lower_case: dir.lower_case,
             truncation_side: if dir.truncate_left { "left" } else { "right" }.to_owned(),
-            vocabulary_size: dir.config.vocabulary() as u32,
+            vocabulary_size: dir.encoder.facts().vocabulary as u32,
             fingerprint,
         }
     }
@@ -244,17 +244,17 @@ pub struct Progress {
     pub tokens: u32,
 }
 
-/// An array of strings, copied. napi's own conversion ends the process where there is no memory for a copy.
+/// An array of texts, copied. napi's own conversion ends the process where there is no memory for a copy.
 pub struct Texts {
     /// A refusal is kept for the function's body, which throws it with its code.
-    copied: Result<Vec<String>, Error>,
+    copied: Result<Vec<Input>, Error>,
 }
 
 const TEXTS: &str = "a copy of the texts";
 
 impl TypeName for Texts {
     fn type_name() -> &'static str {
-        "Array<string>"
+        "Array<string | Uint32Array>"
     }
 
     fn value_type() -> ValueType {
@@ -274,12 +274,27 @@ impl FromNapiValue for Texts {
                 let text: Option<Unknown> = array.get(index).map_err(not_texts)?;
                 let text = text.ok_or_else(|| not_texts(napi::Error::from_reason("a hole")))?;
                 // SAFETY: as above.
-                texts.push(unsafe { copy_string(env, text.raw()) }?);
+                texts.push(unsafe { copy_text(env, text.raw()) }?);
             }
             Ok(texts)
         });
         Ok(Self { copied })
     }
+}
+
+/// A copy of a text or of its token ids.
+///
+/// # Safety
+/// `env` is the running call's, `value` one of its values.
+unsafe fn copy_text(env: sys::napi_env, value: sys::napi_value) -> Result<Input, Error> {
+    if type_of!(env, value).map_err(not_texts)? != ValueType::Object {
+        // SAFETY: as demanded of the caller.
+        return unsafe { copy_string(env, value) }.map(Input::Text);
+    }
+    // SAFETY: as above. Nothing writes to the ids until they are copied: this package's TypeScript hands over copies that it
+    // shares with no other thread.
+    let ids = unsafe { <&[u32]>::from_napi_value(env, value) }.map_err(not_texts)?;
+    memory::collected(ids.iter().copied(), TEXTS).map(Input::Tokens)
 }
 
 /// A copy of a JavaScript string as UTF-8; lone surrogates become U+FFFD.
@@ -308,7 +323,7 @@ unsafe fn copy_string(env: sys::napi_env, value: sys::napi_value) -> Result<Stri
 fn not_texts(error: napi::Error) -> Error {
     Error::InvalidArgument {
         argument: "texts",
-        expected: "an array of strings".to_owned(),
+        expected: "an array of strings or of Uint32Arrays of token ids".to_owned(),
         found: error.reason.clone(),
     }
 }
@@ -318,7 +333,7 @@ fn not_texts(error: napi::Error) -> Error {
 #[napi]
 #[derive(Default)]
 pub struct Call {
-    texts: Vec<String>,
+    texts: Vec<Input>,
     ticket: Option<Arc<Ticket>>,
     /// Of a call of `Model.stream`.
     channel: Arc<Channel>,
@@ -332,11 +347,11 @@ impl Call {
         guarded(|| Ok(Self::default()))
     }
 
-    /// Appends a copy of the strings.
+    /// Appends a copy of texts, each a string or its token ids.
     #[napi]
     pub fn push(
         &mut self,
-        #[napi(ts_arg_type = "Array<string>")] texts: Texts,
+        #[napi(ts_arg_type = "Array<string | Uint32Array>")] texts: Texts,
     ) -> napi::Result<(), Code> {
         guarded(|| {
             let texts = texts.copied?;
@@ -583,7 +598,7 @@ fn init_process_model(model_dir: PathBuf, options: Option<ModelOptions>) -> Resu
 /// until the vectors are there.
 #[napi]
 pub fn embed(
-    #[napi(ts_arg_type = "Array<string>")] texts: Texts,
+    #[napi(ts_arg_type = "Array<string | Uint32Array>")] texts: Texts,
     is_query: Option<bool>,
 ) -> napi::Result<Float32Array, Code> {
     guarded(|| {

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::arch::Pooling;
 #[cfg(doc)]
 use crate::batch::Limits;
 use crate::error::{Error, Result};
+use crate::graph::Pooling;
 
 /// Options of [`crate::Model::load`]. The default follows the model folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Texts to token ids.
 //!
 //! The token limit comes from the model folder and the caller, never from the truncation that `tokenizer.json`
-//! happens to carry, and special tokens always survive it.
+//! happens to carry, and special tokens always survive it. Ids that the caller has already are taken as they are.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,27 @@ use crate::pieces::{PieceRules, Pieces};
 
 /// Longest text, in bytes, that is tokenized at once. More than most limits take, little enough to take no time.
 const BYTES_PER_PIECE: usize = 4096;
+
+/// A text of a call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// The text itself, which its kind's prompt is put in front of.
+    Text(String),
+    /// Its token ids, of the model's own vocabulary, special tokens included.
+    Tokens(Vec<u32>),
+}
+
+impl From<String> for Input {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<Vec<u32>> for Input {
+    fn from(ids: Vec<u32>) -> Self {
+        Self::Tokens(ids)
+    }
+}
 
 /// The ids of one text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +85,7 @@ impl Tokenizer {
                 source: Some(error),
             })
         })?;
-        check_vocabulary(path, &inner, model.config.vocabulary())?;
+        check_vocabulary(path, &inner, model.encoder.facts().vocabulary)?;
         check_added_tokens(path, &inner, &bytes)?;
         Self::new(inner, sha256_hex(&bytes), model)
     }
@@ -110,7 +131,7 @@ impl Tokenizer {
             inner,
             digest,
             path: path.clone(),
-            rows: model.config.vocabulary(),
+            rows: model.encoder.facts().vocabulary,
             max_tokens: model.max_tokens,
             max_text_tokens: model.max_tokens - special_tokens,
             truncate_left: model.truncate_left,
@@ -178,6 +199,44 @@ impl Tokenizer {
             });
         }
         Ok(TokenizedText { ids, truncated })
+    }
+
+    /// Ids of the caller's, as they are: no prompt and no special tokens are added. Those beyond the token limit are cut off
+    /// like those of a text.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is none, or one of them is no id of the model; it names text number `index`.
+    pub fn take(&self, ids: &[u32], index: usize) -> Result<TokenizedText> {
+        let refused = |expected: String, found: String| {
+            Err(Error::InvalidArgument {
+                argument: "texts",
+                expected,
+                found,
+            })
+        };
+        if ids.is_empty() {
+            let expected = "at least one token id for a text".to_owned();
+            return refused(expected, format!("none for texts[{index}]"));
+        }
+        if let Some(place) = self.beyond_vocabulary(ids) {
+            let largest = self.rows - 1;
+            return refused(
+                format!(
+                    "token ids of this model, from 0 to {largest} (they differ from model to model)"
+                ),
+                format!("{} at texts[{index}][{place}]", ids[place]),
+            );
+        }
+        let excess = ids.len().saturating_sub(self.max_tokens);
+        let kept = if self.truncate_left {
+            &ids[excess..]
+        } else {
+            &ids[..ids.len() - excess]
+        };
+        Ok(TokenizedText {
+            ids: kept.to_vec(),
+            truncated: excess > 0,
+        })
     }
 
     fn ids_of_whole(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
@@ -248,24 +307,29 @@ impl Tokenizer {
     /// Runtimes look ids and positions up in tables, and not all of them look whether there is such a row. A vocabulary
     /// does not hold every id: a post-processor writes its own.
     fn check(&self, ids: &[u32]) -> Result<()> {
-        let problem = match ids.iter().max() {
-            Some(&id) if id as usize >= self.rows => other_model(
-                &self.inner.id_to_token(id).unwrap_or_default(),
-                id,
+        let problem = match self.beyond_vocabulary(ids) {
+            Some(place) => other_model(
+                &self.inner.id_to_token(ids[place]).unwrap_or_default(),
+                ids[place],
                 self.rows,
             ),
-            _ if ids.len() > self.max_tokens => format!(
+            None if ids.len() > self.max_tokens => format!(
                 "gives {} tokens where {} were asked for",
                 ids.len(),
                 self.max_tokens
             ),
-            _ => return Ok(()),
+            None => return Ok(()),
         };
         Err(Error::ModelInvalid {
             path: self.path.clone(),
             problem,
             source: None,
         })
+    }
+
+    /// Where the first id is that has no row in the embedding table.
+    fn beyond_vocabulary(&self, ids: &[u32]) -> Option<usize> {
+        ids.iter().position(|&id| id as usize >= self.rows)
     }
 }
 

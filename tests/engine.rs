@@ -61,12 +61,15 @@ impl Occupation {
             let entered = entered.clone();
             // One batch, but no call of one text, which would share a thread with others.
             let texts = vec![format!("equal {index}"); 2];
-            model.stream(texts, true, Box::new(Occupied { entered, left }));
+            model.stream(
+                setup::inputs(texts),
+                true,
+                Box::new(Occupied { entered, left }),
+            );
+            has_entered.recv().unwrap();
             keep
         };
-        let keeps = (0..threads).map(occupy).collect();
-        for () in has_entered.iter().take(threads) {}
-        Self(keeps)
+        Self((0..threads).map(occupy).collect())
     }
 }
 
@@ -82,6 +85,7 @@ type Outcome = Receiver<Result<Embeddings>>;
 fn submit(model: &Model, texts: Vec<String>, is_query: bool) -> (Arc<Ticket>, Outcome) {
     let (sender, receiver) = mpsc::sync_channel(1);
     let reply = move |result| sender.send(result).unwrap();
+    let texts = setup::inputs(texts);
     (model.submit(texts, is_query, Box::new(reply)), receiver)
 }
 
@@ -99,7 +103,7 @@ fn order_of_ends(
             result.unwrap();
             sender.send(name).unwrap();
         };
-        model.submit(texts, is_query, Box::new(reply));
+        model.submit(setup::inputs(texts), is_query, Box::new(reply));
     }
     drop(occupation);
     receiver.iter().take(count).collect()
@@ -270,7 +274,7 @@ fn vectors_leave_with_their_batch_and_are_those_of_a_whole_call() {
             model: Arc::downgrade(&model),
             events,
         };
-        model.stream(all.clone(), false, Box::new(recorder));
+        model.stream(setup::inputs(all.clone()), false, Box::new(recorder));
         let (mut seen, mut truncated, mut last, mut deliveries) =
             (vec![0; all.len()], vec![], before, 0);
         let outcome = loop {
@@ -320,7 +324,11 @@ fn vectors_of_a_stream_come_in_the_order_of_the_texts() {
         model: Arc::downgrade(&model),
         events,
     };
-    model.stream(texts("order", 900), false, Box::new(recorder));
+    model.stream(
+        setup::inputs(texts("order", 900)),
+        false,
+        Box::new(recorder),
+    );
     let firsts: Vec<u32> = received
         .iter()
         .filter_map(|event| match event {
@@ -351,7 +359,11 @@ fn a_sink_that_fails_ends_its_call() {
     for &backend in setup::BACKENDS {
         let model = model(backend);
         let (sender, outcome) = mpsc::channel();
-        model.stream(texts("full", 3000), false, Box::new(Full(sender, 0)));
+        model.stream(
+            setup::inputs(texts("full", 3000)),
+            false,
+            Box::new(Full(sender, 0)),
+        );
         let error = outcome.recv().unwrap().unwrap_err();
         assert!(error.to_string().contains("full"), "{error}");
         assert_eq!(model.activity().calls, 0);

@@ -6,7 +6,7 @@ mod setup;
 
 use std::path::Path;
 
-use semantic_search_native::arch::Pooling;
+use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::{Backend, Dtype, Options};
 use semantic_search_native::{Error, Model};
 use serde_json::{Value, json};
@@ -482,18 +482,18 @@ fn a_vector_that_is_not_a_number_is_never_returned() {
     })
     .unwrap();
     assert_error(
-        model.embed(vec!["a".into(), "b c".into()], false),
+        model.embed(vec!["a".to_owned(), "b c".to_owned()], false),
         "INFERENCE_FAILED",
         &["NaN"],
     );
     // The model lives on.
     assert_error(
-        model.embed(vec!["d".into()], false),
+        model.embed(vec!["d".to_owned()], false),
         "INFERENCE_FAILED",
         &["NaN"],
     );
     assert_eq!(
-        model.embed(vec![], false).unwrap().vectors,
+        model.embed(Vec::<String>::new(), false).unwrap().vectors,
         Vec::<f32>::new()
     );
 }
@@ -638,11 +638,11 @@ fn a_build_without_mlx_says_so() {
 #[test]
 fn a_closed_model_says_so() {
     let model = Model::load(&setup::fixture("bert_mean"), &setup::options()).unwrap();
-    model.embed(vec!["works".into()], false).unwrap();
+    model.embed(vec!["works".to_owned()], false).unwrap();
     model.close();
     model.close();
     assert_error(
-        model.embed(vec!["late".into()], false),
+        model.embed(vec!["late".to_owned()], false),
         "CLOSED",
         &["closed"],
     );
@@ -655,7 +655,7 @@ fn closing_answers_every_call() {
     let (sender, receiver) = std::sync::mpsc::channel();
     for call in 0..50 {
         let texts = (0..20)
-            .map(|text| format!("call {call} text {text} {}", "word ".repeat(100)))
+            .map(|text| format!("call {call} text {text} {}", "word ".repeat(100)).into())
             .collect();
         let sender = sender.clone();
         model.submit(
@@ -702,7 +702,7 @@ fn a_text_that_fails_fails_no_other() {
         .map(|text| {
             let (sender, receiver) = std::sync::mpsc::sync_channel(1);
             let reply = move |result| sender.send(result).unwrap();
-            model.submit(vec![text.clone()], false, Box::new(reply));
+            model.submit(vec![text.clone().into()], false, Box::new(reply));
             receiver
         })
         .collect();

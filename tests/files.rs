@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use semantic_search_native::arch::Encoder;
+use semantic_search_native::arch::Facts;
 use semantic_search_native::batch::Batch;
 use semantic_search_native::checkpoint::{Checkpoint, WeightType};
 use semantic_search_native::model_dir::ModelDir;
@@ -167,22 +167,29 @@ fn packed_weights_are_given_back() {
             let cache = tempfile::tempdir().unwrap();
             let options = options(dtype, cache.path());
             let dir = ModelDir::read(&setup::fixture(fixture), &options).unwrap();
-            let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights).unwrap();
-            let encoder = Encoder::new(&dir.config, &mut checkpoint).unwrap();
-            let width = dir.config.width();
-            let words = [dir.config.vocabulary(), width];
-            let words = checkpoint.tensor("embeddings.word_embeddings.weight", &words);
-            let words = words.unwrap();
+            let checkpoint = Checkpoint::open(&dir.path, &dir.weights).unwrap();
+            let graph = dir.encoder.record(&checkpoint).unwrap();
+            let graph = graph.pooled(&dir.pooling);
+            let Facts {
+                width, vocabulary, ..
+            } = dir.encoder.facts();
+            let words = [vocabulary, width];
+            let anchor = "embeddings.word_embeddings.weight";
+            let prefix = checkpoint.prefix_of(anchor).unwrap();
+            let tensor = |name: &str, shape: &[usize]| {
+                checkpoint
+                    .tensor(&format!("{prefix}{name}"), shape)
+                    .unwrap()
+            };
+            let words = tensor(anchor, &words);
             let words_are_read = words.dtype == WeightType::F32;
             // Of a checkpoint in half precision everything was converted, and nothing of it is read.
             let matrix = match fixture {
                 _ if !words_are_read => words.clone(),
-                nomic if nomic.starts_with("nomic") => checkpoint
-                    .tensor("encoder.layers.0.attn.Wqkv.weight", &[3 * width, width])
-                    .unwrap(),
-                _ => checkpoint
-                    .tensor("encoder.layer.0.intermediate.dense.weight", &[64, width])
-                    .unwrap(),
+                nomic if nomic.starts_with("nomic") => {
+                    tensor("encoder.layers.0.attn.Wqkv.weight", &[3 * width, width])
+                }
+                _ => tensor("encoder.layer.0.intermediate.dense.weight", &[64, width]),
             };
             // Read as addresses: who holds the checkpoint keeps it.
             let [matrix, words] = [matrix, words].map(|tensor| {
@@ -201,7 +208,7 @@ fn packed_weights_are_given_back() {
                 page.iter().all(|byte| *byte == 0)
             };
             let checkpoint = Arc::new(checkpoint);
-            let (runtime, _) = runtime::load(&dir, &encoder, &checkpoint, &options, 2).unwrap();
+            let (runtime, _) = runtime::load(&graph, &checkpoint, &options, 2).unwrap();
             drop(checkpoint);
             let batch = Batch::from_texts([&[2_u32, 7, 11, 5, 9][..], &[2, 3]]);
             let mut makers = runtime.workers;

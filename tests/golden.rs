@@ -7,7 +7,7 @@ mod setup;
 use std::collections::HashMap;
 
 use semantic_search_native::Model;
-use semantic_search_native::arch::Pooling;
+use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::{Backend, Options};
 use serde::Deserialize;
 

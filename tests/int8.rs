@@ -269,7 +269,7 @@ fn the_exported_graph_holds_the_weights() {
     }
     let with = |dtype| Options {
         dtype,
-        pooling: Some(semantic_search_native::arch::Pooling::Cls),
+        pooling: Some(semantic_search_native::graph::Pooling::Cls),
         ..options(folder.path())
     };
     let int8 = export_onnx(folder.path(), &with(Dtype::Int8)).unwrap();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use semantic_search_native::batch;
+use semantic_search_native::checkpoint::Checkpoint;
 use semantic_search_native::options::{Backend, Dtype, Options};
 use semantic_search_native::runtime::mlx;
 use semantic_search_native::{Embeddings, Error, Model};
@@ -119,6 +120,7 @@ fn padding_of_real_code_is_small() {
     for folder in [
         "src",
         "src/arch",
+        "src/graph",
         "src/runtime/onnx",
         "src/runtime/mlx",
         "tests",
@@ -135,8 +137,11 @@ fn padding_of_real_code_is_small() {
         }
     }
     assert!(lengths.len() > 200);
+    let dir = model.dir();
+    let checkpoint = Checkpoint::open(&dir.path, &dir.weights).unwrap();
+    let graph = dir.encoder.record(&checkpoint).unwrap();
     for is_gpu in [false, true] {
-        let limits = mlx::limits(is_gpu, model.dir().config.size(), None);
+        let limits = mlx::limits(is_gpu, &graph, None);
         let batches = batch::plan(&lengths, limits);
         let padded: usize = batches
             .iter()

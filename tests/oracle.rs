@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use semantic_search_native::Model;
-use semantic_search_native::arch::Pooling;
+use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::Options;
 use serde_json::json;
 

@@ -8,6 +8,7 @@ import { LIMITS, measured, PEERS, startPeer } from "../peers.mjs";
 import { median, quantile, sum } from "../statistics.mjs";
 import { compareVectors } from "./compare.mjs";
 import { measureQuality } from "./quality.mjs";
+import { measureServe } from "./serve.mjs";
 
 /** How long thread pools spin after work, with room: the next contestant shall find the processors free. */
 const PAUSE_MS = 60;
@@ -46,7 +47,7 @@ export async function measureEngine(job) {
   return { rows, samples };
 }
 
-const MEASUREMENTS = { throughput, eventLoop, queries, workers, growth, close, quality };
+const MEASUREMENTS = { throughput, eventLoop, queries, workers, growth, close, serve, quality };
 
 function start(job, peer, settings) {
   const { model, texts, maxTokens } = job;
@@ -318,6 +319,25 @@ async function close(job) {
       ],
     };
   });
+}
+
+async function serve({ model, lists, maxTokens, sizes }) {
+  const { serveTexts: count } = sizes;
+  if (count === 0) return NOT_ON_THIS_MODEL;
+  const texts = Array.from({ length: count }, (_, i) => `${i} ${lists.queries[i % lists.queries.length]}`);
+  const samples = await measureServe(model.folder, texts, maxTokens);
+  const rows = Object.entries(samples).map(([kind, { atOnce, loads }]) => {
+    const { connections, p99, refused } = loads.at(-1);
+    const ideal = connections / atOnce;
+    const others = loads.map((load) => `${load.connections}: ${load.speed.toFixed(0)}`).join(", ");
+    return {
+      what: `\`serve\`, ${connections} connections of one ${kind} each: p99`,
+      target: "≤ 2 × what they take in one request, none refused",
+      value: `${milliseconds(p99)}, ${(p99 / ideal).toFixed(2)} × (${refused} refused; texts/s in one request: ${atOnce.toFixed(0)}, by connections: ${others})`,
+      passed: p99 <= 2 * ideal && loads.every((load) => load.refused === 0),
+    };
+  });
+  return { samples, rows };
 }
 
 function quality({ sizes }) {

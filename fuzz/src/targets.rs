@@ -7,15 +7,16 @@ use std::collections::HashSet;
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use prost::Message;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::Dtype as StoredType;
 use safetensors::tensor::TensorView;
-use semantic_search_native::arch::{Encoder, Pooling};
 use semantic_search_native::batch::{self, Limits};
 use semantic_search_native::checkpoint::Checkpoint;
+use semantic_search_native::graph::Pooling;
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Dtype, Options};
 use semantic_search_native::runtime::onnx;
@@ -155,18 +156,18 @@ fn checkpoint(data: &[u8]) -> bool {
             ModelDir::read(&setup::fixture(FIXTURE), &options()).expect("the fixture can be read");
     }
     let folder = FOLDER.with(|folder| folder.path().to_owned());
-    let config = MODEL.with(|model| model.config.clone());
+    let encoder = MODEL.with(|model| Arc::clone(&model.encoder));
     let path = folder.join("model.safetensors");
     write(&path, data);
-    let Some(mut checkpoint) = accepted(Checkpoint::open(&folder, &[path])) else {
+    let Some(checkpoint) = accepted(Checkpoint::open(&folder, &[path])) else {
         return false;
     };
-    let encoder = Encoder::new(&config, &mut checkpoint);
+    let graph = encoder.record(&checkpoint);
     accepted(checkpoint.check_finite());
-    let Some(encoder) = accepted(encoder) else {
+    let Some(graph) = accepted(graph) else {
         return false;
     };
-    let graph = onnx::export(&encoder, &checkpoint, config.width(), &options());
+    let graph = onnx::export(&graph, &checkpoint, &options());
     check_graph(
         &graph.expect("an encoder with all its weights can be recorded"),
         &folder,
@@ -319,7 +320,7 @@ fn check_tokens(model: &Model, text: &str) {
             continue;
         };
         assert!(!tokenized.ids.is_empty() && tokenized.ids.len() <= model.dir().max_tokens);
-        let rows = model.dir().config.vocabulary();
+        let rows = model.dir().encoder.facts().vocabulary;
         assert!(
             tokenized.ids.iter().all(|&id| (id as usize) < rows),
             "{:?}",

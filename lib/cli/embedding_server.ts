@@ -272,10 +272,11 @@ export class EmbeddingServer {
     const leave = this.#enter(request);
     try {
       const body = await this.#readJson(request, response);
-      const { dimension } = this.#embedder;
+      const { dimension, vocabularySize } = this.#embedder;
       const parsed = parseEmbeddingsRequest(body, {
         model,
         dimension,
+        vocabularySize,
         isMatryoshka: matryoshka !== undefined,
         maxBatch,
       });
@@ -293,7 +294,8 @@ export class EmbeddingServer {
       });
       if (truncated.length > 0 && !parsed.truncation) {
         const { maxTokens } = this.#embedder;
-        throw new ApiError(400, `input[${truncated[0]}] is longer than ${maxTokens} tokens`, {
+        const which = parsed.texts.length === 1 ? "input" : `input[${truncated[0]}]`;
+        throw new ApiError(400, `${which} is longer than ${maxTokens} tokens`, {
           param: "input",
           code: "context_length_exceeded",
         });

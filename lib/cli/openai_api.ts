@@ -1,6 +1,6 @@
 /** The embeddings request and its answers in OpenAI's words, and errors in OpenAI's shape. */
 
-import type { EmbedOptions } from "../../embedder.js";
+import type { EmbedOptions, TextOrTokens } from "../../embedder.js";
 import { describeValue } from "../errors.js";
 
 /** An answer that says what is wrong. */
@@ -34,7 +34,7 @@ const RETRIED = [429, 503];
 const ERROR_TYPES: Record<number, string> = { 429: "rate_limit_error", 500: "server_error", 503: "server_error" };
 
 export interface EmbeddingsRequest {
-  texts: string[];
+  texts: TextOrTokens[];
   kind: NonNullable<EmbedOptions["kind"]>;
   format: "float" | "base64";
   /** Fewer than the model's own; `undefined` for all. */
@@ -47,6 +47,8 @@ export interface RequestLimits {
   /** The name that requests call the model by. */
   model: string;
   dimension: number;
+  /** Token ids are below it. */
+  vocabularySize: number;
   /** Whether vectors may be cut to what a request's `dimensions` says. */
   isMatryoshka: boolean;
   maxBatch: number;
@@ -81,7 +83,7 @@ export function parseEmbeddingsRequest(body: unknown, limits: RequestLimits): Em
   }
   const { model, input, encoding_format, dimensions, input_type, truncation } = body as Record<string, unknown>;
   checkModel(model, limits.model);
-  const texts = parseInput(input, limits.maxBatch);
+  const texts = parseInput(input, limits);
   const format = encoding_format ?? "float";
   if (format !== "float" && format !== "base64") {
     throw expected("encoding_format", '"float" or "base64"', encoding_format);
@@ -110,32 +112,48 @@ export function checkModel(model: unknown, served: string): void {
   });
 }
 
-function parseInput(input: unknown, maxBatch: number): string[] {
-  const texts = typeof input === "string" ? [input] : input;
-  if (!Array.isArray(texts)) throw expected("input", "a string or an array of strings", input);
-  if (texts.length === 0) throw expected("input", "at least one text", input);
-  if (texts.length > maxBatch) {
+/** OpenAI takes a text, several, the token ids of a text, or those of several. */
+function parseInput(input: unknown, { vocabularySize, maxBatch }: RequestLimits): TextOrTokens[] {
+  if (typeof input === "string") return [input];
+  if (!Array.isArray(input)) throw expected("input", "a string, an array of strings or arrays of token ids", input);
+  if (input.length === 0) throw expected("input", "at least one text", input);
+  const [first] = input;
+  if (typeof first === "number") return [parseTokens("input", input, vocabularySize)];
+  if (input.length > maxBatch) {
     throw new ApiError(
       413,
-      `input: ${texts.length} texts in one request; this server takes ${maxBatch} (--max-batch)`,
+      `input: ${input.length} texts in one request; this server takes ${maxBatch} (--max-batch)`,
       {
         param: "input",
         code: "batch_too_large",
       },
     );
   }
-  const index = texts.findIndex((text) => typeof text !== "string");
-  if (index < 0) return texts as string[];
-  const found: unknown = texts[index];
-  if (typeof found === "number" || (Array.isArray(found) && found.every((token) => typeof token === "number"))) {
-    throw new ApiError(
-      400,
-      "input: arrays of tokens are not taken, since token numbers differ from model to model: send the texts themselves " +
-        "(LangChain: check_embedding_ctx_length=False)",
-      { param: "input", code: "tokens_not_supported" },
-    );
-  }
-  throw expected(`input[${index}]`, "a string", found, "input");
+  return input.map((text: unknown, index) => {
+    const what = `input[${index}]`;
+    if (Array.isArray(first)) {
+      if (Array.isArray(text)) return parseTokens(what, text, vocabularySize);
+      throw expected(what, "an array of token ids, as input[0] is", text, "input");
+    }
+    if (typeof text === "string") return text;
+    throw expected(what, index === 0 ? "a string or an array of token ids" : "a string, as input[0] is", text, "input");
+  });
+}
+
+/** @param what Where they stand in the request */
+function parseTokens(what: string, tokens: readonly unknown[], vocabularySize: number): Uint32Array {
+  if (tokens.length === 0) throw expected(what, "at least one token id", tokens, "input");
+  const isId = (token: unknown) =>
+    Number.isInteger(token) && (token as number) >= 0 && (token as number) < vocabularySize;
+  const place = tokens.findIndex((token) => !isId(token));
+  if (place < 0) return Uint32Array.from(tokens as number[]);
+  const expectation = `a token id of the model that is served, a whole number from 0 to ${vocabularySize - 1}`;
+  throw new ApiError(
+    400,
+    `${what}[${place}]: expected ${expectation}, found ${describeValue(tokens[place])}; token ids differ from model to ` +
+      "model, and LangChain's OpenAIEmbeddings sends those of another one unless it has check_embedding_ctx_length=False",
+    { param: "input", code: "invalid_value" },
+  );
 }
 
 function parseDimensions(dimensions: unknown, { dimension, isMatryoshka }: RequestLimits): number | undefined {

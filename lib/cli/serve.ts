@@ -30,9 +30,10 @@ interface ServeFlags extends LoadFlags {
 
 const HELP = `
 Routes:
-  POST /v1/embeddings   OpenAI's, with input (a string or an array of strings), model, encoding_format (float, base64),
-                        dimensions, user; and input_type ("query" or "document"), which chooses the model's prompt, and
-                        truncation (false: a text beyond the token limit is an error instead of being cut)
+  POST /v1/embeddings   OpenAI's, with input (a string, an array of strings, or token ids of the model), model,
+                        encoding_format (float, base64), dimensions, user; and input_type ("query" or "document"), which
+                        chooses the model's prompt, and truncation (false: a text beyond the token limit is an error
+                        instead of being cut)
   GET  /v1/models       the model that is served
   GET  /health          200 while requests are taken
   GET  /metrics         for Prometheus

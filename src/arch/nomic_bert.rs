@@ -11,40 +11,43 @@
 //! Texts longer than `max_trained_positions` are rotated with a stretched base where `rotary_scaling_factor` is
 //! set. The stretch depends on a text's own length, never on the padding of its batch.
 
-use std::path::Path;
+use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Value as Json, json};
 
-use super::{
-    Activation, Attention, Layer, LayerNorm, Linear, NtkScaling, Ops, Projections, Rotary,
-    Settings, Stack, Tokens, add_norm_rows, read_embeddings,
-};
+use super::settings::Settings;
+use super::weights::Weights;
+use super::{Architecture, Encoder, Facts};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
+use crate::graph::{Activation, Attention, Graph, NtkScaling, Projections, Rotary, Value};
+
+pub const NOMIC_BERT: Architecture = Architecture {
+    name: "nomic_bert",
+    recognises: |settings| settings.is_model_type("nomic_bert"),
+    read: |settings| Ok(Arc::new(NomicBert::read(settings)?)),
+};
 
 /// Settings, in the words of `config.json`. No default is assumed: those of the original configuration class
 /// differ from the published models (its rotary base is 10000, CodeRankEmbed's 1000).
-#[derive(Debug, Clone)]
-pub struct Config {
-    pub(super) vocab_size: usize,
-    pub(super) hidden_size: usize,
-    pub(super) positions: usize,
+#[derive(Debug)]
+struct NomicBert {
+    vocab_size: usize,
+    n_embd: usize,
+    n_positions: usize,
     n_layer: usize,
-    pub(super) n_head: usize,
-    head_dim: usize,
-    pub(super) n_inner: usize,
+    attention: Attention,
+    n_inner: usize,
     type_vocab_size: usize,
     layer_norm_epsilon: f32,
-    gate: Activation,
-    rotary: Rotary,
+    activation: Activation,
     qkv_proj_bias: bool,
     mlp_fc1_bias: bool,
     mlp_fc2_bias: bool,
 }
 
-impl Config {
-    pub(super) fn from_json(path: &Path, json: &Value) -> Result<Self> {
-        let settings = Settings { path, json };
+impl NomicBert {
+    fn read(settings: &Settings) -> Result<Self> {
         for key in [
             "prenorm",
             "parallel_block",
@@ -54,11 +57,11 @@ impl Config {
         ] {
             settings.only(key, &json!(false))?;
         }
-        settings.only("rotary_emb_scale_base", &Value::Null)?;
+        settings.only("rotary_emb_scale_base", &Json::Null)?;
         for key in ["moe_every_n_layers", "num_experts"] {
             settings.only(key, &json!(0))?;
         }
-        let gate = match settings.text(&["activation_function"])? {
+        let activation = match settings.text(&["activation_function"])? {
             "swiglu" => Activation::Silu,
             "geglu" => Activation::Gelu,
             other => {
@@ -69,21 +72,23 @@ impl Config {
                 ));
             }
         };
-        let hidden_size = settings.count(&["n_embd", "hidden_size"])?;
-        let n_head = settings.count(&["n_head", "num_attention_heads"])?;
-        let head_dim = settings.head_dim(hidden_size, n_head)?;
+        let n_embd = settings.count(&["n_embd", "hidden_size"])?;
+        let heads = settings.count(&["n_head", "num_attention_heads"])?;
+        let head_dim = settings.head_dim(n_embd, heads)?;
         Ok(Self {
             vocab_size: settings.count(&["vocab_size"])?,
-            hidden_size,
-            positions: settings.count(&["n_positions", "max_position_embeddings"])?,
+            n_embd,
+            n_positions: settings.count(&["n_positions", "max_position_embeddings"])?,
             n_layer: settings.count(&["n_layer", "num_hidden_layers"])?,
-            n_head,
-            head_dim,
+            attention: Attention {
+                heads,
+                head_dim,
+                rotary: Some(Self::rotary(settings, head_dim)?),
+            },
             n_inner: settings.count(&["n_inner", "intermediate_size"])?,
             type_vocab_size: settings.count(&["type_vocab_size"])?,
             layer_norm_epsilon: settings.number(&["layer_norm_epsilon", "layer_norm_eps"])? as f32,
-            gate,
-            rotary: Self::rotary(&settings, head_dim)?,
+            activation,
             qkv_proj_bias: settings.flag("qkv_proj_bias")?,
             mlp_fc1_bias: settings.flag("mlp_fc1_bias")?,
             mlp_fc2_bias: settings.flag("mlp_fc2_bias")?,
@@ -113,122 +118,52 @@ impl Config {
             scaling,
         })
     }
-}
 
-/// Locates the encoder's weights.
-pub(super) fn read(config: &Config, weights: &Checkpoint) -> Result<Stack<Block>> {
-    let width = config.hidden_size;
-    let block = |index| Block::read(config, weights, &format!("encoder.layers.{index}"));
-    Ok(Stack {
-        embeddings: read_embeddings(
-            weights,
-            width,
-            config.vocab_size,
-            None,
-            config.type_vocab_size,
-        )?,
-        norm: LayerNorm::read(weights, "emb_ln", width, config.layer_norm_epsilon)?,
-        layers: (0..config.n_layer).map(block).collect::<Result<_>>()?,
-    })
-}
-
-/// Attention and gated feed-forward, each with its residual and norm.
-#[derive(Debug, Clone)]
-pub struct Block {
-    wqkv: Projections,
-    attention: Attention,
-    out_proj: Linear,
-    norm1: LayerNorm,
-    mlp: GatedMlp,
-    norm2: LayerNorm,
-}
-
-impl Block {
-    fn read(config: &Config, weights: &Checkpoint, name: &str) -> Result<Self> {
-        let width = config.hidden_size;
-        let bias = config.qkv_proj_bias;
-        let wqkv = Linear::read(
-            weights,
-            &format!("{name}.attn.Wqkv"),
-            3 * width,
-            width,
-            bias,
-        )?;
-        let norm = |part: &str| {
-            LayerNorm::read(
-                weights,
-                &format!("{name}.{part}"),
-                width,
-                config.layer_norm_epsilon,
-            )
-        };
-        Ok(Self {
-            wqkv: Projections {
-                query: wqkv.part(0, 3),
-                key: wqkv.part(1, 3),
-                value: wqkv.part(2, 3),
-            },
-            attention: Attention {
-                heads: config.n_head,
-                head_dim: config.head_dim,
-                rotary: Some(config.rotary),
-            },
-            out_proj: Linear::read(
-                weights,
-                &format!("{name}.attn.out_proj"),
-                width,
-                width,
-                bias,
-            )?,
-            norm1: norm("norm1")?,
-            mlp: GatedMlp::new(config, weights, &format!("{name}.mlp"))?,
-            norm2: norm("norm2")?,
-        })
-    }
-}
-
-impl Block {
-    pub(super) fn rotary(&self) -> Option<Rotary> {
-        self.attention.rotary
-    }
-}
-
-impl Layer for Block {
-    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Tensor, tokens: Tokens) -> Result<O::Tensor> {
-        let attended = ops.attention(x, &self.wqkv, &self.attention, tokens)?;
-        let attended = ops.linear(&attended, &self.out_proj)?;
-        let rows = add_norm_rows(ops, &attended, x, tokens, &self.norm1)?;
-        let output = self.mlp.forward(ops, &rows)?;
-        ops.add_norm(&output, &rows, &self.norm2)
-    }
-}
-
-#[derive(Debug, Clone)]
-struct GatedMlp {
-    fc11: Linear,
-    fc12: Linear,
-    gate: Activation,
-    fc2: Linear,
-}
-
-impl GatedMlp {
-    fn new(config: &Config, weights: &Checkpoint, name: &str) -> Result<Self> {
-        let (width, inner) = (config.hidden_size, config.n_inner);
+    /// Attention and gated feed-forward, each with its residual and norm.
+    fn block(&self, name: &str, weights: &Weights, graph: &mut Graph, x: Value) -> Result<Value> {
+        let (width, inner, bias) = (self.n_embd, self.n_inner, self.qkv_proj_bias);
         let linear = |part: &str, outputs, inputs, bias| {
-            Linear::read(weights, &format!("{name}.{part}"), outputs, inputs, bias)
+            weights.linear(&format!("{name}.{part}"), outputs, inputs, bias)
         };
-        Ok(Self {
-            fc11: linear("fc11", inner, width, config.mlp_fc1_bias)?,
-            fc12: linear("fc12", inner, width, config.mlp_fc1_bias)?,
-            gate: config.gate,
-            fc2: linear("fc2", width, inner, config.mlp_fc2_bias)?,
-        })
+        let norm = |part: &str| {
+            let name = format!("{name}.{part}");
+            weights.norm(&name, width, self.layer_norm_epsilon)
+        };
+        let fused = linear("attn.Wqkv", 3 * width, width, bias)?;
+        let attended = graph.attend(x, Projections::of_fused(&fused), self.attention);
+        let attended = graph.linear(attended, linear("attn.out_proj", width, width, bias)?);
+        let sum = graph.add(attended, x);
+        let x = graph.norm(sum, norm("norm1")?);
+        let value = graph.linear(x, linear("mlp.fc11", inner, width, self.mlp_fc1_bias)?);
+        let gate = graph.linear(x, linear("mlp.fc12", inner, width, self.mlp_fc1_bias)?);
+        let gated = graph.gate(value, gate, self.activation);
+        let output = graph.linear(gated, linear("mlp.fc2", width, inner, self.mlp_fc2_bias)?);
+        let sum = graph.add(output, x);
+        Ok(graph.norm(sum, norm("norm2")?))
+    }
+}
+
+impl Encoder for NomicBert {
+    fn facts(&self) -> Facts {
+        Facts {
+            vocabulary: self.vocab_size,
+            width: self.n_embd,
+            positions: self.n_positions,
+            layer_norm_before_cut: None,
+        }
     }
 
-    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Tensor) -> Result<O::Tensor> {
-        let value = ops.linear(x, &self.fc11)?;
-        let gate = ops.linear(x, &self.fc12)?;
-        let gated = ops.gate(&value, &gate, self.gate)?;
-        ops.linear(&gated, &self.fc2)
+    fn record(&self, checkpoint: &Checkpoint) -> Result<Graph> {
+        let weights = Weights::of(checkpoint, "embeddings.word_embeddings.weight")?;
+        let mut graph = Graph::default();
+        let (width, types) = (self.n_embd, self.type_vocab_size);
+        let embedded = graph.embed(weights.embeddings(width, self.vocab_size, None, types)?);
+        let norm = weights.norm("emb_ln", width, self.layer_norm_epsilon)?;
+        let mut x = graph.norm(embedded, norm);
+        for index in 0..self.n_layer {
+            let name = format!("encoder.layers.{index}");
+            x = self.block(&name, &weights, &mut graph, x)?;
+        }
+        Ok(graph)
     }
 }

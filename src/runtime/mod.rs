@@ -9,11 +9,10 @@ pub mod stop;
 use std::sync::Arc;
 
 use self::stop::Stop;
-use crate::arch::Encoder;
 use crate::batch::{Batch, Limits};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::model_dir::ModelDir;
+use crate::graph::Graph;
 use crate::options::{Backend, Dtype, Options};
 
 /// Computes batches, one at a time, on the thread that owns it.
@@ -58,23 +57,22 @@ pub struct Memory {
     pub peak_bytes: usize,
 }
 
-/// Loads the model on the backend that the options name, or on the first that works. With it comes why a faster one
+/// Loads an encoder, pooled, on the backend that the options name, or on the first that works. With it comes why a faster one
 /// was not taken, if one was tried.
 ///
 /// # Errors
 /// The named backend does not work, or none does.
 pub fn load(
-    dir: &ModelDir,
-    encoder: &Encoder,
+    graph: &Graph,
     checkpoint: &Arc<Checkpoint>,
     options: &Options,
     threads: usize,
 ) -> Result<(Runtime, Option<String>)> {
     let load_onnx = || {
         onnx::check_dtype(options.dtype)?;
-        onnx::load(dir, encoder, Arc::clone(checkpoint), options, threads)
+        onnx::load(graph, Arc::clone(checkpoint), options, threads)
     };
-    let load_mlx = |needs_gpu| load_mlx(dir, encoder, checkpoint, options, needs_gpu);
+    let load_mlx = |needs_gpu| load_mlx(graph, checkpoint, options, needs_gpu);
     match options.backend {
         Backend::Mlx if options.dtype == Dtype::Int8 => Err(refused_by_mlx(options.dtype)),
         // MLX computes no int8; asking for it is asking for the CPU.
@@ -113,8 +111,7 @@ fn refused_by_mlx(dtype: Dtype) -> Error {
 
 #[cfg(mlx)]
 fn load_mlx(
-    dir: &ModelDir,
-    encoder: &Encoder,
+    graph: &Graph,
     checkpoint: &Arc<Checkpoint>,
     options: &Options,
     needs_gpu: bool,
@@ -125,17 +122,11 @@ fn load_mlx(
             reason: "there is no GPU that it can use".to_owned(),
         });
     }
-    mlx::load(dir, encoder, checkpoint, options)
+    mlx::load(graph, checkpoint, options)
 }
 
 #[cfg(not(mlx))]
-fn load_mlx(
-    _: &ModelDir,
-    _: &Encoder,
-    _: &Arc<Checkpoint>,
-    _: &Options,
-    _needs_gpu: bool,
-) -> Result<Runtime> {
+fn load_mlx(_: &Graph, _: &Arc<Checkpoint>, _: &Options, _needs_gpu: bool) -> Result<Runtime> {
     Err(Error::BackendUnavailable {
         backend: "mlx",
         reason: "this build of the addon has no MLX; build it with `npm run build:native -- --mlx=cpu` or `--mlx=cuda`"

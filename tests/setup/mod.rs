@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
+use semantic_search_native::Input;
 use semantic_search_native::options::{Backend, Dtype, Options};
 
 /// The backends of this build. MLX is among them in a build with the feature `mlx`.
@@ -59,6 +60,11 @@ pub fn write_deep_model(folder: &Path) {
     }
     let deep = safetensors::serialize(all, None).unwrap();
     std::fs::write(folder.join("model.safetensors"), deep).unwrap();
+}
+
+/// Texts as the engine takes them.
+pub fn inputs(texts: Vec<String>) -> Vec<Input> {
+    texts.into_iter().map(Input::from).collect()
 }
 
 /// The fixtures that have golden vectors.

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::Criterion;
-use semantic_search_native::arch::Encoder;
 use semantic_search_native::batch::{self, Batch};
 use semantic_search_native::checkpoint::Checkpoint;
 use semantic_search_native::model_dir::ModelDir;
@@ -38,9 +37,9 @@ fn main() -> Result<()> {
 
     let dir = ModelDir::read(Path::new(&setting("BENCH_MODEL")), &options)?;
     let tokenizer = Tokenizer::load(&dir)?;
-    let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
-    let encoder = Encoder::new(&dir.config, &mut checkpoint)?;
-    let (mut runtime, _) = runtime::load(&dir, &encoder, &Arc::new(checkpoint), &options, 1)?;
+    let checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
+    let graph = dir.encoder.record(&checkpoint)?.pooled(&dir.pooling);
+    let (mut runtime, _) = runtime::load(&graph, &Arc::new(checkpoint), &options, 1)?;
     let mut worker = runtime.workers.remove(0)()?;
 
     let tokenize = || {

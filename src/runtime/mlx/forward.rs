@@ -14,12 +14,10 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::transforms::compile::compile;
 use mlx_rs::{Array, Dtype, ops};
 
-use super::parameters::{Affine, FusedProjections, Parameters};
+use super::parameters::{Affine, FusedProjections, Parameters, Weights};
 use super::{mlx_error, size};
-use crate::arch::{
-    Activation, Attention, Embeddings, LayerNorm, Linear, Ops, Pooling, Projections, Rotary, Tokens,
-};
 use crate::error::{Error, Result};
+use crate::graph::{Activation, Attention, Graph, Node, Op, Pooling, Rotary, Rows};
 use crate::runtime::gate;
 use crate::runtime::stop::Stop;
 
@@ -87,13 +85,6 @@ fn constant(value: f32, dtype: Dtype) -> Array {
     }
 }
 
-/// Hidden states, flat.
-pub struct States {
-    array: Array,
-    /// Which tokens the rows stand for.
-    tokens: Tokens,
-}
-
 /// The lengths of a padded batch.
 pub struct Shape {
     /// Number of texts.
@@ -102,11 +93,11 @@ pub struct Shape {
     pub length: i32,
     /// Real lengths of the texts; empty where nothing is padded.
     pub lengths: Vec<i32>,
-    /// [`crate::arch::NtkScaling::stretch`] of the batch; all its texts share one.
-    pub stretch: f64,
+    /// Real length of every text, where rotations depend on it.
+    pub scaled_length: Option<usize>,
 }
 
-/// One batch on its way through an encoder.
+/// One batch on its way through a graph.
 pub struct Pass<'a> {
     parameters: &'a Parameters,
     kernels: &'a mut Kernels,
@@ -115,8 +106,8 @@ pub struct Pass<'a> {
     ids: Array,
     /// `[batch, 1, 1, length]`, true for real tokens; only where something is padded.
     mask: Option<Array>,
-    /// Divisors of the positions, `[dimensions / 2]`, made by the first rotation.
-    wavelengths: Option<Array>,
+    /// Of each rotation so far, the divisors of the positions, `[dimensions / 2]`.
+    wavelengths: Vec<(Rotary, Array)>,
 }
 
 impl<'a> Pass<'a> {
@@ -148,14 +139,138 @@ impl<'a> Pass<'a> {
             ids: array(ids, &[batch, length])?,
             mask,
             shape,
-            wavelengths: None,
+            wavelengths: Vec::new(),
         })
     }
 
-    fn norm(&self, x: &Array, norm: &LayerNorm) -> Result<Array> {
-        let (weight, bias) = &self.parameters.norms[&norm.weight.name];
-        let normed = fast::layer_norm(x, weight, bias, norm.epsilon).map_err(mlx_error)?;
-        self.narrow(normed).map_err(mlx_error)
+    /// The result of the graph, float32.
+    ///
+    /// # Errors
+    /// MLX failed, or nobody wants the result any more.
+    pub fn run(&mut self, graph: &Graph) -> Result<Array> {
+        let nodes = graph.nodes();
+        let mut uses = vec![0_usize; nodes.len()];
+        for value in nodes.iter().flat_map(|node| node.op.operands()) {
+            uses[value.index()] += 1;
+        }
+        // What no later operation takes is dropped, so that MLX can have its memory.
+        let mut values: Vec<Option<Array>> = Vec::with_capacity(nodes.len());
+        let parameters = self.parameters;
+        for (node, weights) in nodes.iter().zip(&parameters.weights) {
+            let operands: Vec<Array> = node
+                .op
+                .operands()
+                .filter_map(|value| {
+                    uses[value.index()] -= 1;
+                    match uses[value.index()] {
+                        0 => values[value.index()].take(),
+                        _ => values[value.index()].clone(),
+                    }
+                })
+                .collect();
+            values.push(Some(self.compute(node, weights, &operands)?));
+        }
+        let result = values
+            .pop()
+            .flatten()
+            .ok_or_else(|| unexpected("no graph"))?;
+        result.as_dtype(Dtype::Float32).map_err(mlx_error)
+    }
+
+    fn compute(&mut self, node: &Node, weights: &Weights, operands: &[Array]) -> Result<Array> {
+        let array = match (&node.op, weights, operands) {
+            (Op::Embed(_), Weights::Tables(words, positions), []) => {
+                self.embed(words, positions.as_ref(), size(node.width)?)
+            }
+            (Op::Add(..), _, [a, b]) => ops::add(a, b),
+            (Op::Linear { .. }, Weights::Linear(layer), [x]) => affine(x, layer),
+            (Op::Norm { layer, .. }, Weights::Norm(scale, shift), [x]) => {
+                fast::layer_norm(x, scale, shift, layer.epsilon)
+                    .and_then(|normed| self.narrow(normed))
+            }
+            (Op::Activate { activation, .. }, _, [x]) => self.activate(x, *activation),
+            (Op::Gate { activation, .. }, _, [x, gate]) => match activation {
+                Activation::Silu => (self.kernels.swiglu)((x, gate)),
+                _ => (self.activate(gate, *activation)).and_then(|gate| ops::multiply(x, gate)),
+            },
+            (Op::Attend { attention, .. }, Weights::Projections(projections), [x]) => {
+                self.finish_before(x)?;
+                return self.attend(x, projections, attention);
+            }
+            (Op::Select { rows, .. }, _, [x]) => match rows {
+                Rows::All => Ok(x.clone()),
+                Rows::First => self.first_rows(x),
+                Rows::Last => return self.last_rows(x),
+            },
+            (Op::Pool { poolings, .. }, _, [x]) => return self.pool(x, poolings),
+            (op, ..) => return Err(unexpected(&format!("{op:?}"))),
+        };
+        array.map_err(mlx_error)
+    }
+
+    /// MLX cannot be interrupted while it evaluates. So a long batch is evaluated layer by layer, before each attention,
+    /// which costs it nothing that would show, and given up between two of them.
+    fn finish_before(&self, x: &Array) -> Result<()> {
+        /// Batches of more tokens are long.
+        const LONG: i32 = 1024;
+        if self.shape.batch * self.shape.length > LONG {
+            x.eval().map_err(mlx_error)?;
+            if gate::is_unwanted(self.stop) {
+                return Err(Error::Aborted);
+            }
+        }
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        words: &Array,
+        positions: Option<&Array>,
+        width: i32,
+    ) -> Result<Array, Exception> {
+        let words = words.take_axis(&self.ids, 0)?;
+        let summed = match positions {
+            Some(table) => {
+                let positions = ops::arange::<i32, i32>(0, self.shape.length, 1)?;
+                ops::add(words, table.take_axis(positions, 0)?)?
+            }
+            None => words,
+        };
+        summed.reshape(&[-1, width])
+    }
+
+    fn activate(&mut self, x: &Array, activation: Activation) -> Result<Array, Exception> {
+        match activation {
+            Activation::Gelu => (self.kernels.gelu)(x),
+            Activation::GeluTanh => (self.kernels.gelu_tanh)(x),
+            Activation::Relu => ops::maximum(x, constant(0.0, x.dtype())),
+            Activation::Silu => (self.kernels.silu)(x),
+        }
+    }
+
+    fn attend(
+        &mut self,
+        x: &Array,
+        projections: &FusedProjections,
+        attention: &Attention,
+    ) -> Result<Array> {
+        let [query, key, value] = self.project(x, projections, attention)?;
+        let scale = (attention.head_dim as f32).sqrt().recip();
+        let mask = self.mask.as_ref().map(ScaledDotProductAttentionMask::from);
+        let width = size(attention.heads * attention.head_dim)?;
+        fast::scaled_dot_product_attention(query, key, value, scale, mask, None)
+            .and_then(|mixed| mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[-1, width]))
+            .map_err(mlx_error)
+    }
+
+    fn pool(&self, x: &Array, poolings: &[Pooling]) -> Result<Array> {
+        let wide = x.as_dtype(Dtype::Float32).map_err(mlx_error)?;
+        let parts = poolings.iter().map(|&one| self.pool_one(&wide, one));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        match &parts[..] {
+            [single] => Ok(single.clone()),
+            _ => ops::concatenate(&parts, 1).map_err(mlx_error),
+        }
     }
 
     /// Back to the format of the weights.
@@ -173,27 +288,28 @@ impl<'a> Pass<'a> {
     }
 
     fn rotate(&mut self, x: &Array, rotary: &Rotary) -> Result<Array> {
-        let wavelengths = match self.wavelengths.take() {
-            Some(wavelengths) => wavelengths,
-            None => wavelengths(rotary, self.shape.stretch)?,
+        let known = self.wavelengths.iter().find(|known| known.0 == *rotary);
+        let wavelengths = if let Some((_, wavelengths)) = known {
+            wavelengths.clone()
+        } else {
+            let wavelengths = wavelengths(rotary, self.shape.scaled_length)?;
+            self.wavelengths.push((*rotary, wavelengths.clone()));
+            wavelengths
         };
         let dimensions = size(rotary.dimensions)?;
-        let rotated =
-            fast::rope(x, dimensions, false, None, 1.0, 0, &wavelengths).map_err(mlx_error);
-        self.wavelengths = Some(wavelengths);
-        rotated
+        fast::rope(x, dimensions, false, None, 1.0, 0, &wavelengths).map_err(mlx_error)
     }
 
     /// Queries, keys and values as heads, rotated.
     fn project(
         &mut self,
         x: &Array,
-        projections: &Projections,
+        projections: &FusedProjections,
         attention: &Attention,
     ) -> Result<[Array; 3]> {
         let (heads, head_dim) = (size(attention.heads)?, size(attention.head_dim)?);
         let length = self.shape.length;
-        match &self.parameters.projections[&projections.query.weight.name] {
+        match projections {
             FusedProjections::All(all) => {
                 let joined =
                     affine(x, all).and_then(|joined| self.to_heads(&joined, length, head_dim));
@@ -232,6 +348,21 @@ impl<'a> Pass<'a> {
         x.reshape(&[self.shape.batch, self.shape.length, -1])
     }
 
+    /// `[batch · length, width]` → `[batch, width]`: the last real token of each text.
+    fn last_rows(&self, x: &Array) -> Result<Array> {
+        let Shape {
+            batch,
+            length,
+            ref lengths,
+            ..
+        } = self.shape;
+        let real = |text: i32| lengths.get(text as usize).copied().unwrap_or(length);
+        let rows: Vec<i32> = (0..batch)
+            .map(|text| text * length + real(text) - 1)
+            .collect();
+        x.take_axis(array(&rows, &[batch])?, 0).map_err(mlx_error)
+    }
+
     /// Real lengths as float32, `[batch, 1]`.
     fn token_counts(&self) -> Result<Array> {
         let counts: Vec<f32> = match &self.shape.lengths[..] {
@@ -256,185 +387,39 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// `x` is flat and float32.
     fn pool_one(&self, x: &Array, pooling: Pooling) -> Result<Array> {
-        let zero_padded = || self.without_padding(x, 0.0);
+        let states = self.per_text(x).map_err(mlx_error)?;
         let counts = self.token_counts()?;
-        let pooled = || -> Result<Array, Exception> {
-            match pooling {
-                Pooling::Cls => x.take_axis(Array::from_int(0), 1),
-                Pooling::Max => self
-                    .without_padding(x, f32::NEG_INFINITY)?
-                    .max_axis(1, false),
-                Pooling::Mean => zero_padded()?.sum_axis(1, false)?.divide(&counts),
-                Pooling::MeanSqrtLength => zero_padded()?
-                    .sum_axis(1, false)?
-                    .divide(ops::sqrt(&counts)?),
-                Pooling::WeightedMean => {
-                    let positions =
-                        ops::arange::<f32, f32>(1.0, (self.shape.length + 1) as f32, 1.0)?;
-                    let weighted = zero_padded()?.multiply(positions.reshape(&[1, -1, 1])?)?;
-                    // 1 + 2 + … + n
-                    let total = counts.multiply(counts.add(Array::from_f32(1.0))?)?;
-                    let total = total.multiply(Array::from_f32(0.5))?;
-                    weighted.sum_axis(1, false)?.divide(total)
-                }
-                Pooling::LastToken => {
-                    // Rows of the flat states: text · length + its last token.
-                    let texts = ops::arange::<i32, i32>(0, self.shape.batch, 1)?;
-                    let starts = texts.multiply(Array::from_int(self.shape.length))?;
-                    let last = counts
-                        .reshape(&[-1])?
-                        .as_dtype(Dtype::Int32)?
-                        .subtract(Array::from_int(1))?;
-                    let width = x.dim(2);
-                    x.reshape(&[-1, width])?.take_axis(starts.add(last)?, 0)
-                }
-            }
+        let sum = |x: &Array| self.without_padding(x, 0.0)?.sum_axis(1, false);
+        let pooled = match pooling {
+            Pooling::Cls => self.first_rows(x),
+            Pooling::LastToken => return self.last_rows(x),
+            Pooling::Max => self
+                .without_padding(&states, f32::NEG_INFINITY)
+                .and_then(|states| states.max_axis(1, false)),
+            Pooling::Mean => sum(&states).and_then(|sum| sum.divide(&counts)),
+            Pooling::MeanSqrtLength => sum(&states).and_then(|sum| sum.divide(ops::sqrt(&counts)?)),
+            Pooling::WeightedMean => self.weighted_mean(&states, &counts),
         };
-        pooled().map_err(mlx_error)
+        pooled.map_err(mlx_error)
+    }
+
+    fn weighted_mean(&self, x: &Array, counts: &Array) -> Result<Array, Exception> {
+        let positions = ops::arange::<f32, f32>(1.0, (self.shape.length + 1) as f32, 1.0)?;
+        let real = self.without_padding(x, 0.0)?;
+        let weighted = real.multiply(positions.reshape(&[1, -1, 1])?)?;
+        // 1 + 2 + … + n
+        let total = counts.multiply(counts.add(Array::from_f32(1.0))?)?;
+        let total = total.multiply(Array::from_f32(0.5))?;
+        weighted.sum_axis(1, false)?.divide(total)
     }
 }
 
-impl Ops for Pass<'_> {
-    type Tensor = States;
-
-    /// MLX cannot be interrupted while it evaluates. So a long batch is evaluated layer by layer, which costs it nothing
-    /// that would show, and given up between two of them.
-    fn between_layers(&mut self, x: States) -> Result<States> {
-        /// Batches of more tokens are long.
-        const LONG: i32 = 1024;
-        if self.shape.batch * self.shape.length > LONG {
-            x.array.eval().map_err(mlx_error)?;
-            if gate::is_unwanted(self.stop) {
-                return Err(Error::Aborted);
-            }
-        }
-        Ok(x)
-    }
-
-    fn embed(&mut self, embeddings: &Embeddings) -> Result<States> {
-        let width = size(embeddings.words.shape[1])?;
-        let embedded = || -> Result<Array, Exception> {
-            let words = self.parameters.words.take_axis(&self.ids, 0)?;
-            let summed = match &self.parameters.positions {
-                Some(table) => {
-                    let positions = ops::arange::<i32, i32>(0, self.shape.length, 1)?;
-                    ops::add(words, table.take_axis(positions, 0)?)?
-                }
-                None => words,
-            };
-            summed.reshape(&[-1, width])
-        };
-        Ok(States {
-            array: embedded().map_err(mlx_error)?,
-            tokens: Tokens::All,
-        })
-    }
-
-    fn linear(&mut self, x: &States, linear: &Linear) -> Result<States> {
-        let layer = &self.parameters.linears[&linear.weight.name];
-        Ok(States {
-            array: affine(&x.array, layer).map_err(mlx_error)?,
-            tokens: x.tokens,
-        })
-    }
-
-    fn layer_norm(&mut self, x: &States, norm: &LayerNorm) -> Result<States> {
-        Ok(States {
-            array: self.norm(&x.array, norm)?,
-            tokens: x.tokens,
-        })
-    }
-
-    fn add_norm(&mut self, x: &States, residual: &States, norm: &LayerNorm) -> Result<States> {
-        let sum = ops::add(&x.array, &residual.array).map_err(mlx_error)?;
-        Ok(States {
-            array: self.norm(&sum, norm)?,
-            tokens: x.tokens,
-        })
-    }
-
-    fn activate(&mut self, x: &States, activation: Activation) -> Result<States> {
-        let array = match activation {
-            Activation::Gelu => (self.kernels.gelu)(&x.array),
-            Activation::GeluTanh => (self.kernels.gelu_tanh)(&x.array),
-            Activation::Relu => ops::maximum(&x.array, constant(0.0, x.array.dtype())),
-            Activation::Silu => (self.kernels.silu)(&x.array),
-        };
-        Ok(States {
-            array: array.map_err(mlx_error)?,
-            tokens: x.tokens,
-        })
-    }
-
-    fn gate(&mut self, x: &States, gate: &States, activation: Activation) -> Result<States> {
-        if activation == Activation::Silu {
-            let gated = (self.kernels.swiglu)((&x.array, &gate.array));
-            return Ok(States {
-                array: gated.map_err(mlx_error)?,
-                tokens: x.tokens,
-            });
-        }
-        let gate = self.activate(gate, activation)?;
-        Ok(States {
-            array: ops::multiply(&x.array, &gate.array).map_err(mlx_error)?,
-            tokens: x.tokens,
-        })
-    }
-
-    fn attention(
-        &mut self,
-        x: &States,
-        projections: &Projections,
-        attention: &Attention,
-        tokens: Tokens,
-    ) -> Result<States> {
-        let [query, key, value] = self.project(&x.array, projections, attention)?;
-        let scale = (attention.head_dim as f32).sqrt().recip();
-        let mask = self.mask.as_ref().map(ScaledDotProductAttentionMask::from);
-        let width = size(attention.heads * attention.head_dim)?;
-        let mixed = fast::scaled_dot_product_attention(query, key, value, scale, mask, None)
-            .and_then(|mixed| mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[-1, width]));
-        Ok(States {
-            array: mixed.map_err(mlx_error)?,
-            tokens,
-        })
-    }
-
-    fn first_token(&mut self, x: &States) -> Result<States> {
-        Ok(States {
-            array: self.first_rows(&x.array).map_err(mlx_error)?,
-            tokens: Tokens::First,
-        })
-    }
-
-    fn pool(&mut self, x: &States, pooling: &[Pooling]) -> Result<States> {
-        let wide = x.array.as_dtype(Dtype::Float32).map_err(mlx_error)?;
-        let array = match x.tokens {
-            Tokens::First => wide,
-            Tokens::All => {
-                let states = self.per_text(&wide).map_err(mlx_error)?;
-                let parts = pooling
-                    .iter()
-                    .map(|&one| self.pool_one(&states, one))
-                    .collect::<Result<Vec<_>>>()?;
-                match &parts[..] {
-                    [single] => single.clone(),
-                    _ => ops::concatenate(&parts, 1).map_err(mlx_error)?,
-                }
-            }
-        };
-        Ok(States {
-            array,
-            tokens: Tokens::First,
-        })
-    }
-}
-
-impl States {
-    /// The array behind a finished pass.
-    pub fn into_array(self) -> Array {
-        self.array
+/// An operation without its weights or operands. Graphs have none.
+fn unexpected(what: &str) -> Error {
+    Error::InferenceFailed {
+        reason: format!("MLX was given {what} to compute"),
     }
 }
 
@@ -459,8 +444,12 @@ fn parts<const N: usize>(x: &Array, before: &[i32]) -> Result<[Array; N]> {
 }
 
 /// `base'^(2i/d)` with `base' = base · stretch^(d/(d−2))`: what positions are divided by before the rotation.
-fn wavelengths(rotary: &Rotary, stretch: f64) -> Result<Array> {
+fn wavelengths(rotary: &Rotary, scaled_length: Option<usize>) -> Result<Array> {
     let dimensions = rotary.dimensions as f64;
+    let stretch = match (rotary.scaling, scaled_length) {
+        (Some(scaling), Some(length)) => scaling.stretch(length),
+        _ => 1.0,
+    };
     let base = if stretch > 1.0 {
         rotary.base * stretch.powf(dimensions / (dimensions - 2.0))
     } else {
@@ -479,6 +468,10 @@ trait Element: Copy {
 
 impl Element for f32 {
     const DTYPE: Dtype = Dtype::Float32;
+}
+
+impl Element for i32 {
+    const DTYPE: Dtype = Dtype::Int32;
 }
 
 impl Element for u32 {

@@ -3,8 +3,7 @@
 //! # How a batch is computed
 //!
 //! [`thread`] is the one thread that owns every array of every model; a worker of the engine sends it a batch and waits,
-//! while a second worker tokenizes the next one. [`parameters`] found the weights at load by a dry run of the encoder, and
-//! laid them out once: q, k and v joined, matrices seen transposed, the token type added to a table. [`forward`]
+//! while a second worker tokenizes the next one. [`parameters`] laid the weights out at load: q, k and v joined, matrices seen transposed, the token type added to a table. [`forward`]
 //! builds the graph of a batch, lazily, with MLX's fused norms, rotation and attention; it is evaluated once, and one
 //! copy brings the pooled vectors back as float32. Normalization and the check for NaN follow outside, in
 //! [`crate::vector`], in double precision and the same for every runtime.
@@ -60,11 +59,10 @@ use self::thread::{State, Turn};
 use super::gate;
 use super::stop::Stop;
 use super::{MakeWorker, Memory, Runtime, Worker};
-use crate::arch::{Encoder, NtkScaling, Pooling, Size};
 use crate::batch::{self, Batch, Limits};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::model_dir::ModelDir;
+use crate::graph::{Graph, NtkScaling};
 use crate::options::{Dtype, Options};
 
 /// Padded tokens of a batch on a GPU, which wants many at once, and on a CPU, which gains nothing from more.
@@ -76,15 +74,14 @@ const PADDING_RATIO: f64 = 1.15;
 
 /// A model on the MLX thread.
 pub struct LoadedModel {
-    encoder: Encoder,
+    graph: Graph,
     parameters: Parameters,
-    pooling: Vec<Pooling>,
     limits: Limits,
 }
 
 /// What suits a batch.
 #[must_use]
-pub const fn limits(is_gpu: bool, size: Size, budget_bytes: Option<usize>) -> Limits {
+pub fn limits(is_gpu: bool, graph: &Graph, budget_bytes: Option<usize>) -> Limits {
     Limits {
         budget_tokens: if is_gpu {
             BUDGET_TOKENS_GPU
@@ -93,13 +90,10 @@ pub const fn limits(is_gpu: bool, size: Size, budget_bytes: Option<usize>) -> Li
         },
         padding_ratio: PADDING_RATIO,
         buckets: true,
-        budget_bytes: match budget_bytes {
-            Some(bytes) => bytes,
-            None => Limits::DEFAULT_BUDGET_BYTES,
-        },
-        token_bytes: size.token_bytes(),
+        budget_bytes: budget_bytes.unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
+        token_bytes: graph.token_bytes(),
         // The fused attention of a GPU may not cover every width of a head, so scores count there too.
-        score_bytes: size.heads * size_of::<f32>(),
+        score_bytes: graph.score_bytes(),
     }
 }
 
@@ -115,12 +109,7 @@ pub fn has_gpu() -> Result<bool> {
 ///
 /// # Errors
 /// MLX cannot be started, or has no memory for the weights.
-pub fn load(
-    dir: &ModelDir,
-    encoder: &Encoder,
-    checkpoint: &Arc<Checkpoint>,
-    options: &Options,
-) -> Result<Runtime> {
+pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> Result<Runtime> {
     static NEXT_MODEL: AtomicU64 = AtomicU64::new(0);
     let number = NEXT_MODEL.fetch_add(1, Ordering::Relaxed);
     let is_gpu = has_gpu()?;
@@ -131,29 +120,27 @@ pub fn load(
         Dtype::BF16 => (MlxDtype::Bfloat16, "bf16"),
         Dtype::Int8 => return Err(super::refused_by_mlx(options.dtype)),
     };
-    let (encoder, checkpoint, pooling) =
-        (encoder.clone(), Arc::clone(checkpoint), dir.pooling.clone());
-    let limits = limits(is_gpu, dir.config.size(), options.memory_budget);
-    let scaling = encoder.ntk_scaling();
+    let limits = limits(is_gpu, graph, options.memory_budget);
+    let scalings = graph.scalings();
+    let (graph, checkpoint) = (graph.clone(), Arc::clone(checkpoint));
     thread::run(move |state| {
         let value_bytes = if dtype == MlxDtype::Float32 { 4 } else { 2 };
         let parameters = reserve(checkpoint.values() * value_bytes, "the weights")
-            .and_then(|()| Parameters::load(&encoder, &checkpoint, &pooling, dtype))
+            .and_then(|()| Parameters::load(&graph, &checkpoint, dtype))
             // Too large for MLX is not too large for others.
             .map_err(|error| Error::BackendUnavailable {
                 backend: "mlx",
                 reason: error.to_string(),
             })?;
         let model = LoadedModel {
-            encoder,
+            graph,
             parameters,
-            pooling,
             limits,
         };
         state.models.insert(number, model);
         Ok(())
     })?;
-    let handle = Arc::new(Handle { number, scaling });
+    let handle = Arc::new(Handle { number, scalings });
     let worker = |turn| -> MakeWorker {
         let handle = Arc::clone(&handle);
         Box::new(move || Ok(Box::new(MlxWorker { handle, turn })))
@@ -198,7 +185,7 @@ pub fn set_memory_limit(bytes: usize) -> Result<usize> {
 /// A model's number, taken back from the MLX thread when the last worker is gone.
 struct Handle {
     number: u64,
-    scaling: Option<NtkScaling>,
+    scalings: Vec<NtkScaling>,
 }
 
 impl Drop for Handle {
@@ -228,8 +215,8 @@ impl Worker for MlxWorker {
             } = state;
             let model = models.get(&number).ok_or(Error::Closed)?;
             let mut vectors = Vec::new();
-            for (group, stretch) in groups {
-                vectors.extend(model.forward(kernels, &group, stretch, &stop)?);
+            for (group, is_stretched) in groups {
+                vectors.extend(model.forward(kernels, &group, is_stretched, &stop)?);
             }
             Ok(vectors)
         })
@@ -237,18 +224,25 @@ impl Worker for MlxWorker {
 }
 
 impl MlxWorker {
-    /// Neighbours of a batch that may be rotated alike: all texts up to the trained length, beyond it texts of one
-    /// length, since the stretch depends on a text's own length.
-    fn same_stretch(&self, batch: &Batch) -> Vec<(Batch, f64)> {
-        let stretch = |text: &[u32]| {
-            self.handle
-                .scaling
-                .map_or(1.0, |scaling| scaling.stretch(text.len()))
+    /// Neighbours of a batch that may be rotated alike, and whether that is unlike short texts: all texts up to the
+    /// trained length, beyond it texts of one length, since the stretch depends on a text's own length.
+    fn same_stretch(&self, batch: &Batch) -> Vec<(Batch, bool)> {
+        let stretches = |text: &[u32]| -> Vec<u64> {
+            let scalings = self.handle.scalings.iter();
+            let stretches = scalings.map(|scaling| scaling.stretch(text.len()));
+            stretches.map(f64::to_bits).collect()
+        };
+        let is_stretched = |text: &[u32]| {
+            let mut scalings = self.handle.scalings.iter();
+            scalings.any(|scaling| scaling.stretch(text.len()) > 1.0)
         };
         let texts: Vec<&[u32]> = batch.texts().collect();
         texts
-            .chunk_by(|a, b| stretch(a).to_bits() == stretch(b).to_bits())
-            .map(|group| (Batch::from_texts(group.iter().copied()), stretch(group[0])))
+            .chunk_by(|a, b| stretches(a) == stretches(b))
+            .map(|group| {
+                let batch = Batch::from_texts(group.iter().copied());
+                (batch, is_stretched(group[0]))
+            })
             .collect()
     }
 }
@@ -258,7 +252,7 @@ impl LoadedModel {
         &self,
         kernels: &mut forward::Kernels,
         batch: &Batch,
-        stretch: f64,
+        is_stretched: bool,
         stop: &Stop,
     ) -> Result<Vec<f32>> {
         // It may have waited for its turn.
@@ -267,11 +261,10 @@ impl LoadedModel {
         }
         let longest = batch.texts().map(<[u32]>::len).max().unwrap_or(0);
         // A stretched text is alone with others of its length; padding it would need another stretch.
-        let length = if stretch > 1.0 {
+        let length = if is_stretched {
             longest
         } else {
-            let table = self.parameters.positions.as_ref();
-            padded(longest, table.map(|table| table.dim(0) as usize))
+            padded(longest, self.parameters.positions())
         };
         reserve(self.limits.bytes(batch.len(), length), "a batch")?;
 
@@ -292,10 +285,10 @@ impl LoadedModel {
             } else {
                 Vec::new()
             },
-            stretch,
+            scaled_length: is_stretched.then_some(longest),
         };
         let mut pass = Pass::new(&self.parameters, kernels, shape, &ids, stop)?;
-        let vectors = self.encoder.embed(&mut pass, &self.pooling)?.into_array();
+        let vectors = pass.run(&self.graph)?;
         vectors
             .to_vec_exact::<f32>()
             .map_err(|error| Error::inference(&error))

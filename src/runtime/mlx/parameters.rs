@@ -1,21 +1,15 @@
-//! An encoder's weights as MLX arrays, laid out as the forward pass wants them.
+//! A graph's weights as MLX arrays, laid out as the forward pass wants them.
 //!
-//! They are found by a dry run: [`Loader`] implements [`Ops`] without computing anything and takes from each operation
-//! the weights that it names. What would be done to weights on every pass is done here once: q, k and v are
-//! joined, matrices are seen transposed, the token type is added to a table.
-
-use std::collections::HashMap;
+//! What would be done to weights on every pass is done here once: q, k and v are joined, matrices are seen transposed, the
+//! token type is added to a table.
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops, transforms};
 
 use super::{mlx_error, size};
-use crate::arch::{
-    Activation, Attention, Embeddings, Encoder, LayerNorm, Linear, Ops, Pooling, Projections,
-    Tokens,
-};
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use crate::error::{Error, Result};
+use crate::graph::{Embeddings, Graph, LayerNorm, Linear, Node, Op, Projections, Rows};
 
 /// A fully connected layer.
 pub struct Affine {
@@ -23,6 +17,12 @@ pub struct Affine {
     pub weight: Array,
     /// `[out]`.
     pub bias: Option<Array>,
+}
+
+impl Affine {
+    fn arrays(&self) -> Vec<&Array> {
+        std::iter::once(&self.weight).chain(&self.bias).collect()
+    }
 }
 
 /// The projections of an attention, joined.
@@ -33,87 +33,115 @@ pub enum FusedProjections {
     First(Affine, Affine),
 }
 
-/// All weights of an encoder.
+/// The weights of one operation.
+pub enum Weights {
+    /// It has none.
+    None,
+    /// Tables of words, `[vocabulary, width]`, and positions, `[positions, width]`.
+    Tables(Array, Option<Array>),
+    Linear(Affine),
+    /// Scale and shift, float32.
+    Norm(Array, Array),
+    Projections(FusedProjections),
+}
+
+/// All weights of a graph.
 pub struct Parameters {
     /// Number format of everything but the norms, which stay float32.
     pub dtype: Dtype,
-    /// `[vocabulary, width]`.
-    pub words: Array,
-    /// `[positions, width]`.
-    pub positions: Option<Array>,
-    /// By the weight's name.
-    pub linears: HashMap<String, Affine>,
-    /// Scale and shift, float32, by the scale's name.
-    pub norms: HashMap<String, (Array, Array)>,
-    /// By the name of the query's weight.
-    pub projections: HashMap<String, FusedProjections>,
+    /// Of each operation, in the order of the graph.
+    pub weights: Vec<Weights>,
 }
 
 impl Parameters {
-    /// Loads what the encoder's forward pass needs.
+    /// Loads what the graph names.
     ///
     /// # Errors
     /// MLX failed, for lack of memory for instance.
-    pub fn load(
-        encoder: &Encoder,
-        checkpoint: &Checkpoint,
-        pooling: &[Pooling],
-        dtype: Dtype,
-    ) -> Result<Self> {
-        let mut loader = Loader {
-            checkpoint,
-            dtype,
-            embeddings: None,
-            linears: HashMap::new(),
-            norms: HashMap::new(),
-            projections: HashMap::new(),
-        };
-        encoder.embed(&mut loader, pooling)?;
-        let (words, positions) = loader.embeddings.ok_or_else(|| Error::InferenceFailed {
-            reason: "the encoder embeds no tokens".to_owned(),
-        })?;
-        let parameters = Self {
-            dtype,
-            words,
-            positions,
-            linears: loader.linears,
-            norms: loader.norms,
-            projections: loader.projections,
-        };
-        transforms::eval(parameters.arrays()).map_err(mlx_error)?;
-        Ok(parameters)
+    pub fn load(graph: &Graph, checkpoint: &Checkpoint, dtype: Dtype) -> Result<Self> {
+        let loader = Loader { checkpoint, dtype };
+        let weights = graph.nodes().iter().map(|node| loader.weights(node));
+        let weights = weights.collect::<Result<Vec<_>>>()?;
+        transforms::eval(weights.iter().flat_map(Weights::arrays)).map_err(mlx_error)?;
+        Ok(Self { dtype, weights })
     }
 
+    /// Rows of the position table, if there is one.
+    pub fn positions(&self) -> Option<usize> {
+        self.weights.iter().find_map(|weights| match weights {
+            Weights::Tables(_, positions) => Some(positions.as_ref()?.dim(0) as usize),
+            _ => None,
+        })
+    }
+}
+
+impl Weights {
     fn arrays(&self) -> Vec<&Array> {
-        let projections = self.projections.values().flat_map(|fused| match fused {
-            FusedProjections::All(all) => vec![all],
-            FusedProjections::First(query, rest) => vec![query, rest],
-        });
-        let affines = self.linears.values().chain(projections);
-        let mut arrays: Vec<&Array> = affines
-            .flat_map(|affine| std::iter::once(&affine.weight).chain(&affine.bias))
-            .collect();
-        arrays.extend(
-            self.norms
-                .values()
-                .flat_map(|(scale, shift)| [scale, shift]),
-        );
-        arrays.push(&self.words);
-        arrays.extend(&self.positions);
-        arrays
+        match self {
+            Self::None => vec![],
+            Self::Tables(words, positions) => std::iter::once(words).chain(positions).collect(),
+            Self::Linear(affine) | Self::Projections(FusedProjections::All(affine)) => {
+                affine.arrays()
+            }
+            Self::Norm(scale, shift) => vec![scale, shift],
+            Self::Projections(FusedProjections::First(query, rest)) => {
+                [query.arrays(), rest.arrays()].concat()
+            }
+        }
     }
 }
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     dtype: Dtype,
-    embeddings: Option<(Array, Option<Array>)>,
-    linears: HashMap<String, Affine>,
-    norms: HashMap<String, (Array, Array)>,
-    projections: HashMap<String, FusedProjections>,
 }
 
 impl Loader<'_> {
+    fn weights(&self, node: &Node) -> Result<Weights> {
+        Ok(match &node.op {
+            Op::Embed(embeddings) => self.tables(embeddings)?,
+            Op::Linear { layer, .. } => Weights::Linear(self.join(&[layer])?),
+            Op::Norm { layer, .. } => self.norm(layer)?,
+            Op::Attend { projections, .. } => {
+                Weights::Projections(self.projections(projections, node.rows)?)
+            }
+            Op::Add(..)
+            | Op::Activate { .. }
+            | Op::Gate { .. }
+            | Op::Select { .. }
+            | Op::Pool { .. } => Weights::None,
+        })
+    }
+
+    fn tables(&self, embeddings: &Embeddings) -> Result<Weights> {
+        let mut words = self.array(&embeddings.words, self.dtype)?;
+        let positions = embeddings.positions.as_ref();
+        let positions = positions.map(|table| self.array(table, self.dtype));
+        let mut positions = positions.transpose()?;
+        if let Some(token_type) = &embeddings.token_type {
+            let token_type = self.array(token_type, self.dtype)?;
+            let table = positions.as_mut().unwrap_or(&mut words);
+            *table = ops::add(&*table, &token_type).map_err(mlx_error)?;
+        }
+        Ok(Weights::Tables(words, positions))
+    }
+
+    fn norm(&self, norm: &LayerNorm) -> Result<Weights> {
+        Ok(Weights::Norm(
+            self.array(&norm.weight, Dtype::Float32)?,
+            self.array(&norm.bias, Dtype::Float32)?,
+        ))
+    }
+
+    fn projections(&self, projections: &Projections, rows: Rows) -> Result<FusedProjections> {
+        let Projections { query, key, value } = projections;
+        Ok(if rows == Rows::All {
+            FusedProjections::All(self.join(&[query, key, value])?)
+        } else {
+            FusedProjections::First(self.join(&[query])?, self.join(&[key, value])?)
+        })
+    }
+
     fn array(&self, tensor: &TensorSlice, dtype: Dtype) -> Result<Array> {
         let stored = match tensor.dtype {
             WeightType::F32 => Dtype::Float32,
@@ -159,87 +187,11 @@ impl Loader<'_> {
         };
         joined().map_err(mlx_error)
     }
-
-    fn add_norm_weights(&mut self, norm: &LayerNorm) -> Result<()> {
-        let pair = (
-            self.array(&norm.weight, Dtype::Float32)?,
-            self.array(&norm.bias, Dtype::Float32)?,
-        );
-        self.norms.insert(norm.weight.name.clone(), pair);
-        Ok(())
-    }
 }
 
 fn concatenate(mut arrays: Vec<Array>) -> Result<Array, Exception> {
     match arrays.len() {
         1 => Ok(arrays.remove(0)),
         _ => ops::concatenate(&arrays, 0),
-    }
-}
-
-impl Ops for Loader<'_> {
-    type Tensor = ();
-
-    fn embed(&mut self, embeddings: &Embeddings) -> Result<()> {
-        let mut words = self.array(&embeddings.words, self.dtype)?;
-        let mut positions = match &embeddings.positions {
-            Some(table) => Some(self.array(table, self.dtype)?),
-            None => None,
-        };
-        if let Some(token_type) = &embeddings.token_type {
-            let token_type = self.array(token_type, self.dtype)?;
-            let table = positions.as_mut().unwrap_or(&mut words);
-            *table = ops::add(&*table, &token_type).map_err(mlx_error)?;
-        }
-        self.embeddings = Some((words, positions));
-        Ok(())
-    }
-
-    fn linear(&mut self, _x: &(), linear: &Linear) -> Result<()> {
-        let affine = self.join(&[linear])?;
-        self.linears.insert(linear.weight.name.clone(), affine);
-        Ok(())
-    }
-
-    fn layer_norm(&mut self, _x: &(), norm: &LayerNorm) -> Result<()> {
-        self.add_norm_weights(norm)
-    }
-
-    fn add_norm(&mut self, _x: &(), _residual: &(), norm: &LayerNorm) -> Result<()> {
-        self.add_norm_weights(norm)
-    }
-
-    fn activate(&mut self, _x: &(), _activation: Activation) -> Result<()> {
-        Ok(())
-    }
-
-    fn gate(&mut self, _x: &(), _gate: &(), _activation: Activation) -> Result<()> {
-        Ok(())
-    }
-
-    fn attention(
-        &mut self,
-        _x: &(),
-        projections: &Projections,
-        _attention: &Attention,
-        tokens: Tokens,
-    ) -> Result<()> {
-        let Projections { query, key, value } = projections;
-        let fused = match tokens {
-            Tokens::All => FusedProjections::All(self.join(&[query, key, value])?),
-            Tokens::First => {
-                FusedProjections::First(self.join(&[query])?, self.join(&[key, value])?)
-            }
-        };
-        self.projections.insert(query.weight.name.clone(), fused);
-        Ok(())
-    }
-
-    fn first_token(&mut self, _x: &()) -> Result<()> {
-        Ok(())
-    }
-
-    fn pool(&mut self, _x: &(), _pooling: &[Pooling]) -> Result<()> {
-        Ok(())
     }
 }

@@ -10,8 +10,9 @@ use mlx_rs::{Array, Dtype};
 use super::forward::{Pass, Shape};
 use super::parameters::Parameters;
 use super::thread;
-use crate::arch::{Config, Encoder, Pooling};
+use crate::arch;
 use crate::checkpoint::Checkpoint;
+use crate::graph::Pooling;
 use crate::runtime::stop::Stop;
 
 const BATCH: i32 = 2;
@@ -51,23 +52,25 @@ fn count_pass(fixture: &str, layers_key: &'static str, layers: usize, is_padded:
     let config = std::fs::read(folder.join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
     config[layers_key] = layers.into();
-    let config = Config::from_json(&folder, &config).unwrap();
-    let mut checkpoint = Checkpoint::open(&folder, &[folder.join("model.safetensors")]).unwrap();
-    let encoder = Encoder::new(&config, &mut checkpoint).unwrap();
+    let encoder = arch::read(&folder, &config).unwrap();
+    let checkpoint = Checkpoint::open(&folder, &[folder.join("model.safetensors")]).unwrap();
+    let graph = encoder
+        .record(&checkpoint)
+        .unwrap()
+        .pooled(&[Pooling::Mean]);
     let checkpoint = Arc::new(checkpoint);
     thread::run(move |state| {
-        let pooling = [Pooling::Mean];
-        let parameters = Parameters::load(&encoder, &checkpoint, &pooling, Dtype::Float32)?;
+        let parameters = Parameters::load(&graph, &checkpoint, Dtype::Float32)?;
         let shape = Shape {
             batch: BATCH,
             length: LENGTH,
             lengths: if is_padded { vec![LENGTH, 5] } else { vec![] },
-            stretch: 1.0,
+            scaled_length: None,
         };
         let ids = [7; (BATCH * LENGTH) as usize];
         let stop = Stop::new();
         let mut pass = Pass::new(&parameters, &mut state.kernels, shape, &ids, &stop)?;
-        Ok(count(&encoder.embed(&mut pass, &pooling)?.into_array()))
+        Ok(count(&pass.run(&graph)?))
     })
     .unwrap()
 }

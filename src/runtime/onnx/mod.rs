@@ -1,6 +1,6 @@
 //! ONNX Runtime on the CPU.
 //!
-//! The encoder is recorded as a graph (`graph.rs`) and each worker has a session of its own, since `Session::run`
+//! The encoder's graph becomes one of ONNX (`write.rs`) and each worker has a session of its own, since `Session::run`
 //! takes `&mut self`. All sessions share one copy of the weights as the kernels want them (ONNX Runtime's container of
 //! prepacked weights), and that copy is made from initializers that point into the mapped checkpoint: beyond
 //! activations, memory does not grow with the number of workers.
@@ -8,12 +8,14 @@
 //! Bulk work runs on workers with one thread each and batches without padding; urgent work runs on one more session
 //! that uses all threads.
 
-mod graph;
+mod builder;
+mod nodes;
 mod packing;
 #[doc(hidden)]
 #[allow(missing_docs, reason = "public for fuzz targets only")]
 pub mod proto;
 mod weights;
+mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,17 +26,16 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, Session};
 use ort::value::TensorRef;
 
-use self::graph::GraphBuilder;
+use self::builder::{EMBEDDING, GraphBuilder, INPUT};
 use self::weights::{Initializers, SharedWeights};
 use super::gate::{self, Kept};
 use super::stop::{Interrupt, Stop};
 use super::{MakeWorker, Runtime, Worker};
-use crate::arch::{Encoder, Tokens};
 use crate::batch::{Batch, Limits};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::graph::Graph;
 use crate::int8::Int8Weights;
-use crate::model_dir::ModelDir;
 use crate::options::{Dtype, Options};
 
 /// Tokens of a bulk batch. More texts per run spare little once a run has this many rows, and cost memory.
@@ -93,13 +94,12 @@ pub fn check_dtype(dtype: Dtype) -> Result<()> {
     }
 }
 
-/// Loads an encoder.
+/// Loads an encoder whose result is one row per text.
 ///
 /// # Errors
 /// The library cannot be loaded, or refuses the graph.
 pub fn load(
-    dir: &ModelDir,
-    encoder: &Encoder,
+    graph: &Graph,
     checkpoint: Arc<Checkpoint>,
     options: &Options,
     threads: usize,
@@ -108,7 +108,7 @@ pub fn load(
     let environment = environment(options.onnx_runtime_library.as_deref())?;
     let precision = Precision::of(options.dtype);
     let mut builder = GraphBuilder::new(precision);
-    let output = encoder.embed(&mut builder, &dir.pooling)?;
+    let output = builder.write(graph);
     builder.hold_single_numbers(&checkpoint)?;
     let (int8, warning) = quantized(&builder, &checkpoint, options)?;
     // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside the folder.
@@ -119,8 +119,7 @@ pub fn load(
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
     let layers: Vec<_> = int8.iter().flat_map(Int8Weights::layers).collect();
-    let (graph, weights) =
-        builder.finish_pooled(&output, dir.pooled_dimension(), file_name, &layers);
+    let (encoded, weights) = builder.finish_pooled(&output, graph.width(), file_name, &layers);
     let sessions = Sessions {
         environment,
         folder: folder.display().to_string(),
@@ -137,7 +136,7 @@ pub fn load(
     let weights = SharedWeights::new(checkpoint, &weights, int8)?;
     let blueprint = Arc::new(Blueprint {
         sessions,
-        graph,
+        graph: encoded,
         precision,
         weights: Arc::new(gate::ONNX.keep(weights)),
         are_packed,
@@ -161,7 +160,7 @@ pub fn load(
             budget_bytes: options
                 .memory_budget
                 .unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
-            token_bytes: dir.config.size().token_bytes(),
+            token_bytes: graph.token_bytes(),
             // Without a mask, ONNX Runtime's attention keeps only a tile of the scores.
             score_bytes: 0,
         },
@@ -171,20 +170,16 @@ pub fn load(
     })
 }
 
-/// The encoder as an ONNX file for the model's folder, its initializers pointing at the checkpoint's files there.
+/// The encoder, not pooled, as an ONNX file for the model's folder, its initializers pointing at the checkpoint's files
+/// there.
 ///
 /// # Errors
-/// None today; the forward pass that records the graph may fail in principle.
-pub fn export(
-    encoder: &Encoder,
-    checkpoint: &Checkpoint,
-    width: usize,
-    options: &Options,
-) -> Result<Vec<u8>> {
+/// There is no memory for the quantized weights.
+pub fn export(graph: &Graph, checkpoint: &Checkpoint, options: &Options) -> Result<Vec<u8>> {
     let mut builder = GraphBuilder::new(Precision::of(options.dtype));
-    let output = encoder.forward(&mut builder, Tokens::All)?;
+    let output = builder.write(graph);
     let (int8, _) = quantized(&builder, checkpoint, options)?;
-    Ok(builder.finish_exported(&output, width, checkpoint, int8.as_ref()))
+    Ok(builder.finish_exported(&output, graph.width(), checkpoint, int8.as_ref()))
 }
 
 /// What the graph wants in int8, and a warning, see [`Int8Weights::load`].
@@ -347,9 +342,9 @@ impl OnnxWorker {
     ) -> Result<Vec<f32>, ort::Error> {
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
         let input = TensorRef::from_array_view(([texts, ids.len() / texts], &*ids))?;
-        let inputs = ort::inputs![graph::INPUT => input];
+        let inputs = ort::inputs![INPUT => input];
         let outputs = self.session.run_with_options(inputs, options)?;
-        let (_, vectors) = outputs[graph::EMBEDDING].try_extract_tensor::<f32>()?;
+        let (_, vectors) = outputs[EMBEDDING].try_extract_tensor::<f32>()?;
         Ok(vectors.to_vec())
     }
 }

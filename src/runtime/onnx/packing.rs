@@ -9,12 +9,12 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use ort::value::TensorRef;
 
-use super::graph::{self, GraphBuilder};
+use super::builder::{EMBEDDING, GraphBuilder, INPUT};
 use super::weights::Initializers;
 use super::{Precision, Sessions};
-use crate::arch::Linear;
 use crate::checkpoint::{TensorSlice, WeightType};
 use crate::error::{Error, Result};
+use crate::graph::Linear;
 use crate::int8::Layer;
 use crate::pages::Pages;
 
@@ -92,8 +92,8 @@ fn ignores_its_matrix(
         move || -> Result<Vec<f32>, ort::Error> {
             let ids = vec![1_i64; inputs];
             let input = TensorRef::from_array_view(([1, inputs], &*ids))?;
-            let outputs = session.run(ort::inputs![graph::INPUT => input])?;
-            let (_, product) = outputs[graph::EMBEDDING].try_extract_tensor::<f32>()?;
+            let outputs = session.run(ort::inputs![INPUT => input])?;
+            let (_, product) = outputs[EMBEDDING].try_extract_tensor::<f32>()?;
             Ok(product.to_vec())
         }
     };

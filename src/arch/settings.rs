@@ -1,0 +1,121 @@
+//! The settings that an architecture reads from `config.json`, with errors that a user can act on.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// `config.json` seen as settings by name.
+#[derive(Clone, Copy)]
+pub struct Settings<'a> {
+    /// For messages.
+    path: &'a Path,
+    json: &'a Value,
+}
+
+impl<'a> Settings<'a> {
+    pub const fn new(path: &'a Path, json: &'a Value) -> Self {
+        Self { path, json }
+    }
+
+    pub fn is_model_type(&self, name: &str) -> bool {
+        self.json.get("model_type").and_then(Value::as_str) == Some(name)
+    }
+
+    /// The value under the first of `keys` that is present and not null.
+    pub fn get(&self, keys: &[&str]) -> Option<&'a Value> {
+        keys.iter()
+            .filter_map(|key| self.json.get(key))
+            .find(|value| !value.is_null())
+    }
+
+    /// A required positive integer.
+    pub fn count(&self, keys: &[&str]) -> Result<usize> {
+        match self.get(keys) {
+            Some(value) => value
+                .as_u64()
+                .filter(|&count| count > 0 && u32::try_from(count).is_ok())
+                .map(|count| count as usize)
+                .ok_or_else(|| self.invalid(keys[0], "a positive integer", value)),
+            None => Err(self.missing(keys[0], "a positive integer")),
+        }
+    }
+
+    /// A required number.
+    pub fn number(&self, keys: &[&str]) -> Result<f64> {
+        match self.get(keys) {
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| self.invalid(keys[0], "a number", value)),
+            None => Err(self.missing(keys[0], "a number")),
+        }
+    }
+
+    /// A required string.
+    pub fn text(&self, keys: &[&str]) -> Result<&'a str> {
+        match self.get(keys) {
+            Some(value) => value
+                .as_str()
+                .ok_or_else(|| self.invalid(keys[0], "a string", value)),
+            None => Err(self.missing(keys[0], "a string")),
+        }
+    }
+
+    /// A required boolean.
+    pub fn flag(&self, key: &str) -> Result<bool> {
+        match self.get(&[key]) {
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.invalid(key, "true or false", value)),
+            None => Err(self.missing(key, "true or false")),
+        }
+    }
+
+    /// Refuses the setting unless it is absent, null or `expected`.
+    pub fn only(&self, key: &str, expected: &Value) -> Result<()> {
+        match self.get(&[key]) {
+            Some(value) if value != expected => {
+                Err(self.unsupported(key, value, &format!("only {expected}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn unsupported(&self, key: &str, value: &Value, supported: &str) -> Error {
+        Error::ModelUnsupported {
+            path: self.path.to_owned(),
+            feature: format!("{key} = {value}"),
+            hint: format!("supported is {supported}"),
+        }
+    }
+
+    fn invalid(&self, key: &str, expected: &str, found: &Value) -> Error {
+        Error::ModelInvalid {
+            path: self.path.to_owned(),
+            problem: format!("`{key}`: expected {expected}, found {found}"),
+            source: None,
+        }
+    }
+
+    fn missing(&self, key: &str, expected: &str) -> Error {
+        Error::ModelInvalid {
+            path: self.path.to_owned(),
+            problem: format!("`{key}` is missing; expected {expected}"),
+            source: None,
+        }
+    }
+
+    /// Width of a head, given that heads divide the hidden state evenly.
+    pub fn head_dim(&self, width: usize, heads: usize) -> Result<usize> {
+        if width.is_multiple_of(heads) {
+            Ok(width / heads)
+        } else {
+            Err(Error::ModelInvalid {
+                path: self.path.to_owned(),
+                problem: format!("{heads} heads do not divide a hidden size of {width}"),
+                source: None,
+            })
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The weights of a checkpoint as layers, found by the names that an architecture gives them.
+
+use crate::checkpoint::{Checkpoint, TensorSlice};
+use crate::error::Result;
+use crate::graph::{Embeddings, LayerNorm, Linear};
+
+/// A checkpoint whose names may all have a prefix, such as `bert.`, that the architecture does not know of.
+pub struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+}
+
+impl<'a> Weights<'a> {
+    /// `anchor` is a tensor that every checkpoint of the architecture has; what precedes it is the prefix.
+    ///
+    /// # Errors
+    /// No tensor's name ends with `anchor`.
+    pub fn of(checkpoint: &'a Checkpoint, anchor: &str) -> Result<Self> {
+        let prefix = checkpoint.prefix_of(anchor)?.to_owned();
+        Ok(Self { checkpoint, prefix })
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// The tensor `name`, which must have exactly this shape.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorSlice> {
+        self.checkpoint.tensor(&self.full_name(name), shape)
+    }
+
+    /// `<name>.weight` of shape `[outputs, inputs]` and, if `bias`, `<name>.bias`.
+    pub fn linear(&self, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
+        let bias_name = format!("{name}.bias");
+        Ok(Linear {
+            weight: self.tensor(&format!("{name}.weight"), &[outputs, inputs])?,
+            bias: bias
+                .then(|| self.tensor(&bias_name, &[outputs]))
+                .transpose()?,
+        })
+    }
+
+    /// `<name>.{weight,bias}`, or the `{gamma,beta}` of checkpoints converted from TensorFlow.
+    pub fn norm(&self, name: &str, width: usize, epsilon: f32) -> Result<LayerNorm> {
+        let gamma = self.full_name(&format!("{name}.gamma"));
+        let (scale, shift) = if self.checkpoint.has(&gamma) {
+            ("gamma", "beta")
+        } else {
+            ("weight", "bias")
+        };
+        Ok(LayerNorm {
+            weight: self.tensor(&format!("{name}.{scale}"), &[width])?,
+            bias: self.tensor(&format!("{name}.{shift}"), &[width])?,
+            epsilon,
+        })
+    }
+
+    /// The tables of `embeddings.<name>.weight`: words, perhaps positions, and row 0 of the token types.
+    pub fn embeddings(
+        &self,
+        width: usize,
+        vocabulary: usize,
+        positions: Option<usize>,
+        token_types: usize,
+    ) -> Result<Embeddings> {
+        let table =
+            |name: &str, rows| self.tensor(&format!("embeddings.{name}.weight"), &[rows, width]);
+        Ok(Embeddings {
+            words: table("word_embeddings", vocabulary)?,
+            positions: positions
+                .map(|rows| table("position_embeddings", rows))
+                .transpose()?,
+            token_type: Some(table("token_type_embeddings", token_types)?.part(0, token_types)),
+        })
+    }
+}

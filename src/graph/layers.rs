@@ -1,0 +1,177 @@
+//! The words that graphs are written in: layers with their weights, and settings of layers without any.
+
+use crate::checkpoint::TensorSlice;
+
+/// A fully connected layer, `x · weightᵀ + bias`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`, as checkpoints store it.
+    pub weight: TensorSlice,
+    /// `[out]`.
+    pub bias: Option<TensorSlice>,
+}
+
+impl Linear {
+    /// One of `parts` equal groups of outputs: the q, k or v of a fused projection.
+    #[must_use]
+    pub fn part(&self, index: usize, parts: usize) -> Self {
+        Self {
+            weight: self.weight.part(index, parts),
+            bias: self.bias.as_ref().map(|bias| bias.part(index, parts)),
+        }
+    }
+
+    /// Width of the result.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.weight.shape[0]
+    }
+}
+
+/// Layer normalization over the last dimension.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    /// Scale, `[width]`.
+    pub weight: TensorSlice,
+    /// Shift, `[width]`.
+    pub bias: TensorSlice,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// What is summed into a token's first hidden state.
+#[derive(Debug, Clone)]
+pub struct Embeddings {
+    /// `[vocabulary, width]`, looked up by token id.
+    pub words: TensorSlice,
+    /// `[positions, width]`, row `i` for the token at position `i`.
+    pub positions: Option<TensorSlice>,
+    /// `[1, width]`: row 0 of the token-type table, the same for every token of a single text.
+    pub token_type: Option<TensorSlice>,
+}
+
+/// Element-wise non-linearity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · Φ(x)` with the error function.
+    Gelu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x · sigmoid(x)`.
+    Silu,
+}
+
+/// Rotary position embedding of queries and keys, halves rotated (not interleaved).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rotary {
+    /// Base of the geometric progression of wavelengths.
+    pub base: f64,
+    /// How many leading dimensions of a head are rotated. Even.
+    pub dimensions: usize,
+    /// Dynamic NTK scaling beyond the trained length.
+    pub scaling: Option<NtkScaling>,
+}
+
+/// Dynamic NTK scaling: a text of `L > trained_positions` tokens is rotated with the base
+/// `base · (factor · L / trained_positions − (factor − 1))^(d / (d − 2))`, `d` the rotated dimensions.
+/// Source: `NomicBertDynamicNTKRotaryEmbedding` in `nomic-ai/nomic-bert-2048`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NtkScaling {
+    /// `rotary_scaling_factor` of the configuration.
+    pub factor: f64,
+    /// `max_trained_positions` of the configuration.
+    pub trained_positions: usize,
+}
+
+impl NtkScaling {
+    /// By how much wavelengths are stretched at this length before the exponent: at least 1.
+    #[must_use]
+    pub fn stretch(&self, length: usize) -> f64 {
+        (self.factor * length as f64 / self.trained_positions as f64 - (self.factor - 1.0)).max(1.0)
+    }
+}
+
+/// Settings of a self-attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// Number of heads.
+    pub heads: usize,
+    /// Width of a head. Scores are divided by its square root.
+    pub head_dim: usize,
+    /// Rotation of queries and keys.
+    pub rotary: Option<Rotary>,
+}
+
+/// Query, key and value projections, each `[heads · head_dim, width]`.
+#[derive(Debug, Clone)]
+pub struct Projections {
+    /// Makes the queries.
+    pub query: Linear,
+    /// Makes the keys.
+    pub key: Linear,
+    /// Makes the values.
+    pub value: Linear,
+}
+
+impl Projections {
+    /// The thirds of one layer whose outputs are queries, keys and values, in this order.
+    #[must_use]
+    pub fn of_fused(fused: &Linear) -> Self {
+        Self {
+            query: fused.part(0, 3),
+            key: fused.part(1, 3),
+            value: fused.part(2, 3),
+        }
+    }
+}
+
+/// How token states become one vector. All tokens count, special ones included.
+/// Source: `sentence_transformers` 6.2, `modules/pooling.py`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pooling {
+    /// The first token.
+    Cls,
+    /// Element-wise maximum.
+    Max,
+    /// Arithmetic mean.
+    Mean,
+    /// Sum divided by the square root of the number of tokens.
+    MeanSqrtLength,
+    /// Mean weighted by position, 1 for the first token.
+    WeightedMean,
+    /// The last token.
+    LastToken,
+}
+
+impl Pooling {
+    /// Every pooling, in the order in which several are concatenated.
+    pub const ALL: [Self; 6] = [
+        Self::Cls,
+        Self::Max,
+        Self::Mean,
+        Self::MeanSqrtLength,
+        Self::WeightedMean,
+        Self::LastToken,
+    ];
+
+    /// The name that sentence-transformers uses.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cls => "cls",
+            Self::Max => "max",
+            Self::Mean => "mean",
+            Self::MeanSqrtLength => "mean_sqrt_len_tokens",
+            Self::WeightedMean => "weightedmean",
+            Self::LastToken => "lasttoken",
+        }
+    }
+
+    /// The pooling of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|pooling| pooling.name() == name)
+    }
+}

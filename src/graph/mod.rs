@@ -1,0 +1,288 @@
+//! What an encoder computes, recorded once as plain data. Architectures write graphs, runtimes read them.
+//!
+//! A [`Graph`] is a list of operations, each after those whose results it takes; the last one is the result of the whole.
+//! What a runtime, an estimate or a test wants to know about an encoder is read off this list.
+//!
+//! Shapes: every value has rows of `width` numbers, one row for each token of each text of a batch, or one for each text
+//! (see [`Rows`]). Each text has its own positions, starting at 0.
+
+mod layers;
+mod prune;
+
+pub use self::layers::{
+    Activation, Attention, Embeddings, LayerNorm, Linear, NtkScaling, Pooling, Projections, Rotary,
+};
+
+/// The result of an operation, by its place in the graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Value(usize);
+
+impl Value {
+    /// The place of the operation, counted from 0.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// Which tokens the rows of a value stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// Every token of each text.
+    All,
+    /// The first token of each text.
+    First,
+    /// The last token of each text.
+    Last,
+}
+
+/// An operation.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// The sum of the embeddings of the batch's tokens.
+    Embed(Embeddings),
+    /// Element by element.
+    Add(Value, Value),
+    /// `x · weightᵀ + bias` of every row.
+    Linear {
+        /// What it is applied to.
+        x: Value,
+        /// The layer.
+        layer: Linear,
+    },
+    /// Layer normalization of every row.
+    Norm {
+        /// What it is applied to.
+        x: Value,
+        /// The layer.
+        layer: LayerNorm,
+    },
+    /// The activation of every number.
+    Activate {
+        /// What it is applied to.
+        x: Value,
+        /// The function.
+        activation: Activation,
+    },
+    /// `x · activation(gate)`, element by element.
+    Gate {
+        /// What is scaled.
+        x: Value,
+        /// What decides by how much.
+        gate: Value,
+        /// The function.
+        activation: Activation,
+    },
+    /// Multi-head self-attention within each text: keys and values come from every token, queries from those of the
+    /// result. The projections are part of it, so that a runtime may fuse them.
+    Attend {
+        /// What is projected; all tokens.
+        x: Value,
+        /// From states to queries, keys and values.
+        projections: Box<Projections>,
+        /// The rest.
+        attention: Attention,
+    },
+    /// The rows of some tokens of `x`, which has those of all.
+    Select {
+        /// Where they are taken from.
+        x: Value,
+        /// Which.
+        rows: Rows,
+    },
+    /// One row for each text, the poolings concatenated.
+    Pool {
+        /// The states of all tokens.
+        x: Value,
+        /// At least one.
+        poolings: Vec<Pooling>,
+    },
+}
+
+impl Op {
+    /// The values that it takes.
+    pub fn operands(&self) -> impl Iterator<Item = Value> + use<> {
+        let (first, second) = match *self {
+            Self::Embed(_) => (None, None),
+            Self::Add(a, b) => (Some(a), Some(b)),
+            Self::Gate { x, gate, .. } => (Some(x), Some(gate)),
+            Self::Linear { x, .. }
+            | Self::Norm { x, .. }
+            | Self::Activate { x, .. }
+            | Self::Attend { x, .. }
+            | Self::Select { x, .. }
+            | Self::Pool { x, .. } => (Some(x), None),
+        };
+        first.into_iter().chain(second)
+    }
+
+    fn operands_mut(&mut self) -> impl Iterator<Item = &mut Value> {
+        let (first, second) = match self {
+            Self::Embed(_) => (None, None),
+            Self::Add(a, b) => (Some(a), Some(b)),
+            Self::Gate { x, gate, .. } => (Some(x), Some(gate)),
+            Self::Linear { x, .. }
+            | Self::Norm { x, .. }
+            | Self::Activate { x, .. }
+            | Self::Attend { x, .. }
+            | Self::Select { x, .. }
+            | Self::Pool { x, .. } => (Some(x), None),
+        };
+        first.into_iter().chain(second)
+    }
+}
+
+/// An operation and the shape of its result.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What is computed.
+    pub op: Op,
+    /// Which tokens the result has rows for; of a pooling, [`Rows::First`]: one row per text.
+    pub rows: Rows,
+    /// Numbers in a row.
+    pub width: usize,
+}
+
+/// An encoder, recorded. Every value is defined before it is used; the last one is the result.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    nodes: Vec<Node>,
+}
+
+impl Graph {
+    /// The operations in an order in which they can be computed.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The operation that makes a value.
+    #[must_use]
+    pub fn node(&self, value: Value) -> &Node {
+        &self.nodes[value.0]
+    }
+
+    /// The last value.
+    ///
+    /// # Panics
+    /// Nothing is recorded yet.
+    #[must_use]
+    pub fn result(&self) -> Value {
+        Value(self.nodes.len() - 1)
+    }
+
+    /// Width of the result.
+    ///
+    /// # Panics
+    /// Nothing is recorded yet.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.node(self.result()).width
+    }
+
+    fn push(&mut self, op: Op, rows: Rows, width: usize) -> Value {
+        self.nodes.push(Node { op, rows, width });
+        Value(self.nodes.len() - 1)
+    }
+
+    /// Like `x`, which the operation is applied to row by row.
+    fn push_like(&mut self, x: Value, op: Op) -> Value {
+        let Node { rows, width, .. } = *self.node(x);
+        self.push(op, rows, width)
+    }
+
+    /// Records [`Op::Embed`].
+    pub fn embed(&mut self, embeddings: Embeddings) -> Value {
+        let width = embeddings.words.shape[1];
+        self.push(Op::Embed(embeddings), Rows::All, width)
+    }
+
+    /// Records [`Op::Add`] of two values of one shape.
+    pub fn add(&mut self, a: Value, b: Value) -> Value {
+        self.push_like(a, Op::Add(a, b))
+    }
+
+    /// Records [`Op::Linear`].
+    pub fn linear(&mut self, x: Value, layer: Linear) -> Value {
+        let (rows, width) = (self.node(x).rows, layer.outputs());
+        self.push(Op::Linear { x, layer }, rows, width)
+    }
+
+    /// Records [`Op::Norm`].
+    pub fn norm(&mut self, x: Value, layer: LayerNorm) -> Value {
+        self.push_like(x, Op::Norm { x, layer })
+    }
+
+    /// Records [`Op::Activate`].
+    pub fn activate(&mut self, x: Value, activation: Activation) -> Value {
+        self.push_like(x, Op::Activate { x, activation })
+    }
+
+    /// Records [`Op::Gate`] of two values of one shape.
+    pub fn gate(&mut self, x: Value, gate: Value, activation: Activation) -> Value {
+        let op = Op::Gate {
+            x,
+            gate,
+            activation,
+        };
+        self.push_like(x, op)
+    }
+
+    /// Records [`Op::Attend`]: the heads of each token side by side, `heads · head_dim` wide.
+    pub fn attend(&mut self, x: Value, projections: Projections, attention: Attention) -> Value {
+        let width = attention.heads * attention.head_dim;
+        let op = Op::Attend {
+            x,
+            projections: Box::new(projections),
+            attention,
+        };
+        self.push(op, Rows::All, width)
+    }
+
+    /// The graph of vectors, whose rows are texts: the result pooled, and nothing computed that no vector needs. Where a
+    /// pooling takes one token, the last layer computes the others' keys and values only.
+    #[must_use]
+    pub fn pooled(&self, poolings: &[Pooling]) -> Self {
+        prune::pooled(self, poolings)
+    }
+
+    /// The attentions, in their order.
+    pub fn attentions(&self) -> impl Iterator<Item = &Attention> {
+        self.nodes.iter().filter_map(|node| match &node.op {
+            Op::Attend { attention, .. } => Some(attention),
+            _ => None,
+        })
+    }
+
+    /// How rotations stretch with a text's length, each once.
+    #[must_use]
+    pub fn scalings(&self) -> Vec<NtkScaling> {
+        let mut scalings = Vec::new();
+        for scaling in self.attentions().filter_map(|one| one.rotary?.scaling) {
+            if !scalings.contains(&scaling) {
+                scalings.push(scaling);
+            }
+        }
+        scalings
+    }
+
+    /// Bytes of activations per token in float32, an upper estimate: states in and out of a layer, q, k and v, and the
+    /// wide part of the feed-forward, with their temporaries.
+    #[must_use]
+    pub fn token_bytes(&self) -> usize {
+        let widths = |is_layer: fn(&Op) -> bool| {
+            let layers = self.nodes.iter().filter(move |node| is_layer(&node.op));
+            layers.map(|node| node.width).max().unwrap_or(0)
+        };
+        let states = widths(|op| matches!(op, Op::Embed(_)));
+        let widest = widths(|op| matches!(op, Op::Linear { .. }));
+        (8 * states + 4 * widest) * size_of::<f32>()
+    }
+
+    /// Bytes of attention scores per pair of tokens in float32, where those of all heads are kept.
+    #[must_use]
+    pub fn score_bytes(&self) -> usize {
+        let heads = self.attentions().map(|attention| attention.heads).max();
+        heads.unwrap_or(0) * size_of::<f32>()
+    }
+}

@@ -1,0 +1,93 @@
+//! From the states of all tokens to what vectors need.
+//!
+//! Backwards from the result it is asked which rows of each value somebody takes. Most operations take the same rows of
+//! their operands as they have themselves; an attention takes all of its input, and can compute those of first tokens alone.
+//! What nobody takes is dropped.
+
+use super::{Graph, Node, Op, Pooling, Rows, Value};
+
+pub fn pooled(graph: &Graph, poolings: &[Pooling]) -> Graph {
+    match poolings {
+        [Pooling::Cls] => kept(graph, Rows::First),
+        [Pooling::LastToken] => kept(graph, Rows::Last),
+        _ => {
+            let mut pooled = graph.clone();
+            let op = Op::Pool {
+                x: graph.result(),
+                poolings: poolings.to_vec(),
+            };
+            pooled.push(op, Rows::First, graph.width() * poolings.len());
+            kept(&pooled, Rows::First)
+        }
+    }
+}
+
+/// The part of the graph that the given rows of its result need.
+fn kept(graph: &Graph, rows: Rows) -> Graph {
+    let mut wanted: Vec<Option<Rows>> = vec![None; graph.nodes.len()];
+    wanted[graph.result().0] = Some(rows);
+    for (index, node) in graph.nodes.iter().enumerate().rev() {
+        let Some(rows) = computed(node, wanted[index]) else {
+            continue;
+        };
+        for Value(operand) in node.op.operands() {
+            let rows = taken(&node.op, rows);
+            wanted[operand] = match wanted[operand] {
+                Some(others) if others != rows => Some(Rows::All),
+                _ => Some(rows),
+            };
+        }
+    }
+
+    let mut kept = Graph::default();
+    // Of each value, where it is now, and where its selected rows are.
+    let mut places: Vec<Option<Value>> = vec![None; graph.nodes.len()];
+    let mut selections: Vec<(Value, Rows, Value)> = Vec::new();
+    let mut select = |kept: &mut Graph, x: Value, rows: Rows| {
+        let made = kept.node(x).rows;
+        if made == rows || made != Rows::All {
+            return x;
+        }
+        let known = selections.iter().find(|one| (one.0, one.1) == (x, rows));
+        if let Some(&(_, _, selected)) = known {
+            return selected;
+        }
+        let selected = kept.push(Op::Select { x, rows }, rows, kept.node(x).width);
+        selections.push((x, rows, selected));
+        selected
+    };
+    for (index, node) in graph.nodes.iter().enumerate() {
+        let Some(rows) = computed(node, wanted[index]) else {
+            continue;
+        };
+        let mut op = node.op.clone();
+        for operand in op.operands_mut() {
+            let place = places[operand.0].expect("wanted by this operation, which comes later");
+            *operand = select(&mut kept, place, taken(&node.op, rows));
+        }
+        places[index] = Some(kept.push(op, rows, node.width));
+    }
+    let result = kept.result();
+    select(&mut kept, result, rows);
+    kept
+}
+
+/// The rows that an operation computes of which these are wanted; `None` if it is not.
+fn computed(node: &Node, wanted: Option<Rows>) -> Option<Rows> {
+    let wanted = wanted?;
+    Some(match node.op {
+        Op::Embed(_) => Rows::All,
+        // Where the last token is depends on a text's length, and so would its rotation.
+        Op::Attend { .. } if wanted == Rows::Last => Rows::All,
+        Op::Select { .. } | Op::Pool { .. } => node.rows,
+        _ => wanted,
+    })
+}
+
+/// The rows that an operation takes of its operands to compute these.
+fn taken(op: &Op, rows: Rows) -> Rows {
+    match op {
+        Op::Attend { .. } | Op::Select { .. } | Op::Pool { .. } => Rows::All,
+        _ => rows,
+    }
+}

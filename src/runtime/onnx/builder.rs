@@ -1,0 +1,435 @@
+//! An ONNX graph while it is written: names, weights and constants, each defined once, and the finished file.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use prost::Message;
+
+use super::Precision;
+use super::nodes::{entry, external, external_at, int, node, tensor_info};
+use super::proto::{
+    AttributeProto, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    StringStringEntryProto, TensorProto, ValueInfoProto,
+};
+use super::weights::GraphWeight;
+use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
+use crate::error::Result;
+use crate::graph::{Rotary, Rows};
+use crate::int8::{self, Int8Weights};
+
+/// The graph's input: token ids, int64 `[batch, length]`.
+pub const INPUT: &str = "input_ids";
+/// Output of a pooled graph: float `[batch, dimension]`.
+pub const EMBEDDING: &str = "sentence_embedding";
+/// Output of an exported graph: float `[batch, length, width]`.
+pub const HIDDEN_STATE: &str = "last_hidden_state";
+
+/// Property of an exported graph: SHA-256 of the checkpoint's files, comma-separated, in the order of their names.
+/// Offsets into other files would read nonsense, so whoever loads the graph compares.
+const WEIGHTS_DIGEST: &str = "weights_sha256";
+/// Property of an exported int8 graph: the names of those files, comma-separated. Its external data need not name them all.
+const WEIGHTS_FILES: &str = "weights_files";
+
+/// The domain of ONNX Runtime's fused kernels.
+pub const MICROSOFT: &str = "com.microsoft";
+
+/// Rows of a value, flat over batch and tokens.
+#[derive(Clone)]
+pub struct States {
+    pub name: String,
+    /// Which tokens the rows stand for.
+    pub rows: Rows,
+}
+
+/// Rows as unsigned bytes: row `i` is `(bytes[i] − 128) · scale[i]`.
+#[derive(Clone)]
+pub struct QuantizedRows {
+    pub bytes: String,
+    /// `[rows, 1]`
+    pub scale: String,
+}
+
+/// A graph that is being written.
+pub struct GraphBuilder {
+    pub(super) precision: Precision,
+    nodes: Vec<NodeProto>,
+    constants: Vec<TensorProto>,
+    /// Weights that stay float.
+    weights: Vec<GraphWeight>,
+    /// Weights to be given in int8.
+    pub(super) quantized: Vec<TensorSlice>,
+    /// By the name of what they are made from.
+    pub(super) quantized_rows: HashMap<String, QuantizedRows>,
+    /// The rotations so far.
+    pub(super) rotaries: Vec<Rotary>,
+    defined: HashSet<String>,
+}
+
+impl GraphBuilder {
+    pub fn new(precision: Precision) -> Self {
+        Self {
+            precision,
+            nodes: Vec::new(),
+            constants: Vec::new(),
+            weights: Vec::new(),
+            quantized: Vec::new(),
+            quantized_rows: HashMap::new(),
+            rotaries: Vec::new(),
+            defined: HashSet::new(),
+        }
+    }
+
+    /// The weights that the graph wants in int8 when it is finished.
+    pub fn quantized(&self) -> &[TensorSlice] {
+        &self.quantized
+    }
+
+    /// Puts the values of weights of a single number into the graph itself. ONNX Runtime's optimizers read those while a
+    /// session is made, where they lie according to the graph, and not where the session is told that they are.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub fn hold_single_numbers(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let weights = std::mem::take(&mut self.weights);
+        let (single, others) = weights
+            .into_iter()
+            .partition(|weight| weight.tensor.len() == 1);
+        self.weights = others;
+        for GraphWeight { tensor: weight, .. } in single {
+            // Of what is defined already, `constant` would think that it is there.
+            self.defined.remove(&weight.name);
+            let numbers = checkpoint.floats(&weight)?;
+            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+            self.constant(
+                &weight.name,
+                DataType::Float,
+                &weight.shape,
+                bytes.collect(),
+            );
+        }
+        Ok(())
+    }
+
+    /// The finished graph of a pooled encoder, and the weights that a session must be given by name as float32.
+    /// In the graph they, and the int8 weights, are external data in `file`, which has to exist but is not read.
+    pub fn finish_pooled(
+        mut self,
+        output: &States,
+        dimension: usize,
+        file: &Path,
+        layers: &[int8::Layer],
+    ) -> (Vec<u8>, Vec<GraphWeight>) {
+        self.rename(&output.name, EMBEDDING);
+        let weights = std::mem::take(&mut self.weights);
+        let mut placeholders: Vec<TensorProto> = weights
+            .iter()
+            .map(|weight| external(&weight.tensor, DataType::Float, file))
+            .collect();
+        for layer in layers {
+            let bytes = 0..layer.values.len();
+            let placeholder = external_at(layer.name, &layer.shape, DataType::Int8, file, bytes);
+            placeholders.push(placeholder);
+            self.scales(layer);
+        }
+        let output = tensor_info(
+            EMBEDDING,
+            DataType::Float,
+            &["batch".into(), dimension.into()],
+        );
+        (self.encode(placeholders, output, vec![]), weights)
+    }
+
+    /// The finished graph of all token states, as a file for the folder of the model: initializers name the
+    /// checkpoint's files, and weights of half precision are cast when the graph is loaded. Int8 weights lie in the file.
+    pub fn finish_exported(
+        mut self,
+        output: &States,
+        width: usize,
+        checkpoint: &Checkpoint,
+        int8: Option<&Int8Weights>,
+    ) -> Vec<u8> {
+        let shape = self.shape_of(Rows::All);
+        let output = self.op("Reshape", &[&output.name, &shape], vec![]);
+        self.rename(&output, HIDDEN_STATE);
+        let mut casts = Vec::new();
+        let initializers = std::mem::take(&mut self.weights)
+            .into_iter()
+            .map(
+                |GraphWeight {
+                     tensor: mut weight, ..
+                 }| {
+                    let stored = match weight.dtype {
+                        WeightType::F32 => DataType::Float,
+                        WeightType::F16 => DataType::Float16,
+                        WeightType::BF16 => DataType::Bfloat16,
+                    };
+                    if stored != DataType::Float {
+                        let name = format!("{}.stored", weight.name);
+                        let cast = node(
+                            "Cast",
+                            "",
+                            &[&name],
+                            &weight.name,
+                            vec![int("to", DataType::Float as i64)],
+                        );
+                        casts.push(cast);
+                        weight.name = name;
+                    }
+                    let file = &checkpoint.files()[weight.file].path;
+                    external(
+                        &weight,
+                        stored,
+                        Path::new(file.file_name().unwrap_or_default()),
+                    )
+                },
+            )
+            .collect();
+        self.nodes.splice(0..0, casts);
+        let dims = ["batch".into(), "length".into(), width.into()];
+        let output = tensor_info(HIDDEN_STATE, DataType::Float, &dims);
+        let mut properties = vec![entry(WEIGHTS_DIGEST, checkpoint.digests().join(","))];
+        if let Some(int8) = int8 {
+            for layer in int8.layers() {
+                self.constant(
+                    layer.name,
+                    DataType::Int8,
+                    &layer.shape,
+                    layer.values.to_vec(),
+                );
+                self.scales(&layer);
+            }
+            let names: Vec<_> = checkpoint
+                .files()
+                .iter()
+                .map(|file| file.path.file_name().unwrap_or_default().to_string_lossy())
+                .collect();
+            properties.push(entry(WEIGHTS_FILES, names.join(",")));
+        }
+        self.encode(initializers, output, properties)
+    }
+
+    fn scales(&mut self, layer: &int8::Layer) {
+        let name = int8::scales_name(layer.name);
+        self.constant(
+            &name,
+            DataType::Float,
+            &layer.shape[1..],
+            layer.scales.to_vec(),
+        );
+    }
+
+    fn encode(
+        self,
+        mut initializer: Vec<TensorProto>,
+        output: ValueInfoProto,
+        metadata_props: Vec<StringStringEntryProto>,
+    ) -> Vec<u8> {
+        initializer.extend(self.constants);
+        let opset = |domain: &str, version| OperatorSetIdProto {
+            domain: domain.to_owned(),
+            version,
+        };
+        ModelProto {
+            ir_version: 9,
+            producer_name: env!("CARGO_PKG_NAME").to_owned(),
+            producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+            graph: Some(GraphProto {
+                node: self.nodes,
+                name: "encoder".to_owned(),
+                initializer,
+                input: vec![tensor_info(
+                    INPUT,
+                    DataType::Int64,
+                    &["batch".into(), "length".into()],
+                )],
+                output: vec![output],
+            }),
+            opset_import: vec![opset("", 20), opset(MICROSOFT, 1)],
+            metadata_props,
+        }
+        .encode_to_vec()
+    }
+
+    /// Gives the last definition of `from` the name of the graph's output.
+    fn rename(&mut self, from: &str, to: &str) {
+        for node in &mut self.nodes {
+            for name in node.input.iter_mut().chain(&mut node.output) {
+                if name == from {
+                    to.clone_into(name);
+                }
+            }
+        }
+    }
+
+    pub(super) fn op(
+        &mut self,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: Vec<AttributeProto>,
+    ) -> String {
+        self.op_of("", op_type, inputs, attributes)
+    }
+
+    pub(super) fn op_of(
+        &mut self,
+        domain: &str,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: Vec<AttributeProto>,
+    ) -> String {
+        let output = format!("{op_type}_{}", self.nodes.len());
+        self.nodes
+            .push(node(op_type, domain, inputs, &output, attributes));
+        output
+    }
+
+    /// An operator whose result is the same wherever it is used, recorded once under `name`.
+    pub(super) fn shared(
+        &mut self,
+        name: &str,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: Vec<AttributeProto>,
+    ) -> String {
+        if self.defined.insert(name.to_owned()) {
+            self.nodes.push(node(op_type, "", inputs, name, attributes));
+        }
+        name.to_owned()
+    }
+
+    pub(super) fn weight(&mut self, tensor: &TensorSlice) -> String {
+        self.weight_of(tensor, false)
+    }
+
+    pub(super) fn weight_of(&mut self, tensor: &TensorSlice, is_matrix: bool) -> String {
+        if self.defined.insert(tensor.name.clone()) {
+            self.weights.push(GraphWeight {
+                tensor: tensor.clone(),
+                is_matrix,
+            });
+        } else if let Some(known) = (self.weights.iter_mut()).find(|known| known.tensor == *tensor)
+        {
+            known.is_matrix &= is_matrix;
+        }
+        tensor.name.clone()
+    }
+
+    pub(super) fn constant(
+        &mut self,
+        name: &str,
+        data_type: DataType,
+        dims: &[usize],
+        raw_data: Vec<u8>,
+    ) -> String {
+        if self.defined.insert(name.to_owned()) {
+            self.constants.push(TensorProto {
+                dims: dims.iter().map(|&size| size as i64).collect(),
+                data_type: data_type as i32,
+                name: name.to_owned(),
+                raw_data: Some(raw_data),
+                ..TensorProto::default()
+            });
+        }
+        name.to_owned()
+    }
+
+    pub(super) fn ints(&mut self, name: &str, values: &[i64]) -> String {
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        self.constant(name, DataType::Int64, &[values.len()], bytes)
+    }
+
+    pub(super) fn int_scalar(&mut self, name: &str, value: i64) -> String {
+        self.constant(name, DataType::Int64, &[], value.to_le_bytes().to_vec())
+    }
+
+    pub(super) fn floats(
+        &mut self,
+        name: &str,
+        dims: &[usize],
+        values: impl IntoIterator<Item = f64>,
+    ) -> String {
+        let bytes = values
+            .into_iter()
+            .flat_map(|value| (value as f32).to_le_bytes())
+            .collect();
+        self.constant(name, DataType::Float, dims, bytes)
+    }
+
+    /// `[batch, length, -1]` or `[batch, 1, -1]`.
+    pub(super) fn shape_of(&mut self, rows: Rows) -> String {
+        let batch_length = self.shared("batch_length", "Shape", &[INPUT], vec![]);
+        match rows {
+            Rows::All => {
+                let rest = self.ints("any_width", &[-1]);
+                self.shared(
+                    "shape_all",
+                    "Concat",
+                    &[&batch_length, &rest],
+                    vec![int("axis", 0)],
+                )
+            }
+            Rows::First | Rows::Last => {
+                let batch = self.shared("batch", "Shape", &[INPUT], vec![int("end", 1)]);
+                let rest = self.ints("one_any_width", &[1, -1]);
+                self.shared(
+                    "shape_one",
+                    "Concat",
+                    &[&batch, &rest],
+                    vec![int("axis", 0)],
+                )
+            }
+        }
+    }
+
+    /// The number of tokens of each text, an int64 scalar.
+    pub(super) fn length(&mut self) -> String {
+        let batch_length = self.shared("batch_length", "Shape", &[INPUT], vec![]);
+        let one = self.int_scalar("one", 1);
+        self.shared("length", "Gather", &[&batch_length, &one], vec![])
+    }
+
+    pub(super) fn length_float(&mut self) -> String {
+        let length = self.length();
+        let to_float = vec![int("to", DataType::Float as i64)];
+        self.shared("length_float", "Cast", &[&length], to_float)
+    }
+
+    /// Float positions counted from `first`, as a column `[length, 1]`.
+    pub(super) fn positions(&mut self, first: i64) -> String {
+        let length = self.length();
+        let start = self.int_scalar(&format!("first_position_{first}"), first);
+        let one = self.int_scalar("one", 1);
+        let end = self.shared(
+            &format!("end_position_{first}"),
+            "Add",
+            &[&length, &start],
+            vec![],
+        );
+        let inputs = [start.as_str(), &end, &one];
+        let range = self.shared(&format!("range_{first}"), "Range", &inputs, vec![]);
+        let to_float = vec![int("to", DataType::Float as i64)];
+        let floats = self.shared(&format!("range_float_{first}"), "Cast", &[&range], to_float);
+        let axis = self.ints("axis_1", &[1]);
+        self.shared(
+            &format!("positions_{first}"),
+            "Unsqueeze",
+            &[&floats, &axis],
+            vec![],
+        )
+    }
+
+    /// `[batch · tokens, width]` → `[batch, tokens, width]`.
+    pub(super) fn unflatten(&mut self, flat: &str, rows: Rows) -> String {
+        let shape = self.shape_of(rows);
+        self.op("Reshape", &[flat, &shape], vec![])
+    }
+
+    /// `[batch, tokens, width]` → `[batch · tokens, width]`.
+    pub(super) fn flatten(&mut self, x: &str, width: usize) -> String {
+        let shape = self.ints(&format!("flat_{width}"), &[-1, width as i64]);
+        self.op("Reshape", &[x, &shape], vec![])
+    }
+}
