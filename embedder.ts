@@ -258,7 +258,8 @@ export class Embedder {
   async info(): Promise<EmbedderInfo> {
     return coded(async () => {
       this.#checkOpen();
-      const { backend, isGpu, dimension, maxTokens, pooling, fingerprint } = this.#engine;
+      const { backend, isGpu, description } = this.#engine;
+      const { dimension, maxTokens, pooling, fingerprint } = description;
       const { fallbackReason, truncatedTexts } = this;
       return {
         ...{ backend, isGpu, dimension, maxTokens, pooling, fingerprint, fallbackReason, truncatedTexts },
@@ -282,7 +283,7 @@ export class Embedder {
 
   /** Length of a vector. */
   get dimension(): number {
-    return this.#engine.dimension;
+    return this.#engine.description.dimension;
   }
 
   /** What computes: `"mlx"` or `"onnx"` in the addon, `"onnx-js"` in the JavaScript fallback. */
@@ -296,12 +297,12 @@ export class Embedder {
 
   /** Longest text in tokens, prompt and special tokens included; longer ones are cut. */
   get maxTokens(): number {
-    return this.#engine.maxTokens;
+    return this.#engine.description.maxTokens;
   }
 
   /** The model's token ids are whole numbers below it. */
   get vocabularySize(): number {
-    return this.#engine.vocabularySize;
+    return this.#engine.description.vocabularySize;
   }
 
   /**
@@ -309,12 +310,12 @@ export class Embedder {
    * prompts, limits, number format. Store it with an index and refuse vectors of another.
    */
   get fingerprint(): string {
-    return this.#engine.fingerprint;
+    return this.#engine.description.fingerprint;
   }
 
   /** How token vectors become one; several modes are concatenated. */
   get pooling(): readonly PoolingMode[] {
-    return this.#engine.pooling;
+    return this.#engine.description.pooling;
   }
 
   /** How many texts were cut to `maxTokens` since loading. Which ones, each call tells by `onTruncated`. */

@@ -52,28 +52,12 @@ export declare class Model {
   get fallbackReason(): string | null
   /** What the user should know although everything works; `null` mostly. */
   get warning(): string | null
-  /** Length of a vector. */
-  get dimension(): number
-  /** Most tokens of a text, special tokens included. */
-  get maxTokens(): number
-  /** Token ids of the model are below it. */
-  get vocabularySize(): number
-  /** The token limit that the model was made for. */
-  get modelMaxTokens(): number
+  /** What the model is. */
+  get description(): Description
   /** The backend that computes. */
   get backend(): string
   /** Whether a GPU computes. */
   get isGpu(): boolean
-  /** A name for everything that decides what vectors this model gives. */
-  get fingerprint(): string
-  /** Threads that compute. */
-  get threads(): number
-  /** How token states become a vector; several are concatenated. */
-  get pooling(): Array<string>
-  /** Text put in front of queries. */
-  get queryPrompt(): string
-  /** Text put in front of documents. */
-  get documentPrompt(): string
 }
 
 /** What a model has done since it was loaded, and what is before it. */
@@ -86,6 +70,38 @@ export interface Activity {
   tokens: number
   /** Batches computed. */
   batches: number
+}
+
+/**
+ * Reads settings and tokenizer of a model folder, but no weights: the fingerprint is that of a model without any.
+ * Synchronous; for tests that compare the addon's reading with the JavaScript fallback's.
+ */
+export declare function describe(modelDir: string, options?: ModelOptions | undefined | null): Description
+
+/** What a model folder and the options come to. The JavaScript fallback resolves the same. */
+export interface Description {
+  /** Length of a vector. */
+  dimension: number
+  /** Most tokens of a text, special tokens included. */
+  maxTokens: number
+  /** How token states become a vector; several are concatenated. */
+  pooling: Array<string>
+  /** Text put in front of queries. */
+  queryPrompt: string
+  /** Text put in front of documents. */
+  documentPrompt: string
+  /** Whether vectors are scaled to length 1. */
+  normalize: boolean
+  /** Where vectors are cut: whether a layer norm comes before. */
+  layerNorm?: boolean
+  /** Whether texts are lower-cased before tokenization. */
+  lowerCase: boolean
+  /** The side on which a text that is too long loses tokens: "left" or "right". */
+  truncationSide: string
+  /** Rows of the embedding table: token ids are below. */
+  vocabularySize: number
+  /** A name for everything that decides what vectors the model gives. */
+  fingerprint: string
 }
 
 /**
@@ -154,6 +170,8 @@ export interface ModelOptions {
   threads?: number
   /** Most bytes that the activations of one batch may take. */
   memoryBudget?: number
+  /** Where quantized weights are kept; default: nowhere. */
+  cacheFolder?: string
   /** ONNX Runtime's shared library. */
   onnxRuntimeLibrary?: string
 }

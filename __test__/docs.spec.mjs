@@ -18,14 +18,14 @@ import { spawn } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { after, test } from "node:test";
-import { packageCacheFolder } from "../scripts/starter-model.mjs";
+import { cacheFolder } from "../scripts/starter-model.mjs";
 import { filesIn, startHub } from "./hub_server.mjs";
 import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
 const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches", "fuzz"].flatMap(markdownIn)];
 const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
-const BENCH = path.join(packageCacheFolder(), "bench");
+const BENCH = path.join(cacheFolder(), "bench");
 
 function markdownIn(folder) {
   const names = readdirSync(path.join(ROOT, folder));

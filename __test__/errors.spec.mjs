@@ -238,6 +238,15 @@ for (const backend of BACKENDS) {
     '"median"',
   );
   loadFails(
+    "an unknown pooling mode beside a known one, in the older form",
+    "bert_mean",
+    { [POOLING]: (pooling) => ({ ...pooling, pooling_mode_attention: true }) },
+    {},
+    "MODEL_UNSUPPORTED",
+    path.normalize(POOLING),
+    "attention",
+  );
+  loadFails(
     "pooling of another width",
     "bert_mean",
     { [POOLING]: () => ({ word_embedding_dimension: 7, pooling_mode: "cls" }) },
@@ -253,6 +262,17 @@ for (const backend of BACKENDS) {
     { queryPrompt: "q" },
     "MODEL_UNSUPPORTED",
     "include_prompt",
+  );
+  loadFails(
+    "a side to cut that is none",
+    "bert_mean",
+    { "tokenizer_config.json": (config) => ({ ...config, truncation_side: "middle" }) },
+    {},
+    "MODEL_INVALID",
+    "tokenizer_config.json",
+    "truncation_side",
+    '"left" or "right"',
+    '"middle"',
   );
   loadFails(
     "a default prompt that does not exist",

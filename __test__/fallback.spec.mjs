@@ -29,7 +29,7 @@ const DEFAULTS = { table, width: WIDTH };
 async function folderWith(files) {
   const folder = await changedModel("bert_mean", {
     "semantic-search-native.onnx": null,
-    "config.json": (config) => ({ ...config, hidden_size: WIDTH }),
+    "config.json": (config) => ({ ...config, hidden_size: WIDTH, num_attention_heads: 4 }),
     "1_Pooling/config.json": () => ({ pooling_mode: "mean" }),
   });
   mkdirSync(path.join(folder, "onnx"));

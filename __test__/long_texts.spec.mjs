@@ -47,7 +47,7 @@ function randomText(random, fragments) {
 
 const added = (content, properties) => (tokenizer) => {
   const token = {
-    id: 1450,
+    id: 1411,
     content,
     special: false,
     normalized: false,

@@ -7,7 +7,7 @@ import { createServer } from "node:http";
 import * as path from "node:path";
 import { test } from "node:test";
 import { deflateRawSync } from "node:zlib";
-import { bringStarterModel, readZip, starterModelFolder } from "../scripts/starter-model.mjs";
+import { bringStarterModel, readZip } from "../scripts/starter-model.mjs";
 import { temporaryFolder } from "./models.mjs";
 
 const CONTENT = {
@@ -153,13 +153,6 @@ test("the graph for the fallback is put beside the weights", async (t) => {
   const { address } = await hub(t);
   await bring(folder, address, { graph });
   assert.equal(readFileSync(path.join(folder, "semantic-search-native.onnx"), "utf8"), "a graph");
-});
-
-test("the cache folder follows the environment", () => {
-  const tail = path.join("models", "all-MiniLM-L6-v2");
-  assert.equal(starterModelFolder({ SEMANTIC_SEARCH_CACHE: "/c" }), path.join("/c", tail));
-  const user = process.platform === "win32" ? "LOCALAPPDATA" : "XDG_CACHE_HOME";
-  assert.equal(starterModelFolder({ [user]: "/x" }), path.join("/x", "semantic-search-native", tail));
 });
 
 test("zip archives are read, stored and deflated", () => {

@@ -4,7 +4,7 @@ import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
-import { packageCacheFolder } from "../scripts/starter-model.mjs";
+import { cacheFolder as packageCacheFolder } from "../scripts/starter-model.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env node
 /**
  * Changes what the package reads (model folders, answers of a Hub, requests to `serve`) at random, with a fixed seed, and
- * checks its promises: no crash, no hang, errors with a code (or a status from 400 to 499), vectors of finite numbers.
+ * checks its promises: no crash, no hang, errors with a code (or a status from 400 to 499), vectors of finite numbers,
+ * and of a model folder the same reading by the addon and the JavaScript fallback.
  *
- *   node fuzz/javascript.mjs --minutes=10 --seed=1 [--target=model|hub|serve]
+ *   node fuzz/javascript.mjs --minutes=10 --seed=1 [--target=model|hub|serve|readers]
  *   node fuzz/javascript.mjs --target=model --seed=1 --case=17      # one case again; its folder is kept
  */
 
@@ -17,6 +18,8 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { start } from "../__test__/command_line.mjs";
 import { filesIn, startHub } from "../__test__/hub_server.mjs";
+import { Random } from "../__test__/random.mjs";
+import { Readers } from "../__test__/readers.mjs";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const api = createRequire(import.meta.url)("../dist/embedder.js");
@@ -25,30 +28,6 @@ const BACKENDS = ["onnx", "onnx-js"];
 /** Generous: what takes longer hangs. */
 const CASE_TIMEOUT_MS = 60_000;
 const TEXTS = ["a text", "", "word ".repeat(700), "naïve 日本語 🚀 \ud800"];
-
-/** Pseudo-random numbers; the algorithm is mulberry32. */
-class Random {
-  #state;
-
-  constructor(...seed) {
-    this.#state = [...seed.join(" ")].reduce((hash, letter) => Math.imul(hash ^ letter.charCodeAt(0), 0x01000193), 7);
-  }
-
-  next() {
-    this.#state = (this.#state + 0x6d2b79f5) | 0;
-    let t = Math.imul(this.#state ^ (this.#state >>> 15), 1 | this.#state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  }
-
-  below(limit) {
-    return Math.floor(this.next() * limit);
-  }
-
-  of(list) {
-    return list[this.below(list.length)];
-  }
-}
 
 const SCALARS = [
   ...[
@@ -402,7 +381,7 @@ class ServeTarget {
   }
 }
 
-export const TARGETS = { model: ModelTarget, hub: HubTarget, serve: ServeTarget };
+export const TARGETS = { model: ModelTarget, hub: HubTarget, serve: ServeTarget, readers: Readers };
 
 /**
  * Runs cases of a target until there were `cases` of them or `minutes` are over. Case n of a seed is always the same.

@@ -10,12 +10,7 @@ export type TextOrTokens = string | Uint32Array;
 export interface Engine {
   readonly backend: BackendName;
   readonly isGpu: boolean;
-  readonly dimension: number;
-  readonly maxTokens: number;
-  /** Token ids of the model are below it. */
-  readonly vocabularySize: number;
-  readonly fingerprint: string;
-  readonly pooling: readonly PoolingMode[];
+  readonly description: Description;
   /** Why a faster backend was not taken, if one was tried. */
   readonly fallbackReason: string | null;
   /** Memory that the backend manages itself; `null` where it leaves that to the system. */
@@ -35,6 +30,29 @@ export interface Engine {
    */
   stream(texts: readonly TextOrTokens[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void>;
   close(): Promise<void>;
+}
+
+/** What a model folder and the options come to. Both readers give the same: `src/model_dir.rs` and `model_dir.ts`. */
+export interface Description {
+  /** Length of a vector. */
+  dimension: number;
+  /** Longest text in tokens, prompt and special tokens included. */
+  maxTokens: number;
+  pooling: readonly PoolingMode[];
+  queryPrompt: string;
+  documentPrompt: string;
+  /** Whether vectors are scaled to length 1. */
+  normalize: boolean;
+  /** Where vectors are cut: whether a layer norm comes before. */
+  layerNorm?: boolean;
+  /** Whether texts are lower-cased before tokenization. */
+  lowerCase: boolean;
+  /** The side on which a text that is too long loses tokens. */
+  truncationSide: "left" | "right";
+  /** Rows of the embedding table: token ids are below. */
+  vocabularySize: number;
+  /** A name for everything that decides what vectors the model gives. */
+  fingerprint: string;
 }
 
 /** How an engine is asked to embed. */

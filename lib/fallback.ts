@@ -2,6 +2,7 @@ import type { ChildProcess } from "node:child_process";
 import {
   type Activity,
   checkFingerprint,
+  type Description,
   type Engine,
   type EngineCall,
   type EngineResult,
@@ -11,7 +12,7 @@ import {
 } from "./engine.js";
 import { closedError, EmbedderError } from "./errors.js";
 import { type FallbackInput, FallbackProcess } from "./fallback_process.js";
-import { CHILD_MARKER, type FallbackDescription } from "./fallback_protocol.js";
+import { CHILD_MARKER } from "./fallback_protocol.js";
 
 /** Ends the processes of engines that nobody closed and nobody can use any more. */
 const abandoned = new FinalizationRegistry<ChildProcess>((child) => child.kill("SIGKILL"));
@@ -21,25 +22,16 @@ export class FallbackEngine implements Engine {
   readonly backend = "onnx-js";
   readonly isGpu = false;
   readonly fallbackReason = null;
-  readonly dimension: number;
-  readonly maxTokens: number;
-  readonly vocabularySize: number;
-  readonly fingerprint: string;
-  readonly pooling: FallbackDescription["pooling"];
+  readonly description: Description;
   readonly #input: FallbackInput;
   #process: Promise<FallbackProcess>;
   readonly #activity = { calls: 0, texts: 0, tokens: 0 };
   #closed: Promise<void> | undefined;
 
   private constructor(input: FallbackInput, process: FallbackProcess) {
-    const { dimension, maxTokens, vocabularySize, fingerprint, pooling } = process.description;
     this.#input = input;
     this.#process = Promise.resolve(process);
-    this.dimension = dimension;
-    this.maxTokens = maxTokens;
-    this.vocabularySize = vocabularySize;
-    this.fingerprint = fingerprint;
-    this.pooling = pooling;
+    this.description = process.description;
     abandoned.register(this, process.child);
   }
 
@@ -123,7 +115,7 @@ export class FallbackEngine implements Engine {
   async #restart(): Promise<FallbackProcess> {
     const process = await FallbackProcess.load(this.#input);
     try {
-      checkFingerprint(process.description.fingerprint, this.fingerprint);
+      checkFingerprint(process.description.fingerprint, this.description.fingerprint);
     } catch (error) {
       await process.kill(error as EmbedderError);
       throw error;

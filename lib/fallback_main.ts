@@ -1,18 +1,23 @@
 /** The program of the JavaScript fallback's child process; see `fallback_process.ts`. */
 
-import { createHash } from "node:crypto";
-import { type Encoding, type ModelOptions, PROGRESS_INTERVAL_MS, type TextOrTokens } from "./engine.js";
+import {
+  type Description,
+  type Encoding,
+  type ModelOptions,
+  PROGRESS_INTERVAL_MS,
+  type TextOrTokens,
+} from "./engine.js";
 import { EmbedderError, toEmbedderError } from "./errors.js";
-import { CHILD_MARKER, type FallbackDescription, type Reply, type Request } from "./fallback_protocol.js";
+import { CHILD_MARKER, type Reply, type Request } from "./fallback_protocol.js";
 import type { LoadedFiles } from "./loaded_files.js";
-import { type ModelDir, readModelDir } from "./model_dir.js";
+import { describe, type ModelDir, readModelDir } from "./model_dir.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
 import { TextTokenizer, type TokenizedText } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
 
 class FallbackModel {
-  readonly description: FallbackDescription;
+  readonly description: Description;
   readonly #model: ModelDir;
   readonly #tokenizer: TextTokenizer;
   readonly #session: OnnxSession;
@@ -23,13 +28,7 @@ class FallbackModel {
     this.#model = model;
     this.#tokenizer = tokenizer;
     this.#session = session;
-    this.description = {
-      dimension: model.cut?.dimensions ?? model.hiddenSize * model.pooling.length,
-      maxTokens: model.maxTokens,
-      vocabularySize: model.vocabularySize,
-      fingerprint: fingerprint(model, tokenizer, onnx),
-      pooling: model.pooling,
-    };
+    this.description = describe(model, tokenizer.hash, onnx);
   }
 
   static async load(modelDir: string, options: ModelOptions): Promise<FallbackModel> {
@@ -85,26 +84,6 @@ class FallbackModel {
     }
     return values;
   }
-}
-
-/** The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`. */
-function fingerprint(model: ModelDir, tokenizer: TextTokenizer, onnx: OnnxFile): string {
-  const identity = {
-    format: 1,
-    weights: onnx.weightHashes,
-    tokenizer: tokenizer.hash,
-    config: model.configHash,
-    pooling: model.pooling,
-    queryPrompt: model.queryPrompt,
-    documentPrompt: model.documentPrompt,
-    maxTokens: model.maxTokens,
-    normalize: model.normalize,
-    dtype: onnx.dtype,
-    // Without a cut `undefined`, which `JSON.stringify` leaves out.
-    dimensions: model.cut?.dimensions,
-    layerNorm: model.cut?.layerNorm,
-  };
-  return createHash("sha256").update(JSON.stringify(identity)).digest("hex");
 }
 
 /** One `embed` call on its way through the process, a text at a time. */

@@ -1,6 +1,7 @@
 import { type ChildProcess, fork } from "node:child_process";
 import * as path from "node:path";
 import {
+  type Description,
   type EngineCall,
   type EngineResult,
   type EngineRows,
@@ -9,7 +10,7 @@ import {
   type TextOrTokens,
 } from "./engine.js";
 import { AbortError, EmbedderError } from "./errors.js";
-import { CHILD_MARKER, type FallbackDescription, type Reply, type Request, type Rows } from "./fallback_protocol.js";
+import { CHILD_MARKER, type Reply, type Request, type Rows } from "./fallback_protocol.js";
 import { emptyVectors } from "./vector.js";
 
 /** What `FallbackProcess.load` needs. */
@@ -45,7 +46,7 @@ export class FallbackProcess {
   readonly #child: ChildProcess;
   readonly #calls = new Map<number, Call>();
   #nextCall = 0;
-  #description: FallbackDescription | undefined;
+  #description: Description | undefined;
   /** Why it answers no more. */
   #ended: EmbedderError | undefined;
 
@@ -70,7 +71,7 @@ export class FallbackProcess {
   }
 
   /** What the model is. */
-  get description(): FallbackDescription {
+  get description(): Description {
     if (!this.#description) throw new Error("the model is not loaded yet");
     return this.#description;
   }

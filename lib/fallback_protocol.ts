@@ -1,4 +1,4 @@
-import type { EncodedVector, Encoding, ModelOptions, PoolingMode, TextOrTokens } from "./engine.js";
+import type { Description, EncodedVector, Encoding, ModelOptions, TextOrTokens } from "./engine.js";
 import type { EmbedderErrorCode } from "./errors.js";
 
 /** Messages between `fallback_process.ts` and the child process that it starts, `fallback_main.ts`. */
@@ -17,7 +17,7 @@ export type Request =
 export type Reply =
   /** The program runs. */
   | { kind: "started" }
-  | { kind: "loaded"; description: FallbackDescription }
+  | { kind: "loaded"; description: Description }
   | ({ kind: "rows"; call: number } & Rows)
   | { kind: "tokenized"; call: number; ids: Uint32Array }
   /** Without `call`: the model could not be loaded. */
@@ -36,14 +36,6 @@ export interface Rows {
   /** Tokens of the computed ones. */
   tokens: number;
   isLast: boolean;
-}
-
-export interface FallbackDescription {
-  dimension: number;
-  maxTokens: number;
-  vocabularySize: number;
-  fingerprint: string;
-  pooling: PoolingMode[];
 }
 
 /** Set in the environment of the child until it has started: a program that was started in its place notices. */

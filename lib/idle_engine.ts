@@ -13,11 +13,7 @@ import {
 export class IdleEngine implements Engine {
   readonly backend: Engine["backend"];
   readonly isGpu: boolean;
-  readonly dimension: number;
-  readonly maxTokens: number;
-  readonly vocabularySize: number;
-  readonly fingerprint: string;
-  readonly pooling: Engine["pooling"];
+  readonly description: Engine["description"];
   readonly fallbackReason: string | null;
   readonly #reload: () => Promise<Engine>;
   readonly #timeoutMs: number;
@@ -38,11 +34,7 @@ export class IdleEngine implements Engine {
   constructor(engine: Engine, reload: () => Promise<Engine>, timeoutMs: number) {
     this.backend = engine.backend;
     this.isGpu = engine.isGpu;
-    this.dimension = engine.dimension;
-    this.maxTokens = engine.maxTokens;
-    this.vocabularySize = engine.vocabularySize;
-    this.fingerprint = engine.fingerprint;
-    this.pooling = engine.pooling;
+    this.description = engine.description;
     this.fallbackReason = engine.fallbackReason;
     this.#engine = Promise.resolve(engine);
     this.#loaded = engine;
@@ -97,7 +89,7 @@ export class IdleEngine implements Engine {
     try {
       const engine = await this.#reload();
       try {
-        checkFingerprint(engine.fingerprint, this.fingerprint);
+        checkFingerprint(engine.description.fingerprint, this.description.fingerprint);
       } catch (error) {
         await engine.close();
         throw error;

@@ -1,13 +1,85 @@
-import { EmbedderError } from "./errors.js";
+import { isUtf8 } from "node:buffer";
+import { describeValue, EmbedderError } from "./errors.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 
 export type JsonObject = { [key: string]: unknown };
 
-/** Levels of objects and arrays in each other, as `serde_json` has them in the addon. */
-const MOST_LEVELS = 128;
+/** Objects and arrays in each other, as many as `serde_json` takes in the addon. */
+const MOST_LEVELS = 127;
+
+/** A settings file of a model folder: an object. Under a key, null is as good as nothing. `src/json_file.rs` reads the same. */
+export class JsonFile {
+  readonly path: string;
+  readonly json: JsonObject;
+
+  constructor(path: string, json: JsonObject) {
+    this.path = path;
+    this.json = json;
+  }
+
+  /** @throws EmbedderError `MODEL_NOT_FOUND`, or `MODEL_INVALID` when it cannot be read or holds no object. */
+  static read(path: string): JsonFile {
+    return new JsonFile(path, parseJsonObject(path, readRegularFile(path, MOST_SETTINGS)));
+  }
+
+  /**
+   * As `read`; a file that is absent is as good as an empty object.
+   *
+   * @throws EmbedderError `MODEL_INVALID`
+   */
+  static readOptional(path: string): JsonFile {
+    const value = readJsonIfPresent(path);
+    return new JsonFile(path, value === undefined ? {} : asObject(path, value));
+  }
+
+  /** What stands under the first key that is there. */
+  get(...keys: string[]): unknown {
+    return keys.map((key) => this.json[key]).find((value) => value !== undefined && value !== null);
+  }
+
+  /** A whole number of at least 1, under the first key that is there. Like the others: `undefined` where it is absent. */
+  count(...keys: string[]): number | undefined {
+    const isCount = (value: unknown): value is number =>
+      Number.isInteger(value) && (value as number) >= 1 && (value as number) < 2 ** 32;
+    return this.typed(keys, "a whole number of at least 1 and below 2^32", isCount);
+  }
+
+  number(...keys: string[]): number | undefined {
+    return this.typed(keys, "a number", (value) => typeof value === "number");
+  }
+
+  flag(key: string): boolean | undefined {
+    return this.typed([key], "true or false", (value) => typeof value === "boolean");
+  }
+
+  text(key: string): string | undefined {
+    return this.typed([key], "a string", (value) => typeof value === "string");
+  }
+
+  /** @throws EmbedderError `MODEL_INVALID` for a value that is not as `isRight` has it. */
+  typed<T>(keys: string[], expected: string, isRight: (value: unknown) => value is T): T | undefined {
+    const value = this.get(...keys);
+    if (value === undefined || isRight(value)) return value;
+    throw this.invalid(`${keys[0]}: expected ${expected}, found ${describeValue(value)}`);
+  }
+
+  /** A setting that has to be there. */
+  required<T>(value: T | undefined, key: string): T {
+    if (value === undefined) throw this.invalid(`${key} is missing`);
+    return value;
+  }
+
+  invalid(problem: string): EmbedderError {
+    return new EmbedderError("MODEL_INVALID", `${this.path}: ${problem}`);
+  }
+
+  unsupported(feature: string, hint: string): EmbedderError {
+    return new EmbedderError("MODEL_UNSUPPORTED", `${this.path}: ${feature} is not supported; ${hint}`);
+  }
+}
 
 /**
- * A JSON file of a model folder whose top level is an object or array; `undefined` when there is no such file.
+ * What a JSON file of a model folder says; `undefined` when there is no such file.
  *
  * @throws EmbedderError `MODEL_INVALID` with file, line and column when it is not JSON, or when it cannot be read.
  */
@@ -21,41 +93,46 @@ export function readJsonIfPresent(file: string): unknown {
 }
 
 /**
- * What the bytes of a file say.
+ * What the bytes of a file say. What `serde_json` refuses in the addon and `JSON.parse` does not is refused, too.
  *
  * @throws EmbedderError `MODEL_INVALID` with file, line and column when it is not JSON.
  */
 function parseJson(file: string, bytes: Buffer): unknown {
+  const invalid = (problem: string, cause?: unknown) =>
+    new EmbedderError("MODEL_INVALID", `${file}${problem}`, { cause });
+  if (!isUtf8(bytes)) throw invalid(" is not valid JSON: it is not UTF-8");
   const text = bytes.toString("utf8");
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch (cause) {
     const { line, column } = positionOf(text, jsonErrorOffset(text));
-    throw new EmbedderError(
-      "MODEL_INVALID",
-      `${file} is not valid JSON at line ${line}, column ${column}; the file may be cut off: fetch it again`,
-      { cause },
+    throw invalid(
+      ` is not valid JSON at line ${line}, column ${column}; the file may be cut off: fetch it again`,
+      cause,
     );
   }
-  // `JSON.parse` takes any number of levels; what works on the value afterwards may not.
-  let level = [value];
-  for (let levels = 0; level.length > 0; levels++) {
-    if (levels > MOST_LEVELS) {
-      throw new EmbedderError("MODEL_INVALID", `${file}: expected at most ${MOST_LEVELS} levels of JSON, found more`);
+  let outer = isContainer(value) ? [value] : [];
+  for (let levels = 1; outer.length > 0; levels++) {
+    if (levels > MOST_LEVELS) throw invalid(`: expected at most ${MOST_LEVELS} levels of JSON, found more`);
+    const inner: object[] = [];
+    for (const [key, element] of outer.flatMap(Object.entries)) {
+      const isNumber = typeof element !== "number" || Number.isFinite(element);
+      if (!isNumber) throw invalid(` is not valid JSON: ${key}: a number out of range`);
+      const isText = key.isWellFormed() && (typeof element !== "string" || element.isWellFormed());
+      if (!isText) throw invalid(` is not valid JSON: ${key}: half a surrogate pair`);
+      if (isContainer(element)) inner.push(element);
     }
-    level = level.flatMap((outer) => (typeof outer === "object" && outer !== null ? Object.values(outer) : []));
+    outer = inner;
   }
   return value;
 }
 
-/** As `readJsonIfPresent`, for a file that holds an object. */
-export function readJsonObjectIfPresent(file: string): JsonObject | undefined {
-  const value = readJsonIfPresent(file);
-  return value === undefined ? undefined : asObject(file, value);
-}
-
-/** As `readJsonIfPresent`, for the bytes of a file that holds an object. */
+/**
+ * As `parseJson`, of a file that holds an object.
+ *
+ * @throws EmbedderError `MODEL_INVALID`
+ */
 export function parseJsonObject(file: string, bytes: Buffer): JsonObject {
   return asObject(file, parseJson(file, bytes));
 }
@@ -63,6 +140,10 @@ export function parseJsonObject(file: string, bytes: Buffer): JsonObject {
 function asObject(file: string, value: unknown): JsonObject {
   if (isObject(value)) return value;
   throw new EmbedderError("MODEL_INVALID", `${file}: expected a JSON object`);
+}
+
+function isContainer(value: unknown): value is object {
+  return typeof value === "object" && value !== null;
 }
 
 export function isObject(value: unknown): value is JsonObject {

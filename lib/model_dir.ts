@@ -6,22 +6,20 @@
 import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
-import { type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
-import { describeValue, EmbedderError } from "./errors.js";
-import { isObject, type JsonObject, parseJsonObject, readJsonIfPresent, readJsonObjectIfPresent } from "./json_file.js";
-import { type KnownModel, knownModel } from "./known_models.js";
+import { type Architecture, readArchitecture } from "./architecture.js";
+import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
+import { EmbedderError } from "./errors.js";
+import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
+import { type KnownModel, modelNamedInConfig } from "./known_models.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 import type { Cut } from "./vector.js";
 
-export interface ModelDir {
+export interface ModelDir extends Architecture {
   dir: string;
   /** The folder of config, tokenizer and weights: `dir` itself or the Transformer module's `path` in it. */
   transformerDir: string;
   /** SHA-256 of the bytes of `config.json` that were read. */
   configHash: string;
-  hiddenSize: number;
-  /** Rows of the embedding table: every token id is below it. */
-  vocabularySize: number;
   pooling: PoolingMode[];
   queryPrompt: string;
   documentPrompt: string;
@@ -34,24 +32,28 @@ export interface ModelDir {
   lowerCase: boolean;
   truncationSide: "left" | "right";
   tokenizerFile: string;
-  tokenizerConfig: JsonObject;
 }
 
-/** Parts of the last segment of `_name_or_path`, for what a folder does not say itself. The first that fits counts. */
-const KNOWN_BY_NAME = [
-  { part: "coderankembed", model: knownModel("nomic-ai/CodeRankEmbed") },
-  { part: "nomic-embed-text-v1.5", model: knownModel("nomic-ai/nomic-embed-text-v1.5") },
-  { part: "nomic-embed-text", model: knownModel("nomic-ai/nomic-embed-text-v1") },
-];
+/** The settings files beside the weights, and the tokenizer. */
+export const TRANSFORMER_FILES = [
+  "config.json",
+  "sentence_bert_config.json",
+  "tokenizer_config.json",
+  "tokenizer.json",
+] as const;
+export const PROMPTS_FILE = "config_sentence_transformers.json";
 
+/** The modules that are computed, in their order. */
+const CHAIN = ["Transformer", "Pooling", "Normalize"];
 /** `model_max_length` beyond this is the Python libraries' way to say "none" (1e30). */
 const NO_LIMIT = 1e8;
 const DEFAULT_MAX_TOKENS = 512;
 
 /**
- * Reads the folder.
+ * Reads the folder. Where several things are wrong they are found in the order in which `src/model_dir.rs` finds them.
  *
- * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming file and key.
+ * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming file and key; `INVALID_ARGUMENT`
+ * for more `dimensions` than there are.
  */
 export function readModelDir(dir: string, options: ModelOptions): ModelDir {
   if (!existsSync(dir)) throw new EmbedderError("MODEL_NOT_FOUND", `model folder ${dir} does not exist`);
@@ -60,142 +62,131 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
   }
   const { transformerPath, poolingFile } = readModules(dir);
   const transformerDir = path.join(dir, transformerPath);
+  const [configFile, sentenceFile, tokenizerConfigFile, tokenizerFile] = TRANSFORMER_FILES.map((name) =>
+    path.join(transformerDir, name),
+  ) as [string, string, string, string];
 
-  const configFile = path.join(transformerDir, "config.json");
   const configBytes = readRegularFile(configFile, MOST_SETTINGS);
-  const config = parseJsonObject(configFile, configBytes);
-  const { hiddenSize, vocabularySize, positions } = readArchitecture(configFile, config);
+  const config = new JsonFile(configFile, parseJsonObject(configFile, configBytes));
+  const architecture = readArchitecture(config);
+  const { hiddenSize, positions } = architecture;
 
-  const tokenizerFile = path.join(transformerDir, "tokenizer.json");
-  if (!existsSync(tokenizerFile)) throw new EmbedderError("MODEL_NOT_FOUND", `${tokenizerFile} does not exist`);
-  const tokenizerConfigFile = path.join(transformerDir, "tokenizer_config.json");
-  const tokenizerConfig = readJsonObjectIfPresent(tokenizerConfigFile) ?? {};
-  const sentenceFile = path.join(transformerDir, "sentence_bert_config.json");
-  const sentenceConfig = readJsonObjectIfPresent(sentenceFile) ?? {};
-
-  const known = knownByName(config);
+  const known = modelNamedInConfig(config.json);
   const prompts = readPrompts(dir);
   const queryPrompt = options.queryPrompt ?? prompts.query ?? known?.queryPrompt ?? prompts.fallback ?? "";
   const documentPrompt = options.documentPrompt ?? prompts.document ?? known?.documentPrompt ?? prompts.fallback ?? "";
-  const pooling = readPooling(poolingFile, options.pooling, known?.pooling, hiddenSize, queryPrompt + documentPrompt);
-
-  const cut = readCut(configFile, config, pooling.length * hiddenSize, known, options);
-
-  const declaredLimit =
-    optionalCount(sentenceFile, sentenceConfig, "max_seq_length") ?? readModelMaxLength(tokenizerConfig) ?? positions;
-  const truncationSide = tokenizerConfig.truncation_side ?? "right";
-  if (truncationSide !== "left" && truncationSide !== "right") {
-    throw new EmbedderError("MODEL_INVALID", `${tokenizerConfigFile}: truncation_side: expected "left" or "right"`);
+  const declared = poolingFile === undefined ? undefined : JsonFile.read(poolingFile);
+  if (declared) checkPooling(declared, hiddenSize, queryPrompt + documentPrompt !== "");
+  const pooling = options.pooling ? [options.pooling] : declared ? poolingModes(declared) : known && [known.pooling];
+  if (!pooling) {
+    throw new EmbedderError(
+      "MODEL_UNSUPPORTED",
+      `${dir}: a model folder that does not say its pooling (no modules.json, no 1_Pooling) is not supported; ` +
+        `pass the option pooling: ${POOLING_MODES.map((mode) => JSON.stringify(mode)).join(" | ")}`,
+    );
   }
+  const cut = readCut(config, pooling.length * hiddenSize, known, options);
+
+  const sentence = JsonFile.readOptional(sentenceFile);
+  const maxSequenceLength = sentence.count("max_seq_length");
+  const lowerCase = sentence.flag("do_lower_case") ?? false;
+  const tokenizerConfig = JsonFile.readOptional(tokenizerConfigFile);
+  const maxLength = readModelMaxLength(tokenizerConfig);
+  const isSide = (value: unknown) => value === "left" || value === "right";
+  const truncationSide = tokenizerConfig.typed(["truncation_side"], '"left" or "right"', isSide) ?? "right";
+  if (!existsSync(tokenizerFile)) throw new EmbedderError("MODEL_NOT_FOUND", `${tokenizerFile} does not exist`);
   return {
+    ...architecture,
     dir,
     transformerDir,
     configHash: createHash("sha256").update(configBytes).digest("hex"),
-    hiddenSize,
-    vocabularySize,
-    pooling,
-    queryPrompt,
-    documentPrompt,
-    maxTokens: Math.min(options.maxTokens ?? DEFAULT_MAX_TOKENS, declaredLimit, positions),
-    cut,
+    ...{ pooling, queryPrompt, documentPrompt, cut, lowerCase, truncationSide, tokenizerFile },
+    maxTokens: Math.min(
+      options.maxTokens ?? DEFAULT_MAX_TOKENS,
+      maxSequenceLength ?? maxLength ?? positions,
+      positions,
+    ),
     normalize: options.normalize ?? true,
-    lowerCase: sentenceConfig.do_lower_case === true,
-    truncationSide,
-    tokenizerFile,
-    tokenizerConfig,
   };
 }
 
-/** `modules.json`: Transformer, Pooling and optionally Normalize. Without it, `1_Pooling` counts if it is there. */
+/** What a model is, given the hashes of its tokenizer and of its weights. */
+export function describe(
+  model: ModelDir,
+  tokenizerHash: string,
+  { weightHashes, dtype }: { weightHashes: readonly string[]; dtype: string },
+): Description {
+  const { pooling, queryPrompt, documentPrompt, maxTokens, normalize, cut } = model;
+  // The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`.
+  const identity = {
+    format: 1,
+    weights: weightHashes,
+    tokenizer: tokenizerHash,
+    config: model.configHash,
+    ...{ pooling, queryPrompt, documentPrompt, maxTokens, normalize, dtype },
+    // Without a cut `undefined`, which `JSON.stringify` leaves out.
+    dimensions: cut?.dimensions,
+    layerNorm: cut?.layerNorm,
+  };
+  const { lowerCase, truncationSide, vocabularySize } = model;
+  return {
+    dimension: cut?.dimensions ?? model.hiddenSize * pooling.length,
+    ...{ maxTokens, pooling, queryPrompt, documentPrompt, normalize, lowerCase, truncationSide, vocabularySize },
+    ...(cut && { layerNorm: cut.layerNorm }),
+    fingerprint: createHash("sha256").update(JSON.stringify(identity)).digest("hex"),
+  };
+}
+
+/**
+ * `modules.json`: Transformer, Pooling and optionally Normalize. Without it, `1_Pooling` counts if it is there.
+ *
+ * @throws EmbedderError `MODEL_INVALID`, or `MODEL_UNSUPPORTED` for other modules.
+ */
 export function readModules(dir: string): { transformerPath: string; poolingFile: string | undefined } {
   const file = path.join(dir, "modules.json");
+  const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
   const modules = readJsonIfPresent(file);
   if (modules === undefined) {
     const poolingFile = path.join(dir, "1_Pooling", "config.json");
     return { transformerPath: "", poolingFile: existsSync(poolingFile) ? poolingFile : undefined };
   }
-  if (!Array.isArray(modules)) throw new EmbedderError("MODEL_INVALID", `${file}: expected a JSON array of modules`);
-  const kinds = modules.map((module: unknown, index) => {
-    if (!isObject(module) || typeof module.type !== "string" || typeof (module.path ?? "") !== "string") {
-      throw new EmbedderError("MODEL_INVALID", `${file}: entry ${index}: expected strings "type" and "path"`);
-    }
-    const kind = ["Transformer", "Pooling", "Normalize"].find(
-      (name) => (module.type as string).split(".").at(-1) === name,
-    );
-    if (!kind) {
-      throw new EmbedderError(
-        "MODEL_UNSUPPORTED",
-        `${file}: module type ${JSON.stringify(module.type)}; supported are Transformer, Pooling and Normalize`,
-      );
-    }
-    const modulePath = String(module.path ?? "");
-    if (path.isAbsolute(modulePath) || modulePath.split(/[\\/]/).includes("..")) {
-      throw new EmbedderError(
-        "MODEL_INVALID",
-        `${file}: expected a path inside the model folder, found ${JSON.stringify(modulePath)}`,
-      );
-    }
-    return { kind, path: modulePath };
+  if (!Array.isArray(modules)) throw invalid("expected a JSON array of modules");
+  const entries = modules.map((module: unknown, index) => {
+    const { type, path: modulePath = "" } = isObject(module) ? module : {};
+    if (typeof type === "string" && typeof modulePath === "string") return { type, path: modulePath };
+    throw invalid(`entry ${index}: expected strings "type" and "path"`);
   });
-  const [transformer, pooling] = kinds;
-  const first = kinds.slice(0, 4).map(({ kind }) => kind);
-  const sequence = (kinds.length > 4 ? [...first, "…"] : first).join(", ");
-  if (!["Transformer", "Transformer, Pooling", "Transformer, Pooling, Normalize"].includes(sequence)) {
+  for (const { path: modulePath } of entries) {
+    if (path.isAbsolute(modulePath) || modulePath.split(/[\\/]/).includes("..")) {
+      throw invalid(`expected a path inside the model folder, found ${JSON.stringify(modulePath)}`);
+    }
+  }
+  for (const [index, { type }] of entries.entries()) {
+    // Other classes are code of the model's own, which is not run.
+    if (type.startsWith("sentence_transformers.") && type.split(".").at(-1) === CHAIN[index]) continue;
     throw new EmbedderError(
       "MODEL_UNSUPPORTED",
-      `${file}: modules ${sequence || "none"}; supported is Transformer, Pooling and optionally Normalize, in this order`,
+      `${file}: module ${index} of type ${JSON.stringify(type)} is not supported; supported is the chain ` +
+        `${CHAIN.join(", ")} of sentence_transformers (the last is optional)`,
     );
   }
+  const [transformer, pooling] = entries;
+  if (!transformer) throw invalid("expected a list of modules that starts with a Transformer, found an empty list");
   return {
-    transformerPath: transformer?.path ?? "",
+    transformerPath: transformer.path,
     poolingFile: pooling && path.join(dir, pooling.path, "config.json"),
   };
 }
 
-/** @throws EmbedderError `MODEL_UNSUPPORTED` or `MODEL_INVALID` for a `config.json` of a model that cannot be loaded. */
-export function checkArchitecture(configFile: string): void {
-  readArchitecture(configFile, required(configFile));
-}
-
-function readArchitecture(file: string, config: JsonObject) {
-  const modelType = config.model_type;
-  if (modelType === "bert") {
-    return {
-      hiddenSize: count(file, config, "hidden_size"),
-      vocabularySize: count(file, config, "vocab_size"),
-      positions: count(file, config, "max_position_embeddings"),
-    };
-  }
-  if (modelType === "nomic_bert") {
-    return {
-      hiddenSize: optionalCount(file, config, "n_embd") ?? count(file, config, "hidden_size"),
-      vocabularySize: count(file, config, "vocab_size"),
-      positions: optionalCount(file, config, "n_positions") ?? count(file, config, "max_position_embeddings"),
-    };
-  }
-  throw new EmbedderError(
-    "MODEL_UNSUPPORTED",
-    `${file}: model_type ${JSON.stringify(modelType ?? null)}; supported are "bert" and "nomic_bert"`,
-  );
-}
-
-function readModelMaxLength(tokenizerConfig: JsonObject): number | undefined {
-  const value = tokenizerConfig.model_max_length;
-  return typeof value === "number" && value >= 1 && value <= NO_LIMIT ? Math.floor(value) : undefined;
-}
-
-function knownByName(config: JsonObject): KnownModel | undefined {
-  const name = String(config._name_or_path ?? "")
-    .replace(/\/+$/, "")
-    .split("/")
-    .at(-1)
-    ?.toLowerCase();
-  return KNOWN_BY_NAME.find(({ part }) => name?.includes(part))?.model;
+function readModelMaxLength(file: JsonFile): number | undefined {
+  const isLimit = (value: unknown): value is number =>
+    typeof value === "number" && (value > NO_LIMIT || (value >= 1 && Number.isInteger(value)));
+  const limit = file.typed(["model_max_length"], "a whole number of at least 1", isLimit);
+  return limit !== undefined && limit <= NO_LIMIT ? limit : undefined;
 }
 
 function readCut(
-  configFile: string,
-  config: JsonObject,
+  config: JsonFile,
   pooledDimension: number,
   known: KnownModel | undefined,
   { dimensions, layerNorm }: ModelOptions,
@@ -208,126 +199,92 @@ function readCut(
     );
   }
   const choice =
-    layerNorm ?? (known && (known.layerNorm ?? false)) ?? (config.model_type === "bert" ? false : undefined);
+    layerNorm ?? (known && (known.layerNorm ?? false)) ?? (config.json.model_type === "bert" ? false : undefined);
   if (choice !== undefined) return { dimensions, layerNorm: choice };
-  throw new EmbedderError(
-    "MODEL_UNSUPPORTED",
-    `${configFile}: dimensions for a nomic_bert model that does not name itself; pass layerNorm: true for ` +
-      "nomic-embed-text-v1.5, layerNorm: false for a model whose card asks for no layer norm",
+  throw config.unsupported(
+    "dimensions for a nomic_bert model that does not name itself",
+    "pass layerNorm: true for nomic-embed-text-v1.5, layerNorm: false for a model whose card asks for no layer norm",
   );
 }
 
+/**
+ * The prompts of `config_sentence_transformers.json`.
+ *
+ * @throws EmbedderError `MODEL_INVALID`
+ */
 export function readPrompts(dir: string): { query?: string; document?: string; fallback?: string } {
-  const file = path.join(dir, "config_sentence_transformers.json");
-  const config = readJsonObjectIfPresent(file) ?? {};
-  const prompts = config.prompts ?? {};
-  if (!isObject(prompts)) throw new EmbedderError("MODEL_INVALID", `${file}: prompts: expected an object`);
-  const named: { [name: string]: string } = {};
-  for (const [name, prompt] of Object.entries(prompts)) {
+  const file = JsonFile.readOptional(path.join(dir, PROMPTS_FILE));
+  const named = new Map<string, string>();
+  for (const [name, prompt] of Object.entries(file.typed(["prompts"], "an object", isObject) ?? {})) {
     if (prompt === null) continue;
-    if (typeof prompt !== "string") {
-      throw new EmbedderError("MODEL_INVALID", `${file}: prompts.${name}: expected a string`);
-    }
-    named[name] = prompt;
+    if (typeof prompt !== "string") throw file.invalid(`prompts.${name}: expected a string`);
+    named.set(name, prompt);
   }
-  const defaultName = config.default_prompt_name ?? undefined;
-  if (defaultName !== undefined && (typeof defaultName !== "string" || named[defaultName] === undefined)) {
-    throw new EmbedderError(
-      "MODEL_INVALID",
-      `${file}: default_prompt_name ${JSON.stringify(defaultName)} is none of its prompts (${Object.keys(named).join(", ")})`,
-    );
+  const defaultName = file.text("default_prompt_name");
+  if (defaultName !== undefined && !named.has(defaultName)) {
+    const names = [...named.keys()].join(", ");
+    throw file.invalid(`default_prompt_name ${JSON.stringify(defaultName)} is none of its prompts (${names})`);
   }
-  const document = named.document ?? named.passage ?? named.corpus;
-  const fallback = defaultName === undefined ? undefined : named[defaultName];
+  const query = named.get("query");
+  const document = named.get("document") ?? named.get("passage") ?? named.get("corpus");
+  const fallback = defaultName === undefined ? undefined : named.get(defaultName);
   return {
-    ...(named.query !== undefined && { query: named.query }),
+    ...(query !== undefined && { query }),
     ...(document !== undefined && { document }),
     ...(fallback !== undefined && { fallback }),
   };
 }
 
-function readPooling(
-  file: string | undefined,
-  option: PoolingMode | undefined,
-  known: PoolingMode | undefined,
-  hiddenSize: number,
-  prompts: string,
-): PoolingMode[] {
-  const config = file === undefined ? undefined : required(file);
-  if (file !== undefined && config !== undefined) {
-    for (const key of ["word_embedding_dimension", "embedding_dimension"]) {
-      const dimension = optionalCount(file, config, key);
-      if (dimension !== undefined && dimension !== hiddenSize) {
-        throw new EmbedderError(
-          "MODEL_INVALID",
-          `${file}: ${key} is ${dimension}, but config.json has hidden size ${hiddenSize}`,
-        );
-      }
-    }
-    if (config.include_prompt === false && prompts !== "") {
-      throw new EmbedderError(
-        "MODEL_UNSUPPORTED",
-        `${file}: include_prompt false (pooling that leaves the prompt out); set queryPrompt and documentPrompt to ""`,
-      );
+/** Refuses pooling that contradicts the encoder or leaves out a prompt's tokens, which is not computed here. */
+function checkPooling(file: JsonFile, hiddenSize: number, hasPrompt: boolean): void {
+  for (const key of ["word_embedding_dimension", "embedding_dimension"]) {
+    const dimension = file.count(key);
+    if (dimension !== undefined && dimension !== hiddenSize) {
+      throw file.invalid(`${key}: expected the model's hidden size ${hiddenSize}, found ${dimension}`);
     }
   }
-  if (option !== undefined) return [option];
-  if (file !== undefined && config !== undefined) return poolingModes(file, config);
-  if (known !== undefined) return [known];
-  throw new EmbedderError(
-    "MODEL_UNSUPPORTED",
-    "the model folder does not say how to pool (no modules.json, no 1_Pooling/config.json) and the model is not a known one; " +
-      `pass the option pooling: ${POOLING_MODES.map((mode) => JSON.stringify(mode)).join(" | ")}`,
-  );
-}
-
-function poolingModes(file: string, config: JsonObject): PoolingMode[] {
-  const LEGACY_KEYS: Record<PoolingMode, string> = {
-    cls: "pooling_mode_cls_token",
-    max: "pooling_mode_max_tokens",
-    mean: "pooling_mode_mean_tokens",
-    mean_sqrt_len_tokens: "pooling_mode_mean_sqrt_len_tokens",
-    weightedmean: "pooling_mode_weightedmean_tokens",
-    lasttoken: "pooling_mode_lasttoken",
-  };
-  const declared = config.pooling_mode;
-  const names =
-    declared === undefined || declared === null
-      ? POOLING_MODES.filter((mode) => config[LEGACY_KEYS[mode]] === true)
-      : [declared].flat();
-  const unknown = names.find((name) => !POOLING_MODES.includes(name as PoolingMode));
-  if (unknown !== undefined) {
-    throw new EmbedderError(
-      "MODEL_UNSUPPORTED",
-      `${file}: pooling_mode ${JSON.stringify(unknown)}; supported are ${POOLING_MODES.join(", ")}`,
+  if (file.flag("include_prompt") === false && hasPrompt) {
+    throw file.unsupported(
+      "include_prompt false (pooling that leaves the prompt out)",
+      'set queryPrompt and documentPrompt to ""',
     );
   }
-  if (names.length === 0) throw new EmbedderError("MODEL_INVALID", `${file}: no pooling mode is set`);
-  const repeated = names.find((name, index) => names.indexOf(name) < index);
-  if (repeated !== undefined) {
-    throw new EmbedderError(
-      "MODEL_INVALID",
-      `${file}: pooling mode ${JSON.stringify(repeated)} is named more than once`,
-    );
+}
+
+const OLDER_KEYS: Record<PoolingMode, string> = {
+  cls: "pooling_mode_cls_token",
+  max: "pooling_mode_max_tokens",
+  mean: "pooling_mode_mean_tokens",
+  mean_sqrt_len_tokens: "pooling_mode_mean_sqrt_len_tokens",
+  weightedmean: "pooling_mode_weightedmean_tokens",
+  lasttoken: "pooling_mode_lasttoken",
+};
+
+/**
+ * `pooling_mode`, a name or a list of names, or the older form of one boolean for each mode, in the order in which
+ * sentence-transformers concatenates them.
+ */
+function poolingModes(file: JsonFile): PoolingMode[] {
+  const unsupported = (mode: string) => file.unsupported(mode, `supported are ${POOLING_MODES.join(", ")}`);
+  const older = Object.keys(file.json).filter((key) => key.startsWith("pooling_mode_"));
+  const switchedOn = older.filter((key) => file.flag(key));
+  const unknown = switchedOn.find((key) => !Object.values(OLDER_KEYS).includes(key));
+  if (unknown !== undefined) throw unsupported(`pooling mode ${unknown}`);
+
+  const isNames = (value: unknown): value is string | string[] =>
+    [value].flat().every((name) => typeof name === "string");
+  const declared = file.typed(["pooling_mode"], "a string or a list of strings", isNames);
+  const names: string[] =
+    declared === undefined ? POOLING_MODES.filter((mode) => switchedOn.includes(OLDER_KEYS[mode])) : [declared].flat();
+  if (names.length === 0) throw file.invalid("no pooling mode is switched on");
+  const seen = new Set<string>();
+  for (const name of names) {
+    if (seen.has(name)) throw file.invalid(`pooling mode ${JSON.stringify(name)} is named more than once`);
+    seen.add(name);
   }
-  return names as PoolingMode[];
-}
-
-function required(file: string): JsonObject {
-  const value = readJsonObjectIfPresent(file);
-  if (value === undefined) throw new EmbedderError("MODEL_NOT_FOUND", `${file} does not exist`);
-  return value;
-}
-
-function optionalCount(file: string, object: JsonObject, key: string): number | undefined {
-  return object[key] === undefined || object[key] === null ? undefined : count(file, object, key);
-}
-
-function count(file: string, object: JsonObject, key: string): number {
-  const value = object[key];
-  if (Number.isInteger(value) && (value as number) >= 1 && (value as number) < 2 ** 32) return value as number;
-  throw new EmbedderError(
-    "MODEL_INVALID",
-    `${file}: ${key}: expected a whole number of at least 1 and below 2^32, found ${describeValue(value ?? null)}`,
-  );
+  const isMode = (name: string): name is PoolingMode => (POOLING_MODES as readonly string[]).includes(name);
+  return names.map((name) => {
+    if (isMode(name)) return name;
+    throw unsupported(`pooling mode ${JSON.stringify(name)}`);
+  });
 }

@@ -1,17 +1,18 @@
 import { existsSync, readdirSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
-import type { Call, Model } from "../index.js";
+import type { ModelOptions as AddonOptions, Call, Model } from "../index.js";
+import { packageCacheFolder } from "./cache_folder.js";
 import {
   type Activity,
   type BackendMemory,
   type BackendName,
+  type Description,
   type Engine,
   type EngineCall,
   type EngineResult,
   type EngineRows,
   inSlices,
-  type PoolingMode,
   PROGRESS_INTERVAL_MS,
   type TextOrTokens,
 } from "./engine.js";
@@ -51,13 +52,18 @@ function innermostReasons(error: unknown): string {
 }
 
 /**
- * Options as the addon takes them, with the ONNX Runtime library of `onnxruntime-node`, so that both languages share
- * one copy, unless the caller or `ORT_DYLIB_PATH` names another.
+ * Options as the addon takes them: with the cache folder, and with the ONNX Runtime library of `onnxruntime-node`, so
+ * that both languages share one copy, unless the caller or `ORT_DYLIB_PATH` names another.
  */
-export function addonOptions(options: LoadOptions): LoadOptions {
-  if (options.onnxRuntimeLibrary !== undefined || process.env.ORT_DYLIB_PATH) return options;
-  const onnxRuntimeLibrary = bundledOnnxRuntime();
-  return onnxRuntimeLibrary === undefined ? options : { ...options, onnxRuntimeLibrary };
+export function addonOptions(options: LoadOptions): AddonOptions {
+  const cacheFolder = packageCacheFolder();
+  const onnxRuntimeLibrary =
+    options.onnxRuntimeLibrary ?? (process.env.ORT_DYLIB_PATH ? undefined : bundledOnnxRuntime());
+  return {
+    ...options,
+    ...(cacheFolder !== undefined && { cacheFolder }),
+    ...(onnxRuntimeLibrary !== undefined && { onnxRuntimeLibrary }),
+  };
 }
 
 function bundledOnnxRuntime(): string | undefined {
@@ -80,11 +86,7 @@ function bundledOnnxRuntime(): string | undefined {
 export class NativeEngine implements Engine {
   readonly backend: BackendName;
   readonly isGpu: boolean;
-  readonly dimension: number;
-  readonly maxTokens: number;
-  readonly vocabularySize: number;
-  readonly fingerprint: string;
-  readonly pooling: readonly PoolingMode[];
+  readonly description: Description;
   readonly fallbackReason: string | null;
   readonly #model: Model;
   readonly #addon: Addon;
@@ -94,11 +96,7 @@ export class NativeEngine implements Engine {
     this.#model = model;
     this.backend = model.backend as BackendName;
     this.isGpu = model.isGpu;
-    this.dimension = model.dimension;
-    this.maxTokens = model.maxTokens;
-    this.vocabularySize = model.vocabularySize;
-    this.fingerprint = model.fingerprint;
-    this.pooling = model.pooling as PoolingMode[];
+    this.description = model.description as Description;
     this.fallbackReason = model.fallbackReason;
   }
 

@@ -46,7 +46,9 @@ export class TextTokenizer {
     const file = model.tokenizerFile;
     const bytes = readRegularFile(file, MOST_TOKENIZER);
     this.hash = createHash("sha256").update(bytes).digest("hex");
-    const json = parseJsonObject(file, bytes);
+    // What is absent is null, which the library does not take for granted.
+    const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
+    const json: JsonObject = { ...parts, ...parseJsonObject(file, bytes) };
     checkNumbers(file, json, model.vocabularySize);
     try {
       // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
@@ -66,8 +68,8 @@ export class TextTokenizer {
       const content = encode({ add_special_tokens: false });
       const whole = encode();
       const start = whole.findIndex((_, index) => content.every((id, offset) => whole[index + offset] === id));
-      this.#before = whole.slice(0, start);
-      this.#after = whole.slice(start + content.length);
+      const around = [whole.slice(0, start), whole.slice(start + content.length)];
+      [this.#before = [], this.#after = []] = templateIds(json.post_processor) ?? around;
     } catch (cause) {
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
@@ -153,11 +155,34 @@ export class TextTokenizer {
   }
 }
 
+/** The ids that a template puts before and after a text. The library looks the tokens' names up instead. */
+function templateIds(postProcessor: unknown): [before: number[], after: number[]] | undefined {
+  if (!isObject(postProcessor) || postProcessor.type !== "TemplateProcessing") return undefined;
+  const { single, special_tokens: tokens } = postProcessor as {
+    single: { Sequence?: object; SpecialToken?: { id: string } }[];
+    special_tokens: { [name: string]: { ids: number[] } };
+  };
+  if (!Object.values(tokens).every(({ ids }) => Array.isArray(ids) && ids.every(isCount))) {
+    throw new Error("post_processor.special_tokens: expected the ids of each");
+  }
+  const text = single.findIndex(({ Sequence: sequence }) => sequence);
+  const ids = single.map(({ SpecialToken: token }) => {
+    if (!token) return [];
+    const special = tokens[token.id];
+    if (special) return special.ids;
+    throw new Error(`the template's token ${JSON.stringify(token.id)} is missing in special_tokens`);
+  });
+  return [ids.slice(0, text).flat(), ids.slice(text + 1).flat()];
+}
+
 /**
  * BERT's text clean-up exactly as the Rust tokenizer does it. The JavaScript library's own differs: it leaves CJK
  * characters beyond the basic plane unseparated, and writes a word-final capital sigma as ς instead of σ.
  */
 function bertNormalizer(config: JsonObject): (text: string) => string {
+  for (const key of ["clean_text", "handle_chinese_chars", "lowercase"]) {
+    if (typeof config[key] !== "boolean") throw new Error(`normalizer.${key}: expected true or false`);
+  }
   const stripAccents = config.strip_accents ?? config.lowercase;
   return (text) => {
     let result = text;
@@ -178,11 +203,14 @@ function bertNormalizer(config: JsonObject): (text: string) => string {
 }
 
 /**
- * Refuses numbers that the tokenizer would not get over, which it does not check itself. Every id must have a row in the
+ * Refuses what the Rust tokenizer would refuse and the library does not check itself. Every id must have a row in the
  * embedding table.
  */
 function checkNumbers(file: string, json: JsonObject, rows: number): void {
   const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
+  if ((json.version ?? "1.0") !== "1.0") {
+    throw invalid(`is not a tokenizer: unknown version ${JSON.stringify(json.version)}`);
+  }
   const model = isObject(json.model) ? json.model : {};
   for (const [token, id] of vocabulary(model.vocab, json.added_tokens)) {
     if (!isCount(id)) {
@@ -191,10 +219,28 @@ function checkNumbers(file: string, json: JsonObject, rows: number): void {
     }
     if (id >= rows) throw otherModel(file, String(token), id, rows);
   }
-  const longest = model.max_input_chars_per_word ?? 0;
-  if (!isCount(longest)) {
+  checkAddedTokens(json, model.vocab, invalid);
+  for (const key of ["unk_token", "continuing_subword_prefix", "max_input_chars_per_word"]) {
+    if (model.type === "WordPiece" && model[key] === undefined) throw invalid(`is not a tokenizer: ${key} is missing`);
+  }
+  const { max_input_chars_per_word: longest = 0 } = model;
+  // The Rust tokenizer has it in 64 bits.
+  if (!(Number.isInteger(longest) && (longest as number) >= 0 && (longest as number) < 2 ** 64)) {
     const found = JSON.stringify(longest);
     throw invalid(`max_input_chars_per_word: expected a whole number of at least 0, found ${found}`);
+  }
+}
+
+/** An added token has the id of the vocabulary, or the next one after it, whatever `added_tokens` says. */
+function checkAddedTokens(json: JsonObject, vocab: unknown, invalid: (problem: string) => EmbedderError): void {
+  const ids = new Map(vocabulary(vocab, undefined));
+  let next = ids.size;
+  for (const [token, id] of vocabulary(undefined, json.added_tokens)) {
+    if (!ids.has(token)) ids.set(token, next++);
+    const expected = ids.get(token);
+    if (id !== expected) {
+      throw invalid(`added token ${JSON.stringify(token)}: expected its id to be ${expected}, found ${id}`);
+    }
   }
 }
 

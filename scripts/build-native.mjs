@@ -9,6 +9,7 @@
 import { spawn } from "node:child_process";
 import * as path from "node:path";
 import { CommandError, installPackages, ROOT, recordVariant, reportFailure, rustEnvironment } from "./setup.mjs";
+import { cacheFolder } from "./starter-model.mjs";
 
 /** A program that failed and has said why on the terminal. */
 class ExitError extends Error {
@@ -62,7 +63,7 @@ async function prepareMlx({ mlx, blas }, rust) {
   );
   const xtask = ["run", "--quiet", "--locked", "--manifest-path", "xtask/Cargo.toml", "--", "mlx", `--variant=${mlx}`];
   if (blas) xtask.push(`--blas=${path.resolve(blas)}`);
-  const printed = await runVisibly("cargo", xtask, rust, "pipe");
+  const printed = await runVisibly("cargo", xtask, { ...rust, SEMANTIC_SEARCH_CACHE: cacheFolder() }, "pipe");
   const result = Object.fromEntries(
     Array.from(printed.matchAll(/^(config|library)=(.*)$/gm), (match) => match.slice(1)),
   );

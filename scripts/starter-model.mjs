@@ -16,6 +16,7 @@ import * as path from "node:path";
 import { pipeline } from "node:stream/promises";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { inflateRawSync } from "node:zlib";
+import { packageCacheFolder } from "../lib/cache_folder.js";
 
 const HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2";
 const HUB_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf";
@@ -42,15 +43,15 @@ const CONNECT_TIMEOUT_MS = 5_000;
 const STALL_TIMEOUT_MS = 30_000;
 
 /** Where scripts and benchmarks keep what they bring. */
-export function packageCacheFolder(env = process.env) {
-  const userCache =
-    (process.platform === "win32" ? env.LOCALAPPDATA : env.XDG_CACHE_HOME) || path.join(os.homedir(), ".cache");
-  return env.SEMANTIC_SEARCH_CACHE || path.join(userCache, "semantic-search-native");
+export function cacheFolder() {
+  const folder = packageCacheFolder();
+  if (folder === undefined) throw new Error("the user has no home folder: set HOME or SEMANTIC_SEARCH_CACHE");
+  return folder;
 }
 
 /** Where the starter model lies on this machine. */
-export function starterModelFolder(env = process.env) {
-  return path.join(packageCacheFolder(env), "models", "all-MiniLM-L6-v2");
+export function starterModelFolder() {
+  return path.join(cacheFolder(), "models", "all-MiniLM-L6-v2");
 }
 
 /**

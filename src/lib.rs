@@ -15,7 +15,7 @@
 //!
 //! # Where things are
 //!
-//! - [`model_dir`] reads a model folder, [`options`] what the caller may decide, [`checkpoint`] the weights.
+//! - [`model_dir`] reads a model folder (`json_file` its settings files), [`options`] what the caller may decide, [`checkpoint`] the weights.
 //! - [`arch`] holds the encoders: an architecture is one file and one line of a table. It records what it computes into a
 //!   [`graph`], which is plain data.
 //! - [`runtime`] reads such a graph. [`runtime::onnx`] makes an ONNX graph of it, whose initializers point into the
@@ -42,6 +42,7 @@ mod file;
 pub mod graph;
 mod guard;
 pub mod int8;
+mod json_file;
 mod memory;
 pub mod model;
 pub mod model_dir;

@@ -30,7 +30,6 @@ pub struct Model {
     is_gpu: bool,
     fallback_reason: Option<String>,
     warning: Option<String>,
-    threads: usize,
 }
 
 impl Model {
@@ -77,7 +76,6 @@ impl Model {
             is_gpu: runtime.is_gpu,
             fallback_reason,
             warning: runtime.warning.take(),
-            threads,
             engine: Engine::start(
                 runtime,
                 tokenizer,
@@ -186,12 +184,6 @@ impl Model {
             "mlx" => runtime::mlx_memory(),
             _ => Ok(None),
         }
-    }
-
-    /// Threads that compute, on the CPU.
-    #[must_use]
-    pub fn threads(&self) -> usize {
-        self.threads
     }
 }
 

@@ -13,6 +13,9 @@
 //! A folder with only config, tokenizer and weights works for models that its `config.json` names
 //! (CodeRankEmbed, nomic-embed-text); for any other the pooling has to be given as an option.
 //!
+//! `lib/model_dir.ts` reads the same for the JavaScript fallback. What one of them refuses, the other refuses with the same
+//! code; where several things are wrong they are found in the same order (`__test__/readers.spec.mjs` compares both).
+//!
 //! Each file is read once, and only if it is a regular one of a plausible size (`file.rs`). It may be a link that leads
 //! anywhere, as in the Hub's cache; a name that stands in a file may not leave the folder.
 //!
@@ -22,10 +25,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::arch::{self, Encoder, Facts};
@@ -33,6 +35,7 @@ use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::graph::Pooling;
+use crate::json_file::{self, JsonFile, not_found, read_bytes};
 use crate::options::Options;
 use crate::vector::Cut;
 
@@ -53,8 +56,6 @@ pub struct ModelDir {
     pub document_prompt: String,
     /// Most tokens of a text, special tokens included.
     pub max_tokens: usize,
-    /// The same without the caller's wish: what the model was made for.
-    pub model_max_tokens: usize,
     /// Whether texts are lower-cased before tokenization, on top of what the tokenizer does.
     pub lower_case: bool,
     /// Which part of a pooled vector is kept; `None` for all of it.
@@ -86,42 +87,42 @@ impl ModelDir {
         let modules = Modules::read(path)?;
         let folder = &modules.transformer;
         let config_path = folder.join("config.json");
-        let config_bytes = read_settings(&config_path, "the architecture's settings")?;
-        let config_json: Value = parse(&config_path, &config_bytes)?;
-        let encoder = arch::read(&config_path, &config_json)?;
+        let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?
+            .ok_or_else(|| not_found(&config_path, "the architecture's settings"))?;
+        let config_file = JsonFile::parse(config_path, &config_bytes)?;
+        let encoder = arch::read(&config_file.path, &config_file.json)?;
         let facts = encoder.facts();
-        let width = facts.width;
-        let known = KnownModel::of(&config_json);
+        let known = KnownModel::of(&config_file.json);
 
         let prompts = Prompts::read(path)?;
-        let known_prompt =
-            |choose: fn(&KnownModel) -> &'static str| known.as_ref().map(|k| choose(k).to_owned());
-        let query_prompt = options
-            .query_prompt
-            .clone()
-            .or_else(|| prompts.named(&["query"]))
-            .or_else(|| known_prompt(|known| known.query_prompt))
-            .or_else(|| prompts.default.clone())
-            .unwrap_or_default();
-        let document_prompt = options
-            .document_prompt
-            .clone()
-            .or_else(|| prompts.named(&["document", "passage", "corpus"]))
-            .or_else(|| known_prompt(|known| known.document_prompt))
-            .or_else(|| prompts.default.clone())
-            .unwrap_or_default();
-        let folder_pooling = match &modules.pooling {
-            Some(file) => {
-                let config = PoolingConfig::read(file)?;
-                config.check(file, width, &query_prompt, &document_prompt)?;
-                Some((file, config))
-            }
-            None => None,
+        let prompt = |option: &Option<String>, names: &[&str], known: Option<&String>| {
+            let option = option.as_ref();
+            let declared = option.or_else(|| prompts.named(names));
+            let prompt = declared.or(known).or(prompts.default.as_ref());
+            prompt.cloned().unwrap_or_default()
         };
-        let pooling = match (options.pooling, folder_pooling, &known) {
+        let query_prompt = prompt(
+            &options.query_prompt,
+            &["query"],
+            known.map(|known| &known.query_prompt),
+        );
+        let document_prompt = prompt(
+            &options.document_prompt,
+            &["document", "passage", "corpus"],
+            known.map(|known| &known.document_prompt),
+        );
+        let has_prompt = !(query_prompt.is_empty() && document_prompt.is_empty());
+        let pooling_file = modules
+            .pooling
+            .map(|file| JsonFile::read(file, "the pooling that modules.json names"))
+            .transpose()?;
+        if let Some(file) = &pooling_file {
+            check_pooling(file, facts.width, has_prompt)?;
+        }
+        let pooling = match (options.pooling, pooling_file, known) {
             (Some(pooling), _, _) => vec![pooling],
-            (None, Some((file, config)), _) => config.modes(file)?,
-            (None, None, Some(known)) => vec![known.pooling],
+            (None, Some(file), _) => pooling_modes(&file)?,
+            (None, None, Some(known)) => vec![known.pooling.parse()?],
             (None, None, None) => {
                 return Err(Error::ModelUnsupported {
                     path: path.to_owned(),
@@ -131,23 +132,31 @@ impl ModelDir {
             }
         };
 
-        let pooled = pooling.len() * width;
-        let known_norm = known.as_ref().map(|known| known.layer_norm);
-        let cut = read_cut(&config_path, facts, pooled, known_norm, options)?;
+        let pooled = pooling.len() * facts.width;
+        let known_norm = known.map(|known| known.layer_norm);
+        let cut = read_cut(&config_file.path, facts, pooled, known_norm, options)?;
 
-        let sentence_bert: SentenceBertConfig =
-            read_optional(&folder.join("sentence_bert_config.json"))?;
-        let tokenizer_config: TokenizerConfig =
-            read_optional(&folder.join("tokenizer_config.json"))?;
-        let model_max_tokens = sentence_bert
-            .max_seq_length
-            .or_else(|| tokenizer_config.limit())
-            .unwrap_or(usize::MAX)
-            .min(facts.positions);
+        let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
+        let max_seq_length = sentence_bert.count("max_seq_length")?;
+        let lower_case = sentence_bert.flag("do_lower_case")?.unwrap_or(false);
+        let tokenizer_config = JsonFile::read_optional(folder.join("tokenizer_config.json"))?;
+        let max_length = model_max_length(&tokenizer_config)?;
+        let truncate_left = tokenizer_config
+            .typed(
+                "truncation_side",
+                "\"left\" or \"right\"",
+                |side| match side.as_str()? {
+                    "left" => Some(true),
+                    "right" => Some(false),
+                    _ => None,
+                },
+            )?
+            .unwrap_or(false);
         let max_tokens = options
             .max_tokens
             .unwrap_or(Options::DEFAULT_MAX_TOKENS)
-            .min(model_max_tokens);
+            .min(max_seq_length.or(max_length).unwrap_or(usize::MAX))
+            .min(facts.positions);
 
         let tokenizer = folder.join("tokenizer.json");
         if !tokenizer.exists() {
@@ -159,12 +168,11 @@ impl ModelDir {
             query_prompt,
             document_prompt,
             max_tokens,
-            model_max_tokens,
-            lower_case: sentence_bert.do_lower_case.unwrap_or(false),
+            lower_case,
             cut,
             normalize: !options.keep_length,
             tokenizer,
-            truncate_left: tokenizer_config.truncation_side.as_deref() == Some("left"),
+            truncate_left,
             weights: weight_files(folder)?,
             config_digest: sha256_hex(&config_bytes),
             encoder,
@@ -189,7 +197,8 @@ impl ModelDir {
     /// # Errors
     /// There is no such file, or it cannot be read.
     pub fn read_tokenizer(&self) -> Result<Vec<u8>> {
-        read_required(&self.tokenizer, TOKENIZER, file::MOST_TOKENIZER)
+        read_bytes(&self.tokenizer, file::MOST_TOKENIZER)?
+            .ok_or_else(|| not_found(&self.tokenizer, TOKENIZER))
     }
 
     /// A name for everything that decides what vectors this model gives: two indexes may be mixed if, and only if,
@@ -246,176 +255,138 @@ struct Modules {
 
 impl Modules {
     fn read(folder: &Path) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Module {
-            #[serde(default)]
-            path: String,
-            r#type: String,
-        }
         let path = folder.join("modules.json");
-        if !path.exists() {
+        let Some(bytes) = read_bytes(&path, file::MOST_SETTINGS)? else {
             let pooling = folder.join("1_Pooling").join("config.json");
             return Ok(Self {
                 transformer: folder.to_owned(),
                 pooling: pooling.exists().then_some(pooling),
             });
+        };
+        let json = json_file::parse(&path, &bytes)?;
+        let invalid = |problem| json_file::invalid(&path, problem);
+        let Some(entries) = json.as_array() else {
+            return Err(invalid("expected a JSON array of modules".to_owned()));
+        };
+        let mut modules = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let module = entry.as_object().and_then(|entry| {
+                let kind = entry.get("type")?.as_str()?;
+                Some((kind, entry.get("path").map_or(Some(""), Value::as_str)?))
+            });
+            modules.push(module.ok_or_else(|| {
+                invalid(format!(
+                    "entry {index}: expected strings \"type\" and \"path\""
+                ))
+            })?);
         }
-        let modules: Vec<Module> = parse(&path, &read_settings(&path, "the chain of modules")?)?;
-        let mut transformer = None;
-        let mut pooling = None;
-        for (index, module) in modules.iter().enumerate() {
-            let kind = module.r#type.rsplit('.').next().unwrap_or_default();
-            let inside = || plain_path(&path, &module.path).map(|relative| folder.join(relative));
-            match (index, kind) {
-                (0, "Transformer") => transformer = Some(inside()?),
-                (1, "Pooling") => pooling = Some(inside()?.join("config.json")),
-                (2, "Normalize") => {}
-                _ => {
-                    return Err(Error::ModelUnsupported {
-                        path,
-                        feature: format!("module {index} of type {:?}", module.r#type),
-                        hint: "supported is the chain Transformer, Pooling, Normalize (the last is optional)"
-                            .to_owned(),
-                    });
-                }
+        for (_, relative) in &modules {
+            plain_path(&path, relative)?;
+        }
+        for (index, (kind, _)) in modules.iter().enumerate() {
+            // Other classes are code of the model's own, which is not run.
+            let class = kind.strip_prefix("sentence_transformers.");
+            let class = class.and_then(|class| class.rsplit('.').next());
+            if class.is_none() || class != CHAIN.get(index).copied() {
+                return Err(Error::ModelUnsupported {
+                    path,
+                    feature: format!("module {index} of type {kind:?}"),
+                    hint: "supported is the chain Transformer, Pooling, Normalize of sentence_transformers (the last is optional)"
+                        .to_owned(),
+                });
             }
         }
-        match transformer {
-            Some(transformer) => Ok(Self {
-                transformer,
-                pooling,
-            }),
-            None => Err(Error::ModelInvalid {
-                path,
-                problem:
-                    "expected a list of modules that starts with a Transformer, found an empty list"
-                        .to_owned(),
-                source: None,
-            }),
-        }
-    }
-}
-
-/// `1_Pooling/config.json`, in its older form of one boolean per mode or its newer form of one name or list.
-#[derive(Deserialize)]
-struct PoolingConfig {
-    pooling_mode: Option<OneOrMany>,
-    #[serde(alias = "embedding_dimension")]
-    word_embedding_dimension: Option<usize>,
-    include_prompt: Option<bool>,
-    #[serde(flatten)]
-    others: BTreeMap<String, Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl PoolingConfig {
-    fn read(path: &Path) -> Result<Self> {
-        parse(
-            path,
-            &read_settings(path, "the pooling that modules.json names")?,
-        )
-    }
-
-    /// Refuses what contradicts the encoder, and pooling that leaves out a prompt's tokens, which is not computed here.
-    fn check(
-        &self,
-        path: &Path,
-        width: usize,
-        query_prompt: &str,
-        document_prompt: &str,
-    ) -> Result<()> {
-        if let Some(dimension) = self
-            .word_embedding_dimension
-            .filter(|&dimension| dimension != width)
-        {
-            return Err(Error::ModelInvalid {
-                path: path.to_owned(),
-                problem: format!(
-                    "`word_embedding_dimension`: expected the model's hidden size {width}, found {dimension}"
-                ),
-                source: None,
-            });
-        }
-        if self.include_prompt == Some(false)
-            && !(query_prompt.is_empty() && document_prompt.is_empty())
-        {
-            return Err(Error::ModelUnsupported {
-                path: path.to_owned(),
-                feature: "include_prompt = false together with a prompt".to_owned(),
-                hint: "pass empty prompts (`queryPrompt: \"\", documentPrompt: \"\"`) if the model works without"
+        let mut folders = modules.iter().map(|(_, relative)| folder.join(relative));
+        let transformer = folders.next().ok_or_else(|| {
+            invalid(
+                "expected a list of modules that starts with a Transformer, found an empty list"
                     .to_owned(),
-            });
-        }
-        Ok(())
+            )
+        })?;
+        Ok(Self {
+            transformer,
+            pooling: folders.next().map(|folder| folder.join("config.json")),
+        })
     }
+}
 
-    fn modes(&self, path: &Path) -> Result<Vec<Pooling>> {
-        let names = match &self.pooling_mode {
-            Some(OneOrMany::One(name)) => vec![name.as_str()],
-            Some(OneOrMany::Many(names)) => names.iter().map(String::as_str).collect(),
-            None => self.legacy_names(),
-        };
-        if names.is_empty() {
-            return Err(Error::ModelInvalid {
-                path: path.to_owned(),
-                problem: "no pooling mode is switched on".to_owned(),
-                source: None,
-            });
-        }
-        let repeated = |index: &usize| names[..*index].contains(&names[*index]);
-        // There are only so many modes: no list of others is longer.
-        let checked = 0..names.len().min(Pooling::ALL.len() + 1);
-        if let Some(index) = checked.clone().find(repeated) {
-            return Err(Error::ModelInvalid {
-                path: path.to_owned(),
-                problem: format!("pooling mode {:?} is named more than once", names[index]),
-                source: None,
-            });
-        }
-        names[checked]
-            .iter()
-            .map(|&name| {
-                Pooling::from_name(name).ok_or_else(|| Error::ModelUnsupported {
-                    path: path.to_owned(),
-                    feature: format!("pooling mode {name:?}"),
-                    hint: format!(
-                        "supported are {}",
-                        Pooling::ALL.map(Pooling::name).join(", ")
-                    ),
-                })
-            })
-            .collect()
-    }
+/// The modules that are computed, in their order.
+const CHAIN: [&str; 3] = ["Transformer", "Pooling", "Normalize"];
 
-    /// Modes that are `true`, in the order in which sentence-transformers concatenates them, unknown ones last.
-    fn legacy_names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self
-            .others
-            .iter()
-            .filter(|(_, value)| **value == Value::Bool(true))
-            .filter_map(|(key, _)| key.strip_prefix("pooling_mode_"))
-            .map(|name| match name {
-                "cls_token" => "cls",
-                "max_tokens" => "max",
-                "mean_tokens" => "mean",
-                "weightedmean_tokens" => "weightedmean",
-                other => other,
-            })
-            .collect();
-        names.sort_by_key(|name| {
-            Pooling::ALL
-                .iter()
-                .position(|pooling| pooling.name() == *name)
-                .unwrap_or(usize::MAX)
-        });
-        names
+/// Refuses pooling that contradicts the encoder or leaves out a prompt's tokens, which is not computed here.
+fn check_pooling(file: &JsonFile, width: usize, has_prompt: bool) -> Result<()> {
+    for key in ["word_embedding_dimension", "embedding_dimension"] {
+        if let Some(found) = file.count(key)?.filter(|&found| found != width) {
+            return Err(file.invalid(format!(
+                "`{key}`: expected the model's hidden size {width}, found {found}"
+            )));
+        }
     }
+    if file.flag("include_prompt")? == Some(false) && has_prompt {
+        return Err(file.unsupported(
+            "include_prompt = false together with a prompt".to_owned(),
+            "pass empty prompts (`queryPrompt: \"\", documentPrompt: \"\"`) if the model works without",
+        ));
+    }
+    Ok(())
+}
+
+/// `pooling_mode`, a name or a list of names, or the older form of one boolean for each mode, in the order in which
+/// sentence-transformers concatenates them.
+fn pooling_modes(file: &JsonFile) -> Result<Vec<Pooling>> {
+    const OLDER: &str = "pooling_mode_";
+    let older_key = |mode: Pooling| match mode {
+        Pooling::Cls => "pooling_mode_cls_token".to_owned(),
+        Pooling::Max | Pooling::Mean | Pooling::WeightedMean => {
+            format!("{OLDER}{}_tokens", mode.name())
+        }
+        _ => format!("{OLDER}{}", mode.name()),
+    };
+    let unsupported = |mode: String| {
+        let names = Pooling::ALL.map(Pooling::name).join(", ");
+        file.unsupported(mode, &format!("supported are {names}"))
+    };
+    let mut switched_on = Vec::new();
+    for key in file
+        .json
+        .as_object()
+        .into_iter()
+        .flat_map(|json| json.keys())
+    {
+        if key.starts_with(OLDER) && file.flag(key)? == Some(true) {
+            switched_on.push(key);
+        }
+    }
+    let is_on = |mode: &Pooling| switched_on.contains(&&older_key(*mode));
+    let is_unknown = |key: &&&String| !Pooling::ALL.iter().any(|&mode| older_key(mode) == ***key);
+    if let Some(key) = switched_on.iter().find(is_unknown) {
+        return Err(unsupported(format!("pooling mode {key}")));
+    }
+    let declared = file.typed(
+        "pooling_mode",
+        "a string or a list of strings",
+        |mode| match mode {
+            Value::Array(modes) => modes.iter().map(Value::as_str).collect(),
+            mode => Some(vec![mode.as_str()?]),
+        },
+    )?;
+    let names = declared.unwrap_or_else(|| {
+        let modes = Pooling::ALL.into_iter().filter(is_on);
+        modes.map(Pooling::name).collect()
+    });
+    if names.is_empty() {
+        return Err(file.invalid("no pooling mode is switched on".to_owned()));
+    }
+    let mut modes = Vec::new();
+    let mut seen = BTreeSet::new();
+    if let Some(name) = names.iter().find(|&name| !seen.insert(name)) {
+        return Err(file.invalid(format!("pooling mode {name:?} is named more than once")));
+    }
+    for name in names {
+        let mode = Pooling::from_name(name);
+        modes.push(mode.ok_or_else(|| unsupported(format!("pooling mode {name:?}")))?);
+    }
+    Ok(modes)
 }
 
 /// `config_sentence_transformers.json`.
@@ -426,104 +397,90 @@ struct Prompts {
 
 impl Prompts {
     fn read(folder: &Path) -> Result<Self> {
-        #[derive(Deserialize, Default)]
-        struct File {
-            #[serde(default)]
-            prompts: Option<BTreeMap<String, Option<String>>>,
-            default_prompt_name: Option<String>,
+        let file = JsonFile::read_optional(folder.join("config_sentence_transformers.json"))?;
+        let mut by_name = BTreeMap::new();
+        let prompts = file.typed("prompts", "an object", Value::as_object)?;
+        for (name, prompt) in prompts.into_iter().flatten() {
+            match prompt {
+                Value::Null => {}
+                Value::String(prompt) => {
+                    by_name.insert(name.clone(), prompt.clone());
+                }
+                other => {
+                    return Err(file.invalid(format!(
+                        "`prompts.{name}`: expected a string, found {other}"
+                    )));
+                }
+            }
         }
-        let path = folder.join("config_sentence_transformers.json");
-        let file: File = read_optional(&path)?;
-        let by_name: BTreeMap<String, String> = file
-            .prompts
-            .unwrap_or_default()
-            .into_iter()
-            .filter_map(|(name, prompt)| Some((name, prompt?)))
-            .collect();
-        let default = match file.default_prompt_name {
+        let default = match file.text("default_prompt_name")? {
             None => None,
-            Some(name) => Some(
-                by_name
-                    .get(&name)
-                    .cloned()
-                    .ok_or_else(|| Error::ModelInvalid {
-                        path,
-                        problem: format!(
-                            "`default_prompt_name`: expected one of {:?}, found {name:?}",
-                            by_name.keys().collect::<Vec<_>>()
-                        ),
-                        source: None,
-                    })?,
-            ),
+            Some(name) => Some(by_name.get(name).cloned().ok_or_else(|| {
+                file.invalid(format!(
+                    "`default_prompt_name`: expected one of {:?}, found {name:?}",
+                    by_name.keys().collect::<Vec<_>>()
+                ))
+            })?),
         };
         Ok(Self { by_name, default })
     }
 
-    fn named(&self, names: &[&str]) -> Option<String> {
-        names
-            .iter()
-            .find_map(|&name| self.by_name.get(name))
-            .cloned()
+    fn named(&self, names: &[&str]) -> Option<&String> {
+        names.iter().find_map(|&name| self.by_name.get(name))
     }
 }
 
-#[derive(Deserialize, Default)]
-struct SentenceBertConfig {
-    max_seq_length: Option<usize>,
-    do_lower_case: Option<bool>,
+/// The limit of `tokenizer_config.json`; `transformers` writes 10³⁰ for none.
+fn model_max_length(file: &JsonFile) -> Result<Option<usize>> {
+    const NO_LIMIT: f64 = 1e8;
+    let expected = "a whole number of at least 1";
+    let limit = file.typed("model_max_length", expected, |value| {
+        let limit = value.as_f64()?;
+        let is_limit = limit > NO_LIMIT || (limit >= 1.0 && limit.fract() == 0.0);
+        is_limit.then_some(limit)
+    })?;
+    let limit = limit.filter(|&limit| limit <= NO_LIMIT);
+    Ok(limit.map(|limit| limit as usize))
 }
 
-#[derive(Deserialize, Default)]
-struct TokenizerConfig {
-    /// A float, since `transformers` writes 10³⁰ for "no limit".
-    model_max_length: Option<f64>,
-    truncation_side: Option<String>,
-}
-
-impl TokenizerConfig {
-    fn limit(&self) -> Option<usize> {
-        self.model_max_length
-            .filter(|&limit| (1.0..=1e8).contains(&limit))
-            .map(|limit| limit as usize)
-    }
-}
-
-/// Models whose bare `config.json` names them and whose pooling and prompts their authors have published.
+/// A model whose bare `config.json` names it and whose pooling and prompts its authors have published.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct KnownModel {
-    pooling: Pooling,
-    query_prompt: &'static str,
-    document_prompt: &'static str,
+    id: String,
+    pooling: String,
+    query_prompt: String,
+    document_prompt: String,
     /// See [`Cut::layer_norm`].
+    #[serde(default)]
     layer_norm: bool,
 }
 
+/// `lib/known_models.json`, which both languages read.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct KnownModels {
+    models: Vec<KnownModel>,
+    /// Parts of the last segment of `_name_or_path`, in lower case, each with the model's id. The first that fits counts.
+    names_in_config: Vec<(String, String)>,
+}
+
+static KNOWN_MODELS: LazyLock<KnownModels> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("../lib/known_models.json"))
+        .expect("the file is a part of this crate, and tests read it")
+});
+
 impl KnownModel {
-    fn of(config: &Value) -> Option<Self> {
+    fn of(config: &Value) -> Option<&'static Self> {
         let name = config.get("_name_or_path")?.as_str()?;
         let name = name
             .trim_end_matches('/')
             .rsplit('/')
             .next()?
             .to_lowercase();
-        if name.contains("coderankembed") {
-            // https://huggingface.co/nomic-ai/CodeRankEmbed
-            Some(Self {
-                pooling: Pooling::Cls,
-                query_prompt: "Represent this query for searching relevant code: ",
-                document_prompt: "",
-                layer_norm: false,
-            })
-        } else if name.contains("nomic-embed-text") {
-            // https://huggingface.co/nomic-ai/nomic-embed-text-v1.5
-            Some(Self {
-                pooling: Pooling::Mean,
-                query_prompt: "search_query: ",
-                document_prompt: "search_document: ",
-                layer_norm: name.contains("nomic-embed-text-v1.5"),
-            })
-        } else {
-            None
-        }
+        let mut names = KNOWN_MODELS.names_in_config.iter();
+        let (_, id) = names.find(|(part, _)| name.contains(part))?;
+        KNOWN_MODELS.models.iter().find(|model| model.id == *id)
     }
 }
 
@@ -561,10 +518,6 @@ fn read_cut(
 
 /// The checkpoint's files: one, or the shards that the index names.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
     let single = folder.join("model.safetensors");
     if single.exists() {
         return Ok(vec![single]);
@@ -576,15 +529,17 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
             hint: "expected weights as safetensors (pytorch_model.bin is not read)".to_owned(),
         });
     }
-    let index: Index = parse(
-        &index_path,
-        &read_settings(&index_path, "the list of shards")?,
-    )?;
-    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let index = JsonFile::read(index_path, "the list of shards")?;
+    let names = index.typed("weight_map", "file names by tensor", |map| {
+        let names = map.as_object()?.values().map(Value::as_str);
+        names.collect::<Option<BTreeSet<&str>>>()
+    })?;
+    let names = names.ok_or_else(|| index.invalid("`weight_map` is missing".to_owned()))?;
     names
         .into_iter()
         .map(|name| {
-            let path = folder.join(plain_path(&index_path, name)?);
+            plain_path(&index.path, name)?;
+            let path = folder.join(name);
             if path.exists() {
                 return Ok(path);
             }
@@ -597,56 +552,19 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// A relative path that stays inside the model folder.
-fn plain_path<'a>(file: &Path, relative: &'a str) -> Result<&'a Path> {
-    let path = Path::new(relative);
-    let is_plain = path.components().all(|component| {
+/// Refuses a path that leaves the model folder, here or on a system of other separators.
+fn plain_path(file: &Path, relative: &str) -> Result<()> {
+    let is_plain = Path::new(relative).components().all(|component| {
         matches!(
             component,
             std::path::Component::Normal(_) | std::path::Component::CurDir
         )
     });
-    if is_plain {
-        return Ok(path);
+    if is_plain && !relative.split(['/', '\\']).any(|part| part == "..") {
+        return Ok(());
     }
-    Err(Error::ModelInvalid {
-        path: file.to_owned(),
-        problem: format!("expected a path inside the model folder, found {relative:?}"),
-        source: None,
-    })
-}
-
-fn read_settings(path: &Path, what: &str) -> Result<Vec<u8>> {
-    read_required(path, what, file::MOST_SETTINGS)
-}
-
-fn read_required(path: &Path, what: &str, most: u64) -> Result<Vec<u8>> {
-    file::read(path, most).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => not_found(path, what),
-        _ => file::unreadable(path, error),
-    })
-}
-
-fn not_found(path: &Path, what: &str) -> Error {
-    Error::ModelNotFound {
-        path: path.to_owned(),
-        hint: format!("expected {what}"),
-    }
-}
-
-/// A file that may be absent; every field then has its default.
-fn read_optional<T: DeserializeOwned + Default>(path: &Path) -> Result<T> {
-    if path.exists() {
-        parse(path, &read_settings(path, "settings")?)
-    } else {
-        Ok(T::default())
-    }
-}
-
-fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| Error::ModelInvalid {
-        path: path.to_owned(),
-        problem: format!("is not the JSON that was expected: {error}"),
-        source: Some(error.into()),
-    })
+    Err(json_file::invalid(
+        file,
+        format!("expected a path inside the model folder, found {relative:?}"),
+    ))
 }

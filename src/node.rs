@@ -32,9 +32,10 @@ use crate::error::Error;
 use crate::guard;
 use crate::memory;
 use crate::model::{self, Model as LoadedModel};
+use crate::model_dir::ModelDir;
 use crate::options::Options;
 use crate::runtime;
-use crate::tokenizer::Input;
+use crate::tokenizer::{Input, Tokenizer};
 use crate::vector::{Encoding, Vectors};
 
 /// The first thing that happens, on the thread that loads the addon: here it is as safe as anywhere to change the
@@ -72,6 +73,8 @@ pub struct ModelOptions {
     pub threads: Option<u32>,
     /// Most bytes that the activations of one batch may take.
     pub memory_budget: Option<f64>,
+    /// Where quantized weights are kept; default: nowhere.
+    pub cache_folder: Option<String>,
     /// ONNX Runtime's shared library.
     pub onnx_runtime_library: Option<String>,
 }
@@ -95,10 +98,75 @@ impl TryFrom<Option<ModelOptions>> for Options {
             backend: options.backend.as_deref().unwrap_or("auto").parse()?,
             threads: options.threads.map(|threads| threads as usize),
             memory_budget: options.memory_budget.map(|bytes| bytes as usize),
-            cache_folder: None,
+            cache_folder: options.cache_folder.map(PathBuf::from),
             onnx_runtime_library: options.onnx_runtime_library.map(PathBuf::from),
         })
     }
+}
+
+/// What a model folder and the options come to. The JavaScript fallback resolves the same.
+#[napi(object)]
+pub struct Description {
+    /// Length of a vector.
+    pub dimension: u32,
+    /// Most tokens of a text, special tokens included.
+    pub max_tokens: u32,
+    /// How token states become a vector; several are concatenated.
+    pub pooling: Vec<String>,
+    /// Text put in front of queries.
+    pub query_prompt: String,
+    /// Text put in front of documents.
+    pub document_prompt: String,
+    /// Whether vectors are scaled to length 1.
+    pub normalize: bool,
+    /// Where vectors are cut: whether a layer norm comes before.
+    pub layer_norm: Option<bool>,
+    /// Whether texts are lower-cased before tokenization.
+    pub lower_case: bool,
+    /// The side on which a text that is too long loses tokens: "left" or "right".
+    pub truncation_side: String,
+    /// Rows of the embedding table: token ids are below.
+    pub vocabulary_size: u32,
+    /// A name for everything that decides what vectors the model gives.
+    pub fingerprint: String,
+}
+
+impl Description {
+    fn of(dir: &ModelDir, fingerprint: String) -> Self {
+        let pooling = dir.pooling.iter();
+        Self {
+            dimension: dir.dimension() as u32,
+            max_tokens: dir.max_tokens as u32,
+            pooling: pooling.map(|mode| mode.name().to_owned()).collect(),
+            query_prompt: dir.query_prompt.clone(),
+            document_prompt: dir.document_prompt.clone(),
+            normalize: dir.normalize,
+            layer_norm: dir.cut.map(|cut| cut.layer_norm),
+            lower_case: dir.lower_case,
+            truncation_side: if dir.truncate_left { "left" } else { "right" }.to_owned(),
+            vocabulary_size: dir.encoder.facts().vocabulary as u32,
+            fingerprint,
+        }
+    }
+}
+
+/// Reads settings and tokenizer of a model folder, but no weights: the fingerprint is that of a model without any.
+/// Synchronous; for tests that compare the addon's reading with the JavaScript fallback's.
+#[napi]
+pub fn describe(
+    model_dir: String,
+    options: Option<ModelOptions>,
+) -> napi::Result<Description, Code> {
+    guarded(|| {
+        let path = PathBuf::from(model_dir);
+        let options = Options::try_from(options)?;
+        guard::read(&path, || {
+            let dir = ModelDir::read(&path, &options)?;
+            let tokenizer = Tokenizer::load(&dir)?;
+            let fingerprint = dir.fingerprint(&[], tokenizer.digest(), "f32");
+            Ok(Description::of(&dir, fingerprint))
+        })
+    })
 }
 
 /// The vectors of one call.
@@ -465,28 +533,13 @@ impl Model {
         guarded(|| Ok(self.model.warning().map(str::to_owned)))
     }
 
-    /// Length of a vector.
+    /// What the model is.
     #[napi(getter)]
-    pub fn dimension(&self) -> napi::Result<u32, Code> {
-        guarded(|| Ok(self.model.dir().dimension() as u32))
-    }
-
-    /// Most tokens of a text, special tokens included.
-    #[napi(getter)]
-    pub fn max_tokens(&self) -> napi::Result<u32, Code> {
-        guarded(|| Ok(self.model.dir().max_tokens as u32))
-    }
-
-    /// Token ids of the model are below it.
-    #[napi(getter)]
-    pub fn vocabulary_size(&self) -> napi::Result<u32, Code> {
-        guarded(|| Ok(self.model.dir().encoder.facts().vocabulary as u32))
-    }
-
-    /// The token limit that the model was made for.
-    #[napi(getter)]
-    pub fn model_max_tokens(&self) -> napi::Result<u32, Code> {
-        guarded(|| Ok(self.model.dir().model_max_tokens as u32))
+    pub fn description(&self) -> napi::Result<Description, Code> {
+        guarded(|| {
+            let fingerprint = self.model.fingerprint().to_owned();
+            Ok(Description::of(self.model.dir(), fingerprint))
+        })
     }
 
     /// The backend that computes.
@@ -499,39 +552,6 @@ impl Model {
     #[napi(getter)]
     pub fn is_gpu(&self) -> napi::Result<bool, Code> {
         guarded(|| Ok(self.model.is_gpu()))
-    }
-
-    /// A name for everything that decides what vectors this model gives.
-    #[napi(getter)]
-    pub fn fingerprint(&self) -> napi::Result<String, Code> {
-        guarded(|| Ok(self.model.fingerprint().to_owned()))
-    }
-
-    /// Threads that compute.
-    #[napi(getter)]
-    pub fn threads(&self) -> napi::Result<u32, Code> {
-        guarded(|| Ok(self.model.threads() as u32))
-    }
-
-    /// How token states become a vector; several are concatenated.
-    #[napi(getter)]
-    pub fn pooling(&self) -> napi::Result<Vec<String>, Code> {
-        guarded(|| {
-            let names = self.model.dir().pooling.iter();
-            Ok(names.map(|pooling| pooling.name().to_owned()).collect())
-        })
-    }
-
-    /// Text put in front of queries.
-    #[napi(getter)]
-    pub fn query_prompt(&self) -> napi::Result<String, Code> {
-        guarded(|| Ok(self.model.dir().query_prompt.clone()))
-    }
-
-    /// Text put in front of documents.
-    #[napi(getter)]
-    pub fn document_prompt(&self) -> napi::Result<String, Code> {
-        guarded(|| Ok(self.model.dir().document_prompt.clone()))
     }
 }
 

@@ -35,7 +35,8 @@ pub struct Options {
     /// Most bytes that the activations of one batch may take; texts that are long together are computed in several. A
     /// single text always fits. Default [`Limits::DEFAULT_BUDGET_BYTES`].
     pub memory_budget: Option<usize>,
-    /// Where quantized weights are kept. Default: [`default_folder`](crate::int8::cache::default_folder).
+    /// Where quantized weights are kept between processes, by [`crate::int8::cache`]. Default: nowhere; in Node.js
+    /// `lib/cache_folder.js` says where.
     pub cache_folder: Option<PathBuf>,
     /// ONNX Runtime's shared library. Default: the environment variable `ORT_DYLIB_PATH`, then the system's
     /// `libonnxruntime`.

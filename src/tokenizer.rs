@@ -86,6 +86,7 @@ impl Tokenizer {
             })
         })?;
         check_vocabulary(path, &inner, model.encoder.facts().vocabulary)?;
+        check_added_tokens(path, &inner, &bytes)?;
         Self::new(inner, sha256_hex(&bytes), model)
     }
 
@@ -351,6 +352,38 @@ fn check_vocabulary(path: &Path, tokenizer: &HfTokenizer, rows: usize) -> Result
         }),
         _ => Ok(()),
     }
+}
+
+/// An added token has the id of the vocabulary, or the next one after it, whatever `added_tokens` says.
+fn check_added_tokens(path: &Path, tokenizer: &HfTokenizer, file: &[u8]) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        added_tokens: Vec<AddedToken>,
+    }
+    #[derive(serde::Deserialize)]
+    struct AddedToken {
+        id: u32,
+        content: String,
+    }
+    let invalid = |problem| Error::ModelInvalid {
+        path: path.to_owned(),
+        problem,
+        source: None,
+    };
+    let file: File = serde_json::from_slice(file)
+        .map_err(|error| invalid(format!("is not a tokenizer: {error}")))?;
+    for AddedToken { id, content } in file.added_tokens {
+        match tokenizer.token_to_id(&content) {
+            Some(expected) if expected != id => {
+                return Err(invalid(format!(
+                    "added token {content:?}: expected its id to be {expected}, found {id}"
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn other_model(token: &str, id: u32, rows: usize) -> String {

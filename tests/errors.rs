@@ -193,6 +193,28 @@ fn settings_that_are_missing_or_malformed_are_named() {
 }
 
 #[test]
+fn a_text_is_cut_on_the_left_or_on_the_right() {
+    let file = "tokenizer_config.json";
+    for (side, is_side) in [
+        (json!("left"), true),
+        (json!("right"), true),
+        (Value::Null, true),
+        (json!("middle"), false),
+        (json!(1), false),
+    ] {
+        let result = load_spoiled("bert_mean", |folder| {
+            set(&folder.join(file), "truncation_side", side.clone());
+        });
+        if is_side {
+            assert_eq!(result.unwrap().dir().truncate_left, side == json!("left"));
+        } else {
+            let expected = &[file, "`truncation_side`", "\"left\" or \"right\""];
+            assert_error(result, "MODEL_INVALID", expected);
+        }
+    }
+}
+
+#[test]
 fn modules_outside_the_chain_are_refused() {
     let dense = json!([
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},

@@ -1,8 +1,8 @@
 /** What `doctor` makes of what it has seen: facts, comparisons, and for each problem a fix. */
 
 import { accessSync, constants, existsSync, readdirSync, statSync } from "node:fs";
-import * as os from "node:os";
 import * as path from "node:path";
+import { packageCacheFolder } from "../cache_folder.js";
 import type { BackendName } from "../engine.js";
 import { hubSettings } from "../hub/settings.js";
 import { maxDifference, type Trial, type TrialOutcome } from "./backend_trial.js";
@@ -56,7 +56,7 @@ const TOLERANCE = 1e-5;
 export function diagnose(machine: Machine, model: string | null, trials: Trials): Report {
   const backends = [...trials].map(([backend, outcome]) => backendReport(backend, outcome));
   const parity = compareBackends(trials);
-  const caches = [packageCache(), hubCache()];
+  const caches = [...packageCache(), hubCache()];
   const findings = [
     ...machineFindings(machine),
     ...environmentFindings(),
@@ -261,16 +261,9 @@ function vectorFindings(backends: readonly BackendReport[], parity: readonly Par
   return findings;
 }
 
-/** By the rules of `default_folder` in `src/int8/cache.rs`. */
-function packageCache(): CacheFolder {
-  const { SEMANTIC_SEARCH_CACHE, LOCALAPPDATA, XDG_CACHE_HOME } = process.env;
-  const inHome = process.platform === "darwin" ? "Library/Caches" : ".cache";
-  const base =
-    process.platform === "win32"
-      ? LOCALAPPDATA || path.join(os.homedir(), "AppData", "Local")
-      : XDG_CACHE_HOME || path.join(os.homedir(), inHome);
-  const folder = SEMANTIC_SEARCH_CACHE || path.join(base, "semantic-search-native");
-  return cacheFolder("quantized weights", path.join(folder, "quantized"), true);
+function packageCache(): CacheFolder[] {
+  const folder = packageCacheFolder();
+  return folder === undefined ? [] : [cacheFolder("quantized weights", path.join(folder, "quantized"), true)];
 }
 
 /** The cache that all clients of the Hugging Face Hub share. */

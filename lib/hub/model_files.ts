@@ -1,8 +1,9 @@
 import { existsSync } from "node:fs";
 import * as path from "node:path";
+import { readArchitecture } from "../architecture.js";
 import { EmbedderError } from "../errors.js";
-import { isObject, readJsonObjectIfPresent } from "../json_file.js";
-import { checkArchitecture, readModules } from "../model_dir.js";
+import { isObject, JsonFile } from "../json_file.js";
+import { PROMPTS_FILE, readModules, TRANSFORMER_FILES } from "../model_dir.js";
 import { EXPORTED_GRAPHS } from "../onnx_file.js";
 import { isPlainPath, type Listing } from "./listing.js";
 
@@ -53,12 +54,9 @@ export async function modelFiles(
     }
   }
   await fetch([config]);
-  checkArchitecture(path.join(folder, config));
+  readArchitecture(JsonFile.read(path.join(folder, config)));
 
-  const files = present([
-    ...["modules.json", "config_sentence_transformers.json", pooling, config, tokenizer],
-    ...["tokenizer_config.json", "sentence_bert_config.json"].map(inTransformer),
-  ]);
+  const files = present(["modules.json", PROMPTS_FILE, pooling, ...TRANSFORMER_FILES.map(inTransformer)]);
   const exported = EXPORTED_GRAPHS[wanted.onnx === "int8" ? 1 : 0];
   const hasExported = [exported, inTransformer(exported)].some((file) => existsSync(path.join(folder, file)));
   // A graph that `exportOnnx` left in the snapshot is as good as the repository's, and has its weights in safetensors.
@@ -87,7 +85,7 @@ async function weightFiles(
   }
   await fetch([index]);
   const file = path.join(folder, index);
-  const { weight_map: weightMap } = readJsonObjectIfPresent(file) ?? {};
+  const { weight_map: weightMap } = JsonFile.read(file).json;
   const shards = [...new Set(isObject(weightMap) ? Object.values(weightMap) : [undefined])];
   for (const shard of shards) {
     if (typeof shard !== "string" || !isPlainPath(shard) || !files.has(inTransformer(shard))) {

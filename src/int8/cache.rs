@@ -7,7 +7,6 @@
 //! are made for their user alone, and are used only where nobody but that user, or root, can have written them. On
 //! Windows that is left to the access rights of the user's profile.
 
-use std::ffi::OsString;
 use std::fs::{DirBuilder, Metadata, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -29,29 +28,6 @@ pub fn file(folder: &Path, source_digest: &str) -> PathBuf {
 /// The ending of a file that is being written, and the time after which it will not be finished any more.
 const PARTIAL: &str = "part";
 const ABANDONED: Duration = Duration::from_hours(1);
-
-/// This package's cache folder: `SEMANTIC_SEARCH_CACHE`, else a folder where the system wants caches. `None` where the
-/// environment does not even name a home.
-#[must_use]
-pub fn default_folder() -> Option<PathBuf> {
-    let set = |name: &str| {
-        let value: OsString = std::env::var_os(name)?;
-        (!value.is_empty()).then(|| PathBuf::from(value))
-    };
-    set("SEMANTIC_SEARCH_CACHE").or_else(|| {
-        let base = if cfg!(windows) {
-            set("LOCALAPPDATA")
-        } else {
-            let in_home = if cfg!(target_os = "macos") {
-                "Library/Caches"
-            } else {
-                ".cache"
-            };
-            set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(in_home)))
-        };
-        Some(base?.join("semantic-search-native"))
-    })
-}
 
 /// The bytes of the file, if it is there, has at most so many and can be trusted. A folder that cannot be trusted is an
 /// error, in words for the user: nothing is to be put there either.

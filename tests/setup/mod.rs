@@ -126,17 +126,21 @@ pub fn onnx_runtime_library() -> PathBuf {
 
 /// Where the starter model lies, if `npm test` or `npm run demo` brought it.
 pub fn starter_model() -> PathBuf {
-    let cache = std::env::var_os("SEMANTIC_SEARCH_CACHE").map_or_else(
+    std::env::var_os("SEMANTIC_SEARCH_STARTER_MODEL").map_or_else(
         || {
-            let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(
-                || PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache"),
-                PathBuf::from,
-            );
-            base.join("semantic-search-native")
+            let output = std::process::Command::new("node")
+                .current_dir(repository())
+                .args([
+                    "-p",
+                    "require('./lib/cache_folder.js').packageCacheFolder()",
+                ])
+                .output()
+                .expect("Node.js says where the cache folder is");
+            let cache = String::from_utf8(output.stdout).unwrap();
+            PathBuf::from(cache.trim_end()).join("models/all-MiniLM-L6-v2")
         },
         PathBuf::from,
-    );
-    cache.join("models/all-MiniLM-L6-v2")
+    )
 }
 
 /// Largest difference of two vectors' elements.

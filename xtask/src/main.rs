@@ -21,7 +21,7 @@ Prepares building with MLX on Linux. Prints `config=<cargo configuration to buil
   --blas=<file>        use this library (libopenblas.so.0) in place of the reference BLAS in the wheel: on a CPU,
                        multiplies float32 matrices some 25 times faster
 
-The cache is $SEMANTIC_SEARCH_CACHE, else semantic-search-native in $XDG_CACHE_HOME or ~/.cache.";
+The cache is $SEMANTIC_SEARCH_CACHE; `npm run build:native -- --mlx=…` sets it.";
 
 /// Exit status when tools are missing, so that a caller can tell it from a failed build.
 const MISSING_TOOLS: u8 = 2;

@@ -35,7 +35,7 @@ use crate::batch::{Batch, Limits};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use crate::int8::{Int8Weights, cache};
+use crate::int8::Int8Weights;
 use crate::options::{Dtype, Options};
 
 /// Tokens of a bulk batch. More texts per run spare little once a run has this many rows, and cost memory.
@@ -192,8 +192,8 @@ fn quantized(
     if layers.is_empty() {
         return Ok((None, None));
     }
-    let folder = options.cache_folder.clone().or_else(cache::default_folder);
-    let (weights, warning) = Int8Weights::load(checkpoint, layers, folder.as_deref())?;
+    let folder = options.cache_folder.as_deref();
+    let (weights, warning) = Int8Weights::load(checkpoint, layers, folder)?;
     Ok((Some(weights), warning))
 }
 

@@ -77,15 +77,10 @@ impl Cache {
 }
 
 fn root() -> Result<PathBuf> {
-    let named = |variable| {
-        env::var_os(variable)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let user = || named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")));
-    let root = named("SEMANTIC_SEARCH_CACHE")
-        .or_else(|| Some(user()?.join("semantic-search-native")))
-        .context("no cache folder: set SEMANTIC_SEARCH_CACHE, XDG_CACHE_HOME or HOME")?;
+    let root = env::var_os("SEMANTIC_SEARCH_CACHE")
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from)
+        .context("no cache folder: set SEMANTIC_SEARCH_CACHE, as `npm run build:native` does")?;
     // The paths end up in a configuration that is read from other folders.
     std::path::absolute(&root).with_context(|| format!("cannot resolve {}", root.display()))
 }

@@ -1,0 +1,66 @@
+/** Where the package keeps what it may lose: one rule for the addon, the scripts, the benchmarks and MLX. */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import * as path from "node:path";
+import { test } from "node:test";
+import { cacheFolder, starterModelFolder } from "../scripts/starter-model.mjs";
+import { model, ROOT, temporaryFolder } from "./models.mjs";
+
+const { packageCacheFolder } = createRequire(import.meta.url)("../dist/lib/cache_folder.js");
+const { addonOptions } = createRequire(import.meta.url)("../dist/lib/native.js");
+
+const LINUX_HOME = { HOME: "/home/ann" };
+const MAC_HOME = { HOME: "/Users/ann" };
+const WINDOWS_HOME = { USERPROFILE: "C:\\Users\\ann" };
+const LOCAL = { LOCALAPPDATA: "C:\\Users\\ann\\AppData\\Local" };
+const NAME = "semantic-search-native";
+
+for (const [platform, env, expected] of [
+  ["linux", LINUX_HOME, `/home/ann/.cache/${NAME}`],
+  ["linux", { ...LINUX_HOME, XDG_CACHE_HOME: "/big/cache" }, `/big/cache/${NAME}`],
+  ["linux", { ...LINUX_HOME, XDG_CACHE_HOME: "" }, `/home/ann/.cache/${NAME}`],
+  ["linux", { ...LINUX_HOME, ...LOCAL }, `/home/ann/.cache/${NAME}`],
+  ["linux", { ...LINUX_HOME, XDG_CACHE_HOME: "/x", SEMANTIC_SEARCH_CACHE: "/c" }, "/c"],
+  ["linux", { ...LINUX_HOME, SEMANTIC_SEARCH_CACHE: "" }, `/home/ann/.cache/${NAME}`],
+  ["darwin", MAC_HOME, `/Users/ann/Library/Caches/${NAME}`],
+  ["darwin", { ...MAC_HOME, XDG_CACHE_HOME: "/big/cache" }, `/big/cache/${NAME}`],
+  ["darwin", { ...MAC_HOME, SEMANTIC_SEARCH_CACHE: "/c" }, "/c"],
+  ["win32", { ...WINDOWS_HOME, ...LOCAL }, `C:\\Users\\ann\\AppData\\Local\\${NAME}`],
+  ["win32", WINDOWS_HOME, `C:\\Users\\ann\\AppData\\Local\\${NAME}`],
+  ["win32", { ...WINDOWS_HOME, ...LOCAL, XDG_CACHE_HOME: "D:\\x" }, `C:\\Users\\ann\\AppData\\Local\\${NAME}`],
+  ["win32", { ...LOCAL, SEMANTIC_SEARCH_CACHE: "D:\\c" }, "D:\\c"],
+]) {
+  test(`${platform}, ${JSON.stringify(env)}: ${expected}`, () => {
+    assert.equal(packageCacheFolder(env, platform), expected);
+  });
+}
+
+test("scripts, benchmarks and the addon ask the one rule", async () => {
+  const folder = packageCacheFolder();
+  assert.equal(cacheFolder(), folder);
+  assert.equal(starterModelFolder(), path.join(folder, "models", "all-MiniLM-L6-v2"));
+  assert.equal(addonOptions({}).cacheFolder, folder);
+  const cache = temporaryFolder();
+  const script = 'require("./dist/embedder.js").Embedder.load(process.argv[1], { backend: "onnx", dtype: "int8" })';
+  const env = { ...process.env, SEMANTIC_SEARCH_CACHE: cache };
+  const { status, stderr } = spawnSync(process.execPath, ["-e", script, await model("bert_mean")], { cwd: ROOT, env });
+  assert.equal(status, 0, String(stderr));
+  assert.equal(readdirSync(path.join(cache, "quantized")).length, 1);
+});
+
+test("no other place computes a cache folder", () => {
+  const sources = ["src", "lib", "scripts", "benches", "xtask/src"].flatMap((folder) =>
+    readdirSync(path.join(ROOT, folder), { recursive: true })
+      .map((name) => `${folder}/${String(name).split(path.sep).join("/")}`)
+      .filter((name) => /\.(rs|ts|js|mjs)$/.test(name) && !/node_modules|\/target\//.test(name)),
+  );
+  const found = sources.filter((name) =>
+    /XDG_CACHE_HOME\b(?!`)|LOCALAPPDATA|Library\/Caches/.test(readFileSync(path.join(ROOT, name), "utf8")),
+  );
+  // The second is the Hub's own cache, which Python's libraries share.
+  assert.deepEqual(found.sort(), ["lib/cache_folder.js", "lib/hub/settings.ts"]);
+  assert.ok(existsSync(path.join(ROOT, "dist/lib/cache_folder.js")));
+});

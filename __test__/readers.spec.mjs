@@ -1,0 +1,94 @@
+/**
+ * The addon and the JavaScript fallback read a model folder alike: the same facts, or a refusal with the same code that
+ * names the same file. More folders: `node fuzz/javascript.mjs --target=readers --minutes=10 --seed=2`.
+ */
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { Random } from "./random.mjs";
+import { Readers } from "./readers.mjs";
+
+const SEED = 1;
+const FOLDERS = 1500;
+
+const readers = new Readers();
+before(() => readers.prepare());
+after(() => readers.close());
+
+const POOLING = "1_Pooling/config.json";
+const PROMPTS = "config_sentence_transformers.json";
+const SENTENCE = "sentence_bert_config.json";
+const TOKENIZER_CONFIG = "tokenizer_config.json";
+const TOKEN = { content: "[CLS]", special: true, single_word: false, lstrip: false, rstrip: false, normalized: false };
+const module = (type, path = "") => ({ type: `sentence_transformers.models.${type}`, path });
+
+/** What the readers once disagreed about: a file of `bert_mean`, its content or changes to it, and what they say now. */
+const SETTLED = [
+  ["an array in place of an object", SENTENCE, "[64, true]", "MODEL_INVALID"],
+  ["null in place of an object", TOKENIZER_CONFIG, "null", "MODEL_INVALID"],
+  ["a key that stands twice", SENTENCE, '{"max_seq_length": 7, "max_seq_length": 9}', { maxTokens: 9 }],
+  ["a whole number with a fraction", SENTENCE, '{"max_seq_length": 9.0}', { maxTokens: 9 }],
+  ["a limit of no token", SENTENCE, { max_seq_length: 0 }, "MODEL_INVALID"],
+  ["a limit of -512 tokens", TOKENIZER_CONFIG, { model_max_length: -512 }, "MODEL_INVALID"],
+  ["a limit of half a token", TOKENIZER_CONFIG, { model_max_length: 12.5 }, "MODEL_INVALID"],
+  ["no limit", TOKENIZER_CONFIG, { model_max_length: 1e30 }, { maxTokens: 64 }],
+  ["lower-casing by 1", SENTENCE, { do_lower_case: 1 }, "MODEL_INVALID"],
+  ["a middle to cut", TOKENIZER_CONFIG, { truncation_side: "middle" }, "MODEL_INVALID"],
+  ["a number out of range", SENTENCE, '{"a": 1e999}', "MODEL_INVALID"],
+  ["half a surrogate pair", PROMPTS, '{"prompts": {"query": "\\ud800"}}', "MODEL_INVALID"],
+  ["text that is not UTF-8", PROMPTS, Buffer.from('{"prompts": {"query": "\xff"}}', "latin1"), "MODEL_INVALID"],
+  ["a byte-order mark", PROMPTS, "\ufeff{}", "MODEL_INVALID"],
+  ["128 levels", PROMPTS, `{"a": ${"[".repeat(127)}${"]".repeat(127)}}`, "MODEL_INVALID"],
+  ["127 levels", PROMPTS, `{"a": ${"[".repeat(126)}${"]".repeat(126)}}`, { queryPrompt: "" }],
+  ["a default prompt that objects have", PROMPTS, { default_prompt_name: "toString" }, "MODEL_INVALID"],
+  [
+    "a prompt named __proto__",
+    PROMPTS,
+    '{"prompts": {"__proto__": "p"}, "default_prompt_name": "__proto__"}',
+    { queryPrompt: "p" },
+  ],
+  ["an unknown older pooling mode", POOLING, { pooling_mode_attention: true }, "MODEL_UNSUPPORTED"],
+  ["an older key of another name", POOLING, { pooling_mode_cls: true }, "MODEL_UNSUPPORTED"],
+  ["an older pooling mode by 1", POOLING, { pooling_mode_cls_token: 1 }, "MODEL_INVALID"],
+  ["a pooling mode that is a number", POOLING, { pooling_mode: ["cls", 1] }, "MODEL_INVALID"],
+  ["an unknown pooling mode, twice", POOLING, { pooling_mode: ["x", "x"] }, "MODEL_INVALID"],
+  ["include_prompt that is a number", POOLING, { include_prompt: 0 }, "MODEL_INVALID"],
+  ["an activation that is not computed", "config.json", { hidden_act: "mish" }, "MODEL_UNSUPPORTED"],
+  ["heads that do not divide", "config.json", { num_attention_heads: 7 }, "MODEL_INVALID"],
+  ["a name in a list", "config.json", { _name_or_path: ["coderankembed"] }, { pooling: ["mean"] }],
+  ["no modules", "modules.json", "[]", "MODEL_INVALID"],
+  ["a class of the model's own", "modules.json", [{ type: "custom_st.Transformer" }], "MODEL_UNSUPPORTED"],
+  ["a path out of the folder", "modules.json", [module("Transformer", "a\\..\\..\\b")], "MODEL_INVALID"],
+  ["a path of null", "modules.json", [module("Transformer", null)], "MODEL_INVALID"],
+  ["a path into a file", "modules.json", [module("Transformer", "config.json")], "MODEL_NOT_FOUND"],
+  ["a tokenizer of another version", "tokenizer.json", { version: "2.0" }, "MODEL_INVALID"],
+  ["a tokenizer without a decoder", "tokenizer.json", { decoder: undefined }, { maxTokens: 64 }],
+  ["an added token with another's id", "tokenizer.json", { added_tokens: [{ ...TOKEN, id: 5 }] }, "MODEL_INVALID"],
+];
+
+for (const [title, file, change, expected] of SETTLED) {
+  test(`${title} in ${file}`, () => {
+    const isChange = typeof change === "object" && !Array.isArray(change) && !Buffer.isBuffer(change);
+    const content = isChange ? JSON.stringify({ ...JSON.parse(readers.file("bert_mean", file)), ...change }) : change;
+    const { addon, fallback } = readers.ask("bert_mean", {
+      [file]: Array.isArray(content) ? JSON.stringify(content) : content,
+    });
+    for (const { code, facts, message } of [addon, fallback]) {
+      if (typeof expected === "string") assert.equal(code, expected, message);
+      else assert.deepEqual({ ...facts, ...expected }, facts, message);
+    }
+    assert.equal(fallback.file, addon.file);
+    assert.deepEqual(fallback.facts, addon.facts);
+  });
+}
+
+test(`${FOLDERS} generated folders mean the same to both readers`, async () => {
+  const differences = [];
+  for (let index = 0; index < FOLDERS; index++) {
+    const difference = await readers.run(new Random("readers", SEED, index));
+    if (difference) differences.push(`--target=readers --seed=${SEED} --case=${index}: ${difference}`);
+  }
+  assert.equal(differences.join("\n\n"), "");
+  const { accepted, refused } = readers.counts;
+  assert.ok(accepted > FOLDERS / 5 && refused > FOLDERS / 5, `accepted ${accepted}, refused ${refused}`);
+});
