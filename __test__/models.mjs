@@ -1,7 +1,7 @@
 /** Model folders for tests: the fixtures with an exported ONNX graph, changed copies of them, and golden vectors. */
 
 import assert from "node:assert/strict";
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as os from "node:os";
 import * as path from "node:path";
@@ -22,14 +22,9 @@ export function assertNothingFailed({ isGpu, fallbackReason }) {
   if (HAS_MLX && !isGpu) assert.match(fallbackReason, /mlx.*no GPU/);
   else assert.equal(fallbackReason, null);
 }
-export const FIXTURES = [
-  "bert_cls_bf16",
-  "bert_cls_f16",
-  "bert_mean",
-  "nomic_cls",
-  "nomic_mean_dynamic",
-  "nomic_partial",
-];
+export const FIXTURES = readdirSync(path.join(ROOT, "tests/fixtures/golden"))
+  .map((file) => path.basename(file, ".json"))
+  .filter((name) => existsSync(path.join(ROOT, "tests/fixtures", name)));
 export const STARTER_MODEL = process.env.SEMANTIC_SEARCH_STARTER_MODEL ?? starterModelFolder();
 
 const scratch = mkdtempSync(path.join(os.tmpdir(), "semantic-search-test-"));

@@ -49,12 +49,6 @@ impl Text {
     }
 }
 
-fn check(fixture: &str) {
-    for &backend in setup::BACKENDS {
-        check_on(backend, fixture);
-    }
-}
-
 fn check_on(backend: Backend, fixture: &str) {
     let path = setup::fixture("golden").join(format!("{fixture}.json"));
     let golden: Golden = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
@@ -103,31 +97,10 @@ fn check_on(backend: Backend, fixture: &str) {
 }
 
 #[test]
-fn nomic_cls() {
-    check("nomic_cls");
-}
-
-#[test]
-fn nomic_mean_dynamic() {
-    check("nomic_mean_dynamic");
-}
-
-#[test]
-fn nomic_partial() {
-    check("nomic_partial");
-}
-
-#[test]
-fn bert_mean() {
-    check("bert_mean");
-}
-
-#[test]
-fn bert_cls_f16() {
-    check("bert_cls_f16");
-}
-
-#[test]
-fn bert_cls_bf16() {
-    check("bert_cls_bf16");
+fn vectors_are_those_of_the_reference() {
+    for &backend in setup::BACKENDS {
+        for fixture in setup::FIXTURES.iter() {
+            check_on(backend, fixture);
+        }
+    }
 }

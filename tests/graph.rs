@@ -15,8 +15,8 @@ use safetensors::tensor::TensorView;
 use semantic_search_native::batch::Batch;
 use semantic_search_native::checkpoint::{Checkpoint, TensorSlice};
 use semantic_search_native::graph::{
-    Activation, Attention, Embeddings, Graph, LayerNorm, Linear, NtkScaling, Op, Pooling,
-    Projections, Rotary, Rows, Value,
+    Activation, Attention, Embeddings, Graph, LayerNorm, Linear, NtkScaling, Numbering, Op,
+    Pooling, Positions, Projections, Rotary, Rows, Value,
 };
 use semantic_search_native::options::Options;
 use semantic_search_native::runtime;
@@ -88,7 +88,7 @@ struct Layer {
 #[derive(Debug, Clone)]
 struct Encoder {
     width: usize,
-    has_positions: bool,
+    numbering: Option<Numbering>,
     has_token_type: bool,
     layers: Vec<Layer>,
     poolings: Vec<Pooling>,
@@ -142,9 +142,13 @@ fn layer() -> impl Strategy<Value = Layer> {
 
 fn encoder() -> impl Strategy<Value = Encoder> {
     let pooling = prop::sample::select(Pooling::ALL.to_vec());
+    let numbering = prop_oneof![
+        Just(Numbering::Index),
+        (0..4_usize).prop_map(|padding| Numbering::NotPadding { padding }),
+    ];
     (
         1..40_usize,
-        any::<bool>(),
+        prop::option::of(numbering),
         any::<bool>(),
         prop::collection::vec(layer(), 0..4),
         prop::collection::vec(pooling, 1..3),
@@ -152,9 +156,9 @@ fn encoder() -> impl Strategy<Value = Encoder> {
         any::<u64>(),
     )
         .prop_map(
-            |(width, has_positions, has_token_type, layers, poolings, lengths, seed)| Encoder {
+            |(width, numbering, has_token_type, layers, poolings, lengths, seed)| Encoder {
                 width,
-                has_positions,
+                numbering,
                 has_token_type,
                 layers,
                 poolings,
@@ -209,9 +213,10 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
     let mut graph = Graph::default();
     let embeddings = Embeddings {
         words: tensor(&[VOCABULARY, width], 0.0, 1.0),
-        positions: encoder
-            .has_positions
-            .then(|| tensor(&[POSITIONS, width], 0.0, 0.5)),
+        positions: encoder.numbering.map(|numbering| Positions {
+            table: tensor(&[POSITIONS + numbering.first_row(), width], 0.0, 0.5),
+            numbering,
+        }),
         token_type: encoder
             .has_token_type
             .then(|| tensor(&[1, width], 0.2, 0.3)),
@@ -293,10 +298,22 @@ impl<'a> Interpreter<'a> {
             let of = |value: &Value| &values[value.index()];
             let made = match &node.op {
                 Op::Embed(embeddings) => (self.ids.iter().enumerate())
-                    .map(|(position, &id)| {
+                    .map(|(index, &id)| {
                         let mut row = self.row(&embeddings.words, id as usize);
-                        if let Some(table) = &embeddings.positions {
-                            row = add(&row, &self.row(table, position));
+                        if let Some(positions) = &embeddings.positions {
+                            let position = match positions.numbering {
+                                Numbering::Index => index,
+                                Numbering::NotPadding { padding } if id as usize == padding => {
+                                    padding
+                                }
+                                Numbering::NotPadding { padding } => {
+                                    let before = &self.ids[..=index];
+                                    let number =
+                                        before.iter().filter(|id| **id as usize != padding).count();
+                                    padding + number
+                                }
+                            };
+                            row = add(&row, &self.row(&positions.table, position));
                         }
                         if let Some(token_type) = &embeddings.token_type {
                             row = add(&row, &self.row(token_type, 0));
@@ -595,7 +612,7 @@ fn every_layer_has_its_own_rotation() {
     for (seed, (first, second)) in (0..).zip(pairs) {
         check(&Encoder {
             width: 32,
-            has_positions: false,
+            numbering: None,
             has_token_type: false,
             layers: vec![first, second],
             poolings: vec![Pooling::Mean],
@@ -621,7 +638,7 @@ fn a_pooling_of_one_token_prunes_the_last_layer() {
     };
     let encoder = Encoder {
         width: 16,
-        has_positions: true,
+        numbering: Some(Numbering::Index),
         has_token_type: false,
         layers: vec![layer.clone(), layer],
         poolings: vec![],

@@ -40,7 +40,7 @@ fn texts(count: usize) -> Vec<String> {
 
 #[test]
 fn every_fixture_equals_onnx() {
-    for fixture in setup::FIXTURES {
+    for fixture in setup::FIXTURES.iter() {
         let onnx = load(fixture, Backend::Onnx, Dtype::F32);
         let mlx = load(fixture, Backend::Mlx, Dtype::F32);
         assert_eq!(mlx.backend(), "mlx");
@@ -59,7 +59,7 @@ fn every_fixture_equals_onnx() {
 
 #[test]
 fn half_precision_stays_close() {
-    for fixture in setup::FIXTURES {
+    for fixture in setup::FIXTURES.iter() {
         let exact = load(fixture, Backend::Mlx, Dtype::F32);
         let expected = exact.embed(texts(12), false).unwrap();
         for (dtype, least) in [(Dtype::F16, 0.9995), (Dtype::BF16, 0.99)] {
@@ -80,7 +80,7 @@ proptest! {
     /// The neighbours of a text decide what it is padded to, and nothing else.
     #[test]
     fn padding_changes_nothing(words in prop::collection::vec(0_usize..60, 1..12), fixture in 0..setup::FIXTURES.len()) {
-        let model = load(setup::FIXTURES[fixture], Backend::Mlx, Dtype::F32);
+        let model = load(&setup::FIXTURES[fixture], Backend::Mlx, Dtype::F32);
         let texts: Vec<String> = words.iter().map(|&count| "word x1 ".repeat(count)).collect();
         let together = model.embed(texts.clone(), false).unwrap();
         for (text, row) in texts.iter().zip(rows(&model, &together)) {

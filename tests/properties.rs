@@ -16,7 +16,7 @@ use semantic_search_native::options::{Backend, Options};
 fn models() -> &'static [Model] {
     static MODELS: OnceLock<Vec<Model>> = OnceLock::new();
     MODELS.get_or_init(|| {
-        let load = |(&backend, name): (&Backend, &&str)| {
+        let load = |(&backend, name): (&Backend, &String)| {
             let options = Options {
                 max_tokens: Some(40),
                 threads: Some(2),

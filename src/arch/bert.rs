@@ -15,20 +15,21 @@ use super::weights::Weights;
 use super::{Architecture, Encoder, Facts};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::graph::{Activation, Attention, Graph, Projections, Value};
+use crate::graph::{Activation, Attention, Graph, Numbering, Projections, Value};
 
 pub const BERT: Architecture = Architecture {
-    name: "bert",
-    recognises: |settings| settings.is_model_type("bert"),
-    read: |settings| Ok(Arc::new(Bert::read(settings)?)),
+    model_types: &["bert"],
+    recognises: |_| true,
+    read: |settings| Ok(Arc::new(Bert::read(settings, Numbering::Index)?)),
 };
 
 /// Settings, in the words of `config.json`.
 #[derive(Debug)]
-struct Bert {
+pub struct Bert {
     vocab_size: usize,
     hidden_size: usize,
     max_position_embeddings: usize,
+    numbering: Numbering,
     num_hidden_layers: usize,
     attention: Attention,
     intermediate_size: usize,
@@ -38,7 +39,8 @@ struct Bert {
 }
 
 impl Bert {
-    fn read(settings: &Settings) -> Result<Self> {
+    /// Of models that differ from BERT in how positions are numbered, at most.
+    pub fn read(settings: &Settings, numbering: Numbering) -> Result<Self> {
         settings.only("position_embedding_type", &json!("absolute"))?;
         settings.only("is_decoder", &json!(false))?;
         let activation = match settings.text(&["hidden_act"])? {
@@ -54,12 +56,22 @@ impl Bert {
                 ));
             }
         };
+        let max_position_embeddings = settings.count(&["max_position_embeddings"])?;
+        if max_position_embeddings <= numbering.first_row() {
+            let rows = numbering.first_row();
+            return Err(settings.unsupported(
+                "max_position_embeddings",
+                &json!(max_position_embeddings),
+                &format!("more than {rows}, the rows in front of the first position"),
+            ));
+        }
         let hidden_size = settings.count(&["hidden_size"])?;
         let heads = settings.count(&["num_attention_heads"])?;
         Ok(Self {
             vocab_size: settings.count(&["vocab_size"])?,
             hidden_size,
-            max_position_embeddings: settings.count(&["max_position_embeddings"])?,
+            max_position_embeddings,
+            numbering,
             num_hidden_layers: settings.count(&["num_hidden_layers"])?,
             attention: Attention {
                 heads,
@@ -105,7 +117,7 @@ impl Encoder for Bert {
         Facts {
             vocabulary: self.vocab_size,
             width: self.hidden_size,
-            positions: self.max_position_embeddings,
+            positions: self.max_position_embeddings - self.numbering.first_row(),
             layer_norm_before_cut: Some(false),
         }
     }
@@ -117,7 +129,7 @@ impl Encoder for Bert {
         let embedded = graph.embed(weights.embeddings(
             width,
             self.vocab_size,
-            Some(self.max_position_embeddings),
+            Some((self.max_position_embeddings, self.numbering)),
             self.type_vocab_size,
         )?);
         let norm = weights.norm("embeddings.LayerNorm", width, epsilon)?;

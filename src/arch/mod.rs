@@ -22,9 +22,9 @@ const ARCHITECTURES: &[Architecture] = &[bert::BERT, nomic_bert::NOMIC_BERT];
 
 /// A family of models that differ in numbers only.
 struct Architecture {
-    /// For messages: the `model_type` of `config.json`.
-    name: &'static str,
-    /// Whether this is its `config.json`.
+    /// The values of `model_type` in `config.json` that it may have.
+    model_types: &'static [&'static str],
+    /// Whether a `config.json` with such a `model_type` is its own.
     recognises: fn(&Settings) -> bool,
     /// Reads the settings.
     read: fn(&Settings) -> Result<Arc<dyn Encoder>>,
@@ -62,9 +62,9 @@ pub struct Facts {
 /// A setting is missing, malformed or asks for something that is not computed here.
 pub fn read(path: &Path, json: &Value) -> Result<Arc<dyn Encoder>> {
     let settings = Settings::new(path, json);
-    let known = ARCHITECTURES
-        .iter()
-        .find(|architecture| (architecture.recognises)(&settings));
+    let known = ARCHITECTURES.iter().find(|architecture| {
+        settings.is_model_type(architecture.model_types) && (architecture.recognises)(&settings)
+    });
     if let Some(architecture) = known {
         return (architecture.read)(&settings);
     }
@@ -73,11 +73,11 @@ pub fn read(path: &Path, json: &Value) -> Result<Arc<dyn Encoder>> {
         Some(other) => other.to_string(),
         None => "(missing)".to_owned(),
     };
-    let names = ARCHITECTURES.iter().map(|one| format!("{:?}", one.name));
-    let names: Vec<_> = names.collect();
+    let names = ARCHITECTURES.iter().flat_map(|one| one.model_types);
+    let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
     Err(Error::ModelUnsupported {
         path: path.to_owned(),
         feature: format!("model_type {found}"),
-        hint: format!("supported are {}", names.join(" and ")),
+        hint: format!("supported are {}", names.join(", ")),
     })
 }

@@ -23,8 +23,8 @@ use crate::error::Result;
 use crate::graph::{Activation, Attention, Graph, NtkScaling, Projections, Rotary, Value};
 
 pub const NOMIC_BERT: Architecture = Architecture {
-    name: "nomic_bert",
-    recognises: |settings| settings.is_model_type("nomic_bert"),
+    model_types: &["nomic_bert"],
+    recognises: |_| true,
     read: |settings| Ok(Arc::new(NomicBert::read(settings)?)),
 };
 

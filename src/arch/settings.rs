@@ -19,8 +19,10 @@ impl<'a> Settings<'a> {
         Self { path, json }
     }
 
-    pub fn is_model_type(&self, name: &str) -> bool {
-        self.json.get("model_type").and_then(Value::as_str) == Some(name)
+    /// Whether `model_type` is one of these.
+    pub fn is_model_type(&self, names: &[&str]) -> bool {
+        let name = self.json.get("model_type").and_then(Value::as_str);
+        name.is_some_and(|name| names.contains(&name))
     }
 
     /// The value under the first of `keys` that is present and not null.
@@ -32,13 +34,24 @@ impl<'a> Settings<'a> {
 
     /// A required positive integer.
     pub fn count(&self, keys: &[&str]) -> Result<usize> {
+        self.integer(keys, 1)
+    }
+
+    /// A required integer of at least `least`.
+    pub fn integer(&self, keys: &[&str], least: u32) -> Result<usize> {
+        let expected = if least == 1 {
+            "a positive integer".to_owned()
+        } else {
+            format!("an integer of at least {least}")
+        };
         match self.get(keys) {
             Some(value) => value
                 .as_u64()
-                .filter(|&count| count > 0 && u32::try_from(count).is_ok())
-                .map(|count| count as usize)
-                .ok_or_else(|| self.invalid(keys[0], "a positive integer", value)),
-            None => Err(self.missing(keys[0], "a positive integer")),
+                .and_then(|number| u32::try_from(number).ok())
+                .filter(|&number| number >= least)
+                .map(|number| number as usize)
+                .ok_or_else(|| self.invalid(keys[0], &expected, value)),
+            None => Err(self.missing(keys[0], &expected)),
         }
     }
 

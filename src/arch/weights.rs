@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::Result;
-use crate::graph::{Embeddings, LayerNorm, Linear};
+use crate::graph::{Embeddings, LayerNorm, Linear, Numbering, Positions};
 
 /// A checkpoint whose names may all have a prefix, such as `bert.`, that the architecture does not know of.
 pub struct Weights<'a> {
@@ -55,21 +55,23 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// The tables of `embeddings.<name>.weight`: words, perhaps positions, and row 0 of the token types.
+    /// The tables of `embeddings.<name>.weight`: words, perhaps so many positions, and row 0 of the token types.
     pub fn embeddings(
         &self,
         width: usize,
         vocabulary: usize,
-        positions: Option<usize>,
+        positions: Option<(usize, Numbering)>,
         token_types: usize,
     ) -> Result<Embeddings> {
         let table =
             |name: &str, rows| self.tensor(&format!("embeddings.{name}.weight"), &[rows, width]);
+        let positions = positions.map(|(rows, numbering)| {
+            let table = table("position_embeddings", rows);
+            table.map(|table| Positions { table, numbering })
+        });
         Ok(Embeddings {
             words: table("word_embeddings", vocabulary)?,
-            positions: positions
-                .map(|rows| table("position_embeddings", rows))
-                .transpose()?,
+            positions: positions.transpose()?,
             token_type: Some(table("token_type_embeddings", token_types)?.part(0, token_types)),
         })
     }

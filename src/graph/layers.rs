@@ -44,10 +44,52 @@ pub struct LayerNorm {
 pub struct Embeddings {
     /// `[vocabulary, width]`, looked up by token id.
     pub words: TensorSlice,
-    /// `[positions, width]`, row `i` for the token at position `i`.
-    pub positions: Option<TensorSlice>,
+    /// A row for each place in a text.
+    pub positions: Option<Positions>,
     /// `[1, width]`: row 0 of the token-type table, the same for every token of a single text.
     pub token_type: Option<TensorSlice>,
+}
+
+/// A table of positions.
+#[derive(Debug, Clone)]
+pub struct Positions {
+    /// `[rows, width]`
+    pub table: TensorSlice,
+    /// Which row a token takes.
+    pub numbering: Numbering,
+}
+
+impl Positions {
+    /// The longest text that the table has rows for, in tokens.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        self.table.shape[0] - self.numbering.first_row()
+    }
+}
+
+/// Which row of a table of positions a token takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbering {
+    /// Row `i` for the token at index `i`.
+    Index,
+    /// Row `padding + n` for the `n`-th token whose id is not `padding`, counted from 1, and row `padding` for those whose
+    /// id it is, wherever they stand. Source: `create_position_ids_from_input_ids` in `transformers`,
+    /// `models/roberta/modeling_roberta.py`.
+    NotPadding {
+        /// The id of the padding token.
+        padding: usize,
+    },
+}
+
+impl Numbering {
+    /// The row of the first token of a text.
+    #[must_use]
+    pub const fn first_row(self) -> usize {
+        match self {
+            Self::Index => 0,
+            Self::NotPadding { padding } => padding + 1,
+        }
+    }
 }
 
 /// Element-wise non-linearity.

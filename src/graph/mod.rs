@@ -10,7 +10,8 @@ mod layers;
 mod prune;
 
 pub use self::layers::{
-    Activation, Attention, Embeddings, LayerNorm, Linear, NtkScaling, Pooling, Projections, Rotary,
+    Activation, Attention, Embeddings, LayerNorm, Linear, NtkScaling, Numbering, Pooling,
+    Positions, Projections, Rotary,
 };
 
 /// The result of an operation, by its place in the graph.
@@ -244,6 +245,16 @@ impl Graph {
     #[must_use]
     pub fn pooled(&self, poolings: &[Pooling]) -> Self {
         prune::pooled(self, poolings)
+    }
+
+    /// The longest text that its tables of positions have rows for, in tokens; `None` where it has none.
+    #[must_use]
+    pub fn longest_text(&self) -> Option<usize> {
+        let tables = self.nodes.iter().filter_map(|node| match &node.op {
+            Op::Embed(embeddings) => embeddings.positions.as_ref(),
+            _ => None,
+        });
+        tables.map(Positions::longest).min()
     }
 
     /// The attentions, in their order.

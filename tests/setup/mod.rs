@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use safetensors::SafeTensors;
 use semantic_search_native::Input;
@@ -67,15 +68,17 @@ pub fn inputs(texts: Vec<String>) -> Vec<Input> {
     texts.into_iter().map(Input::from).collect()
 }
 
-/// The fixtures that have golden vectors.
-pub const FIXTURES: [&str; 6] = [
-    "nomic_cls",
-    "nomic_mean_dynamic",
-    "nomic_partial",
-    "bert_mean",
-    "bert_cls_f16",
-    "bert_cls_bf16",
-];
+/// The model folders of `tests/fixtures`, by name: those with a file of golden vectors.
+pub static FIXTURES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let goldens = std::fs::read_dir(fixture("golden")).unwrap();
+    let names = goldens.map(|file| file.unwrap().path().file_stem().unwrap().to_owned());
+    let mut names: Vec<String> = names
+        .map(|name| name.into_string().unwrap())
+        .filter(|name| fixture(name).is_dir())
+        .collect();
+    names.sort();
+    names
+});
 
 /// Options for a backend, computing in float32 also where it has a GPU.
 pub fn options_for(backend: Backend) -> Options {

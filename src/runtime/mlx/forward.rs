@@ -17,7 +17,7 @@ use mlx_rs::{Array, Dtype, ops};
 use super::parameters::{Affine, FusedProjections, Parameters, Weights};
 use super::{mlx_error, size};
 use crate::error::{Error, Result};
-use crate::graph::{Activation, Attention, Graph, Node, Op, Pooling, Rotary, Rows};
+use crate::graph::{Activation, Attention, Graph, Node, Numbering, Op, Pooling, Rotary, Rows};
 use crate::runtime::gate;
 use crate::runtime::stop::Stop;
 
@@ -179,8 +179,10 @@ impl<'a> Pass<'a> {
 
     fn compute(&mut self, node: &Node, weights: &Weights, operands: &[Array]) -> Result<Array> {
         let array = match (&node.op, weights, operands) {
-            (Op::Embed(_), Weights::Tables(words, positions), []) => {
-                self.embed(words, positions.as_ref(), size(node.width)?)
+            (Op::Embed(embeddings), Weights::Tables(words, table), []) => {
+                let positions = embeddings.positions.as_ref().zip(table.as_ref());
+                let positions = positions.map(|(positions, table)| (positions.numbering, table));
+                self.embed(words, positions, size(node.width)?)
             }
             (Op::Add(..), _, [a, b]) => ops::add(a, b),
             (Op::Linear { .. }, Weights::Linear(layer), [x]) => affine(x, layer),
@@ -225,18 +227,30 @@ impl<'a> Pass<'a> {
     fn embed(
         &self,
         words: &Array,
-        positions: Option<&Array>,
+        positions: Option<(Numbering, &Array)>,
         width: i32,
     ) -> Result<Array, Exception> {
         let words = words.take_axis(&self.ids, 0)?;
         let summed = match positions {
-            Some(table) => {
-                let positions = ops::arange::<i32, i32>(0, self.shape.length, 1)?;
-                ops::add(words, table.take_axis(positions, 0)?)?
+            Some((numbering, table)) => {
+                ops::add(words, table.take_axis(self.position_rows(numbering)?, 0)?)?
             }
             None => words,
         };
         summed.reshape(&[-1, width])
+    }
+
+    /// Rows of a table of positions, `[length]` or `[batch, length]`.
+    fn position_rows(&self, numbering: Numbering) -> Result<Array, Exception> {
+        match numbering {
+            Numbering::Index => ops::arange::<i32, i32>(0, self.shape.length, 1),
+            Numbering::NotPadding { padding } => {
+                let padding = Array::from_slice(&[padding as u32], &[]);
+                let counts = self.ids.ne(&padding)?.as_dtype(Dtype::Uint32)?;
+                let numbers = counts.cumsum(1, None, None)?;
+                numbers.multiply(&counts)?.add(&padding)
+            }
+        }
     }
 
     fn activate(&mut self, x: &Array, activation: Activation) -> Result<Array, Exception> {

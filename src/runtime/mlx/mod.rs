@@ -264,7 +264,7 @@ impl LoadedModel {
         let length = if is_stretched {
             longest
         } else {
-            padded(longest, self.parameters.positions())
+            padded(longest, self.graph.longest_text())
         };
         reserve(self.limits.bytes(batch.len(), length), "a batch")?;
 

@@ -65,14 +65,6 @@ impl Parameters {
         transforms::eval(weights.iter().flat_map(Weights::arrays)).map_err(mlx_error)?;
         Ok(Self { dtype, weights })
     }
-
-    /// Rows of the position table, if there is one.
-    pub fn positions(&self) -> Option<usize> {
-        self.weights.iter().find_map(|weights| match weights {
-            Weights::Tables(_, positions) => Some(positions.as_ref()?.dim(0) as usize),
-            _ => None,
-        })
-    }
 }
 
 impl Weights {
@@ -116,7 +108,7 @@ impl Loader<'_> {
     fn tables(&self, embeddings: &Embeddings) -> Result<Weights> {
         let mut words = self.array(&embeddings.words, self.dtype)?;
         let positions = embeddings.positions.as_ref();
-        let positions = positions.map(|table| self.array(table, self.dtype));
+        let positions = positions.map(|positions| self.array(&positions.table, self.dtype));
         let mut positions = positions.transpose()?;
         if let Some(token_type) = &embeddings.token_type {
             let token_type = self.array(token_type, self.dtype)?;

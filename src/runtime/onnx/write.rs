@@ -18,8 +18,8 @@ use super::nodes::{float, int, string};
 use super::proto::DataType;
 use crate::checkpoint::TensorSlice;
 use crate::graph::{
-    Activation, Attention, Embeddings, Graph, LayerNorm, Linear, Node, Op, Pooling, Projections,
-    Rotary, Rows,
+    Activation, Attention, Embeddings, Graph, LayerNorm, Linear, Node, Numbering, Op, Pooling,
+    Positions, Projections, Rotary, Rows,
 };
 use crate::int8;
 
@@ -72,12 +72,7 @@ impl GraphBuilder {
         let words = self.weight(&embeddings.words);
         let mut x = self.op("Gather", &[&words, INPUT], vec![]);
         if let Some(positions) = &embeddings.positions {
-            let table = self.weight(positions);
-            let length = self.length();
-            let axis = self.ints("axis_0", &[0]);
-            let end = self.shared("length_1d", "Unsqueeze", &[&length, &axis], vec![]);
-            let start = self.ints("slice_start", &[0]);
-            let rows = self.op("Slice", &[&table, &start, &end], vec![]);
+            let rows = self.position_rows(positions);
             x = self.op("Add", &[&x, &rows], vec![]);
         }
         if let Some(token_type) = &embeddings.token_type {
@@ -85,6 +80,32 @@ impl GraphBuilder {
             x = self.op("Add", &[&x, &row], vec![]);
         }
         self.flatten(&x, width)
+    }
+
+    /// Rows of the table, `[length, width]` or `[batch, length, width]`.
+    fn position_rows(&mut self, positions: &Positions) -> String {
+        let table = self.weight(&positions.table);
+        match positions.numbering {
+            Numbering::Index => {
+                let length = self.length();
+                let axis = self.ints("axis_0", &[0]);
+                let end = self.shared("length_1d", "Unsqueeze", &[&length, &axis], vec![]);
+                let start = self.ints("slice_start", &[0]);
+                self.op("Slice", &[&table, &start, &end], vec![])
+            }
+            Numbering::NotPadding { padding } => {
+                let padding = self.int_scalar("padding", padding as i64);
+                let is_padding = self.op("Equal", &[INPUT, &padding], vec![]);
+                let counts = self.op("Not", &[&is_padding], vec![]);
+                let to_int = vec![int("to", DataType::Int64 as i64)];
+                let counts = self.op("Cast", &[&counts], to_int);
+                let tokens_axis = self.int_scalar("one", 1);
+                let numbers = self.op("CumSum", &[&counts, &tokens_axis], vec![]);
+                let numbers = self.op("Mul", &[&numbers, &counts], vec![]);
+                let rows = self.op("Add", &[&numbers, &padding], vec![]);
+                self.op("Gather", &[&table, &rows], vec![])
+            }
+        }
     }
 
     /// Apart from the sum before it: the fused operator, `SkipLayerNormalization`, takes seven times as long as both (ONNX
