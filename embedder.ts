@@ -33,11 +33,11 @@ import {
   throwIfAborted,
   toEmbedderError,
 } from "./lib/errors.js";
-import { FallbackEngine } from "./lib/fallback.js";
+import { FallbackEngine } from "./lib/fallback/engine.js";
+import { keepBesideWeights } from "./lib/fallback/onnx_file.js";
 import { IdleEngine } from "./lib/idle_engine.js";
 import { locate, type ModelSource, modelSource } from "./lib/model_source.js";
 import { addonOptions, loadAddon, NativeEngine } from "./lib/native.js";
-import { keepBesideWeights } from "./lib/onnx_file.js";
 import {
   BACKEND_RULE,
   checkCallOptions,

@@ -9,9 +9,9 @@ import { test } from "node:test";
 import { ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
 
 const require = createRequire(import.meta.url);
-const { TextTokenizer } = require("../dist/lib/tokenizer.js");
+const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
-const { FallbackEngine } = require("../dist/lib/fallback.js");
+const { FallbackEngine } = require("../dist/lib/fallback/engine.js");
 
 const FIXTURE = path.join(ROOT, "tests/fixtures/bert_mean/tokenizer.json");
 
@@ -163,7 +163,7 @@ const MEASURE = `
 `;
 
 test("memory does not grow with the text", () => {
-  const tokenizer = require.resolve("../dist/lib/tokenizer.js");
+  const tokenizer = require.resolve("../dist/lib/fallback/tokenizer.js");
   const args = ["-e", MEASURE, tokenizer, JSON.stringify(modelOf(FIXTURE))];
   const rows = JSON.parse(execFileSync(process.execPath, args, { encoding: "utf8" }));
   const tokens = { a: 3, "a\u0301\u0300": 3, " ": 2, "\u200b": 2, "\u0301": 2 };

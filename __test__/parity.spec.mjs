@@ -21,7 +21,7 @@ import {
 
 const require = createRequire(import.meta.url);
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
-const { FallbackEngine } = require("../dist/lib/fallback.js");
+const { FallbackEngine } = require("../dist/lib/fallback/engine.js");
 
 const both = (folder, options, use) =>
   withEmbedder(folder, { ...options, backend: "onnx" }, (rust) =>

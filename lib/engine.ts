@@ -6,7 +6,7 @@ import { EmbedderError, throwIfAborted } from "./errors.js";
  */
 export type TextOrTokens = string | Uint32Array;
 
-/** What the public `Embedder` needs of a backend; `lib/native.ts` and `lib/fallback.ts` provide it. */
+/** What the public `Embedder` needs of a backend; `lib/native.ts` and `lib/fallback/` provide it. */
 export interface Engine {
   readonly backend: BackendName;
   readonly isGpu: boolean;

@@ -9,10 +9,10 @@ import * as path from "node:path";
 import { type Architecture, readArchitecture } from "./architecture.js";
 import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
+import type { Cut } from "./fallback/vector.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
 import { type KnownModel, modelNamedInConfig } from "./known_models.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
-import type { Cut } from "./vector.js";
 
 export interface ModelDir extends Architecture {
   dir: string;

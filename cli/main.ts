@@ -25,7 +25,7 @@ Errors are one line on standard error, "error [CODE]: message", or with --json {
 "semantic-search-native <command> --help" explains a command and shows examples.`;
 
 function commandLine(): Command {
-  const { version } = require("../../../package.json") as { version: string };
+  const { version } = require("../../package.json") as { version: string };
   const program = new Command("semantic-search-native")
     .description("Text and code embeddings for semantic search, computed on this machine.")
     .version(version, "-V, --version", "print the version")

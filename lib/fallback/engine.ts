@@ -9,10 +9,10 @@ import {
   type EngineRows,
   type ModelOptions,
   type TextOrTokens,
-} from "./engine.js";
-import { closedError, EmbedderError } from "./errors.js";
-import { type FallbackInput, FallbackProcess } from "./fallback_process.js";
-import { CHILD_MARKER } from "./fallback_protocol.js";
+} from "../engine.js";
+import { closedError, EmbedderError } from "../errors.js";
+import { type FallbackInput, FallbackProcess } from "./process.js";
+import { CHILD_MARKER } from "./protocol.js";
 
 /** Ends the processes of engines that nobody closed and nobody can use any more. */
 const abandoned = new FinalizationRegistry<ChildProcess>((child) => child.kill("SIGKILL"));

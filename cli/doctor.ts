@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import type { Command } from "commander";
-import type { LoadOptions } from "../options.js";
+import type { LoadOptions } from "../lib/options.js";
 import type { TrialFailure } from "./backend_trial.js";
 import type { Report, Trials } from "./diagnosis.js";
 import { downloadProgress } from "./download_progress.js";
@@ -106,7 +106,10 @@ async function doctor(modelArgument: string | undefined, flags: DoctorFlags): Pr
 
 /** Brings a model of the Hub before it is tried. Resolves to why that did not work. */
 async function download(model: string, signal: AbortSignal): Promise<TrialFailure | undefined> {
-  const [{ modelSource }, { pull }] = await Promise.all([import("../model_source.js"), import("../hub/pull.js")]);
+  const [{ modelSource }, { pull }] = await Promise.all([
+    import("../lib/model_source.js"),
+    import("../lib/hub/pull.js"),
+  ]);
   if (!("hub" in modelSource(model))) return undefined;
   try {
     await pull(model, { signal, onProgress: downloadProgress() });

@@ -8,9 +8,9 @@ import {
   inSlices,
   type ModelOptions,
   type TextOrTokens,
-} from "./engine.js";
-import { AbortError, EmbedderError } from "./errors.js";
-import { CHILD_MARKER, type Reply, type Request, type Rows } from "./fallback_protocol.js";
+} from "../engine.js";
+import { AbortError, EmbedderError } from "../errors.js";
+import { CHILD_MARKER, type Reply, type Request, type Rows } from "./protocol.js";
 import { emptyVectors } from "./vector.js";
 
 /** What `FallbackProcess.load` needs. */
@@ -273,7 +273,7 @@ function unavailable(reason: string, cause?: unknown): EmbedderError {
 function startProgram(cwd: string): ChildProcess {
   let child: ChildProcess;
   try {
-    child = fork(path.join(__dirname, "fallback_main.js"), {
+    child = fork(path.join(__dirname, "main.js"), {
       cwd,
       env: childEnvironment(process.env),
       // Without the parent's own flags: `--input-type`, for one, is refused for a file.

@@ -1,7 +1,7 @@
 /** The embeddings request and its answers in OpenAI's words, and errors in OpenAI's shape. */
 
-import type { EmbedOptions, TextOrTokens } from "../../embedder.js";
-import { describeValue } from "../errors.js";
+import type { EmbedOptions, TextOrTokens } from "../embedder.js";
+import { describeValue } from "../lib/errors.js";
 
 /** An answer that says what is wrong. */
 export class ApiError extends Error {

@@ -6,8 +6,8 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse, S
 import { type AddressInfo, isIP, Server as NetServer } from "node:net";
 import type { Duplex } from "node:stream";
 import { setImmediate } from "node:timers/promises";
-import type { Embedder } from "../../embedder.js";
-import { finish } from "../vector.js";
+import type { Embedder } from "../embedder.js";
+import { finish } from "../lib/fallback/vector.js";
 import { CommandLineError } from "./failure.js";
 import { Metrics } from "./metrics.js";
 import { ApiError, checkModel, embeddingsResponse, parseEmbeddingsRequest } from "./openai_api.js";

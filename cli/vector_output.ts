@@ -1,6 +1,6 @@
 /** Where `embed` puts vectors, one after the other. */
 
-import type { EncodedVector, Encoding } from "../engine.js";
+import type { EncodedVector, Encoding } from "../lib/engine.js";
 import { print } from "./terminal.js";
 import { WholeFile } from "./whole_file.js";
 

@@ -1,4 +1,4 @@
-import type { PullProgress } from "../../embedder.js";
+import type { PullProgress } from "../embedder.js";
 import { clearStatus, note, showStatus } from "./terminal.js";
 
 const BAR_WIDTH = 24;

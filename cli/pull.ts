@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import type { PullOptions } from "../../embedder.js";
+import type { PullOptions } from "../embedder.js";
 import { downloadProgress } from "./download_progress.js";
 import { interruptionSignal } from "./interruption.js";
 import { clearStatus, printResult } from "./terminal.js";
@@ -40,7 +40,7 @@ export function addPull(program: Command): void {
 
 async function pullModel(model: string, { json, ...options }: PullFlags): Promise<void> {
   const signal = interruptionSignal();
-  const { pull } = await import("../hub/pull.js");
+  const { pull } = await import("../lib/hub/pull.js");
   try {
     const folder = await pull(model, { ...options, signal, onProgress: downloadProgress() });
     clearStatus();

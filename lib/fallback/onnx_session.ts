@@ -1,6 +1,6 @@
 import type { InferenceSession, Tensor } from "onnxruntime-node";
-import { EmbedderError } from "./errors.js";
-import { availableProcessors } from "./processors.js";
+import { EmbedderError } from "../errors.js";
+import { availableProcessors } from "../processors.js";
 
 interface Input {
   name: string;

@@ -4,7 +4,7 @@
  * Written here because prom-client would bring OpenTelemetry's API and a digest library for a handful of numbers.
  */
 
-import type { Embedder } from "../../embedder.js";
+import type { Embedder } from "../embedder.js";
 
 /** Upper bounds in seconds: from a cached query to a large batch on a small machine. */
 const BUCKETS = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];

@@ -2,9 +2,9 @@
 
 import { accessSync, constants, existsSync, readdirSync, statSync } from "node:fs";
 import * as path from "node:path";
-import { packageCacheFolder } from "../cache_folder.js";
-import type { BackendName } from "../engine.js";
-import { hubSettings } from "../hub/settings.js";
+import { packageCacheFolder } from "../lib/cache_folder.js";
+import type { BackendName } from "../lib/engine.js";
+import { hubSettings } from "../lib/hub/settings.js";
 import { maxDifference, type Trial, type TrialOutcome } from "./backend_trial.js";
 import type { Machine } from "./machine.js";
 

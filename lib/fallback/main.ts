@@ -1,4 +1,4 @@
-/** The program of the JavaScript fallback's child process; see `fallback_process.ts`. */
+/** The program of the JavaScript fallback's child process; see `process.ts`. */
 
 import {
   type Description,
@@ -6,13 +6,13 @@ import {
   type ModelOptions,
   PROGRESS_INTERVAL_MS,
   type TextOrTokens,
-} from "./engine.js";
-import { EmbedderError, toEmbedderError } from "./errors.js";
-import { CHILD_MARKER, type Reply, type Request } from "./fallback_protocol.js";
+} from "../engine.js";
+import { EmbedderError, toEmbedderError } from "../errors.js";
+import { describe, type ModelDir, readModelDir } from "../model_dir.js";
 import type { LoadedFiles } from "./loaded_files.js";
-import { describe, type ModelDir, readModelDir } from "./model_dir.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
+import { CHILD_MARKER, type Reply, type Request } from "./protocol.js";
 import { TextTokenizer, type TokenizedText } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
 

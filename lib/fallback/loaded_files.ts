@@ -1,6 +1,6 @@
 import { type BigIntStats, fstatSync, statSync } from "node:fs";
-import { EmbedderError } from "./errors.js";
-import { openRegularFile } from "./regular_file.js";
+import { EmbedderError } from "../errors.js";
+import { openRegularFile } from "../regular_file.js";
 
 interface LoadedFile {
   path: string;

@@ -1,6 +1,6 @@
 import { statSync } from "node:fs";
 import { type Command, Option } from "commander";
-import type { LoadOptions } from "../options.js";
+import type { LoadOptions } from "../lib/options.js";
 import { downloadProgress } from "./download_progress.js";
 import { interruptionSignal } from "./interruption.js";
 import { clearStatus, printResult } from "./terminal.js";
@@ -35,7 +35,7 @@ export function addExport(program: Command): void {
 
 async function exportModel(model: string, { dtype, json }: ExportFlags): Promise<void> {
   const signal = interruptionSignal();
-  const { exportOnnx } = await import("../../embedder.js");
+  const { exportOnnx } = await import("../embedder.js");
   const options: LoadOptions = { dtype, signal, onProgress: downloadProgress() };
   const file = await exportOnnx(model, options).finally(clearStatus);
   const { size } = statSync(file);

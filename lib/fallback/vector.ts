@@ -1,5 +1,5 @@
-import type { EncodedVector, Encoding, PoolingMode } from "./engine.js";
-import { EmbedderError } from "./errors.js";
+import type { EncodedVector, Encoding, PoolingMode } from "../engine.js";
+import { EmbedderError } from "../errors.js";
 
 /** Keeps the first components of a vector, into which Matryoshka training puts what matters most. */
 export interface Cut {

@@ -4,7 +4,7 @@
  */
 
 import { fork } from "node:child_process";
-import type { LoadOptions } from "../options.js";
+import type { LoadOptions } from "../lib/options.js";
 
 export interface TrialRequest {
   model: string;
@@ -70,7 +70,7 @@ export function tryBackend(request: TrialRequest, signal: AbortSignal): Promise<
 }
 
 async function runTrial({ model, options, texts, measureMs, exportsGraph }: TrialRequest): Promise<TrialOutcome> {
-  const { Embedder, exportOnnx } = await import("../../embedder.js");
+  const { Embedder, exportOnnx } = await import("../embedder.js");
   try {
     const start = performance.now();
     const embedder = await Embedder.load(model, { ...options, queryCacheSize: 0 });
@@ -103,7 +103,7 @@ function sampleText(index: number): string {
   return `function clamp${index}(value, low, high) {\n  // Returns the value, or the nearer of the two limits.\n  if (value < low) return low;\n  return value > high ? high : value + ${index} - ${index};\n}`;
 }
 
-type Embedding = Pick<import("../../embedder.js").Embedder, "embed" | "embedQuery">;
+type Embedding = Pick<import("../embedder.js").Embedder, "embed" | "embedQuery">;
 
 async function measureTexts(embedder: Embedding, durationMs: number): Promise<number> {
   const BATCH = 16;

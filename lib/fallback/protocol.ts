@@ -1,7 +1,7 @@
-import type { Description, EncodedVector, Encoding, ModelOptions, TextOrTokens } from "./engine.js";
-import type { EmbedderErrorCode } from "./errors.js";
+import type { Description, EncodedVector, Encoding, ModelOptions, TextOrTokens } from "../engine.js";
+import type { EmbedderErrorCode } from "../errors.js";
 
-/** Messages between `fallback_process.ts` and the child process that it starts, `fallback_main.ts`. */
+/** Messages between `process.ts` and the child process that it starts, `main.ts`. */
 export type Request =
   /** The first one. */
   | { kind: "load"; modelDir: string; options: ModelOptions }

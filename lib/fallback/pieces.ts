@@ -1,4 +1,4 @@
-import { isObject, type JsonObject } from "./json_file.js";
+import { isObject, type JsonObject } from "../json_file.js";
 
 /** What a tokenizer makes of a character, as bits. */
 const BLANK = 1; // Gives no token: whitespace, or removed by the normalizer.

@@ -1,8 +1,8 @@
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import { type Command, Option } from "commander";
-import type { Encoding } from "../engine.js";
-import type { StreamedVector } from "../stream.js";
+import type { Encoding } from "../lib/engine.js";
+import type { StreamedVector } from "../lib/stream.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, fileError } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
@@ -89,7 +89,7 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   const inputs = files.length > 0 ? files : ["-"];
   await Promise.all(inputs.map(checkInput));
   const signal = interruptionSignal();
-  const { Embedder } = await import("../../embedder.js");
+  const { Embedder } = await import("../embedder.js");
   const embedder = await Embedder.load(model, { ...loadOptions(flags), signal, onProgress: downloadProgress() });
   clearStatus();
   const start = performance.now();

@@ -2,8 +2,8 @@ import { lookup } from "node:dns/promises";
 import { once } from "node:events";
 import * as path from "node:path";
 import { type Command, InvalidArgumentError } from "commander";
-import type { ModelSource } from "../model_source.js";
-import type { LoadOptions } from "../options.js";
+import type { ModelSource } from "../lib/model_source.js";
+import type { LoadOptions } from "../lib/options.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, EXIT_CODES, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
@@ -90,8 +90,8 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   }
   const apiKey = (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined;
   const [{ Embedder }, { modelSource }, { EmbeddingServer, isLoopback }] = await Promise.all([
-    import("../../embedder.js"),
-    import("../model_source.js"),
+    import("../embedder.js"),
+    import("../lib/model_source.js"),
     import("./embedding_server.js"),
   ]);
   const { address } = await lookup(flags.host);
@@ -109,7 +109,7 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   if (layerNorm !== undefined && !flags.matryoshka) options.layerNorm = layerNorm;
   if (flags.idleTimeout) options.idleTimeoutMs = flags.idleTimeout;
   const embedder = await Embedder.load(model, { ...options, signal, onProgress: downloadProgress() });
-  const { version } = require("../../../package.json") as { version: string };
+  const { version } = require("../../package.json") as { version: string };
   clearStatus();
   const source = modelSource(model);
   const name = flags.modelName ?? ("hub" in source ? source.hub.id : path.basename(source.folder));
@@ -143,9 +143,9 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
 /** Whether the model wants a layer norm before a cut, as `Embedder.load` with `dimensions` would find. */
 async function layerNormOf(source: ModelSource, { pooling }: LoadOptions): Promise<boolean> {
   const [{ readModelDir }, { knownModel }, { pullWeights }] = await Promise.all([
-    import("../model_dir.js"),
-    import("../known_models.js"),
-    import("../hub/pull.js"),
+    import("../lib/model_dir.js"),
+    import("../lib/known_models.js"),
+    import("../lib/hub/pull.js"),
   ]);
   const known = "hub" in source ? knownModel(source.hub.id) : undefined;
   if (known) return known.layerNorm ?? false;

@@ -3,7 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import * as os from "node:os";
-import { availableProcessors, processorQuota } from "../processors.js";
+import { availableProcessors, processorQuota } from "../lib/processors.js";
 
 export interface Machine {
   package: string;
@@ -29,7 +29,7 @@ export interface Machine {
 }
 
 export function describeMachine(): Machine {
-  const { version } = require("../../../package.json") as { version: string };
+  const { version } = require("../../package.json") as { version: string };
   return {
     package: version,
     onnxruntimeNode: onnxruntimeVersion(),

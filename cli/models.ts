@@ -19,7 +19,7 @@ export function addModels(program: Command): void {
 }
 
 async function listModels({ json }: { json?: boolean }): Promise<void> {
-  const { KNOWN_MODELS } = await import("../known_models.js");
+  const { KNOWN_MODELS } = await import("../lib/known_models.js");
   const rows = KNOWN_MODELS.map(({ id, architecture, dimension, maxTokens, pooling, parameters, license }) => {
     const size = parameters === undefined ? "" : `${Math.round(parameters / 1e6)} M`;
     return [id, architecture, String(dimension), String(maxTokens), pooling, size, license];
