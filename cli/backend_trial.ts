@@ -4,7 +4,7 @@
  */
 
 import { fork } from "node:child_process";
-import type { LoadOptions } from "../lib/options.js";
+import type { LoadOptions } from "../lib/load_options.js";
 
 export interface TrialRequest {
   model: string;

@@ -2,13 +2,13 @@ import { mkdtempSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import type { Command } from "commander";
-import type { LoadOptions } from "../lib/options.js";
+import type { LoadOptions } from "../lib/load_options.js";
 import type { TrialFailure } from "./backend_trial.js";
 import type { Report, Trials } from "./diagnosis.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
-import { seconds } from "./load_options.js";
+import { seconds } from "./load_flags.js";
 import { clearStatus, onOneLine, printResult, showStatus, table } from "./terminal.js";
 
 interface DoctorFlags {

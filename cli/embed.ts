@@ -6,7 +6,7 @@ import type { StreamedVector } from "../lib/stream.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, fileError } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
-import { addLoadOptions, type LoadFlags, loadOptions } from "./load_options.js";
+import { addLoadOptions, type LoadFlags, loadOptions } from "./load_flags.js";
 import { clearStatus, grouped, printResult, say, showStatus } from "./terminal.js";
 import { linesOf, type TextFormat, textOf } from "./text_lines.js";
 import { type VectorRecord, vectorOutput } from "./vector_output.js";

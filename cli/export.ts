@@ -1,6 +1,6 @@
 import { statSync } from "node:fs";
 import { type Command, Option } from "commander";
-import type { LoadOptions } from "../lib/options.js";
+import type { LoadOptions } from "../lib/load_options.js";
 import { downloadProgress } from "./download_progress.js";
 import { interruptionSignal } from "./interruption.js";
 import { clearStatus, printResult } from "./terminal.js";

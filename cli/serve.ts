@@ -2,12 +2,12 @@ import { lookup } from "node:dns/promises";
 import { once } from "node:events";
 import * as path from "node:path";
 import { type Command, InvalidArgumentError } from "commander";
+import type { LoadOptions } from "../lib/load_options.js";
 import type { ModelSource } from "../lib/model_source.js";
-import type { LoadOptions } from "../lib/options.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, EXIT_CODES, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
-import { addLoadOptions, bytes, count, type LoadFlags, loadOptions, seconds } from "./load_options.js";
+import { addLoadOptions, bytes, count, type LoadFlags, loadOptions, seconds } from "./load_flags.js";
 import { clearStatus, printResult, say } from "./terminal.js";
 
 interface ServeFlags extends LoadFlags {

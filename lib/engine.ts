@@ -11,8 +11,6 @@ export interface Engine {
   readonly backend: BackendName;
   readonly isGpu: boolean;
   readonly description: Description;
-  /** Why a faster backend was not taken, if one was tried. */
-  readonly fallbackReason: string | null;
   /** Memory that the backend manages itself; `null` where it leaves that to the system. */
   memory(): Promise<BackendMemory | null>;
   /** What it has done since it was loaded, and what is before it. */
@@ -163,24 +161,49 @@ export interface EncodedVector {
 
 /** How the numbers of a vector are stored. */
 export type Encoding = keyof EncodedVector;
+export const ENCODINGS = ["float32", "int8", "binary"] as const satisfies Encoding[];
 
-export type BackendName = "mlx" | "onnx" | "onnx-js";
+/** What may be asked for; `"auto"` is the fastest that works. */
+export const BACKENDS = ["auto", "mlx", "onnx", "onnx-js"] as const;
+export type BackendName = Exclude<(typeof BACKENDS)[number], "auto">;
 
 export const POOLING_MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] as const;
 /** How token vectors become one vector, in the words of sentence-transformers. */
 export type PoolingMode = (typeof POOLING_MODES)[number];
 
-/** The options that decide numbers; both backends read them alike. */
+export const DTYPES = ["auto", "f32", "f16", "bf16", "int8"] as const;
+
+/** The options that determine the vectors and how they are computed; both backends read them alike. */
 export interface ModelOptions {
+  /** Pooling, if the model folder does not declare it or declares it wrongly. */
   pooling?: PoolingMode;
+  /** Put before every query instead of the model's own prompt. */
   queryPrompt?: string;
+  /** Put before every document instead of the model's own prompt. */
   documentPrompt?: string;
+  /** Longest text in tokens, special tokens included; limited to what the model takes. Default 512. */
   maxTokens?: number;
+  /** Scale vectors to length 1. Default true. */
   normalize?: boolean;
+  /** Keep only this many of the first components of each vector, for models trained for it (Matryoshka). Default: all. */
   dimensions?: number;
+  /**
+   * With `dimensions`: whether to apply a layer norm to the full vector first, as nomic-embed-text-v1.5 requires.
+   * Default: what the model is known to require; needed for nomic_bert folders that do not name their model.
+   */
   layerNorm?: boolean;
-  dtype?: "auto" | "f32" | "f16" | "bf16" | "int8";
+  /**
+   * Number format of the weights. `"auto"` (default) is float16 on a GPU and float32 elsewhere; `"f16"` and `"bf16"` are
+   * for MLX. `"int8"` computes the linear layers in integers, on the CPU: faster, with nearly the same vectors. Quantized
+   * weights are kept in the cache folder; `onnx-js` needs a quantized ONNX file (`exportOnnx` with this option writes one).
+   */
+  dtype?: (typeof DTYPES)[number];
+  /** Threads that compute. Default: the processors that this process may use. */
   threads?: number;
+  /**
+   * Most bytes that the activations of one batch may take. Long texts are then computed fewer at a time; a single text is
+   * always computed. Default 1 GiB.
+   */
   memoryBudget?: number;
 }
 

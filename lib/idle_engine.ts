@@ -14,7 +14,6 @@ export class IdleEngine implements Engine {
   readonly backend: Engine["backend"];
   readonly isGpu: boolean;
   readonly description: Engine["description"];
-  readonly fallbackReason: string | null;
   readonly #reload: () => Promise<Engine>;
   readonly #timeoutMs: number;
   /** Loaded or about to be; `undefined` while unloaded. */
@@ -35,7 +34,6 @@ export class IdleEngine implements Engine {
     this.backend = engine.backend;
     this.isGpu = engine.isGpu;
     this.description = engine.description;
-    this.fallbackReason = engine.fallbackReason;
     this.#engine = Promise.resolve(engine);
     this.#loaded = engine;
     this.#reload = reload;

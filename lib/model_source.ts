@@ -3,8 +3,9 @@ import * as path from "node:path";
 import type { WantedWeights } from "./hub/model_files.js";
 import { type HubModel, parseHubName, pullWeights } from "./hub/pull.js";
 import { knownModel } from "./known_models.js";
+import type { LoadOptions } from "./load_options.js";
 import { readModules, readPrompts } from "./model_dir.js";
-import { invalid, type LoadOptions } from "./options.js";
+import { invalid } from "./option_rules.js";
 
 /** A model as a caller names it: a folder, or a model on the Hub. */
 export type ModelSource = { folder: string } | { hub: HubModel };
@@ -38,9 +39,8 @@ export async function locate(
   wanted: WantedWeights,
   options: LoadOptions,
 ): Promise<{ dir: string; options: LoadOptions }> {
-  const { onProgress, offline, ...rest } = options;
+  const { onProgress, offline, signal, ...rest } = options;
   if ("folder" in source) return { dir: source.folder, options: rest };
-  const { signal } = rest;
   const dir = await pullWeights(source.hub, wanted, {
     ...(signal && { signal }),
     ...(onProgress && { onProgress }),

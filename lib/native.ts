@@ -17,7 +17,7 @@ import {
   type TextOrTokens,
 } from "./engine.js";
 import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
-import type { LoadOptions } from "./options.js";
+import type { LoadOptions } from "./load_options.js";
 
 type Addon = typeof import("../index.js");
 

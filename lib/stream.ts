@@ -1,4 +1,5 @@
 import { onAbort } from "./abort.js";
+import { checkText } from "./call_options.js";
 import {
   copyOfTokens,
   type EncodedVector,
@@ -8,7 +9,7 @@ import {
   type TextOrTokens,
 } from "./engine.js";
 import { AbortError, callersCode, outward, ThrownByCaller } from "./errors.js";
-import { checkText, invalid } from "./options.js";
+import { invalid, readArgument } from "./option_rules.js";
 
 /**
  * Texts on their way at most, from when they are read until their vectors are taken; and characters, or token ids: texts
@@ -29,6 +30,13 @@ export interface StreamedVector<E extends Encoding = "float32"> {
   vector: EncodedVector[E];
   /** Whether the text was cut to `maxTokens`. */
   truncated: boolean;
+}
+
+/** @throws EmbedderError `INVALID_ARGUMENT` for what cannot be iterated; strings are refused, too. */
+export function checkSource(source: unknown): void {
+  const isIterable = () =>
+    typeof source === "object" && source !== null && (Symbol.iterator in source || Symbol.asyncIterator in source);
+  if (!readArgument("source", isIterable)) throw invalid("source", "an iterable or async iterable of texts", source);
 }
 
 /** Embeds some texts and gives their vectors as they are ready. */

@@ -21,7 +21,6 @@ const abandoned = new FinalizationRegistry<ChildProcess>((child) => child.kill("
 export class FallbackEngine implements Engine {
   readonly backend = "onnx-js";
   readonly isGpu = false;
-  readonly fallbackReason = null;
   readonly description: Description;
   readonly #input: FallbackInput;
   #process: Promise<FallbackProcess>;

@@ -1,52 +1,16 @@
 import { onAbort } from "../abort.js";
 import { coded, EmbedderError, ThrownByCaller, throwIfAborted, toEmbedderError } from "../errors.js";
 import { knownModel } from "../known_models.js";
-import { checkPullOptions, invalid } from "../options.js";
+import { invalid } from "../option_rules.js";
 import { freeBytes, ModelCache } from "./cache.js";
 import { HubClient } from "./client.js";
 import { download, isIntact, megabytes } from "./download.js";
 import { fetchListing, type HubFile, isPlainPath, type Listing } from "./listing.js";
 import { modelFiles, type Snapshot, type WantedWeights } from "./model_files.js";
 import { bytesOfPart } from "./part.js";
+import { checkPullOptions, type PullOptions, type PullProgress } from "./pull_options.js";
 import { type HubSettings, hubSettings } from "./settings.js";
 import { TransferError } from "./transfer_error.js";
-
-/** Options of `pull`; each may be left out. */
-export interface PullOptions {
-  /** Branch, tag or commit. Default: what follows `@` in the name, else a known model's pinned commit, else `"main"`. */
-  revision?: string;
-  /** Default: `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else `huggingface/hub` in `XDG_CACHE_HOME` or `~/.cache`. */
-  cacheFolder?: string;
-  /** Default: `HF_ENDPOINT`, else `https://huggingface.co`. */
-  endpoint?: string;
-  /** For private and gated models; sent to the endpoint alone. Default: `HF_TOKEN`, else the file that `hf auth login` writes. */
-  token?: string | false;
-  /** Use the cache only. Default: `HF_HUB_OFFLINE`. */
-  offline?: boolean;
-  /** Also bring the repository's ONNX graph, which the JavaScript fallback needs. Default false. */
-  onnx?: boolean;
-  /**
-   * Also compare what is in the cache already with its hash, and download again what differs. Default false: files of the
-   * right size count as right, since each was checked when it came.
-   */
-  verify?: boolean;
-  /** Gives up with an `AbortError`. What has been downloaded is kept for the next time. */
-  signal?: AbortSignal;
-  /** Called now and then while files are downloaded or verified. An error that it throws ends the call. */
-  onProgress?: (progress: PullProgress) => void;
-}
-
-/** How far a download is. */
-export interface PullProgress {
-  /** The file that is being downloaded or verified. */
-  file: string;
-  /** Set where the file is being verified. */
-  isVerification?: true;
-  /** Bytes of all files of the model that are there, those of earlier downloads included; with `verify`, that are right. */
-  done: number;
-  /** Bytes of all files of the model. */
-  total: number;
-}
 
 /** A model on the Hub. */
 export interface HubModel {

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { EmbedderError } from "../errors.js";
-import { invalid } from "../options.js";
+import { invalid } from "../option_rules.js";
 
 /** What the Hub's environment variables and the options of a call come to. */
 export interface HubSettings {

@@ -1,7 +1,7 @@
 /** The options of `Embedder.load` as flags, for every command that loads a model. */
 
 import { type Command, InvalidArgumentError, Option } from "commander";
-import type { LoadOptions } from "../lib/options.js";
+import type { LoadOptions } from "../lib/load_options.js";
 
 /** What commander makes of the flags below. */
 export type LoadFlags = Pick<
