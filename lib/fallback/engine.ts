@@ -14,10 +14,10 @@ import { closedError, EmbedderError } from "../errors.js";
 import { type FallbackInput, FallbackProcess } from "./process.js";
 import { CHILD_MARKER } from "./protocol.js";
 
-/** Ends the processes of engines that nobody closed and nobody can use any more. */
+/** Ends the processes of engines that were garbage-collected without being closed. */
 const abandoned = new FinalizationRegistry<ChildProcess>((child) => child.kill("SIGKILL"));
 
-/** ONNX Runtime in JavaScript, in a child process. When that crashes, the calls in progress fail and the next starts another. */
+/** ONNX Runtime in JavaScript, in a child process. If it crashes, the calls in progress fail and the next one restarts it. */
 export class FallbackEngine implements Engine {
   readonly backend = "onnx-js";
   readonly isGpu = false;
@@ -37,7 +37,7 @@ export class FallbackEngine implements Engine {
   /** @throws EmbedderError */
   static async load(modelDir: string, options: ModelOptions): Promise<FallbackEngine> {
     if (process.env[CHILD_MARKER]) {
-      // A packed program that runs itself, whatever file it is told to run, would otherwise do so without end.
+      // A packaged program that always runs itself, whatever file it is given, would otherwise do so without end.
       throw new EmbedderError(
         "BACKEND_UNAVAILABLE",
         `the onnx-js backend cannot start its process: ${process.execPath} runs this program instead of the file that it is given`,
@@ -47,12 +47,26 @@ export class FallbackEngine implements Engine {
     return new FallbackEngine(input, await FallbackProcess.load(input));
   }
 
-  embed(texts: readonly TextOrTokens[], call: EngineCall): Promise<EngineResult> {
-    return this.#embed(texts, call, () => {});
+  async embed(
+    texts: readonly TextOrTokens[],
+    call: EngineCall,
+    take?: (rows: () => EngineRows) => void,
+  ): Promise<EngineResult> {
+    this.#activity.calls++;
+    try {
+      const process = await this.#running();
+      return await process.embed(texts, call, (rows, computed) => {
+        this.#activity.texts += computed.texts;
+        this.#activity.tokens += computed.tokens;
+        take?.(rows);
+      });
+    } finally {
+      this.#activity.calls--;
+    }
   }
 
   async stream(texts: readonly TextOrTokens[], call: EngineCall, take: (rows: EngineRows) => void): Promise<void> {
-    await this.#embed(texts, call, (rows) => take(rows()));
+    await this.embed(texts, call, (rows) => take(rows()));
   }
 
   activity(): Activity {
@@ -64,11 +78,6 @@ export class FallbackEngine implements Engine {
     return null;
   }
 
-  /** Token ids of one text, special tokens included; for tests. */
-  async tokenize(text: string, isQuery: boolean): Promise<Uint32Array> {
-    return this.#use((process) => process.tokenize(text, isQuery));
-  }
-
   close(): Promise<void> {
     this.#closed ??= this.#process.then(
       (process) => process.kill(closedError()),
@@ -77,36 +86,13 @@ export class FallbackEngine implements Engine {
     return this.#closed;
   }
 
-  #embed(
-    texts: readonly TextOrTokens[],
-    call: EngineCall,
-    take: (rows: () => EngineRows) => void,
-  ): Promise<EngineResult> {
-    return this.#use((process) =>
-      process.embed(texts, call, (rows, computed) => {
-        this.#activity.texts += computed.texts;
-        this.#activity.tokens += computed.tokens;
-        take(rows);
-      }),
-    );
-  }
-
-  async #use<T>(work: (process: FallbackProcess) => Promise<T>): Promise<T> {
-    this.#activity.calls++;
-    try {
-      return await work(await this.#running());
-    } finally {
-      this.#activity.calls--;
-    }
-  }
-
-  /** The process, or another one if it has ended. */
+  /** The process, or a new one if it has ended. */
   async #running(): Promise<FallbackProcess> {
     const last = this.#process;
     const process = await last.catch(() => undefined);
     if (this.#closed) throw closedError();
     if (process && !process.hasEnded) return process;
-    // Of several calls the first one starts it.
+    // Only the first of several waiting calls restarts it.
     if (this.#process === last) this.#process = this.#restart();
     return this.#process;
   }

@@ -1,19 +1,13 @@
 /** The program of the JavaScript fallback's child process; see `process.ts`. */
 
-import {
-  type Description,
-  type Encoding,
-  type ModelOptions,
-  PROGRESS_INTERVAL_MS,
-  type TextOrTokens,
-} from "../engine.js";
+import { type Description, type Encoding, PROGRESS_INTERVAL_MS, type TextOrTokens } from "../engine.js";
 import { EmbedderError, toEmbedderError } from "../errors.js";
 import { describe, type ModelDir, readModelDir } from "../model_dir.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
-import { CHILD_MARKER, type Reply, type Request } from "./protocol.js";
-import { TextTokenizer, type TokenizedText } from "./tokenizer.js";
+import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply } from "./protocol.js";
+import { TextTokenizer } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
 
 class FallbackModel {
@@ -31,7 +25,7 @@ class FallbackModel {
     this.description = describe(model, tokenizer.hash, onnx);
   }
 
-  static async load(modelDir: string, options: ModelOptions): Promise<FallbackModel> {
+  static async load({ modelDir, options }: LoadRequest): Promise<FallbackModel> {
     const model = readModelDir(modelDir, options);
     const onnx = findOnnxFile(model, options.dtype ?? "auto");
     const tokenizer = new TextTokenizer(model);
@@ -43,27 +37,21 @@ class FallbackModel {
       );
     }
     const loaded = new FallbackModel(model, tokenizer, session, onnx);
-    // Before anybody relies on the width that config.json tells.
+    // Checks the width that config.json gives before anything relies on it.
     await loaded.#run(tokenizer.encode("a", false).ids);
     onnx.files.checkNames();
     return loaded;
   }
 
-  tokenize(text: string, isQuery: boolean) {
-    return this.#tokenizer.encode(text, isQuery);
-  }
-
-  /** Token ids of the caller's, checked; `index` is that of the text in its call. */
-  take(ids: Uint32Array, index: number) {
-    return this.#tokenizer.take(ids, index);
-  }
-
-  /** The vector of one text; whether it was cut, and its tokens. */
-  async embed({
-    ids,
-    truncated,
-  }: TokenizedText): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
+  /** @param index Of the text in its call, for errors. */
+  async embed(
+    text: TextOrTokens,
+    isQuery: boolean,
+    index: number,
+  ): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
     const { hiddenSize, pooling, cut, normalize } = this.#model;
+    const { ids, truncated } =
+      typeof text === "string" ? this.#tokenizer.encode(text, isQuery) : this.#tokenizer.take(text, index);
     const values = await this.#run(ids);
     const pooled = this.#session.isPooled ? values : pool(values, hiddenSize, pooling);
     return { vector: finish(pooled, cut, normalize), truncated, tokens: ids.length };
@@ -93,12 +81,12 @@ interface Job {
   encoding: Encoding;
   texts: TextOrTokens[];
   next: number;
-  /** Each different text's first index, and whether it was cut: equal texts are computed once. */
+  /** Each distinct text's first index, and whether it was truncated: equal texts are computed once. */
   computed: Map<string, Computed>;
-  /** The same for token ids, by their list: no text equals them. */
+  /** The same for token ids, which equal no text. */
   computedTokens: Map<string, Computed>;
   unsent: UnsentRows;
-  /** When rows were last sent, as `performance.now()` tells. */
+  /** When rows were last sent, by `performance.now()`. */
   sentAt: number;
 }
 
@@ -115,13 +103,13 @@ interface UnsentRows {
   tokens: number;
 }
 
-/** What is sent at a time at most: the other side takes it in one turn of its event loop. */
+/** Most rows of a message: the other side handles it in one turn of its event loop. */
 const MAX_ROWS = 512;
 
 const noRows = (): UnsentRows => ({ computed: [], vectors: [], repeated: [], truncated: [], tokens: 0 });
 
 function reply(message: Reply): void {
-  // That nobody is there any more is told by "disconnect".
+  // If the parent is gone, "disconnect" reports that.
   process.send?.(message, undefined, undefined, () => {});
 }
 
@@ -141,8 +129,7 @@ async function advance(job: Job, model: FallbackModel): Promise<"more" | "done">
     if (entry) {
       unsent.repeated.push([index, entry.index]);
     } else {
-      const tokenized = typeof text === "string" ? model.tokenize(text, job.isQuery) : model.take(text, index);
-      const { vector, truncated, tokens } = await model.embed(tokenized);
+      const { vector, truncated, tokens } = await model.embed(text, job.isQuery, index);
       entry = { index, truncated };
       computed.set(key, entry);
       unsent.computed.push(index);
@@ -168,12 +155,12 @@ function sendRows(job: Job, dimension: number, isLast: boolean): void {
   job.sentAt = performance.now();
 }
 
-/** Answers requests to a loaded model, for as long as somebody is there to ask. */
+/** Answers requests to a loaded model, as long as the parent lives. */
 class Server {
   readonly #model: FallbackModel;
-  /** Texts of calls that are not complete yet. */
+  /** Texts of calls that have not been sent completely. */
   readonly #incoming = new Map<number, TextOrTokens[]>();
-  /** Those whose turn comes first are first. */
+  /** In the order of their turns. */
   readonly #jobs: Job[] = [];
   #wake = () => {};
 
@@ -181,7 +168,7 @@ class Server {
     this.#model = model;
   }
 
-  take(request: Exclude<Request, { kind: "load" }>): void {
+  take(request: CallRequest): void {
     const { call } = request;
     switch (request.kind) {
       case "texts": {
@@ -193,14 +180,6 @@ class Server {
       case "cancel":
         this.#incoming.delete(call);
         this.#drop(call);
-        break;
-      case "tokenize":
-        try {
-          const { ids } = this.#model.tokenize(request.text, request.isQuery);
-          reply({ kind: "tokenized", call, ids: Uint32Array.from(ids) });
-        } catch (error) {
-          fail(error, call);
-        }
         break;
       case "embed": {
         const { isQuery, encoding } = request;
@@ -216,8 +195,8 @@ class Server {
 
   async run(): Promise<never> {
     for (;;) {
-      // Queries and single texts are somebody waiting for a search result: they go before bulk work. Calls of a kind take
-      // turns, a text each.
+      // Queries and single texts go before bulk work: somebody may be waiting for a search result. Calls of the same
+      // priority take turns, one text each.
       const job = this.#jobs.find(({ isQuery, texts }) => isQuery || texts.length === 1) ?? this.#jobs[0];
       if (!job) {
         await new Promise<void>((resolve) => {
@@ -231,9 +210,9 @@ class Server {
       } catch (error) {
         fail(error, job.call);
       }
-      // Gone when it was cancelled meanwhile.
+      // It is gone if it was cancelled meanwhile.
       if (this.#drop(job.call) && state === "more") this.#jobs.push(job);
-      // Lets messages in between two texts; `run` alone does not when every text is a repetition.
+      // Lets messages in between two texts, also when every text is a repetition.
       await new Promise((resolve) => setImmediate(resolve));
     }
   }
@@ -247,17 +226,15 @@ class Server {
 
 async function main(): Promise<void> {
   delete process.env[CHILD_MARKER];
-  // The parent decides when to end, and signals of a terminal or a service manager reach both.
+  // The parent decides when to end; signals of a terminal or a service manager reach both.
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => {});
-  // It is gone, or it has closed the embedder. Not `exit`, which would wait for ONNX Runtime's own ending.
+  // The parent is gone. Not `exit`, which would wait for ONNX Runtime to shut down.
   process.on("disconnect", () => process.kill(process.pid, "SIGKILL"));
-  const first = new Promise<Request>((resolve) => process.once("message", resolve as (message: unknown) => void));
+  const first = new Promise<LoadRequest>((resolve) => process.once("message", resolve as (message: unknown) => void));
   reply({ kind: "started" });
-  const request = await first;
-  if (request.kind !== "load") throw new Error(`expected the request to load a model first, found ${request.kind}`);
-  const model = await FallbackModel.load(request.modelDir, request.options);
+  const model = await FallbackModel.load(await first);
   const server = new Server(model);
-  process.on("message", (next) => server.take(next as Exclude<Request, { kind: "load" }>));
+  process.on("message", (next) => server.take(next as CallRequest));
   reply({ kind: "loaded", description: model.description });
   await server.run();
 }

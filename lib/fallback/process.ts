@@ -6,63 +6,59 @@ import {
   type EngineResult,
   type EngineRows,
   inSlices,
-  type ModelOptions,
   type TextOrTokens,
 } from "../engine.js";
 import { AbortError, EmbedderError } from "../errors.js";
-import { CHILD_MARKER, type Reply, type Request, type Rows } from "./protocol.js";
+import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply, type Rows } from "./protocol.js";
 import { emptyVectors } from "./vector.js";
 
-/** What `FallbackProcess.load` needs. */
-export interface FallbackInput {
-  modelDir: string;
-  options: ModelOptions;
-  /** What a relative `modelDir` is relative to. */
+export interface FallbackInput extends LoadRequest {
+  /** The folder that a relative `modelDir` is relative to. */
   cwd: string;
 }
 
-/** One request that is being answered. */
+/** A call that is being computed. */
 interface Call {
-  onReply(reply: Reply): void;
+  onRows(rows: Rows): void;
   reject(error: EmbedderError): void;
 }
 
-/** How long the program may take until it says that it runs. */
+/** How long the program may take to report that it runs. */
 const START_TIMEOUT_MS = 60_000;
-/** How much is kept of what it writes on its standard error, for the message when it ends. */
-const COMPLAINT_CHARACTERS = 4000;
+/** How much of its standard error is kept, for the error message when it ends. */
+const STDERR_CHARACTERS = 4000;
 
-/** Those that end with this thread. */
+/** These end with this thread. */
 const children = new Set<ChildProcess>();
 const killChildren = () => {
   for (const child of children) child.kill("SIGKILL");
 };
 
 /**
- * A child process that runs `onnxruntime-node` on one model. It blocks the thread that it runs on, must not be ended
- * inside a run except with its whole process, and takes its process down when it fails badly.
+ * A child process that runs `onnxruntime-node` on one model: the library blocks its thread, cannot be interrupted during a
+ * run except by ending the process, and may crash the process.
  */
 export class FallbackProcess {
-  readonly #child: ChildProcess;
+  readonly child: ChildProcess;
   readonly #calls = new Map<number, Call>();
   #nextCall = 0;
   #description: Description | undefined;
-  /** Why it answers no more. */
+  /** Why it no longer answers. */
   #ended: EmbedderError | undefined;
 
   private constructor(child: ChildProcess) {
-    this.#child = child;
+    this.child = child;
   }
 
   /**
-   * Starts a process and has it load the model.
+   * Starts a process that loads the model.
    *
-   * @throws EmbedderError `BACKEND_UNAVAILABLE` if no process can be started, and what is wrong with the model.
+   * @throws EmbedderError `BACKEND_UNAVAILABLE` if no process can be started, or what is wrong with the model.
    */
-  static async load({ modelDir, options, cwd }: FallbackInput): Promise<FallbackProcess> {
+  static async load({ cwd, ...request }: FallbackInput): Promise<FallbackProcess> {
     const started = new FallbackProcess(startProgram(cwd));
     try {
-      await started.#load({ kind: "load", modelDir, options });
+      await started.#load(request);
     } catch (error) {
       await started.kill(error as EmbedderError);
       throw error;
@@ -70,7 +66,6 @@ export class FallbackProcess {
     return started;
   }
 
-  /** What the model is. */
   get description(): Description {
     if (!this.#description) throw new Error("the model is not loaded yet");
     return this.#description;
@@ -80,12 +75,7 @@ export class FallbackProcess {
     return this.#ended !== undefined;
   }
 
-  /** The system's handle of it. */
-  get child(): ChildProcess {
-    return this.#child;
-  }
-
-  /** @param take Given vectors as they are computed, and how many texts were run for them, and tokens. */
+  /** @param take Receives vectors as they are computed, and how many texts and tokens were run for them. */
   async embed(
     texts: readonly TextOrTokens[],
     { isQuery, encoding, signal, onProgress }: EngineCall,
@@ -116,48 +106,35 @@ export class FallbackProcess {
       };
       take(given, { texts: rows.computed.length, tokens: rows.tokens });
     };
-    await this.#ask<void>(
+    await this.#run(
       signal,
       async (call) => {
         await inSlices(texts, (slice) => this.#send({ kind: "texts", call, texts: slice }), signal);
         this.#send({ kind: "embed", call, isQuery, encoding });
       },
-      (reply, resolve) => {
-        if (reply.kind !== "rows") return;
-        keep(reply);
-        if (reply.isLast) resolve();
-        else onProgress?.({ done, tokens });
+      (rows) => {
+        keep(rows);
+        if (!rows.isLast) onProgress?.({ done, tokens });
       },
     );
     return { vectors, truncated: Uint32Array.from(truncated).sort(), tokens };
   }
 
-  /** Token ids of one text, special tokens included; for tests. */
-  tokenize(text: string, isQuery: boolean): Promise<Uint32Array> {
-    return this.#ask<Uint32Array>(
-      undefined,
-      async (call) => this.#send({ kind: "tokenize", call, text, isQuery }),
-      (reply, resolve) => {
-        if (reply.kind === "tokenized") resolve(reply.ids);
-      },
-    );
-  }
-
-  /** Ends it at once: it keeps nothing that would have to be written. Resolves when it is gone. */
+  /** Ends it at once: it has nothing to save. Resolves when it is gone. */
   async kill(reason: EmbedderError): Promise<void> {
     this.#end(reason);
-    if (this.#child.exitCode !== null || this.#child.signalCode !== null || this.#child.pid === undefined) return;
+    if (this.child.exitCode !== null || this.child.signalCode !== null || this.child.pid === undefined) return;
     this.#hold();
-    const exited = new Promise((resolve) => this.#child.once("exit", resolve));
-    this.#child.kill("SIGKILL");
+    const exited = new Promise((resolve) => this.child.once("exit", resolve));
+    this.child.kill("SIGKILL");
     await exited;
   }
 
-  #load(request: Request): Promise<void> {
-    const child = this.#child;
+  #load(request: LoadRequest): Promise<void> {
+    const child = this.child;
     return new Promise((resolve, reject) => {
       let hasStarted = false;
-      let complaints = "";
+      let stderr = "";
       const timer = setTimeout(
         () => reject(unavailable(`${process.execPath} did not run it within ${START_TIMEOUT_MS / 1000} s`)),
         START_TIMEOUT_MS,
@@ -168,7 +145,7 @@ export class FallbackProcess {
         this.#end(error);
       };
       child.stderr?.setEncoding("utf8").on("data", (text: string) => {
-        complaints = (complaints + text).slice(-COMPLAINT_CHARACTERS);
+        stderr = (stderr + text).slice(-STDERR_CHARACTERS);
       });
       child.on("message", (reply: Reply) => {
         if (reply.kind === "started") {
@@ -179,19 +156,21 @@ export class FallbackProcess {
           // An idle model does not keep the process alive; a call in flight does.
           this.#release();
           resolve();
-        } else if (reply.kind === "failed" && reply.call === undefined) {
-          reject(new EmbedderError(reply.code, reply.message));
+        } else if (reply.kind === "rows") {
+          this.#calls.get(reply.call)?.onRows(reply);
         } else {
-          this.#calls.get(reply.call as number)?.onReply(reply);
+          const error = new EmbedderError(reply.code, reply.message);
+          if (reply.call === undefined) reject(error);
+          else this.#calls.get(reply.call)?.reject(error);
         }
       });
       child.on("error", (cause) => end(unavailable(cause.message, cause)));
-      // Not "exit": its last words may come after that.
+      // Not "exit": standard error may still have data then.
       child.on("close", (status, signal) => {
         children.delete(child);
         if (children.size === 0) process.off("exit", killChildren);
         const when = this.#description || !hasStarted ? "" : " while it loaded the model";
-        const how = `${signal ?? `exit code ${status}`}${when}${lastWords(complaints)}`;
+        const how = `${signal ?? `exit code ${status}`}${when}${errorIn(stderr)}`;
         const failure = `inference failed: onnxruntime-node runs in a process of its own, and it ended with ${how}`;
         end(hasStarted ? new EmbedderError("INFERENCE_FAILED", failure) : unavailable(`it ended with ${how}`));
       });
@@ -199,39 +178,39 @@ export class FallbackProcess {
     });
   }
 
-  /** One request, until its answer is complete or it fails. */
-  async #ask<T>(
-    signal: AbortSignal | undefined,
+  /** One call, until its last rows have arrived or it fails. */
+  async #run(
+    signal: AbortSignal,
     request: (call: number) => Promise<void>,
-    onReply: (reply: Reply, resolve: (answer: T) => void) => void,
-  ): Promise<T> {
+    onRows: (rows: Rows) => void,
+  ): Promise<void> {
     if (this.#ended) throw this.#ended;
     const call = this.#nextCall++;
     let cancel = () => {};
-    const answer = new Promise<T>((resolve, reject) => {
+    const computed = new Promise<void>((resolve, reject) => {
       this.#calls.set(call, {
-        onReply: (reply) => {
-          if (reply.kind === "failed") reject(new EmbedderError(reply.code, reply.message));
-          else onReply(reply, resolve);
+        onRows: (rows) => {
+          onRows(rows);
+          if (rows.isLast) resolve();
         },
         reject,
       });
       cancel = () => {
         this.#send({ kind: "cancel", call });
-        if (signal) reject(new AbortError(signal));
+        reject(new AbortError(signal));
       };
     });
     // It may fail while the request is still being sent; it is awaited below either way.
-    answer.catch(() => {});
+    computed.catch(() => {});
     this.#hold();
-    signal?.addEventListener("abort", cancel, { once: true });
+    signal.addEventListener("abort", cancel, { once: true });
     try {
       await request(call);
-      return await answer;
+      await computed;
     } finally {
-      signal?.removeEventListener("abort", cancel);
+      signal.removeEventListener("abort", cancel);
       this.#calls.delete(call);
-      // Its end is waited for.
+      // `kill` waits for its end.
       if (this.#calls.size === 0 && !this.#ended) this.#release();
     }
   }
@@ -241,26 +220,26 @@ export class FallbackProcess {
     for (const call of this.#calls.values()) call.reject(error);
   }
 
-  #send(request: Request): void {
-    // That it is gone is told by its end.
-    if (this.#child.connected) this.#child.send(request, () => {});
+  #send(request: LoadRequest | CallRequest): void {
+    // If it is gone, "close" reports that.
+    if (this.child.connected) this.child.send(request, () => {});
   }
 
   /** Keeps this process alive until the child has answered. */
   #hold(): void {
-    this.#child.ref();
-    this.#child.channel?.ref();
-    (this.#child.stderr as Handle | null)?.ref();
+    this.child.ref();
+    this.child.channel?.ref();
+    (this.child.stderr as Handle | null)?.ref();
   }
 
   #release(): void {
-    this.#child.unref();
-    this.#child.channel?.unref();
-    (this.#child.stderr as Handle | null)?.unref();
+    this.child.unref();
+    this.child.channel?.unref();
+    (this.child.stderr as Handle | null)?.unref();
   }
 }
 
-/** What a pipe is besides a stream. */
+/** A pipe is this besides a stream. */
 interface Handle {
   ref(): void;
   unref(): void;
@@ -295,18 +274,18 @@ function startProgram(cwd: string): ChildProcess {
 export function childEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
   return {
     ...env,
-    // The debugger's port is taken by this process.
+    // This process uses the debugger's port.
     NODE_OPTIONS: env.NODE_OPTIONS?.replace(/--(inspect|debug)(-port[= ]\S+|\S*)/g, ""),
-    // ONNX Runtime would report its use to Microsoft.
+    // Otherwise ONNX Runtime reports its use to Microsoft.
     ORT_DISABLE_TELEMETRY: env.ORT_DISABLE_TELEMETRY || "1",
     ...(process.versions.electron && { ELECTRON_RUN_AS_NODE: "1" }),
     [CHILD_MARKER]: "1",
   };
 }
 
-/** The error in what Node.js or a library wrote before the end. */
-function lastWords(complaints: string): string {
-  const lines = complaints.split("\n").map((line) => line.trim());
+/** The error among what Node.js or a library wrote last. */
+function errorIn(stderr: string): string {
+  const lines = stderr.split("\n").map((line) => line.trim());
   const words = lines.find((line) => /^(\w*Error\b|FATAL ERROR)/.test(line)) ?? lines.findLast((line) => line !== "");
   return words === undefined ? "" : `: ${words.slice(0, 300)}`;
 }

@@ -1,25 +1,25 @@
 import type { Description, EncodedVector, Encoding, ModelOptions, TextOrTokens } from "../engine.js";
 import type { EmbedderErrorCode } from "../errors.js";
 
-/** Messages between `process.ts` and the child process that it starts, `main.ts`. */
-export type Request =
-  /** The first one. */
-  | { kind: "load"; modelDir: string; options: ModelOptions }
-  /** Texts of a call; a call's texts come in slices. */
+/** Messages between `process.ts` and the child process that it starts, `main.ts`; a `LoadRequest` is the first. */
+export interface LoadRequest {
+  modelDir: string;
+  options: ModelOptions;
+}
+
+export type CallRequest =
+  /** Texts of a call, which are sent in slices. */
   | { kind: "texts"; call: number; texts: TextOrTokens[] }
-  /** All texts of the call are there. */
+  /** All texts of the call have been sent. */
   | { kind: "embed"; call: number; isQuery: boolean; encoding: Encoding }
   /** Nobody waits for the call any more. */
-  | { kind: "cancel"; call: number }
-  /** The ids of one text, for tests that compare tokenizers. */
-  | { kind: "tokenize"; call: number; text: string; isQuery: boolean };
+  | { kind: "cancel"; call: number };
 
 export type Reply =
   /** The program runs. */
   | { kind: "started" }
   | { kind: "loaded"; description: Description }
   | ({ kind: "rows"; call: number } & Rows)
-  | { kind: "tokenized"; call: number; ids: Uint32Array }
   /** Without `call`: the model could not be loaded. */
   | { kind: "failed"; call?: number; code: EmbedderErrorCode; message: string };
 
@@ -31,12 +31,12 @@ export interface Rows {
   vectors: EncodedVector[Encoding];
   /** Texts that equal an earlier one of the call, each with the index of that one. */
   repeated: [index: number, earlier: number][];
-  /** Which of all these texts were cut. */
+  /** Which of all these texts were truncated. */
   truncated: number[];
   /** Tokens of the computed ones. */
   tokens: number;
   isLast: boolean;
 }
 
-/** Set in the environment of the child until it has started: a program that was started in its place notices. */
+/** Set in the environment of the child until it has started, so that a program that was started instead notices. */
 export const CHILD_MARKER = "SEMANTIC_SEARCH_FALLBACK_PROCESS";
