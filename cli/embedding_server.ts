@@ -8,6 +8,7 @@ import type { Duplex } from "node:stream";
 import { setImmediate } from "node:timers/promises";
 import type { Embedder } from "../embedder.js";
 import { finish } from "../lib/fallback/vector.js";
+import type { Matryoshka } from "../lib/model_dir.js";
 import { CommandLineError } from "./failure.js";
 import { Metrics } from "./metrics.js";
 import { ApiError, checkModel, embeddingsResponse, parseEmbeddingsRequest } from "./openai_api.js";
@@ -35,8 +36,8 @@ export interface ServerSettings {
   maxRequestsPerClient: number;
   /** For a request to arrive, and for its answer to be taken. */
   requestTimeoutMs: number;
-  /** Whether requests may have vectors cut, and how that is done; see `Cut`. */
-  matryoshka: { layerNorm: boolean } | undefined;
+  /** Set if requests may ask for fewer dimensions. */
+  matryoshka: Pick<Matryoshka, "layerNorm"> | undefined;
   /** Told about failures that are not the client's. */
   onFailure(error: unknown): void;
 }

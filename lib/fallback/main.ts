@@ -49,12 +49,12 @@ class FallbackModel {
     isQuery: boolean,
     index: number,
   ): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
-    const { hiddenSize, pooling, cut, normalize } = this.#model;
+    const { hiddenSize, pooling, matryoshka, normalize } = this.#model;
     const { ids, truncated } =
       typeof text === "string" ? this.#tokenizer.encode(text, isQuery) : this.#tokenizer.take(text, index);
     const values = await this.#run(ids);
     const pooled = this.#session.isPooled ? values : pool(values, hiddenSize, pooling);
-    return { vector: finish(pooled, cut, normalize), truncated, tokens: ids.length };
+    return { vector: finish(pooled, matryoshka, normalize), truncated, tokens: ids.length };
   }
 
   /** Token states, or the vector if the graph pools. */

@@ -12,13 +12,10 @@ import {
 import * as path from "node:path";
 import type { ModelOptions } from "../engine.js";
 import { describeValue, EmbedderError } from "../errors.js";
-import { isPlainPath } from "../hub/listing.js";
-import type { ModelDir } from "../model_dir.js";
-import { MOST_GRAPH, openRegularFile, readRegularFile } from "../regular_file.js";
+import { EXPORTED_GRAPHS, type ModelDir } from "../model_dir.js";
+import { isPlainPath, MOST_GRAPH, openRegularFile, readRegularFile } from "../regular_file.js";
 import { LoadedFiles } from "./loaded_files.js";
 
-/** The graphs that the addon exports; their weights are those of `model.safetensors`, or quantized from them. */
-export const EXPORTED_GRAPHS = ["semantic-search-native.onnx", "semantic-search-native.int8.onnx"] as const;
 const FLOAT_FILES = [EXPORTED_GRAPHS[0], "model.onnx", "onnx/model.onnx"];
 const QUANTIZED_FILES: string[] = [EXPORTED_GRAPHS[1], "onnx/model_quantized.onnx", "model_quantized.onnx"];
 

@@ -1,12 +1,6 @@
 import type { EncodedVector, Encoding, PoolingMode } from "../engine.js";
 import { EmbedderError } from "../errors.js";
-
-/** Keeps the first components of a vector, into which Matryoshka training puts what matters most. */
-export interface Cut {
-  dimensions: number;
-  /** Whether the full vector is layer-normalized before. */
-  layerNorm: boolean;
-}
+import type { Matryoshka } from "../model_dir.js";
 
 /**
  * Token states to one vector [modes × width]. Sums are taken in float64.
@@ -53,19 +47,19 @@ function sum(tokens: number, at: (token: number) => number): number {
 }
 
 /**
- * Checks a pooled vector, cuts it and scales it to length 1, as asked for. A zero vector stays zero.
+ * Checks a pooled vector, shortens it and scales it to length 1, as the options say. A zero vector stays zero.
  *
- * @throws EmbedderError `INFERENCE_FAILED` when a value is not finite.
+ * @throws EmbedderError `INFERENCE_FAILED` if a value is not finite.
  */
-export function finish(pooled: Float32Array, cut: Cut | undefined, normalize: boolean): Float32Array {
+export function finish(pooled: Float32Array, matryoshka: Matryoshka | undefined, normalize: boolean): Float32Array {
   if (!pooled.every(Number.isFinite)) {
     throw new EmbedderError(
       "INFERENCE_FAILED",
       "inference failed: the model returned values that are not finite (NaN or infinity); its weights may be damaged",
     );
   }
-  const full = cut?.layerNorm ? layerNorm(pooled) : pooled;
-  const vector = full.subarray(0, cut?.dimensions);
+  const full = matryoshka?.layerNorm ? layerNorm(pooled) : pooled;
+  const vector = full.subarray(0, matryoshka?.dimensions);
   const squares = sum(vector.length, (index) => (vector[index] as number) ** 2);
   if (!normalize || squares === 0) return vector;
   const length = Math.sqrt(squares);
@@ -82,9 +76,9 @@ function layerNorm(vector: Float32Array): Float32Array {
 }
 
 /**
- * Room for the vectors of so many texts [n × dimension].
+ * Memory for the vectors of a number of texts [n × dimension].
  *
- * @throws EmbedderError `INVALID_ARGUMENT` if there is none.
+ * @throws EmbedderError `INVALID_ARGUMENT` if there is not enough.
  */
 export function emptyVectors(texts: number, dimension: number, encoding: Encoding): EncodedVector[Encoding] {
   try {

@@ -1,8 +1,8 @@
 import { constants, type Dirent, existsSync, promises as fs } from "node:fs";
 import * as path from "node:path";
 import { isObject } from "../json_file.js";
-import { MOST_SETTINGS, readRegularFile } from "../regular_file.js";
-import { COMMIT, ETAG, type HubFile, isPlainPath, type Listing } from "./listing.js";
+import { isPlainPath, MOST_SETTINGS, readRegularFile } from "../regular_file.js";
+import { COMMIT, ETAG, type HubFile, type Listing } from "./listing.js";
 
 /** Ends the name of a ref that is kept beside its own place. */
 const BESIDE = "%";

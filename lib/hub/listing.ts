@@ -1,5 +1,6 @@
 import { EmbedderError } from "../errors.js";
 import { isObject } from "../json_file.js";
+import { isPlainPath } from "../regular_file.js";
 import type { HubClient } from "./client.js";
 
 /** The files of a repository at one commit. */
@@ -64,11 +65,4 @@ export async function fetchListing(
     files.set(name, { name, size: size as number, etag, blobId });
   }
   return { commit, files };
-}
-
-/** Whether a file name of a repository is a path below its folder, on every system. */
-export function isPlainPath(name: string): boolean {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: such names are what this refuses.
-  if (name.length > 500 || /[\\:\u0000-\u001f\u007f-\u009f]/.test(name)) return false;
-  return name.split("/").every((segment) => segment !== "" && segment !== "." && segment !== "..");
 }

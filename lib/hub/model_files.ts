@@ -2,10 +2,10 @@ import { existsSync } from "node:fs";
 import * as path from "node:path";
 import { readArchitecture } from "../architecture.js";
 import { EmbedderError } from "../errors.js";
-import { EXPORTED_GRAPHS } from "../fallback/onnx_file.js";
 import { isObject, JsonFile } from "../json_file.js";
-import { PROMPTS_FILE, readModules, TRANSFORMER_FILES } from "../model_dir.js";
-import { isPlainPath, type Listing } from "./listing.js";
+import { EXPORTED_GRAPHS, PROMPTS_FILE, readModules, TRANSFORMER_FILES } from "../model_dir.js";
+import { isPlainPath } from "../regular_file.js";
+import type { Listing } from "./listing.js";
 
 /** Which weights are wanted. Repositories hold the same ones in up to ten formats. */
 export interface WantedWeights {
