@@ -85,7 +85,7 @@ async function runTrial({ model, options, texts, measureMs, exportsGraph }: Tria
     const textsPerSecond = measureMs > 0 ? await measureTexts(embedder, measureMs) : null;
     const queryP50Ms = measureMs > 0 ? await measureQueries(embedder, measureMs) : null;
     await embedder.close();
-    if (exportsGraph) await exportOnnx(model);
+    if (exportsGraph) await exportOnnx(model, options);
     return {
       trial: {
         ...{ backend, isGpu, dimension, maxTokens, pooling, fingerprint, loadMs, aloneDifference },

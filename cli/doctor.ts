@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { cpSync, mkdtempSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import type { Command } from "commander";
@@ -19,6 +19,8 @@ interface DoctorFlags {
 }
 
 const BACKENDS = ["onnx", "onnx-js", "mlx"] as const;
+/** From dist/cli/. It is copied, since its graph is written next to it. */
+const TRIAL_MODEL = path.join(__dirname, "../../cli/trial_model");
 /** Ten texts that between them meet what tokenizers and models stumble over. */
 const TEXTS = [
   "where are tokens validated?",
@@ -72,7 +74,7 @@ async function doctor(modelArgument: string | undefined, flags: DoctorFlags): Pr
   const trials: Trials = new Map();
   const scratch = model === undefined ? mkdtempSync(path.join(os.tmpdir(), "semantic-search-doctor-")) : undefined;
   try {
-    if (scratch !== undefined) (await import("./trial_model.js")).writeTrialModel(scratch);
+    if (scratch !== undefined) cpSync(TRIAL_MODEL, scratch, { recursive: true });
     const missing = model === undefined ? undefined : await download(model, signal);
     for (const backend of BACKENDS) {
       if (missing) {
@@ -81,7 +83,7 @@ async function doctor(modelArgument: string | undefined, flags: DoctorFlags): Pr
       }
       signal.throwIfAborted();
       showStatus(() => `trying ${backend} …`);
-      const { pooling, onnxRuntimeLibrary } = flags;
+      const { onnxRuntimeLibrary, pooling = scratch && "mean" } = flags;
       const options: LoadOptions = { backend, dtype: "f32", offline: true, ...(pooling && { pooling }) };
       const request = {
         model: scratch ?? (model as string),

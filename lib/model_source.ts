@@ -7,7 +7,7 @@ import type { LoadOptions } from "./load_options.js";
 import { readModules, readPrompts } from "./model_dir.js";
 import { invalid } from "./option_rules.js";
 
-/** A model as a caller names it: a folder, or a model on the Hub. */
+/** A model as the caller names it: a folder, or a model on the Hub. */
 export type ModelSource = { folder: string } | { hub: HubModel };
 
 /**
@@ -29,8 +29,8 @@ export function modelSource(model: unknown): ModelSource {
 }
 
 /**
- * The model's folder, downloaded where need be, and the options to load it with: a known model of the Hub whose folder
- * does not say its pooling or prompts gets those of its authors.
+ * The model's folder, downloaded if necessary, and the options to load it with: a known model of the Hub whose folder does
+ * not declare its pooling or prompts gets those of its authors.
  *
  * @throws EmbedderError as `pull`.
  */
@@ -49,7 +49,7 @@ export async function locate(
   return { dir, options: { ...knownOptions(source.hub.id, dir, rest), ...rest } };
 }
 
-/** What a known model's folder leaves open. Options of the caller go before. */
+/** Options for what a known model's folder does not declare. */
 function knownOptions(id: string, dir: string, { dimensions }: LoadOptions): LoadOptions {
   const known = knownModel(id);
   if (!known) return {};

@@ -9,14 +9,14 @@ interface LoadedFile {
 }
 
 /**
- * Files that a model is loaded from. ONNX Runtime maps weights into memory: what is written into such a file later changes
- * the vectors. A file that another is renamed over stays what it was for those who have it open.
+ * The files of a loaded model. ONNX Runtime maps weights into memory: writing into such a file later changes the vectors.
+ * Replacing it by renaming another does not: an open file keeps its contents.
  */
 export class LoadedFiles {
   readonly #files: readonly LoadedFile[];
 
   /**
-   * Opens them, for as long as the process lives.
+   * Opens them for the lifetime of the process.
    *
    * @throws EmbedderError as `openRegularFile`.
    */
@@ -27,19 +27,19 @@ export class LoadedFiles {
     });
   }
 
-  /** @throws EmbedderError `MODEL_INVALID` if somebody has written into one. */
+  /** @throws EmbedderError `MODEL_INVALID` if one has been written to. */
   checkContents(): void {
     for (const { path, descriptor, before } of this.#files) {
       const now = fstatSync(descriptor, { bigint: true });
-      // Not ctime: a new name, or the loss of one, leaves the contents alone.
+      // Not ctime: adding or removing a name does not change the contents.
       if (now.size !== before.size || now.mtimeNs !== before.mtimeNs) throw changed(path);
     }
   }
 
   /**
-   * For what was read by name after this was made.
+   * Checks files that were read by name after they were opened here.
    *
-   * @throws EmbedderError `MODEL_INVALID` if a name has come to mean another file, or its contents have changed.
+   * @throws EmbedderError `MODEL_INVALID` if a name now means another file, or its contents have changed.
    */
   checkNames(): void {
     for (const { path, before } of this.#files) {

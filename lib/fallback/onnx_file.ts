@@ -22,17 +22,17 @@ const QUANTIZED_FILES: string[] = [EXPORTED_GRAPHS[1], "onnx/model_quantized.onn
 export interface OnnxFile {
   path: string;
   dtype: "f32" | "int8";
-  /** SHA-256 of each file that holds weights, in the order of their names. */
+  /** SHA-256 of each file that contains weights, sorted by name. */
   weightHashes: string[];
-  /** The graph and its weights as they were before any of them was read. */
+  /** The graph and its weights, opened before any of them was read. */
   files: LoadedFiles;
 }
 
 /**
  * The ONNX file of a model folder to run, with the hashes of its weights.
  *
- * @throws EmbedderError `MODEL_NOT_FOUND` naming what was looked for or which external data is missing, `MODEL_INVALID`
- * for a graph that cannot be read or points out of its folder.
+ * @throws EmbedderError `MODEL_NOT_FOUND` naming the missing graph or external data, `MODEL_INVALID` for a graph that cannot
+ * be read or refers to files outside its folder.
  */
 export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["dtype"]>): OnnxFile {
   if (dtype === "f16" || dtype === "bf16") {
@@ -59,12 +59,12 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
   const bytes = readRegularFile(found.file, MOST_GRAPH);
   const isExported = (EXPORTED_GRAPHS as readonly string[]).includes(found.name);
   const beside = (name: string) => path.join(path.dirname(found.file), name);
-  // What an int8 graph was quantized from need not be what it points into.
+  // An int8 graph need not refer to the files that it was quantized from.
   const locations = externalDataLocations(found.file, bytes);
   const sources = isExported ? (property(bytes, "weights_files")?.split(",") ?? []) : [];
   const external = [...new Set([...locations, ...sources])];
   for (const name of external) {
-    // ONNX Runtime takes one name with asterisks for an address in memory.
+    // For ONNX Runtime, a certain name with asterisks is an address in memory.
     if (!isPlainPath(name) || name.includes("*")) {
       throw new EmbedderError(
         "MODEL_INVALID",
@@ -79,7 +79,7 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
     }
   }
   const files = new LoadedFiles([found.file, ...externalFiles]);
-  // An exported graph has no weights but those of the safetensors files: its vectors are theirs, and so is its name.
+  // An exported graph has only the weights of the safetensors files, so their hashes identify the vectors.
   const weights = isExported ? externalFiles : [found.file, ...externalFiles];
   weights.sort((a, b) => (path.basename(a) < path.basename(b) ? -1 : 1));
   const weightHashes = weights.map((file) => sha256OfFile(file));
@@ -94,8 +94,8 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
 }
 
 /**
- * ONNX Runtime reads weights beside the graph only, and looks where links lead. In a snapshot of the Hub's cache the
- * weights are links to blobs: an exported graph becomes one, too.
+ * ONNX Runtime reads weights only from the graph's own folder, after following links. In a snapshot of the Hub's cache the
+ * weights are links to blobs, so an exported graph has to become one, too.
  */
 export function keepBesideWeights(graph: string): void {
   const bytes = readRegularFile(graph, MOST_GRAPH);
@@ -129,14 +129,14 @@ function sha256OfFile(file: string): string {
   return hash.digest("hex");
 }
 
-/** Messages that may hold tensors, by the number of the field that they are in; see `onnx.proto`. */
+/** Fields that may contain tensors, by number; see `onnx.proto`. */
 interface Schema {
   readonly [field: number]: Schema;
 }
 const ENTRY: Schema = {};
 const TENSOR: Schema = { 13: ENTRY };
 const SPARSE_TENSOR: Schema = { 1: TENSOR, 2: TENSOR };
-// An attribute may hold graphs, whose nodes have attributes.
+// An attribute may contain graphs, whose nodes have attributes.
 const GRAPH: { [field: number]: Schema } = { 5: TENSOR, 15: SPARSE_TENSOR };
 const ATTRIBUTE: Schema = { 5: TENSOR, 6: GRAPH, 10: TENSOR, 11: GRAPH, 22: SPARSE_TENSOR, 23: SPARSE_TENSOR };
 const NODE: Schema = { 5: ATTRIBUTE };
@@ -146,9 +146,9 @@ const TRAINING: Schema = { 1: GRAPH, 2: GRAPH };
 const MODEL: Schema = { 7: GRAPH, 20: TRAINING, 25: FUNCTION };
 
 /**
- * Names of the files into which tensors of an ONNX model point, wherever in it they are, each once.
+ * The names of the files that tensors anywhere in an ONNX model refer to.
  *
- * @throws EmbedderError `MODEL_INVALID` for what is not an ONNX model from its first byte to its last.
+ * @throws EmbedderError `MODEL_INVALID` for anything but a complete ONNX model.
  */
 function externalDataLocations(file: string, model: Buffer): string[] {
   const locations = new Set<string>();
@@ -159,7 +159,7 @@ function externalDataLocations(file: string, model: Buffer): string[] {
         const schema = message.schema[number];
         if (schema === ENTRY) {
           const { key, value } = keyAndValue(bytes);
-          // Names without the step into the folder where they are.
+          // The name may start with "./".
           if (key === "location") locations.add(value.replace(/^(\.\/)+/, ""));
         } else if (schema) {
           messages.push({ bytes, schema });
@@ -182,14 +182,14 @@ function property(model: Buffer, name: string): string | undefined {
   return properties.map(({ bytes }) => keyAndValue(bytes)).findLast(({ key }) => key === name)?.value;
 }
 
-/** StringStringEntryProto { key = 1, value = 2 }; what comes last counts. */
+/** StringStringEntryProto { key = 1, value = 2 }; the last one counts. */
 function keyAndValue(entry: Buffer): { key: string; value: string } {
   const texts = ["", "", ""];
   for (const { number, bytes } of protobufFields(entry)) texts[number] = bytes.toString("utf8");
   return { key: texts[1] ?? "", value: texts[2] ?? "" };
 }
 
-/** The length-delimited fields of one protobuf message. Throws for anything that parsers may read in different ways. */
+/** The length-delimited fields of a protobuf message. Throws for anything that parsers may read differently. */
 function* protobufFields(message: Buffer): Generator<{ number: number; bytes: Buffer }> {
   let offset = 0;
   const varint = (mostBytes: number): number => {

@@ -10,11 +10,11 @@ interface Input {
 
 interface Output {
   name: string;
-  /** The graph itself pools: the values are one vector. */
+  /** Whether the graph itself pools: the values are one vector. */
   isPooled: boolean;
 }
 
-/** An ONNX model that turns the ids of one text into token states. Inputs and outputs are inspected, not assumed. */
+/** An ONNX model that computes token states from the ids of one text. Checks inputs and outputs instead of assuming them. */
 export class OnnxSession {
   readonly #ort: typeof import("onnxruntime-node");
   readonly #session: InferenceSession;
@@ -45,7 +45,7 @@ export class OnnxSession {
       session = await ort.InferenceSession.create(file, {
         intraOpNumThreads: threads ?? availableProcessors(),
         interOpNumThreads: 1,
-        // The arena and the memory pattern pay off for equal shapes; texts run unpadded, at any length.
+        // The arena and memory patterns pay off for equal shapes; texts run unpadded, at any length.
         enableCpuMemArena: false,
         enableMemPattern: false,
         logSeverityLevel: 3,
@@ -89,13 +89,8 @@ function loadRuntime(): typeof import("onnxruntime-node") {
     return require("onnxruntime-node");
   } catch (cause) {
     const reason = (cause as Error).message.split("\n", 1)[0];
-    throw new EmbedderError(
-      "BACKEND_UNAVAILABLE",
-      `the onnx-js backend is not available: onnxruntime-node: ${reason}`,
-      {
-        cause,
-      },
-    );
+    const message = `the onnx-js backend is not available: onnxruntime-node: ${reason}`;
+    throw new EmbedderError("BACKEND_UNAVAILABLE", message, { cause });
   }
 }
 
@@ -123,7 +118,7 @@ function inspectInputs(file: string, session: InferenceSession): readonly Input[
   return inputs;
 }
 
-/** Token states are preferred to a pooled output: what the model folder says about pooling is then certain to be done. */
+/** Prefers token states to a pooled output, so that the pooling is certain to be that of the model folder. */
 function inspectOutputs(file: string, session: InferenceSession): Output {
   const outputs = session.outputMetadata.map((output) => ({
     name: output.name,

@@ -1,12 +1,12 @@
 import { isObject, type JsonObject } from "../json_file.js";
 
-/** What a tokenizer makes of a character, as bits. */
+/** How a tokenizer treats a character, as bits. */
 const BLANK = 1; // Gives no token: whitespace, or removed by the normalizer.
 const IN_WORD = 2; // Part of a word, as a letter is.
-const ENDS_WORD = 4; // No word reaches across it.
-const CUT_BEFORE = 8; // The text may be cut before it.
-const CUT_AFTER = 16; // The text may be cut after it.
-const KNOWN = 128; // Every other bit is right.
+const ENDS_WORD = 4; // No word extends across it.
+const SPLIT_BEFORE = 8; // The text may be split before it.
+const SPLIT_AFTER = 16; // The text may be split after it.
+const KNOWN = 128; // The other bits are valid.
 
 interface AddedToken {
   content: string;
@@ -15,7 +15,7 @@ interface AddedToken {
   single_word?: boolean;
 }
 
-/** Where the texts of a tokenizer may be cut, and what of them may be left out: `src/pieces.rs`, which says why. */
+/** Where texts may be split, and what may be left out, without changing their tokens; `src/pieces.rs` explains it. */
 export class PieceRules {
   readonly #normalize: (text: string) => string;
   readonly #splitIntoWords: (text: string) => string[];
@@ -25,7 +25,7 @@ export class PieceRules {
   readonly #characters = new Uint8Array(0x11_0000);
   /** Longest added token, in characters. */
   readonly longestAddedToken: number;
-  /** Of a word with more letters than this, any letters beyond may be left out; all count if it is infinite. */
+  /** Letters of a word beyond this number may be left out; infinite if they may not. */
   readonly lettersOfWord: number;
 
   private constructor(
@@ -51,7 +51,7 @@ export class PieceRules {
     this.lettersOfWord = canLeaveOut ? (model.max_input_chars_per_word ?? 100) : Number.POSITIVE_INFINITY;
   }
 
-  /** `undefined` for a tokenizer whose texts must be tokenized whole, for all that is known of it here. */
+  /** `undefined` for a tokenizer that may need the whole text. */
   static of(
     json: JsonObject,
     splitIntoWords: (text: string) => string[],
@@ -68,7 +68,7 @@ export class PieceRules {
     return tokens.some(({ content }) => [...content].some(isBlank)) ? undefined : rules;
   }
 
-  /** What the tokenizer makes of a character. */
+  /** How the tokenizer treats a character, as bits. */
   of(character: string): number {
     const codePoint = character.codePointAt(0) as number;
     let bits = this.#characters[codePoint] as number;
@@ -79,7 +79,7 @@ export class PieceRules {
     return bits;
   }
 
-  /** Asks the tokenizer itself, with a word around the character. */
+  /** Tries the tokenizer with the character inside a word. */
   #findOut(character: string): number {
     const own = this.prepare(character);
     const words = this.#splitIntoWords(this.#normalize(`a${own}a`));
@@ -89,12 +89,12 @@ export class PieceRules {
       if (first === "aa") return BLANK;
       return first?.startsWith("a") && last?.endsWith("a") ? IN_WORD : ENDS_WORD;
     }
-    // Splits the word at one of its sides only, or nothing that was thought of.
+    // It splits the word at one side only, or in a way that is not known here.
     if (first !== "a" || last !== "a") return ENDS_WORD;
     let bits = ENDS_WORD | (words.length === 2 ? BLANK : 0);
     const characters = [...own, ...this.#normalize(own)];
-    if (!characters.some((one) => this.#behindFirst.has(one))) bits |= CUT_BEFORE;
-    if (!characters.some((one) => this.#aheadOfLast.has(one))) bits |= CUT_AFTER;
+    if (!characters.some((one) => this.#behindFirst.has(one))) bits |= SPLIT_BEFORE;
+    if (!characters.some((one) => this.#aheadOfLast.has(one))) bits |= SPLIT_AFTER;
     return bits;
   }
 
@@ -107,21 +107,21 @@ const addedTokens = (json: JsonObject) => (json.added_tokens ?? []) as AddedToke
 
 const isNormalized = ({ normalized, special }: AddedToken) => normalized ?? !special;
 
-/** Whether the tokenizer decides by each character alone how it is normalized and where words end. */
+/** Whether normalization and the ends of words depend on single characters only. */
 function takesCharactersOneByOne({ normalizer, pre_tokenizer }: JsonObject): boolean {
   const typeOf = (part: unknown) => (isObject(part) ? part.type : undefined);
-  // Its canonical decomposition sorts combining marks, but moves none out of its word.
+  // BERT's canonical decomposition reorders combining marks, but only within a word.
   const normalizesThem = [undefined, "BertNormalizer"].includes(typeOf(normalizer) as string | undefined);
-  // Byte-level pre-tokenizers and Metaspace look at what is beside a character.
+  // Byte-level pre-tokenizers and Metaspace depend on the neighbors of a character.
   return normalizesThem && typeOf(pre_tokenizer) === "BertPreTokenizer";
 }
 
 /**
- * The pieces of a text, from the side that truncation keeps: each at least `length` long, except the last, and without
- * what cannot change a token. They give the same tokens one by one as together.
+ * The pieces of a text, starting at the side that truncation keeps, without what does not change tokens. Each but the last
+ * is at least `length` long. Tokenized one by one, they give the same tokens as the whole text.
  */
 export function* pieces(rules: PieceRules, text: string, fromEnd: boolean, length: number): Generator<string> {
-  /** Runs of blank characters so far, and for each blank character the latest one that it was kept in. */
+  /** Runs of blank characters so far, and for each blank character the latest run that it was kept in. */
   let blankRuns = 0;
   const latestRuns = new Map<string, number>();
   const lettersThatCount = Math.max(rules.lettersOfWord + 1, rules.longestAddedToken);
@@ -137,13 +137,13 @@ export function* pieces(rules: PieceRules, text: string, fromEnd: boolean, lengt
     let latest = 0;
     let latestCharacter = "";
     let letters = 0;
-    /** The latest characters of a word after as many letters as count. */
+    /** The last characters of a word that has more letters than count. */
     let endOfWord: string[] = [];
     for (let character = next(); character !== ""; character = next()) {
       const bits = rules.of(character);
       if (latest && piece.length >= length) {
         const [left, right] = fromEnd ? [bits, latest] : [latest, bits];
-        if (left & CUT_AFTER || right & CUT_BEFORE) break;
+        if (left & SPLIT_AFTER || right & SPLIT_BEFORE) break;
       }
       position += fromEnd ? -character.length : character.length;
       const isRepeated = character === latestCharacter;
@@ -156,7 +156,7 @@ export function* pieces(rules: PieceRules, text: string, fromEnd: boolean, lengt
       }
       if (bits & IN_WORD) letters++;
       if (bits & BLANK) {
-        // One of each is left, since a removed mark may keep others from being sorted.
+        // One of each is kept, since removing a mark could change the order of others.
         if (isRepeated || latestRuns.get(character) === blankRuns) continue;
         latestRuns.set(character, blankRuns);
       } else {

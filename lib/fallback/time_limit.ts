@@ -4,12 +4,11 @@ const context = createContext({ work: undefined });
 const script = new Script("work()");
 
 /**
- * Does synchronous work, and ends it when it takes too much of the processor's time, in the middle of a regular expression
- * too: V8 can do that for a script. Where the processor was at others' work meanwhile, the work begins anew with a
- * longer limit.
+ * Runs synchronous work, and stops it if it takes too much processor time, even within a regular expression: V8 can do
+ * that for a script. If other work kept the processor busy meanwhile, the work is restarted with a longer limit.
  *
- * @param work What may be begun anew.
- * @throws what `work` throws, or an error that tells the limit.
+ * @param work Something that can be restarted.
+ * @throws what `work` throws, or an error that names the limit.
  */
 export function withinTimeLimit<T>(limitMs: number, work: () => T): T {
   context.work = work;
@@ -22,11 +21,8 @@ export function withinTimeLimit<T>(limitMs: number, work: () => T): T {
         if ((error as NodeJS.ErrnoException).code !== "ERR_SCRIPT_EXECUTION_TIMEOUT") throw error;
         const { user, system } = process.cpuUsage(before);
         if ((user + system) / 1000 < limitMs / 2) continue;
-        const cause = { cause: error };
-        throw new Error(
-          `not done after ${timeout / 1000} s; the tokenizer, or a regular expression of it, may never be`,
-          cause,
-        );
+        const message = `not done after ${timeout / 1000} s; the tokenizer or one of its regular expressions may never finish`;
+        throw new Error(message, { cause: error });
       }
     }
   } finally {

@@ -6,7 +6,7 @@ import { MOST_TOKENIZER, readRegularFile } from "../regular_file.js";
 import { PieceRules, pieces } from "./pieces.js";
 import { withinTimeLimit } from "./time_limit.js";
 
-/** What is used of `@huggingface/tokenizers`: its own types cannot be resolved from CommonJS. */
+/** The part of `@huggingface/tokenizers` that is used: its own types cannot be resolved from CommonJS. */
 interface Tokenizer {
   normalizer: ((text: string) => string) | null;
   pre_tokenizer: ((text: string) => string[]) | null;
@@ -17,36 +17,36 @@ const { Tokenizer } = require("@huggingface/tokenizers") as {
 };
 
 export interface TokenizedText {
-  /** Prompt, text and special tokens, cut to the model's limit. */
+  /** Prompt, text and special tokens, truncated to the model's limit. */
   ids: number[];
   truncated: boolean;
 }
 
-/** Longest text that is tokenized at once. More than most limits take, little enough to take no time. */
+/** Longest text that is tokenized at once: longer than most token limits, and short enough to be fast. */
 const CHARACTERS_PER_PIECE = 4096;
 
-/** How long a text may take; more if it is long. A tokenizer that ends at all needs a fraction of it. */
+/** How long a text may take, plus time for its length. A tokenizer that finishes at all needs a fraction of it. */
 const TIME_LIMIT_MS = 10_000;
 const CHARACTERS_PER_MS = 100;
 
-/** Texts to token ids, as the addon's `src/tokenizer.rs`. Truncation and padding of `tokenizer.json` are ignored. */
+/** Texts to token ids, like the addon's `src/tokenizer.rs`. Ignores the truncation and padding of `tokenizer.json`. */
 export class TextTokenizer {
-  /** SHA-256 of the bytes that it was made from. */
+  /** SHA-256 of `tokenizer.json` as it was read. */
   readonly hash: string;
   readonly #tokenizer: Tokenizer;
   readonly #model: ModelDir;
   readonly #before: readonly number[];
   readonly #after: readonly number[];
-  /** How long texts are cut; `undefined` where they are tokenized whole. */
+  /** How long texts are split; `undefined` if they are tokenized whole. */
   readonly #pieceRules: PieceRules | undefined;
   readonly #charactersPerPiece: number;
 
-  /** @throws EmbedderError `MODEL_INVALID` or `INVALID_ARGUMENT` (a limit without room for text). */
+  /** @throws EmbedderError `MODEL_INVALID`, or `INVALID_ARGUMENT` for a limit that leaves no room for text. */
   constructor(model: ModelDir, charactersPerPiece = CHARACTERS_PER_PIECE) {
     const file = model.tokenizerFile;
     const bytes = readRegularFile(file, MOST_TOKENIZER);
     this.hash = createHash("sha256").update(bytes).digest("hex");
-    // What is absent is null, which the library does not take for granted.
+    // The library expects null for absent parts.
     const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
     const json: JsonObject = { ...parts, ...parseJsonObject(file, bytes) };
     checkNumbers(file, json, model.vocabularySize);
@@ -59,8 +59,8 @@ export class TextTokenizer {
         normalize = bertNormalizer(json.normalizer);
       }
       this.#pieceRules = PieceRules.of(json, (text) => splitIntoWords?.(text) ?? [text], normalize, model.lowerCase);
-      // The library takes a text that only its normalization makes equal to an added token for the token. BERT splits
-      // at the space.
+      // The library mistakes a text for an added token if normalization makes them equal. A space, at which BERT splits
+      // anyway, prevents that.
       const isSplitAtSpaces = isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer";
       this.#tokenizer.normalizer = isSplitAtSpaces ? (text) => `${normalize(text)} ` : normalize;
       const encode = (options?: { add_special_tokens: boolean }) =>
@@ -108,8 +108,7 @@ export class TextTokenizer {
   }
 
   /**
-   * Ids of the caller's, as they are: no prompt and no special tokens are added. Those beyond the token limit are cut off
-   * like those of a text.
+   * The caller's token ids, without a prompt or special tokens added, truncated like those of a text.
    *
    * @param index Of the text in its call, for the error.
    * @throws EmbedderError `INVALID_ARGUMENT`
@@ -128,7 +127,7 @@ export class TextTokenizer {
     return { ids: [...kept], truncated: ids.length > maxTokens };
   }
 
-  /** A vocabulary does not hold every id: a post-processor writes its own, and where it finds none `undefined`. */
+  /** Checks ids that are not from the vocabulary: a post-processor has its own, or `undefined` for a missing one. */
   #checkIds(ids: readonly (number | undefined)[]): void {
     const { tokenizerFile, vocabularySize } = this.#model;
     for (const id of ids) {
@@ -136,7 +135,7 @@ export class TextTokenizer {
     }
   }
 
-  /** Ids of the text without special tokens, or of its pieces at the kept side until they are more than `room`. */
+  /** Ids of the text without special tokens; of a long text, only of enough pieces to exceed `room`. */
   #contentIds(text: string, room: number): number[] {
     const { lowerCase, truncationSide } = this.#model;
     const encode = (part: string) => this.#tokenizer.encode(part, { add_special_tokens: false }).ids;
@@ -144,7 +143,7 @@ export class TextTokenizer {
       return encode(lowerCase ? text.toLowerCase() : text);
     }
     const fromEnd = truncationSide === "left";
-    // The small form of a capital sigma depends on what is around it, so that it is lost in a piece.
+    // The lower-case form of a capital sigma depends on its surroundings, which a piece does not have.
     const whole = lowerCase && text.includes("Σ") ? text.toLowerCase() : text;
     let ids: number[] = [];
     for (const piece of pieces(this.#pieceRules, whole, fromEnd, this.#charactersPerPiece)) {
@@ -155,7 +154,7 @@ export class TextTokenizer {
   }
 }
 
-/** The ids that a template puts before and after a text. The library looks the tokens' names up instead. */
+/** The ids that a template puts before and after a text. The library looks up the tokens' names instead. */
 function templateIds(postProcessor: unknown): [before: number[], after: number[]] | undefined {
   if (!isObject(postProcessor) || postProcessor.type !== "TemplateProcessing") return undefined;
   const { single, special_tokens: tokens } = postProcessor as {
@@ -176,8 +175,8 @@ function templateIds(postProcessor: unknown): [before: number[], after: number[]
 }
 
 /**
- * BERT's text clean-up exactly as the Rust tokenizer does it. The JavaScript library's own differs: it leaves CJK
- * characters beyond the basic plane unseparated, and writes a word-final capital sigma as ς instead of σ.
+ * BERT's normalization exactly as in the Rust tokenizer. The JavaScript library differs: it does not separate CJK
+ * characters beyond the basic plane, and lower-cases a word-final capital sigma to ς instead of σ.
  */
 function bertNormalizer(config: JsonObject): (text: string) => string {
   for (const key of ["clean_text", "handle_chinese_chars", "lowercase"]) {
@@ -196,15 +195,15 @@ function bertNormalizer(config: JsonObject): (text: string) => string {
       );
     }
     if (stripAccents) result = result.normalize("NFD").replace(/\p{Mn}/gu, "");
-    // Capital sigma is the one letter whose small form JavaScript chooses by what follows it.
+    // Capital sigma is the only letter whose lower-case form depends on what follows it.
     if (config.lowercase) result = result.replaceAll("Σ", "σ").toLowerCase();
     return result;
   };
 }
 
 /**
- * Refuses what the Rust tokenizer would refuse and the library does not check itself. Every id must have a row in the
- * embedding table.
+ * Refuses what the Rust tokenizer refuses, but the library does not check. Every id must have a row in the embedding
+ * table.
  */
 function checkNumbers(file: string, json: JsonObject, rows: number): void {
   const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
@@ -224,14 +223,14 @@ function checkNumbers(file: string, json: JsonObject, rows: number): void {
     if (model.type === "WordPiece" && model[key] === undefined) throw invalid(`is not a tokenizer: ${key} is missing`);
   }
   const { max_input_chars_per_word: longest = 0 } = model;
-  // The Rust tokenizer has it in 64 bits.
+  // The Rust tokenizer has 64 bits for it.
   if (!(Number.isInteger(longest) && (longest as number) >= 0 && (longest as number) < 2 ** 64)) {
     const found = JSON.stringify(longest);
     throw invalid(`max_input_chars_per_word: expected a whole number of at least 0, found ${found}`);
   }
 }
 
-/** An added token has the id of the vocabulary, or the next one after it, whatever `added_tokens` says. */
+/** An added token gets its id from the vocabulary, or the next one after it, whatever `added_tokens` says. */
 function checkAddedTokens(json: JsonObject, vocab: unknown, invalid: (problem: string) => EmbedderError): void {
   const ids = new Map(vocabulary(vocab, undefined));
   let next = ids.size;
@@ -245,7 +244,7 @@ function checkAddedTokens(json: JsonObject, vocab: unknown, invalid: (problem: s
 }
 
 function* vocabulary(vocab: unknown, addedTokens: unknown): Generator<[token: unknown, id: unknown]> {
-  // Unigram has a list of pairs, whose places are the ids.
+  // Unigram has a list of pairs, whose positions are the ids.
   if (Array.isArray(vocab)) yield* vocab.map((entry, id): [unknown, number] => [[entry].flat()[0], id]);
   else if (isObject(vocab)) yield* Object.entries(vocab);
   if (!Array.isArray(addedTokens)) return;

@@ -120,7 +120,7 @@ export function encode(vectors: Float32Array, dimension: number, encoding: Encod
   }
 }
 
-/** Away from zero at ±0.5, the only ties: `Math.round` alone would take −63.5 to −63. */
+/** Rounds ties away from zero, the only ones being ±0.5: `Math.round` alone would round −63.5 to −63. */
 function toInt8(value: number): number {
   return Math.sign(value) * Math.min(127, Math.round(Math.abs(value) * 127));
 }
