@@ -10,7 +10,7 @@ import { api, assertClose, BACKENDS, embedderError, model, ROOT, temporaryFolder
 
 const { Embedder, EmbedderError, pull, exportOnnx, init } = api;
 const { inSlices, rowsInSlices } = createRequire(import.meta.url)("../dist/lib/engine.js");
-const { MAX_TEXTS } = createRequire(import.meta.url)("../dist/lib/options.js");
+const { MAX_TEXTS } = createRequire(import.meta.url)("../dist/lib/call_options.js");
 
 const boom = () => {
   throw new Error("boom");

@@ -52,7 +52,7 @@ test("scripts, benchmarks and the addon ask the one rule", async () => {
 });
 
 test("no other place computes a cache folder", () => {
-  const sources = ["src", "lib", "scripts", "benches", "xtask/src"].flatMap((folder) =>
+  const sources = ["src", "lib", "cli", "scripts", "benches", "xtask/src"].flatMap((folder) =>
     readdirSync(path.join(ROOT, folder), { recursive: true })
       .map((name) => `${folder}/${String(name).split(path.sep).join("/")}`)
       .filter((name) => /\.(rs|ts|js|mjs)$/.test(name) && !/node_modules|\/target\//.test(name)),

@@ -9,7 +9,7 @@ import { test } from "node:test";
 import { MAIN, run } from "./command_line.mjs";
 import { model, ROOT, temporaryFolder } from "./models.mjs";
 
-const { printable, table } = createRequire(import.meta.url)("../dist/lib/cli/terminal.js");
+const { printable, table } = createRequire(import.meta.url)("../dist/cli/terminal.js");
 const POSIX = { skip: process.platform === "win32" && "needs POSIX pipes and devices" };
 const LINUX = { skip: process.platform !== "linux" && "needs /dev/full, and script(1) of Linux" };
 
@@ -42,7 +42,7 @@ test("control characters are shown as JSON writes them; tabs and line feeds stay
 });
 
 test("nothing is written but through terminal.ts", () => {
-  const folder = path.join(ROOT, "lib/cli");
+  const folder = path.join(ROOT, "cli");
   for (const name of readdirSync(folder).filter((file) => file !== "terminal.ts")) {
     assert.doesNotMatch(
       readFileSync(path.join(folder, name), "utf8"),

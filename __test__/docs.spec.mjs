@@ -201,7 +201,7 @@ test("troubleshooting has a heading for every error code, and for no other", () 
 function messageSources() {
   const below = (folder) =>
     readdirSync(path.join(ROOT, folder), { recursive: true }).map((name) => path.join(folder, String(name)));
-  return ["embedder.ts", ...below("lib"), ...below("src")]
+  return ["embedder.ts", ...below("cli"), ...below("lib"), ...below("src")]
     .filter((file) => /\.(ts|rs)$/.test(file))
     .map(read)
     .join("\n")

@@ -237,7 +237,7 @@ test("where the permission model allows no child processes, the backend is unava
 });
 
 test("the process gets the host's environment without its debugger, and telemetry is off", () => {
-  const { childEnvironment } = require("../dist/lib/fallback_process.js");
+  const { childEnvironment } = require("../dist/lib/fallback/process.js");
   for (const [given, expected] of [
     ["--inspect", ""],
     ["--inspect-brk=127.0.0.1:9229 --require ./pnp.cjs", " --require ./pnp.cjs"],

@@ -6,8 +6,8 @@ import { mkdirSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSy
 import * as path from "node:path";
 import { test } from "node:test";
 import { setTimeout } from "node:timers/promises";
+import { findOnnxFile } from "../dist/lib/fallback/onnx_file.js";
 import { ModelCache } from "../dist/lib/hub/cache.js";
-import { findOnnxFile } from "../dist/lib/onnx_file.js";
 import { api, changedModel, embedderError, temporaryFolder } from "./models.mjs";
 import { tableModel } from "./onnx_writer.mjs";
 

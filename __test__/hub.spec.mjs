@@ -640,7 +640,7 @@ describe("the token", () => {
       response.end();
     };
     hub.fault("hub", /api/, loop, 99);
-    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "redirects without end"));
+    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "redirects endlessly"));
   });
 
   test("never shows in an error", async () => {
@@ -768,7 +768,7 @@ describe("a proxy", () => {
       const elsewhere = { ...options, endpoint, cacheFolder: temporaryFolder() };
       const { code, message } = await pulling(elsewhere, { [scheme]: url(login) }).result;
       assert.equal(code, "ACCESS_DENIED", message);
-      assert.match(message, /proxy asks for a name and password/);
+      assert.match(message, /proxy requires a name and password/);
     }
   });
 

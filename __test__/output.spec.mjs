@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { api, assertClose, BACKENDS, changedModel, embedderError, golden, model, withEmbedder } from "./models.mjs";
 
 const require = createRequire(import.meta.url);
-const { encode } = require("../dist/lib/vector.js");
+const { encode } = require("../dist/lib/fallback/vector.js");
 
 const { texts, cuts, encodings } = golden("output");
 const TEXTS = [...texts, texts[0]];

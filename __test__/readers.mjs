@@ -14,7 +14,7 @@ import { changedFolder, OPTIONS } from "./model_folders.mjs";
 const require = createRequire(import.meta.url);
 const { loadAddon } = require("../dist/lib/native.js");
 const { describe, readModelDir } = require("../dist/lib/model_dir.js");
-const { TextTokenizer } = require("../dist/lib/tokenizer.js");
+const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
 
 // Most of the time goes into writing files: where there is one, into a file system in memory.
 const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : os.tmpdir();

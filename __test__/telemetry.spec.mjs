@@ -66,7 +66,7 @@ for (const backend of BACKENDS) {
   }
 
   test(`the command line with ${backend} opens no socket and writes no file`, async () => {
-    const args = [path.join(ROOT, "dist/lib/cli/main.js"), "embed", await model("bert_mean")];
+    const args = [path.join(ROOT, "dist/cli/main.js"), "embed", await model("bert_mean")];
     assert.deepEqual(await traces(args, { SEMANTIC_SEARCH_BACKEND: backend }), []);
   });
 }

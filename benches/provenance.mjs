@@ -11,7 +11,7 @@ function git(...args) {
 
 /** The code that was measured; changes beside it do not count. */
 export function commit() {
-  const changed = git("status", "--porcelain", "--", "src", "lib", "embedder.ts", "Cargo.toml", "Cargo.lock");
+  const changed = git("status", "--porcelain", "--", "src", "lib", "cli", "embedder.ts", "Cargo.toml", "Cargo.lock");
   return git("rev-parse", "--short=12", "HEAD") + (changed === "" ? "" : ", with uncommitted changes");
 }
 

@@ -73,7 +73,7 @@ export function questionsAbout(functions) {
 /** Some texts within the token limit, and some that have to be cut. */
 export function byLimit(modelFolder, maxTokens, texts) {
   const require = createRequire(path.join(ROOT, "dist/lib/"));
-  const { TextTokenizer } = require("./tokenizer.js");
+  const { TextTokenizer } = require("./fallback/tokenizer.js");
   const { readModelDir } = require("./model_dir.js");
   const tokenizer = new TextTokenizer(readModelDir(modelFolder, { maxTokens }));
   const isCut = (text) => tokenizer.encode(text, false).truncated;

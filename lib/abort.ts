@@ -1,16 +1,16 @@
 import { AbortError } from "./errors.js";
 
-/** What to do when a signal is aborted. */
+/** What to call when a signal is aborted. */
 const waiting = new WeakMap<AbortSignal, Set<() => void>>();
 
 /**
- * Calls `callback` once the signal is aborted, unless the function that it returns was called before. However many calls
- * wait for a signal, it has one listener of this package: of more than ten, Node.js warns as of a leak.
+ * Calls `callback` once the signal is aborted, unless the returned function was called before. A signal gets one listener
+ * from this package, however many calls wait for it: Node.js warns of a leak if there are more than ten.
  */
 export function onAbort(signal: AbortSignal | undefined, callback: () => void): () => void {
   if (!signal) return () => {};
   const callbacks = waiting.get(signal) ?? listen(signal);
-  // An object of its own: two calls may wait with the same function.
+  // A new function: two calls may wait with the same one.
   const entry = () => callback();
   callbacks.add(entry);
   return () => {

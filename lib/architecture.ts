@@ -1,11 +1,11 @@
 import type { JsonFile } from "./json_file.js";
 
-/** What `config.json` says about an encoder, as far as the fallback needs it. */
+/** What the fallback needs to know about an encoder from `config.json`. */
 export interface Architecture {
   hiddenSize: number;
   /** Rows of the embedding table: every token id is below it. */
   vocabularySize: number;
-  /** Most tokens that the model can tell apart by position. */
+  /** Most tokens that the model has positions for. */
   positions: number;
 }
 
@@ -13,8 +13,8 @@ const BERT_ACTIVATIONS = ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", 
 const NOMIC_ACTIVATIONS = ["swiglu", "geglu"];
 
 /**
- * Reads `config.json`, and refuses what `src/arch/` refuses, in the same order: an ONNX file does not say what it was
- * made from.
+ * Reads `config.json` and refuses what `src/arch/` refuses, in the same order: an ONNX file does not tell from what it was
+ * made.
  *
  * @throws EmbedderError `MODEL_UNSUPPORTED` or `MODEL_INVALID` for a model that cannot be loaded.
  */
@@ -75,7 +75,7 @@ function number(file: JsonFile, ...keys: [string, ...string[]]): number {
   return file.required(file.number(...keys), keys[0]);
 }
 
-/** Refuses a setting that is there and is something else. */
+/** Refuses a setting that is present with another value. */
 function only(file: JsonFile, key: string, expected: unknown): void {
   const value = file.get(key);
   if (value === undefined || value === expected) return;

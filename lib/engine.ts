@@ -1,30 +1,28 @@
 import { EmbedderError, throwIfAborted } from "./errors.js";
 
 /**
- * A text, or its token ids: those of the model's own tokenizer, special tokens included. They are taken as they are, without
- * a prompt; beyond `maxTokens` they are cut like a text.
+ * A text, or its token ids from the model's own tokenizer, special tokens included. They are used as they are, without a
+ * prompt, and truncated to `maxTokens` like a text.
  */
 export type TextOrTokens = string | Uint32Array;
 
-/** What the public `Embedder` needs of a backend; `lib/native.ts` and `lib/fallback.ts` provide it. */
+/** What `Embedder` needs from a backend: `NativeEngine` and `FallbackEngine`. */
 export interface Engine {
   readonly backend: BackendName;
   readonly isGpu: boolean;
   readonly description: Description;
-  /** Why a faster backend was not taken, if one was tried. */
-  readonly fallbackReason: string | null;
-  /** Memory that the backend manages itself; `null` where it leaves that to the system. */
+  /** Memory that the backend manages itself; `null` if it leaves that to the system. */
   memory(): Promise<BackendMemory | null>;
-  /** What it has done since it was loaded, and what is before it. */
+  /** What it has done since it was loaded, and what is queued. */
   activity(): Activity;
   /**
-   * `texts` is the engine's own copy: the caller may change its array meanwhile, but not the token ids in it.
+   * `texts` is the engine's own array: the caller may change its array meanwhile, but not the token ids in it.
    *
-   * @throws EmbedderError, with the code `ABORT_ERR` once the call's signal is aborted.
+   * @throws EmbedderError, or the addon's error with the same `code`: `ABORT_ERR` once the call's signal is aborted.
    */
   embed(texts: readonly TextOrTokens[], call: EngineCall): Promise<EngineResult>;
   /**
-   * The same, but each vector is given as soon as it is ready. Resolves after the last.
+   * As `embed`, but delivers each vector as soon as it is ready. Resolves after the last.
    *
    * @throws EmbedderError as `embed`.
    */
@@ -32,7 +30,7 @@ export interface Engine {
   close(): Promise<void>;
 }
 
-/** What a model folder and the options come to. Both readers give the same: `src/model_dir.rs` and `model_dir.ts`. */
+/** A model as its folder and the options define it. `src/model_dir.rs` and `model_dir.ts` give the same. */
 export interface Description {
   /** Length of a vector. */
   dimension: number;
@@ -43,39 +41,39 @@ export interface Description {
   documentPrompt: string;
   /** Whether vectors are scaled to length 1. */
   normalize: boolean;
-  /** Where vectors are cut: whether a layer norm comes before. */
+  /** With `dimensions`: whether a layer norm is applied before. */
   layerNorm?: boolean;
   /** Whether texts are lower-cased before tokenization. */
   lowerCase: boolean;
-  /** The side on which a text that is too long loses tokens. */
+  /** The side from which tokens of a text that is too long are removed. */
   truncationSide: "left" | "right";
-  /** Rows of the embedding table: token ids are below. */
+  /** Rows of the embedding table: token ids are below this. */
   vocabularySize: number;
-  /** A name for everything that decides what vectors the model gives. */
+  /** A hash of everything that determines the vectors. */
   fingerprint: string;
 }
 
-/** How an engine is asked to embed. */
+/** Options of one call of an engine. */
 export interface EngineCall {
   isQuery: boolean;
   encoding: Encoding;
   signal: AbortSignal;
-  /** Called now and then, never after the call has settled. */
+  /** Called from time to time, never after the call has settled. */
   onProgress?: ((progress: EngineProgress) => void) | undefined;
 }
 
 export interface EngineProgress {
-  /** Texts whose vectors are there. */
+  /** Texts whose vectors are ready. */
   done: number;
   /** Tokens computed. */
   tokens: number;
 }
 
-/** What an engine has done and what is before it. */
+/** What an engine has done since it was loaded, and what is queued. */
 export interface Activity {
   /** Calls that are queued or being computed. */
   calls: number;
-  /** Texts computed; a repetition within a call does not count. */
+  /** Texts computed; repetitions within a call and cached queries do not count. */
   texts: number;
   /** Tokens computed. */
   tokens: number;
@@ -83,37 +81,37 @@ export interface Activity {
   batches: number;
 }
 
-/** Memory of a backend, in bytes. MLX counts all its models of the process together. */
+/** Memory of a backend, in bytes. MLX counts all models of the process together. */
 export interface BackendMemory {
   /** In use: weights and running batches. */
   activeBytes: number;
-  /** Freed, and kept for reuse. */
+  /** Freed, but kept for reuse. */
   cacheBytes: number;
-  /** Most that was ever in use. */
+  /** Most that was in use at any time. */
   peakBytes: number;
 }
 
 export interface EngineResult {
   /** One row per text, row-major. */
   vectors: EncodedVector[Encoding];
-  /** Indices of the texts that were cut to the length limit, ascending. */
+  /** Indices of the texts that were truncated, ascending. */
   truncated: Uint32Array;
   /** Tokens computed; equal texts count once. */
   tokens: number;
 }
 
-/** Vectors of a call that were ready together. */
+/** Vectors of a call that became ready together. */
 export interface EngineRows {
-  /** The texts that they are of, by index in the call: a text that occurs again is there again. */
+  /** The indices of their texts in the call, repetitions included. */
   indices: Uint32Array;
-  /** A row per index, row-major. */
+  /** One row per index, row-major. */
   vectors: EncodedVector[Encoding];
-  /** Those of `indices` whose texts were cut to the length limit. */
+  /** Those of `indices` whose texts were truncated. */
   truncated: Uint32Array;
 }
 
 /**
- * Compares the fingerprint of a model that was loaded once more with that of before.
+ * Compares the fingerprint of a model that was loaded again with the one from before.
  *
  * @throws EmbedderError `MODEL_INVALID`
  */
@@ -134,7 +132,7 @@ export function rowsOf<V extends EncodedVector[Encoding]>(matrix: V, count: numb
   });
 }
 
-/** As `rowsOf`, with turns of the event loop between: a million of them take a second. */
+/** As `rowsOf`, in several turns of the event loop: a million rows take a second. */
 export async function rowsInSlices<V extends EncodedVector[Encoding]>(
   matrix: V,
   count: number,
@@ -151,36 +149,61 @@ export async function rowsInSlices<V extends EncodedVector[Encoding]>(
   return rows;
 }
 
-/** What holds a vector in each encoding. */
+/** The type of a vector in each encoding. */
 export interface EncodedVector {
   /** The numbers themselves. */
   float32: Float32Array;
-  /** A byte per dimension: x ≈ value / 127. */
+  /** One byte per dimension: x ≈ value / 127. */
   int8: Int8Array;
-  /** A bit per dimension, 1 where x > 0, most significant bit first, filled up with zeros to whole bytes. */
+  /** One bit per dimension, 1 if x > 0, most significant bit first, padded with zeros to whole bytes. */
   binary: Uint8Array;
 }
 
 /** How the numbers of a vector are stored. */
 export type Encoding = keyof EncodedVector;
+export const ENCODINGS = ["float32", "int8", "binary"] as const satisfies Encoding[];
 
-export type BackendName = "mlx" | "onnx" | "onnx-js";
+/** What may be asked for; `"auto"` is the fastest that works. */
+export const BACKENDS = ["auto", "mlx", "onnx", "onnx-js"] as const;
+export type BackendName = Exclude<(typeof BACKENDS)[number], "auto">;
 
 export const POOLING_MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] as const;
 /** How token vectors become one vector, in the words of sentence-transformers. */
 export type PoolingMode = (typeof POOLING_MODES)[number];
 
-/** The options that decide numbers; both backends read them alike. */
+export const DTYPES = ["auto", "f32", "f16", "bf16", "int8"] as const;
+
+/** The options that determine the vectors and how they are computed; both backends read them alike. */
 export interface ModelOptions {
+  /** Pooling, if the model folder does not declare it or declares it wrongly. */
   pooling?: PoolingMode;
+  /** Put before every query instead of the model's own prompt. */
   queryPrompt?: string;
+  /** Put before every document instead of the model's own prompt. */
   documentPrompt?: string;
+  /** Longest text in tokens, special tokens included; limited to what the model takes. Default 512. */
   maxTokens?: number;
+  /** Scale vectors to length 1. Default true. */
   normalize?: boolean;
+  /** Keep only this many of the first components of each vector, for models trained for it (Matryoshka). Default: all. */
   dimensions?: number;
+  /**
+   * With `dimensions`: whether to apply a layer norm to the full vector first, as nomic-embed-text-v1.5 requires.
+   * Default: what the model is known to require; needed for nomic_bert folders that do not name their model.
+   */
   layerNorm?: boolean;
-  dtype?: "auto" | "f32" | "f16" | "bf16" | "int8";
+  /**
+   * Number format of the weights. `"auto"` (default) is float16 on a GPU and float32 elsewhere; `"f16"` and `"bf16"` are
+   * for MLX. `"int8"` computes the linear layers in integers, on the CPU: faster, with nearly the same vectors. Quantized
+   * weights are kept in the cache folder; `onnx-js` needs a quantized ONNX file (`exportOnnx` with this option writes one).
+   */
+  dtype?: (typeof DTYPES)[number];
+  /** Threads that compute. Default: the processors that this process may use. */
   threads?: number;
+  /**
+   * Most bytes that the activations of one batch may take. Long texts are then computed fewer at a time; a single text is
+   * always computed. Default 1 GiB.
+   */
   memoryBudget?: number;
 }
 
@@ -188,13 +211,13 @@ export interface ModelOptions {
 export const PROGRESS_INTERVAL_MS = 50;
 
 const SLICE_CHARACTERS = 1 << 20;
-/** Handing a text on takes about as long as copying so many characters, or token ids. */
+/** Passing on a text takes about as long as copying this many characters, or token ids. */
 const CHARACTERS_PER_TEXT = 512;
 const SLICE_ROWS = 1024;
 
 /**
- * Hands texts on in slices, one per turn of the event loop: copying them out of the JavaScript heap has to happen on
- * its thread, and a hundred megabytes or a million strings at once would be felt.
+ * Passes texts on in slices, one per turn of the event loop: they have to be copied out of the JavaScript heap on its
+ * thread, which a hundred megabytes or a million strings at once would block noticeably.
  */
 export async function inSlices(
   texts: readonly TextOrTokens[],
@@ -218,7 +241,7 @@ export async function inSlices(
 }
 
 /**
- * A copy of token ids, whatever object they are in: its memory may be shared with a thread that writes.
+ * A copy of token ids: their memory may be shared with a thread that writes.
  *
  * @throws EmbedderError `INVALID_ARGUMENT` if their memory was transferred to another thread, or `RESOURCE_EXHAUSTED`
  */
@@ -231,7 +254,7 @@ export function copyOfTokens(what: string, tokens: Uint32Array): Uint32Array {
   }
 }
 
-/** Lets everything else have its turn of the event loop. */
+/** Lets the event loop run. */
 function turn(): Promise<void> {
   return new Promise((resolve) => setImmediate(resolve));
 }

@@ -2,15 +2,15 @@
 export type EmbedderErrorCode = (typeof ERROR_CODES)[number];
 
 const ERROR_CODES = [
-  /** An argument or option is of the wrong kind, out of range or misspelt. */
+  /** An argument or option is of the wrong type, out of range or misspelt. */
   "INVALID_ARGUMENT",
-  /** The model, or a file it must hold, does not exist: in its folder, in the cache or on the Hub. */
+  /** The model, or a file that it needs, does not exist: in its folder, in the cache or on the Hub. */
   "MODEL_NOT_FOUND",
-  /** A file of the model folder contradicts its format or another file. */
+  /** A file of the model folder is malformed or contradicts another file. */
   "MODEL_INVALID",
-  /** The folder is sound, but asks for something this version does not do. */
+  /** The folder is valid, but needs something that this version does not support. */
   "MODEL_UNSUPPORTED",
-  /** The Hub wants a token, or the account's consent to a model's conditions. */
+  /** The Hub requires a token, or that the account accepts the model's conditions. */
   "ACCESS_DENIED",
   /** A model could not be downloaded: the network, the server, a wrong hash or the disk. */
   "DOWNLOAD_FAILED",
@@ -20,7 +20,7 @@ const ERROR_CODES = [
   "BACKEND_UNAVAILABLE",
   /** The model failed to run, or returned numbers that are not finite. */
   "INFERENCE_FAILED",
-  /** The operating system gave no memory or no thread. */
+  /** The operating system could not provide memory or a thread. */
   "RESOURCE_EXHAUSTED",
   /** The process-wide `embed` or `isGpu` was called before `init`. */
   "NOT_INITIALIZED",
@@ -32,7 +32,7 @@ const ERROR_CODES = [
   "CLOSED",
 ] as const;
 
-/** Every error of this package. `code` is for programs, `message` says what was wrong, what was expected and what to do. */
+/** Any error of this package. `code` is for programs; `message` says what was wrong, what was expected and what to do. */
 export class EmbedderError extends Error {
   override readonly name: string = "EmbedderError";
   readonly code: EmbedderErrorCode;
@@ -43,7 +43,7 @@ export class EmbedderError extends Error {
   }
 }
 
-/** What a call is rejected with whose `signal` was aborted; `cause` is the signal's reason. Named as Node.js names its own. */
+/** A call rejects with it if its `signal` is aborted; `cause` is the signal's reason. Name and code are those of Node.js. */
 export class AbortError extends EmbedderError {
   override readonly name = "AbortError";
 
@@ -61,7 +61,7 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw new AbortError(signal);
 }
 
-/** Gives an error that crossed a boundary (the addon, the fallback's process) its class back. */
+/** Restores the class of an error that crossed a boundary (the addon, the fallback's process). */
 export function toEmbedderError(error: unknown): EmbedderError {
   let [code, message]: [unknown, string] = [undefined, "something was thrown that cannot be read"];
   try {
@@ -70,26 +70,26 @@ export function toEmbedderError(error: unknown): EmbedderError {
     message = String(properties.message ?? error);
     code = properties.code;
   } catch {
-    // Code of the caller may throw anything, also what throws again when it is looked at.
+    // The caller's code may throw anything, also an object that throws when it is inspected.
   }
   const known = ERROR_CODES.find((candidate) => candidate === code);
-  // An error without one of our codes is a failure nobody foresaw, such as a panic in the addon.
+  // An error without one of our codes was not foreseen, such as a panic in the addon.
   return new EmbedderError(known ?? "INFERENCE_FAILED", message, { cause: error });
 }
 
-/** What code of the caller threw (a callback, the source of a stream), on its way out: it leaves as it is. */
+/** Something that the caller's own code threw (a callback, the source of a stream); the caller gets it back unchanged. */
 export class ThrownByCaller {
   readonly #isOne = true;
 
   constructor(readonly thrown: unknown) {}
 
-  /** Without asking the value, which may be a proxy that throws. */
+  /** Without reading properties of the value, which may be a proxy that throws. */
   static [Symbol.hasInstance](value: unknown): boolean {
     return typeof value === "object" && value !== null && #isOne in value;
   }
 }
 
-/** Runs code of the caller. @throws ThrownByCaller */
+/** Runs the caller's own code. @throws ThrownByCaller */
 export function callersCode<T>(call: () => T): T {
   try {
     return call();
@@ -98,12 +98,12 @@ export function callersCode<T>(call: () => T): T {
   }
 }
 
-/** What a public function throws instead of an error that reached it: an `EmbedderError`, or what the caller's code threw. */
+/** What a public function throws for an error: an `EmbedderError`, or what the caller's code threw. */
 export function outward(error: unknown): unknown {
   return error instanceof ThrownByCaller ? error.thrown : toEmbedderError(error);
 }
 
-/** The work of a public function: nothing without a `code` leaves it, but what the caller's own code threw. */
+/** Runs a public function: it throws errors with a `code`, or what the caller's own code threw. */
 export async function coded<T>(work: () => Promise<T>): Promise<T> {
   try {
     return await work();
@@ -121,7 +121,7 @@ export function codedSync<T>(work: () => T): T {
   }
 }
 
-/** A value as an error message shows it: short, and with its kind where the value alone would not tell. */
+/** A value as error messages show it: short, or only its type. */
 export function describeValue(value: unknown): string {
   try {
     if (typeof value === "string") return JSON.stringify(value.length > 60 ? `${value.slice(0, 60)}…` : value);

@@ -9,33 +9,31 @@ import {
   type TextOrTokens,
 } from "./engine.js";
 
-/** An engine whose weights are unloaded while nobody uses it, and loaded again by the next call. */
+/** An engine that unloads its weights while it is idle; the next call loads them again. */
 export class IdleEngine implements Engine {
   readonly backend: Engine["backend"];
   readonly isGpu: boolean;
   readonly description: Engine["description"];
-  readonly fallbackReason: string | null;
   readonly #reload: () => Promise<Engine>;
   readonly #timeoutMs: number;
-  /** Loaded or about to be; `undefined` while unloaded. */
+  /** Loaded or loading; `undefined` while unloaded. */
   #engine: Promise<Engine> | undefined;
-  /** The same, once it is there. */
+  /** The same, once it is loaded. */
   #loaded: Engine | undefined;
   #calls = 0;
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
-  /** Of the engines that were unloaded. */
+  /** Totals of the engines that were unloaded. */
   readonly #past = { texts: 0, tokens: 0, batches: 0 };
 
   /**
    * @param engine The loaded engine.
-   * @param reload Loads it once more, on the same backend.
+   * @param reload Loads it again, on the same backend.
    */
   constructor(engine: Engine, reload: () => Promise<Engine>, timeoutMs: number) {
     this.backend = engine.backend;
     this.isGpu = engine.isGpu;
     this.description = engine.description;
-    this.fallbackReason = engine.fallbackReason;
     this.#engine = Promise.resolve(engine);
     this.#loaded = engine;
     this.#reload = reload;
@@ -63,7 +61,7 @@ export class IdleEngine implements Engine {
     }
   }
 
-  /** `null` while unloaded, too. */
+  /** Also `null` while unloaded. */
   async memory(): Promise<BackendMemory | null> {
     return this.#loaded ? this.#loaded.memory() : null;
   }
@@ -97,7 +95,7 @@ export class IdleEngine implements Engine {
       this.#loaded = engine;
       return engine;
     } catch (error) {
-      // The next call tries again.
+      // So that the next call tries again.
       this.#engine = undefined;
       throw error;
     }
@@ -111,10 +109,10 @@ export class IdleEngine implements Engine {
 
   async #unload(): Promise<void> {
     const loading = this.#engine;
-    // At once: a call that comes from now on loads anew.
+    // First: a call that arrives from now on loads again.
     this.#engine = undefined;
     this.#loaded = undefined;
-    // A load that fails has told those who waited for it.
+    // If loading fails, the calls that wait for it report that.
     const engine = await loading?.catch(() => undefined);
     if (!engine) return;
     await engine.close();

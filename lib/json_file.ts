@@ -4,10 +4,10 @@ import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 
 export type JsonObject = { [key: string]: unknown };
 
-/** Objects and arrays in each other, as many as `serde_json` takes in the addon. */
+/** Most nested objects and arrays, as `serde_json` in the addon accepts them. */
 const MOST_LEVELS = 127;
 
-/** A settings file of a model folder: an object. Under a key, null is as good as nothing. `src/json_file.rs` reads the same. */
+/** A settings file of a model folder: a JSON object, in which null means absent. `src/json_file.rs` accepts the same. */
 export class JsonFile {
   readonly path: string;
   readonly json: JsonObject;
@@ -17,13 +17,13 @@ export class JsonFile {
     this.json = json;
   }
 
-  /** @throws EmbedderError `MODEL_NOT_FOUND`, or `MODEL_INVALID` when it cannot be read or holds no object. */
+  /** @throws EmbedderError `MODEL_NOT_FOUND`, or `MODEL_INVALID` if it cannot be read or is not an object. */
   static read(path: string): JsonFile {
     return new JsonFile(path, parseJsonObject(path, readRegularFile(path, MOST_SETTINGS)));
   }
 
   /**
-   * As `read`; a file that is absent is as good as an empty object.
+   * As `read`; an absent file reads as an empty object.
    *
    * @throws EmbedderError `MODEL_INVALID`
    */
@@ -32,12 +32,12 @@ export class JsonFile {
     return new JsonFile(path, value === undefined ? {} : asObject(path, value));
   }
 
-  /** What stands under the first key that is there. */
+  /** The value of the first key that is present. */
   get(...keys: string[]): unknown {
     return keys.map((key) => this.json[key]).find((value) => value !== undefined && value !== null);
   }
 
-  /** A whole number of at least 1, under the first key that is there. Like the others: `undefined` where it is absent. */
+  /** A whole number of at least 1, from the first key that is present; like the others `undefined` if all are absent. */
   count(...keys: string[]): number | undefined {
     const isCount = (value: unknown): value is number =>
       Number.isInteger(value) && (value as number) >= 1 && (value as number) < 2 ** 32;
@@ -56,14 +56,14 @@ export class JsonFile {
     return this.typed([key], "a string", (value) => typeof value === "string");
   }
 
-  /** @throws EmbedderError `MODEL_INVALID` for a value that is not as `isRight` has it. */
+  /** @throws EmbedderError `MODEL_INVALID` for a value that `isRight` rejects. */
   typed<T>(keys: string[], expected: string, isRight: (value: unknown) => value is T): T | undefined {
     const value = this.get(...keys);
     if (value === undefined || isRight(value)) return value;
     throw this.invalid(`${keys[0]}: expected ${expected}, found ${describeValue(value)}`);
   }
 
-  /** A setting that has to be there. */
+  /** A setting that must be present. */
   required<T>(value: T | undefined, key: string): T {
     if (value === undefined) throw this.invalid(`${key} is missing`);
     return value;
@@ -79,9 +79,9 @@ export class JsonFile {
 }
 
 /**
- * What a JSON file of a model folder says; `undefined` when there is no such file.
+ * The contents of a JSON file; `undefined` if there is no such file.
  *
- * @throws EmbedderError `MODEL_INVALID` with file, line and column when it is not JSON, or when it cannot be read.
+ * @throws EmbedderError `MODEL_INVALID` with file, line and column if it is not JSON, or if it cannot be read.
  */
 export function readJsonIfPresent(file: string): unknown {
   try {
@@ -93,9 +93,9 @@ export function readJsonIfPresent(file: string): unknown {
 }
 
 /**
- * What the bytes of a file say. What `serde_json` refuses in the addon and `JSON.parse` does not is refused, too.
+ * Parses the bytes of a file. Also rejects what `JSON.parse` accepts, but `serde_json` in the addon does not.
  *
- * @throws EmbedderError `MODEL_INVALID` with file, line and column when it is not JSON.
+ * @throws EmbedderError `MODEL_INVALID` with file, line and column if it is not JSON.
  */
 function parseJson(file: string, bytes: Buffer): unknown {
   const invalid = (problem: string, cause?: unknown) =>
@@ -129,7 +129,7 @@ function parseJson(file: string, bytes: Buffer): unknown {
 }
 
 /**
- * As `parseJson`, of a file that holds an object.
+ * As `parseJson`, for a file that must contain an object.
  *
  * @throws EmbedderError `MODEL_INVALID`
  */
@@ -157,12 +157,12 @@ function positionOf(text: string, offset: number): { line: number; column: numbe
 }
 
 /**
- * Where a text stops being JSON. `JSON.parse` itself tells a position only for some mistakes, and not on every version
- * of Node, so this reads the text once more: one token at a time, with a stack of what is open.
+ * Where a text stops being JSON. `JSON.parse` reports a position only for some mistakes, and not in every version of
+ * Node.js, so this reads the text again: one token at a time, with a stack of open brackets.
  */
 function jsonErrorOffset(text: string): number {
   const token =
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: JSON strings may not hold them.
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: JSON strings must not contain them.
     /[{}[\]:,]|"(?:[^"\\\u0000-\u001f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null/y;
   const open: string[] = [];
   let expected: "value" | "value or end" | "key" | "key or end" | "colon" | "comma or end" | "nothing" = "value";

@@ -2,38 +2,37 @@ import type { PoolingMode } from "./engine.js";
 
 import known = require("./known_models.json");
 
-/** What the authors of a model say about it. */
+/** Facts about a model, from its authors. */
 export interface KnownModel {
   /** Name on the Hugging Face Hub. */
   id: string;
-  /** The commit that is downloaded where none is asked for. */
+  /** The commit that is downloaded by default. */
   revision: string;
   /** Length of a vector. */
   dimension: number;
-  /** Longest text in tokens that the model takes. */
+  /** Longest text in tokens that the model accepts. */
   maxTokens: number;
   pooling: PoolingMode;
-  /** Put before queries and documents; empty for none. */
+  /** Put before every query or document; empty for none. */
   queryPrompt: string;
   documentPrompt: string;
   architecture: "nomic_bert" | "bert";
   /** SPDX identifier, in lower case as on the Hub. */
   license: string;
   parameters?: number;
-  /** Whether vectors that are cut to their first components (`dimensions`) get a layer norm before. */
+  /** Whether a layer norm is applied before vectors are shortened to their first components (`dimensions`). */
   layerNorm?: boolean;
 }
 
 /**
- * Models that are known to work and whose facts were checked: against the `ModelMeta` tables of mteb (licenses, prompts,
- * dimensions), and commits against projects that pin them. `npm test` checks the shape, not the facts. The addon reads
- * the same file.
+ * Models that are known to work. Licenses, prompts and dimensions were checked against the `ModelMeta` tables of mteb, and
+ * commits against projects that pin them; `npm test` checks the shape only. The addon reads the same file.
  */
 export const KNOWN_MODELS: readonly KnownModel[] = deepFreeze(known.models as KnownModel[]);
 
 /**
- * The known model that `config.json` names, for what its folder does not say itself. Of the parts of the last segment of
- * `_name_or_path` the first that fits counts.
+ * The known model that `config.json` names, for what its folder does not declare: the first whose part of a name occurs in
+ * the last segment of `_name_or_path`.
  */
 export function modelNamedInConfig(config: { [key: string]: unknown }): KnownModel | undefined {
   const { _name_or_path: name } = config;
@@ -43,7 +42,7 @@ export function modelNamedInConfig(config: { [key: string]: unknown }): KnownMod
   return id === undefined ? undefined : knownModel(id);
 }
 
-/** The known model of this name; as on the Hub, capitals do not matter. */
+/** The known model of this name; as on the Hub, case does not matter. */
 export function knownModel(id: string): KnownModel | undefined {
   return KNOWN_MODELS.find((model) => model.id.toLowerCase() === id.toLowerCase());
 }

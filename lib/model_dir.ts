@@ -1,6 +1,6 @@
 /**
- * What a model folder of the sentence-transformers layout says, for the JavaScript fallback. The addon reads the same
- * files by the same rules in `src/model_dir.rs`; a test holds both to equal fingerprints.
+ * Reads a model folder in the layout of sentence-transformers, for the JavaScript fallback. `src/model_dir.rs` reads the
+ * same files by the same rules for the addon; tests compare them.
  */
 
 import { createHash } from "node:crypto";
@@ -12,21 +12,20 @@ import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
 import { type KnownModel, modelNamedInConfig } from "./known_models.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
-import type { Cut } from "./vector.js";
 
 export interface ModelDir extends Architecture {
   dir: string;
-  /** The folder of config, tokenizer and weights: `dir` itself or the Transformer module's `path` in it. */
+  /** The folder of configuration, tokenizer and weights: `dir` itself or the Transformer module's `path` in it. */
   transformerDir: string;
-  /** SHA-256 of the bytes of `config.json` that were read. */
+  /** SHA-256 of `config.json` as it was read. */
   configHash: string;
   pooling: PoolingMode[];
   queryPrompt: string;
   documentPrompt: string;
   /** Longest text in tokens, special tokens included. */
   maxTokens: number;
-  /** Which part of a pooled vector is kept; `undefined` for all of it. */
-  cut: Cut | undefined;
+  /** How pooled vectors are shortened; `undefined` if they are not. */
+  matryoshka: Matryoshka | undefined;
   normalize: boolean;
   /** Lower-case the text before the tokenizer sees it. */
   lowerCase: boolean;
@@ -34,7 +33,14 @@ export interface ModelDir extends Architecture {
   tokenizerFile: string;
 }
 
-/** The settings files beside the weights, and the tokenizer. */
+/** Keeps the first components of a vector, which Matryoshka training makes the most significant ones. */
+export interface Matryoshka {
+  dimensions: number;
+  /** Whether a layer norm is applied to the full vector first. */
+  layerNorm: boolean;
+}
+
+/** The settings files next to the weights, and the tokenizer. */
 export const TRANSFORMER_FILES = [
   "config.json",
   "sentence_bert_config.json",
@@ -42,15 +48,17 @@ export const TRANSFORMER_FILES = [
   "tokenizer.json",
 ] as const;
 export const PROMPTS_FILE = "config_sentence_transformers.json";
+/** The graphs that the addon exports; their weights are those of the safetensors files, or quantized from them. */
+export const EXPORTED_GRAPHS = ["semantic-search-native.onnx", "semantic-search-native.int8.onnx"] as const;
 
-/** The modules that are computed, in their order. */
+/** The supported modules, in their order. */
 const CHAIN = ["Transformer", "Pooling", "Normalize"];
-/** `model_max_length` beyond this is the Python libraries' way to say "none" (1e30). */
+/** A `model_max_length` above this means "none": the Python libraries write 1e30. */
 const NO_LIMIT = 1e8;
 const DEFAULT_MAX_TOKENS = 512;
 
 /**
- * Reads the folder. Where several things are wrong they are found in the order in which `src/model_dir.rs` finds them.
+ * Reads the folder. If several things are wrong, reports the one that `src/model_dir.rs` reports.
  *
  * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming file and key; `INVALID_ARGUMENT`
  * for more `dimensions` than there are.
@@ -85,7 +93,7 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
         `pass the option pooling: ${POOLING_MODES.map((mode) => JSON.stringify(mode)).join(" | ")}`,
     );
   }
-  const cut = readCut(config, pooling.length * hiddenSize, known, options);
+  const matryoshka = readMatryoshka(config, pooling.length * hiddenSize, known, options);
 
   const sentence = JsonFile.readOptional(sentenceFile);
   const maxSequenceLength = sentence.count("max_seq_length");
@@ -100,7 +108,7 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
     dir,
     transformerDir,
     configHash: createHash("sha256").update(configBytes).digest("hex"),
-    ...{ pooling, queryPrompt, documentPrompt, cut, lowerCase, truncationSide, tokenizerFile },
+    ...{ pooling, queryPrompt, documentPrompt, matryoshka, lowerCase, truncationSide, tokenizerFile },
     maxTokens: Math.min(
       options.maxTokens ?? DEFAULT_MAX_TOKENS,
       maxSequenceLength ?? maxLength ?? positions,
@@ -110,13 +118,13 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
   };
 }
 
-/** What a model is, given the hashes of its tokenizer and of its weights. */
+/** Describes a model, given the hashes of its tokenizer and its weights. */
 export function describe(
   model: ModelDir,
   tokenizerHash: string,
   { weightHashes, dtype }: { weightHashes: readonly string[]; dtype: string },
 ): Description {
-  const { pooling, queryPrompt, documentPrompt, maxTokens, normalize, cut } = model;
+  const { pooling, queryPrompt, documentPrompt, maxTokens, normalize, matryoshka } = model;
   // The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`.
   const identity = {
     format: 1,
@@ -124,21 +132,21 @@ export function describe(
     tokenizer: tokenizerHash,
     config: model.configHash,
     ...{ pooling, queryPrompt, documentPrompt, maxTokens, normalize, dtype },
-    // Without a cut `undefined`, which `JSON.stringify` leaves out.
-    dimensions: cut?.dimensions,
-    layerNorm: cut?.layerNorm,
+    // `JSON.stringify` leaves `undefined` out.
+    dimensions: matryoshka?.dimensions,
+    layerNorm: matryoshka?.layerNorm,
   };
   const { lowerCase, truncationSide, vocabularySize } = model;
   return {
-    dimension: cut?.dimensions ?? model.hiddenSize * pooling.length,
+    dimension: matryoshka?.dimensions ?? model.hiddenSize * pooling.length,
     ...{ maxTokens, pooling, queryPrompt, documentPrompt, normalize, lowerCase, truncationSide, vocabularySize },
-    ...(cut && { layerNorm: cut.layerNorm }),
+    ...(matryoshka && { layerNorm: matryoshka.layerNorm }),
     fingerprint: createHash("sha256").update(JSON.stringify(identity)).digest("hex"),
   };
 }
 
 /**
- * `modules.json`: Transformer, Pooling and optionally Normalize. Without it, `1_Pooling` counts if it is there.
+ * `modules.json`: Transformer, Pooling and optionally Normalize. Without this file, `1_Pooling` is used if it exists.
  *
  * @throws EmbedderError `MODEL_INVALID`, or `MODEL_UNSUPPORTED` for other modules.
  */
@@ -162,7 +170,7 @@ export function readModules(dir: string): { transformerPath: string; poolingFile
     }
   }
   for (const [index, { type }] of entries.entries()) {
-    // Other classes are code of the model's own, which is not run.
+    // Other classes are the model's own code, which is not run.
     if (type.startsWith("sentence_transformers.") && type.split(".").at(-1) === CHAIN[index]) continue;
     throw new EmbedderError(
       "MODEL_UNSUPPORTED",
@@ -185,12 +193,12 @@ function readModelMaxLength(file: JsonFile): number | undefined {
   return limit !== undefined && limit <= NO_LIMIT ? limit : undefined;
 }
 
-function readCut(
+function readMatryoshka(
   config: JsonFile,
   pooledDimension: number,
   known: KnownModel | undefined,
   { dimensions, layerNorm }: ModelOptions,
-): Cut | undefined {
+): Matryoshka | undefined {
   if (dimensions === undefined) return undefined;
   if (dimensions > pooledDimension) {
     throw new EmbedderError(
@@ -235,7 +243,7 @@ export function readPrompts(dir: string): { query?: string; document?: string; f
   };
 }
 
-/** Refuses pooling that contradicts the encoder or leaves out a prompt's tokens, which is not computed here. */
+/** Refuses pooling that contradicts the encoder, or that leaves out the tokens of a prompt. */
 function checkPooling(file: JsonFile, hiddenSize: number, hasPrompt: boolean): void {
   for (const key of ["word_embedding_dimension", "embedding_dimension"]) {
     const dimension = file.count(key);
@@ -261,7 +269,7 @@ const OLDER_KEYS: Record<PoolingMode, string> = {
 };
 
 /**
- * `pooling_mode`, a name or a list of names, or the older form of one boolean for each mode, in the order in which
+ * `pooling_mode` (a name or a list of names), or the older form with one boolean per mode, in the order in which
  * sentence-transformers concatenates them.
  */
 function poolingModes(file: JsonFile): PoolingMode[] {

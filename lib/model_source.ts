@@ -3,10 +3,11 @@ import * as path from "node:path";
 import type { WantedWeights } from "./hub/model_files.js";
 import { type HubModel, parseHubName, pullWeights } from "./hub/pull.js";
 import { knownModel } from "./known_models.js";
+import type { LoadOptions } from "./load_options.js";
 import { readModules, readPrompts } from "./model_dir.js";
-import { invalid, type LoadOptions } from "./options.js";
+import { invalid } from "./option_rules.js";
 
-/** A model as a caller names it: a folder, or a model on the Hub. */
+/** A model as the caller names it: a folder, or a model on the Hub. */
 export type ModelSource = { folder: string } | { hub: HubModel };
 
 /**
@@ -28,8 +29,8 @@ export function modelSource(model: unknown): ModelSource {
 }
 
 /**
- * The model's folder, downloaded where need be, and the options to load it with: a known model of the Hub whose folder
- * does not say its pooling or prompts gets those of its authors.
+ * The model's folder, downloaded if necessary, and the options to load it with: a known model of the Hub whose folder does
+ * not declare its pooling or prompts gets those of its authors.
  *
  * @throws EmbedderError as `pull`.
  */
@@ -38,9 +39,8 @@ export async function locate(
   wanted: WantedWeights,
   options: LoadOptions,
 ): Promise<{ dir: string; options: LoadOptions }> {
-  const { onProgress, offline, ...rest } = options;
+  const { onProgress, offline, signal, ...rest } = options;
   if ("folder" in source) return { dir: source.folder, options: rest };
-  const { signal } = rest;
   const dir = await pullWeights(source.hub, wanted, {
     ...(signal && { signal }),
     ...(onProgress && { onProgress }),
@@ -49,7 +49,7 @@ export async function locate(
   return { dir, options: { ...knownOptions(source.hub.id, dir, rest), ...rest } };
 }
 
-/** What a known model's folder leaves open. Options of the caller go before. */
+/** Options for what a known model's folder does not declare. */
 function knownOptions(id: string, dir: string, { dimensions }: LoadOptions): LoadOptions {
   const known = knownModel(id);
   if (!known) return {};

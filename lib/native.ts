@@ -17,15 +17,14 @@ import {
   type TextOrTokens,
 } from "./engine.js";
 import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
-import type { LoadOptions } from "./options.js";
+import type { LoadOptions } from "./load_options.js";
 
 type Addon = typeof import("../index.js");
 
 let loaded: Addon | undefined;
 
 /**
- * The addon. A failure is not kept: it may have been for want of memory or open files, and the next model is loaded when
- * there are some again.
+ * The addon. A failure is not remembered: it may have been a temporary lack of memory or file descriptors.
  *
  * @throws EmbedderError `BACKEND_UNAVAILABLE`
  */
@@ -40,7 +39,7 @@ export function loadAddon(): Addon {
   }
 }
 
-/** `index.js` reports one error with all attempts as a chain of causes; the causes say what really happened. */
+/** `index.js` reports one error, with all attempts as a chain of causes that say what really happened. */
 function innermostReasons(error: unknown): string {
   const reasons: string[] = [];
   for (let current = error; current instanceof Error; current = current.cause) {
@@ -52,8 +51,8 @@ function innermostReasons(error: unknown): string {
 }
 
 /**
- * Options as the addon takes them: with the cache folder, and with the ONNX Runtime library of `onnxruntime-node`, so
- * that both languages share one copy, unless the caller or `ORT_DYLIB_PATH` names another.
+ * Options for the addon: with the cache folder, and with the ONNX Runtime library of `onnxruntime-node`, unless the caller
+ * or `ORT_DYLIB_PATH` names another.
  */
 export function addonOptions(options: LoadOptions): AddonOptions {
   const cacheFolder = packageCacheFolder();
@@ -74,7 +73,7 @@ function bundledOnnxRuntime(): string | undefined {
     return undefined;
   }
   const packed = path.join(dir, "bin", "napi-v6", process.platform, process.arch);
-  // Electron shows an archive as a folder, to JavaScript only. The system's linker finds what was unpacked beside it.
+  // Electron shows JavaScript an archive as a folder. The system's linker needs the file that was unpacked next to it.
   const unpacked = packed.replace(/(\.asar)(?=[\\/])/, "$1.unpacked");
   const libraries = existsSync(unpacked) ? unpacked : packed;
   const isLibrary = /^(libonnxruntime\.so\.1|libonnxruntime\.1.*\.dylib|onnxruntime\.dll)$/;
@@ -125,7 +124,7 @@ export class NativeEngine implements Engine {
     });
   }
 
-  /** Gives a call its texts, starts it and follows it to its end. */
+  /** Passes texts to a call, starts it and follows it to its end. */
   async #run<T>(
     texts: readonly TextOrTokens[],
     { signal, onProgress }: EngineCall,
@@ -141,8 +140,6 @@ export class NativeEngine implements Engine {
       const running = start(call);
       if (onProgress) timer = setInterval(() => onProgress(call.progress), PROGRESS_INTERVAL_MS);
       return await running;
-    } catch (error) {
-      throw toEmbedderError(error);
     } finally {
       clearInterval(timer);
       signal.removeEventListener("abort", cancel);
@@ -153,20 +150,12 @@ export class NativeEngine implements Engine {
     return this.#model.activity;
   }
 
-  async memory(): Promise<BackendMemory | null> {
-    try {
-      return await this.#model.memory();
-    } catch (error) {
-      throw toEmbedderError(error);
-    }
+  memory(): Promise<BackendMemory | null> {
+    return this.#model.memory();
   }
 
-  async close(): Promise<void> {
-    try {
-      await this.#model.close();
-    } catch (error) {
-      throw toEmbedderError(error);
-    }
+  close(): Promise<void> {
+    return this.#model.close();
   }
 }
 

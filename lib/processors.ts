@@ -2,15 +2,15 @@ import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import * as path from "node:path";
 
-/** Processors that this process may use, at least 1. A container's quota counts, which older Node.js does not know of. */
+/** Processors that this process may use, at least 1. Respects a container's quota, which older versions of Node.js ignore. */
 export function availableProcessors(cgroups?: string): number {
   return Math.max(1, Math.min(availableParallelism(), Math.floor(processorQuota(cgroups))));
 }
 
 /**
- * Processors' worth of time by control groups, version 2 or 1; infinite where there is no limit.
+ * Processor time that control groups (version 2 or 1) allow, in processors; infinite if there is no limit.
  *
- * @param cgroups where they are mounted; a container sees its own group there
+ * @param cgroups Where they are mounted; a container sees its own group there.
  */
 export function processorQuota(cgroups = "/sys/fs/cgroup"): number {
   const read = (file: string) => {
@@ -20,7 +20,7 @@ export function processorQuota(cgroups = "/sys/fs/cgroup"): number {
       return undefined;
     }
   };
-  // Microseconds of processor time per so many of time. No limit is "max" in version 2, -1 in version 1.
+  // Microseconds of processor time per period. No limit is "max" in version 2, -1 in version 1.
   const limit = read("cpu.max") ?? `${read("cpu/cpu.cfs_quota_us")} ${read("cpu/cpu.cfs_period_us")}`;
   const [time = Number.NaN, period = Number.NaN] = limit.split(/\s+/).map(Number);
   const processors = time / period;

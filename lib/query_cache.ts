@@ -1,19 +1,19 @@
 import type { EngineResult } from "./engine.js";
 
-/** The vectors of the latest queries of one embedder: a search box sends the same ones again and again. */
+/** The vectors of an embedder's most recent queries: a search box sends the same ones again and again. */
 export class QueryCache {
   /** How many queries were answered from it. */
   hits = 0;
   readonly #size: number;
-  /** In the order of last use, which a `Map` keeps by insertion. */
+  /** Least recently used first: a `Map` keeps the order of insertion. */
   readonly #results = new Map<string, EngineResult>();
 
-  /** @param size Queries that are kept; 0 turns the cache off. */
+  /** @param size Most queries to keep; 0 turns the cache off. */
   constructor(size: number) {
     this.#size = size;
   }
 
-  /** A copy of what was computed for this query: what the caller does to its vector must not show here. */
+  /** A copy of what was computed for this query: the caller may change its vector. */
   get(query: string): EngineResult | undefined {
     const result = this.#results.get(query);
     if (!result) return undefined;

@@ -1,4 +1,5 @@
 import { onAbort } from "./abort.js";
+import { checkText } from "./call_options.js";
 import {
   copyOfTokens,
   type EncodedVector,
@@ -8,38 +9,44 @@ import {
   type TextOrTokens,
 } from "./engine.js";
 import { AbortError, callersCode, outward, ThrownByCaller } from "./errors.js";
-import { checkText, invalid } from "./options.js";
+import { invalid, readArgument } from "./option_rules.js";
 
 /**
- * Texts on their way at most, from when they are read until their vectors are taken; and characters, or token ids: texts
- * may be whole files.
+ * Most texts in progress, from when they are read until their vectors are consumed; and characters, or token ids, since
+ * texts may be whole files.
  */
 const WINDOW_TEXTS = 1024;
 const WINDOW_CHARACTERS = 2 << 20;
-/** What the engine is given at once: one half of the window is read while the other is computed. */
+/** Most that the engine gets at once: one half of the window is read while the other is computed. */
 const CHUNK_TEXTS = WINDOW_TEXTS / 2;
 const CHUNK_CHARACTERS = WINDOW_CHARACTERS / 2;
-/** A source that never waits is read for so long, then the event loop has a turn. */
+/** How long a source that never waits is read before the event loop runs. */
 const READING_MS = 5;
 
 /** The vector of one text of a stream. */
 export interface StreamedVector<E extends Encoding = "float32"> {
-  /** Which text of the source, counted from 0. */
+  /** Index of the text in the source, from 0. */
   index: number;
   vector: EncodedVector[E];
-  /** Whether the text was cut to `maxTokens`. */
+  /** Whether the text was truncated to `maxTokens`. */
   truncated: boolean;
 }
 
-/** Embeds some texts and gives their vectors as they are ready. */
+/** @throws EmbedderError `INVALID_ARGUMENT` for what cannot be iterated; strings are refused, too. */
+export function checkSource(source: unknown): void {
+  const isIterable = () =>
+    typeof source === "object" && source !== null && (Symbol.iterator in source || Symbol.asyncIterator in source);
+  if (!readArgument("source", isIterable)) throw invalid("source", "an iterable or async iterable of texts", source);
+}
+
+/** Embeds texts and delivers their vectors as they become ready. */
 type EmbedChunk = (texts: TextOrTokens[], signal: AbortSignal, take: (rows: EngineRows) => void) => Promise<void>;
 
 /**
- * Embeds texts as they come, and yields each vector as soon as the engine gives it. Reads ahead by a window, and no further
- * while nobody takes the vectors. A source that gives its texts slowly is not waited for: what is there is computed as soon
- * as nothing else is.
+ * Embeds texts as they arrive, and yields each vector as soon as it is ready. Reads at most a window ahead of the consumer.
+ * Does not wait for a slow source: as soon as the engine is idle, it gets the texts that have been read.
  *
- * @param vocabularySize Token ids are below it.
+ * @param vocabularySize Token ids must be below it.
  * @param embed Its signal is aborted with `signal`, and when the consumer leaves early.
  */
 export async function* streamVectors<E extends Encoding>(
@@ -70,19 +77,19 @@ class VectorStream<E extends Encoding> {
   readonly #leaving = new AbortController();
   /** Whether the source has no more texts. */
   #hasEnded = false;
-  /** Whether the source has been asked for a text that it has not given yet. */
+  /** Whether the source has been asked for a text that has not arrived yet. */
   #isReading = false;
-  /** Neighbouring texts of the source that the engine is given next; the first of them is text `#first`. */
+  /** Consecutive texts that the engine gets next; the first of them is text `#first` of the source. */
   #texts: TextOrTokens[] = [];
   #characters = 0;
   #first = 0;
-  /** Chunks that the engine is at. */
+  /** Chunks that are being computed. */
   #computing = 0;
   #ready: { vector: StreamedVector<E>; characters: number }[] = [];
-  /** Of texts that were read and whose vectors were not taken yet. */
+  /** Totals of texts that were read and whose vectors have not been consumed. */
   readonly #open = { texts: 0, characters: 0 };
   #failure: { error: unknown } | undefined;
-  /** Called when there may be something for who takes vectors, and when there is room for who reads. */
+  /** Wake up the consumer if there may be a vector, and the reader if there is room. */
   #wakeTaker = () => {};
   #wakeReader = () => {};
 
@@ -109,7 +116,7 @@ class VectorStream<E extends Encoding> {
     }
   }
 
-  /** Reads the source to its end, as fast as vectors are taken. */
+  /** Reads the source to its end, as fast as vectors are consumed. */
   async readAhead(source: Iterable<unknown> | AsyncIterable<unknown>): Promise<void> {
     let turn = performance.now();
     try {
@@ -148,14 +155,14 @@ class VectorStream<E extends Encoding> {
     this.#fail(new AbortError(this.#leaving.signal));
   }
 
-  /** Drops what is not computed yet, and lets the source clean up. */
+  /** Drops what has not been computed yet, and lets the source clean up. */
   async leave(): Promise<void> {
     this.#leaving.abort();
     if (this.#hasEnded) return;
     const returned = (async () => this.#iterator?.return?.())();
-    // A source that is still to give its next text would first do that.
+    // A source that is still waiting for its next text cleans up only after it.
     if (this.#isReading) returned.catch(() => {});
-    // The first error is the one that counts.
+    // Only the first error counts.
     else await (this.#failure ? returned.catch(() => {}) : returned);
   }
 
@@ -172,7 +179,7 @@ class VectorStream<E extends Encoding> {
         return { done: this.#hasEnded, value };
       }
     } catch (error) {
-      // It has ended itself: there is nothing to return to.
+      // The source has ended, so that it must not be closed.
       this.#iterator = undefined;
       throw new ThrownByCaller(error);
     } finally {
@@ -183,8 +190,8 @@ class VectorStream<E extends Encoding> {
   }
 
   /**
-   * A copy of the token ids that come next: the source may write the following ones to the same memory. They are checked
-   * here, where their place in the source is known.
+   * A checked copy of the next token ids: the source may reuse the memory. They are checked here, where their index in the
+   * source is known.
    *
    * @throws EmbedderError `INVALID_ARGUMENT`
    */
@@ -200,7 +207,7 @@ class VectorStream<E extends Encoding> {
     throw invalid(what, expected, tokens[place]);
   }
 
-  /** Gives the engine what was read, unless it has something to do. */
+  /** Passes on what was read if the engine is idle. */
   #computeIfIdle(): void {
     if (this.#computing === 0) this.#compute();
   }
@@ -244,7 +251,7 @@ class VectorStream<E extends Encoding> {
   }
 }
 
-/** As `for await` finds it. @throws EmbedderError `INVALID_ARGUMENT`; ThrownByCaller */
+/** The iterator that `for await` would use. @throws EmbedderError `INVALID_ARGUMENT`; ThrownByCaller */
 function iteratorOf(source: Iterable<unknown> | AsyncIterable<unknown>): AsyncIterator<unknown> {
   const iterator = callersCode(() => {
     const methods: Partial<Iterable<unknown> & AsyncIterable<unknown>> = source;

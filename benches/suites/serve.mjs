@@ -28,7 +28,7 @@ const MAX_REQUESTS = 2 * Math.max(...CONNECTIONS);
  * @returns {Promise<{ [kind: string]: { atOnce: number, loads: Load[] } }>} `atOnce`: texts per second of the single client
  */
 export async function measureServe(model, texts, maxTokens) {
-  const main = path.join(measured.package, "dist/lib/cli/main.js");
+  const main = path.join(measured.package, "dist/cli/main.js");
   const limits = ["--max-requests", String(MAX_REQUESTS), "--max-batch", String(texts.length)];
   const args = ["serve", model, "--port", "0", "--json", "--max-tokens", String(maxTokens), ...limits];
   const server = spawn(process.execPath, [main, ...args], { stdio: ["ignore", "pipe", "inherit"] });

@@ -1,10 +1,10 @@
 import { constants, type Dirent, existsSync, promises as fs } from "node:fs";
 import * as path from "node:path";
 import { isObject } from "../json_file.js";
-import { MOST_SETTINGS, readRegularFile } from "../regular_file.js";
-import { COMMIT, ETAG, type HubFile, isPlainPath, type Listing } from "./listing.js";
+import { isPlainPath, MOST_SETTINGS, readRegularFile } from "../regular_file.js";
+import { COMMIT, ETAG, type HubFile, type Listing } from "./listing.js";
 
-/** Ends the name of a ref that is kept beside its own place. */
+/** Ends the file name of a ref that cannot be stored under its own name. */
 const BESIDE = "%";
 
 /**
@@ -13,7 +13,7 @@ const BESIDE = "%";
  * ```
  * models--org--name/refs/main                  text: the commit that the branch was at
  * models--org--name/blobs/<etag>               the bytes of a file, named by their hash
- * models--org--name/snapshots/<commit>/<file>  a link to the blob, or where there are no links a copy
+ * models--org--name/snapshots/<commit>/<file>  a link to the blob, or a copy if links are not possible
  * models--org--name/trees/<commit>.json        which files the commit has
  * ```
  */
@@ -57,7 +57,7 @@ export class ModelCache {
     }
   }
 
-  /** The files that a commit has; `undefined` where that was never asked. */
+  /** The files of a commit; `undefined` if they were never looked up. */
   async listing(commit: string): Promise<Listing | undefined> {
     try {
       const tree: unknown = JSON.parse((await readText(this.#tree(commit))) ?? "");
@@ -69,7 +69,7 @@ export class ModelCache {
       });
       return { commit, files: new Map(files) };
     } catch {
-      // A damaged file is as good as none: it is written anew.
+      // A damaged file counts as missing: it is written again.
       return undefined;
     }
   }
@@ -82,13 +82,13 @@ export class ModelCache {
     await replaceFile(this.#tree(commit), (file) => fs.writeFile(file, tree));
   }
 
-  /** Whether a snapshot has a file, whole. */
+  /** Whether a snapshot has a file of the right size. */
   async has(commit: string, file: HubFile): Promise<boolean> {
     const found = await fs.stat(this.file(commit, file)).catch(() => undefined);
     return found?.isFile() === true && found.size === file.size;
   }
 
-  /** The files that a snapshot has, whoever put them there. */
+  /** The files that are in a snapshot, whichever program put them there. */
   async filesOf(commit: string): Promise<Listing> {
     const folder = this.snapshot(commit);
     const found = await fs.readdir(folder, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
@@ -98,7 +98,7 @@ export class ModelCache {
       const stat = await fs.stat(file).catch(() => undefined);
       const name = path.relative(folder, file).split(path.sep).join("/");
       if (!stat?.isFile()) continue;
-      // A link to a blob tells the hash, where no list of files does.
+      // Without a list of files, a link to a blob tells the hash.
       const blob = path.basename(await fs.realpath(file).catch(() => ""));
       const etag = ETAG.test(blob) ? blob : "";
       files.set(name, { name, size: stat.size, etag, blobId: etag });
@@ -106,7 +106,7 @@ export class ModelCache {
     return { commit, files };
   }
 
-  /** Revisions of which something is in the cache. */
+  /** Revisions that are at least partly in the cache. */
   async revisions(): Promise<string[]> {
     const refs = path.join(this.folder, "refs");
     const found = await fs.readdir(refs, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
@@ -123,10 +123,10 @@ export class ModelCache {
     const blob = this.blob(hubFile.etag);
     const target = this.file(commit, hubFile);
     await replaceFile(target, async (file) => {
-      // Relative, so that the cache may be moved.
+      // Relative, so that the cache can be moved.
       const relative = path.relative(path.dirname(target), blob);
       if (this.#symlinks && (await succeeds(fs.symlink(relative, file)))) return;
-      // Windows wants a right for symbolic links that few users have, and none for hard ones.
+      // On Windows, few users have the right to create symbolic links; hard links need no right.
       if (await succeeds(fs.link(blob, file))) return;
       await fs.copyFile(blob, file, constants.COPYFILE_FICLONE);
     });
@@ -137,8 +137,8 @@ export class ModelCache {
   }
 
   /**
-   * Where a ref is kept whose own place is taken: of `a` and `a/b`, a tag and a branch or one deleted since, only one can
-   * have a file. Python's library does not keep the second one. No revision has a `%` in its name.
+   * Where a ref is stored if its own place is taken: of two refs `a` and `a/b` (a tag and a branch, or one deleted since),
+   * only one can have a file. Python's library does not store the second one. No revision has a `%` in its name.
    */
   #refBeside(revision: string): string {
     return path.join(this.folder, "refs", `${encodeURIComponent(revision)}${BESIDE}`);
@@ -158,7 +158,7 @@ function revisionOf(name: string): string {
   }
 }
 
-/** Free bytes where a folder is, or is to be; `undefined` where the system does not say. */
+/** Free bytes on the disk of a folder that may not exist yet; `undefined` if the system does not say. */
 export async function freeBytes(folder: string): Promise<number | undefined> {
   let existing = folder;
   while (!existsSync(existing) && path.dirname(existing) !== existing) existing = path.dirname(existing);
@@ -166,7 +166,7 @@ export async function freeBytes(folder: string): Promise<number | undefined> {
   return Number.isNaN(bavail) ? undefined : bavail * bsize;
 }
 
-/** Writes a file beside its place and renames it: whoever reads sees all of it or nothing. */
+/** Writes a temporary file and renames it: readers see all of it or nothing. */
 async function replaceFile(file: string, write: (file: string) => Promise<void>): Promise<void> {
   await fs.mkdir(path.dirname(file), { recursive: true });
   const temporary = `${file}.${process.pid}-${Math.random().toString(36).slice(2, 10)}.tmp`;

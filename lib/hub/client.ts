@@ -6,34 +6,34 @@ import { Retries, TransferError } from "./transfer_error.js";
 
 type Headers = Dispatcher.ResponseData["headers"];
 
-/** A successful answer. */
+/** A successful response. */
 export interface HubResponse {
   status: number;
   headers: Headers;
-  /** The answer's bytes. Leaving the loop early drops the connection. @throws TransferError, AbortError */
+  /** The response's bytes. Leaving the loop early closes the connection. @throws TransferError, AbortError */
   body: AsyncIterable<Buffer>;
 }
 
-/** What is asked for, as messages name it. */
+/** What a request is for, as error messages name it. */
 export interface Subject {
   model: string;
   revision: string;
-  /** Left out where the model itself is asked for. */
+  /** Absent if the request is for the model itself. */
   file?: string;
 }
 
 const CONNECT_TIMEOUT_MS = 10_000;
 const REDIRECTS = 5;
 const ATTEMPTS = 5;
-/** In bytes. The largest repositories' lists of files take a few megabytes; more would hold the event loop, too. */
+/** In bytes. The file lists of the largest repositories take a few megabytes; parsing more would block the event loop. */
 const LONGEST_JSON = 10_000_000;
 
 /**
- * HTTP with the Hub. Follows redirects itself, because the token is for the endpoint alone; reports what goes wrong as
- * `TransferError` (may be otherwise later) or as an `EmbedderError` that says what to do.
+ * HTTP requests to the Hub. Follows redirects itself, because the token is for the endpoint only. Throws a `TransferError`
+ * for what may work later, and otherwise an `EmbedderError` that says what to do.
  *
- * Why not the official `@huggingface/hub`: its downloads into the cache (2.17.5) check no hash, resume and retry nothing,
- * have no timeout, lock or offline mode, and ask the network even for a commit that is there.
+ * Why not the official `@huggingface/hub`: its downloads into the cache (2.17.5) check no hashes, do not resume or retry,
+ * have no timeout, lock or offline mode, and use the network even for a commit that is in the cache.
  */
 export class HubClient {
   readonly #settings: HubSettings;
@@ -45,17 +45,17 @@ export class HubClient {
     this.#signal = signal;
   }
 
-  /** Drops the connections. */
+  /** Closes the connections. */
   async close(): Promise<void> {
     await Promise.all([...this.#dispatchers.values()].map((dispatcher) => dispatcher.destroy()));
   }
 
-  /** Attempts that a request gets, with waits between them. */
+  /** The attempts for a request, with waits between them. */
   retries(attempts = ATTEMPTS): Retries {
     return new Retries(attempts, this.#signal);
   }
 
-  /** The JSON that the endpoint gives for a path. @throws EmbedderError */
+  /** The endpoint's JSON for a path. @throws EmbedderError */
   async json(path: string, subject: Subject, attempts?: number): Promise<unknown> {
     const retries = this.retries(attempts);
     for (;;) {
@@ -71,7 +71,7 @@ export class HubClient {
         try {
           return JSON.parse(Buffer.concat(chunks).toString());
         } catch (cause) {
-          throw this.#noJson(path, "something else; is a login page before the Hub?", cause);
+          throw this.#noJson(path, "something else; is there a login page in front of the Hub?", cause);
         }
       } catch (error) {
         await retries.after(error);
@@ -85,9 +85,9 @@ export class HubClient {
   }
 
   /**
-   * The successful answer for a path of the endpoint, wherever that redirects to. One attempt.
+   * The successful response for a path of the endpoint, following redirects. One attempt.
    *
-   * @param headers Sent to every host on the way.
+   * @param headers Sent to every host, also after redirects.
    * @throws EmbedderError
    */
   async get(path: string, subject: Subject, headers: Record<string, string> = {}): Promise<HubResponse> {
@@ -96,13 +96,13 @@ export class HubClient {
     const { origin } = url;
     for (let hop = 0; hop <= REDIRECTS; hop++) {
       const authorization = token && url.origin === origin ? { authorization: `Bearer ${token}` } : {};
-      // Ranges and hashes are of the file's own bytes: nothing may be compressed on the way.
+      // Ranges and hashes are those of the file's own bytes, so the response must not be compressed.
       const response = await this.#request(url, { ...headers, ...authorization, "accept-encoding": "identity" });
       const location = header(response.headers, "location");
       if (response.statusCode < 300) {
         return { status: response.statusCode, headers: response.headers, body: this.#bytes(response.body, url) };
       }
-      // The connection is of no more use with a body that nobody reads.
+      // A body that nobody reads would block the connection.
       response.body.destroy();
       if (response.statusCode >= 400) throw refusal(response.statusCode, response.headers, subject, url, token);
       if (!location || !URL.canParse(location, url.href)) break;
@@ -112,7 +112,10 @@ export class HubClient {
       }
       url = next;
     }
-    throw new EmbedderError("DOWNLOAD_FAILED", `${url.origin} redirects without end or to no URL (${named(subject)})`);
+    throw new EmbedderError(
+      "DOWNLOAD_FAILED",
+      `${url.origin} redirects endlessly or to an invalid URL (${named(subject)})`,
+    );
   }
 
   async *#bytes(body: AsyncIterable<Buffer>, url: URL): AsyncGenerator<Buffer> {
@@ -123,19 +126,19 @@ export class HubClient {
     }
   }
 
-  /** What an error of a connection means. */
+  /** The error to throw for a failed connection. */
   #transferError(cause: unknown, { origin }: URL): EmbedderError {
     throwIfAborted(this.#signal);
     const { code = "", message } = cause as NodeJS.ErrnoException;
     if (/^UND_ERR_(HEADERS|BODY)_TIMEOUT$/.test(code)) {
       return new TransferError(`${origin} sent nothing for ${this.#settings.stallTimeoutMs / 1000} s`, { cause });
     }
-    // Where a tunnel is asked for, undici has only words for it.
+    // If the proxy refuses a tunnel, undici reports the status in its message only.
     if (/\b407\b/.test(message)) return refusedByProxy();
     const certificate = /CERT|^ERR_TLS|^UNABLE_TO_/.test(code);
     const advice = certificate
-      ? "where a proxy opens connections, NODE_EXTRA_CA_CERTS names its certificate"
-      : "HTTPS_PROXY names a proxy, HF_ENDPOINT a mirror, HF_HUB_OFFLINE=1 keeps to what is in the cache";
+      ? "if a proxy inspects connections, set NODE_EXTRA_CA_CERTS to its certificate"
+      : "HTTPS_PROXY sets a proxy, HF_ENDPOINT a mirror, HF_HUB_OFFLINE=1 uses the cache only";
     return new TransferError(`the connection to ${origin} failed: ${message || code}; ${advice}`, {
       cause,
       retry: !certificate && code !== "ENOTFOUND",
@@ -153,7 +156,7 @@ export class HubClient {
         bodyTimeout: this.#settings.stallTimeoutMs,
         signal: this.#signal ?? null,
       });
-      // A body that is dropped reports that as an error, which nobody may be waiting for any more.
+      // Destroying a body emits an error, which nobody may be listening for any more.
       response.body.on("error", () => {});
       return response;
     } catch (cause) {
@@ -173,7 +176,7 @@ export class HubClient {
   }
 }
 
-/** Loaded when first needed: whoever loads a folder pays nothing for it. */
+/** Loaded when first needed: loading a model folder does not need it. */
 function undici(): typeof import("undici") {
   return require("undici");
 }
@@ -190,11 +193,11 @@ function named({ model, revision, file }: Subject): string {
 function refusedByProxy(): EmbedderError {
   return new EmbedderError(
     "ACCESS_DENIED",
-    "the proxy asks for a name and password, or for others: HTTPS_PROXY=http://name:password@host:port",
+    "the proxy requires a name and password, or rejects those that were sent: HTTPS_PROXY=http://name:password@host:port",
   );
 }
 
-/** The error of an answer that is none. `X-Error-Code` tells apart what the status alone does not. */
+/** The error for an unsuccessful response. `X-Error-Code` distinguishes cases with the same status. */
 function refusal(
   status: number,
   headers: Headers,
@@ -219,7 +222,7 @@ function refusal(
   if (reason === "RepoNotFound" || (status === 404 && subject.file === undefined)) {
     return new EmbedderError(
       "MODEL_NOT_FOUND",
-      `${origin} has no model ${model}, or it is private (${withToken}); a folder of this name is written ./${model}`,
+      `${origin} has no model ${model}, or it is private (${withToken}); to load a folder of this name, write ./${model}`,
     );
   }
   if (status === 404 || status === 410)
@@ -231,8 +234,8 @@ function refusal(
     );
   }
   const retry = status === 408 || status === 429 || status >= 500;
-  const retryAfterMs = retry ? waitAskedFor(headers) : undefined;
-  const wait = retryAfterMs === undefined ? "" : `; it asks to wait ${Math.ceil(retryAfterMs / 1000)} s`;
+  const retryAfterMs = retry ? requestedWaitMs(headers) : undefined;
+  const wait = retryAfterMs === undefined ? "" : `; retry in ${Math.ceil(retryAfterMs / 1000)} s`;
   const limit = status === 429 && !token ? " (a token in HF_TOKEN raises the limit)" : "";
   return retry
     ? new TransferError(`${origin} answered ${status} for ${named(subject)}${wait}${limit}`, { retryAfterMs })
@@ -242,8 +245,8 @@ function refusal(
       );
 }
 
-/** `Retry-After` in milliseconds: seconds or a date; or what is left of the Hub's own `RateLimit: "api";r=0;t=55`. */
-function waitAskedFor(headers: Headers): number | undefined {
+/** `Retry-After` (seconds or a date) in milliseconds, or the rest of the Hub's own `RateLimit: "api";r=0;t=55`. */
+function requestedWaitMs(headers: Headers): number | undefined {
   const value = header(headers, "retry-after") ?? /\bt=(\d+)/.exec(header(headers, "ratelimit") ?? "")?.[1];
   if (value === undefined) return undefined;
   const wait = /^\s*\d+\s*$/.test(value) ? Number(value) * 1000 : Date.parse(value) - Date.now();

@@ -10,24 +10,24 @@ import { TransferError } from "./transfer_error.js";
 export interface Download {
   client: HubClient;
   file: HubFile;
-  /** Path of the finished blob. */
+  /** Path of the complete blob. */
   blob: string;
-  /** Where the file lies, below the endpoint. */
+  /** Path of the file below the endpoint. */
   url: string;
   subject: Subject & { file: string };
-  /** Whether a blob that is there already is compared with its hash. */
+  /** Whether to check the hash of a blob that is already there. */
   verify: boolean;
   signal: AbortSignal | undefined;
-  /** Called with the bytes of the file that are there. */
+  /** Called with the number of bytes of the file that are there. */
   onBytes: (bytes: number) => void;
 }
 
-/** Bytes that hash to something else may be a hiccup of a proxy once; twice they are the server's. */
+/** Wrong bytes may be a hiccup of a proxy once; if they come twice, the server sends them. */
 const WRONG_CONTENTS = 2;
 
 /**
- * Puts a file's bytes, checked against its hash, where the cache keeps blobs. Goes on where an earlier attempt was cut
- * off, of this process or another; waits where another process is at it.
+ * Downloads a file as a blob of the cache and checks its hash. Resumes an interrupted download of this process or another,
+ * and waits while another process is downloading the file.
  *
  * @throws EmbedderError
  */
@@ -35,7 +35,7 @@ export async function download(options: Download): Promise<void> {
   const { blob, file, verify, signal, onBytes } = options;
   await fs.mkdir(path.dirname(blob), { recursive: true });
   const { size } = await fs.stat(blob).catch(() => file);
-  // Damaged by whatever: a blob is never shorter or longer than its file.
+  // A blob whose size differs from its file's is damaged.
   if (size !== file.size || (verify && !(await isIntact(blob, file, signal)))) await fs.rm(blob, { force: true });
   for (let wrong = 0; ; ) {
     const part = await Part.claim(blob, signal, onBytes);
@@ -44,7 +44,7 @@ export async function download(options: Download): Promise<void> {
     try {
       verdict = await fill(part, options);
     } catch (error) {
-      // A disk that is full is not kept full.
+      // Do not keep a full disk full.
       if (isNoSpace(error)) await part.discard();
       else await part.release();
       throwIfAborted(signal);
@@ -55,12 +55,12 @@ export async function download(options: Download): Promise<void> {
       continue;
     }
     await part.discard();
-    // What was left of an earlier download may have been wrong from the start: that is not the server's fault.
+    // The rest of an earlier download may have been wrong from the start, which is not the server's fault.
     if (verdict.wasResumed) continue;
     if (++wrong < WRONG_CONTENTS) continue;
     throw new EmbedderError(
       "DOWNLOAD_FAILED",
-      `${file.name}: the bytes that came are not those of the repository (expected ${file.size} bytes with hash ${file.etag}, ` +
+      `${file.name}: the downloaded bytes are not those of the repository (expected ${file.size} bytes with hash ${file.etag}, ` +
         `found ${verdict.found}); a proxy or mirror may have changed them`,
     );
   }
@@ -69,12 +69,12 @@ export async function download(options: Download): Promise<void> {
 
 interface Verdict {
   isRight: boolean;
-  /** Whether some of the bytes were there before. */
+  /** Whether some of the bytes are from an earlier download. */
   wasResumed: boolean;
   found: string;
 }
 
-/** Downloads what a part lacks. */
+/** Downloads the bytes that a part lacks. */
 async function fill(part: Part, { client, file, url, subject, onBytes }: Download): Promise<Verdict> {
   const handle = await part.open();
   try {
@@ -94,12 +94,12 @@ async function fill(part: Part, { client, file, url, subject, onBytes }: Downloa
           await handle.truncate(0);
         }
         for await (const chunk of response.body) {
-          // More than the file has is not the file: no need to wait for its end.
+          // More bytes than the file has: no need to wait for the end.
           if (bytes + chunk.length > file.size) return { isRight: false, wasResumed, found: "more bytes" };
           await writeAll(handle, chunk, bytes);
           hash.update(chunk);
           bytes += chunk.length;
-          // Only what is new counts: a server that starts over each time gets nowhere.
+          // Only new bytes are progress: a server that starts over each time makes none.
           if (bytes > farthest) retries.reset();
           farthest = Math.max(farthest, bytes);
           onBytes(bytes);
@@ -110,7 +110,7 @@ async function fill(part: Part, { client, file, url, subject, onBytes }: Downloa
       }
     }
     const found = hash.digest("hex");
-    // The name is a promise about the bytes: they are on the disk before it is given.
+    // The name promises the contents: they have to be on the disk before the file gets it.
     if (found === file.etag) await handle.sync();
     return { isRight: found === file.etag, wasResumed, found };
   } finally {
@@ -118,7 +118,7 @@ async function fill(part: Part, { client, file, url, subject, onBytes }: Downloa
   }
 }
 
-/** Whether a file that is there has the bytes that its hash promises; false where there is none. @throws AbortError */
+/** Whether a file exists and matches its size and hash. @throws AbortError */
 export async function isIntact(
   path: string,
   file: HubFile,
@@ -141,7 +141,7 @@ export async function isIntact(
   }
 }
 
-/** The hash over what a part has; a part that has too much is emptied. */
+/** The hash of a part's contents so far; a part that is too long is emptied. */
 async function hashOf(handle: fs.FileHandle, file: HubFile): Promise<{ hash: Hash; bytes: number }> {
   const hash = newHash(file);
   const { size } = await handle.stat();
@@ -152,7 +152,7 @@ async function hashOf(handle: fs.FileHandle, file: HubFile): Promise<{ hash: Has
   return { hash, bytes: await hashBytes(handle, hash, size, () => {}) };
 }
 
-/** Hashes the first `size` bytes of a file; resolves to how many there were. */
+/** Hashes the first `size` bytes of a file; resolves to the number of bytes read. */
 async function hashBytes(
   handle: fs.FileHandle,
   hash: Hash,
@@ -180,7 +180,7 @@ function continuesAt(bytes: number, status: number, contentRange: string | undef
   return status === 206 && contentRange?.startsWith(`bytes ${bytes}-`) === true;
 }
 
-/** Writes at a place of its own rather than at the end: see `Part` on why. */
+/** Writes at a position rather than at the end: see `Part` for the reason. */
 async function writeAll(handle: fs.FileHandle, chunk: Buffer, position: number): Promise<void> {
   for (let written = 0; written < chunk.length; ) {
     const { bytesWritten } = await handle.write(chunk, written, chunk.length - written, position + written);
@@ -188,7 +188,7 @@ async function writeAll(handle: fs.FileHandle, chunk: Buffer, position: number):
   }
 }
 
-/** The disk or the user's share of it is full, or the process may write no longer files. */
+/** The disk or the user's quota is full, or a file size limit is reached. */
 function isNoSpace(error: unknown): boolean {
   return ["ENOSPC", "EDQUOT", "EFBIG"].includes((error as NodeJS.ErrnoException).code ?? "");
 }

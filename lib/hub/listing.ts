@@ -1,5 +1,6 @@
 import { EmbedderError } from "../errors.js";
 import { isObject } from "../json_file.js";
+import { isPlainPath } from "../regular_file.js";
 import type { HubClient } from "./client.js";
 
 /** The files of a repository at one commit. */
@@ -15,12 +16,12 @@ export interface HubFile {
   size: number;
   /** Names the file in the cache: the SHA-256 of a large file's bytes, git's hash of a small one. */
   etag: string;
-  /** Git's hash of what the repository itself holds: of a large file, a pointer to it. */
+  /** Git's hash of what the repository itself contains: for a large file, a pointer to it. */
   blobId: string;
 }
 
 export const COMMIT = /^[0-9a-f]{40}$/;
-/** What a file's hash looks like: git's, or SHA-256. */
+/** A file's hash: git's, or SHA-256. */
 export const ETAG = /^([0-9a-f]{40}|[0-9a-f]{64})$/;
 
 /** Asks the Hub which files a revision has. @throws EmbedderError */
@@ -46,7 +47,7 @@ export async function fetchListing(
   const files = new Map<string, HubFile>();
   for (const sibling of siblings) {
     const { rfilename: name, size, blobId, lfs } = isObject(sibling) ? sibling : {};
-    // What could lie outside the folder is never looked at, let alone written.
+    // Files that could lie outside the folder are ignored.
     if (typeof name !== "string" || !isPlainPath(name)) continue;
     const etag = isObject(lfs) ? lfs.sha256 : blobId;
     if (
@@ -64,11 +65,4 @@ export async function fetchListing(
     files.set(name, { name, size: size as number, etag, blobId });
   }
   return { commit, files };
-}
-
-/** Whether a file name of a repository is a path below its folder, on every system. */
-export function isPlainPath(name: string): boolean {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: such names are what this refuses.
-  if (name.length > 500 || /[\\:\u0000-\u001f\u007f-\u009f]/.test(name)) return false;
-  return name.split("/").every((segment) => segment !== "" && segment !== "." && segment !== "..");
 }

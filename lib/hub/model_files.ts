@@ -3,11 +3,11 @@ import * as path from "node:path";
 import { readArchitecture } from "../architecture.js";
 import { EmbedderError } from "../errors.js";
 import { isObject, JsonFile } from "../json_file.js";
-import { PROMPTS_FILE, readModules, TRANSFORMER_FILES } from "../model_dir.js";
-import { EXPORTED_GRAPHS } from "../onnx_file.js";
-import { isPlainPath, type Listing } from "./listing.js";
+import { EXPORTED_GRAPHS, PROMPTS_FILE, readModules, TRANSFORMER_FILES } from "../model_dir.js";
+import { isPlainPath } from "../regular_file.js";
+import type { Listing } from "./listing.js";
 
-/** Which weights are wanted. Repositories hold the same ones in up to ten formats. */
+/** Which weights are needed. Repositories contain the same ones in up to ten formats. */
 export interface WantedWeights {
   safetensors: boolean;
   /** The graph for the JavaScript fallback, with its weights. */
@@ -16,10 +16,10 @@ export interface WantedWeights {
 
 /** A repository at a commit. */
 export interface Snapshot {
-  /** How messages name it. */
+  /** The name in error messages. */
   name: string;
   listing: Listing;
-  /** Where its files are, or come to be. */
+  /** Where its files are or will be. */
   folder: string;
 }
 
@@ -29,11 +29,11 @@ const GRAPHS = {
 } as const;
 
 /**
- * The files that loading a model reads, as `model_dir.ts` and `src/model_dir.rs` read them, and no others. What a model
- * consists of stands in some of its own files: `fetch` brings those, small ones, on the way. A model of another
- * architecture is refused before its weights are asked for.
+ * The files that loading a model reads (see `model_dir.ts` and `src/model_dir.rs`), and no others. Some small files tell
+ * which ones those are: `fetch` downloads them first. A model of an unsupported architecture is refused before its weights
+ * are downloaded.
  *
- * @throws EmbedderError `MODEL_UNSUPPORTED` where there are no weights of the wanted kind; as `readModelDir`.
+ * @throws EmbedderError `MODEL_UNSUPPORTED` if there are no weights of the needed kind; as `readModelDir`.
  */
 export async function modelFiles(
   { name, listing, folder }: Snapshot,
@@ -59,7 +59,7 @@ export async function modelFiles(
   const files = present(["modules.json", PROMPTS_FILE, pooling, ...TRANSFORMER_FILES.map(inTransformer)]);
   const exported = EXPORTED_GRAPHS[wanted.onnx === "int8" ? 1 : 0];
   const hasExported = [exported, inTransformer(exported)].some((file) => existsSync(path.join(folder, file)));
-  // A graph that `exportOnnx` left in the snapshot is as good as the repository's, and has its weights in safetensors.
+  // A graph that `exportOnnx` wrote into the snapshot replaces the repository's; its weights are in safetensors files.
   const onnx = hasExported ? undefined : wanted.onnx;
   if (onnx) files.push(...graphFiles(name, listing, onnx));
   if (wanted.safetensors || !onnx) files.push(...(await weightFiles(name, listing, folder, inTransformer, fetch)));
@@ -98,7 +98,7 @@ async function weightFiles(
   return [index, ...shards.map((shard) => inTransformer(shard as string))];
 }
 
-/** An ONNX graph and the files beside it that hold its weights. */
+/** An ONNX graph and the files next to it that contain its weights. */
 function graphFiles(name: string, { files }: Listing, kind: "f32" | "int8"): string[] {
   const graph = GRAPHS[kind].find((file) => files.has(file));
   if (!graph) {
@@ -114,7 +114,7 @@ function graphFiles(name: string, { files }: Listing, kind: "f32" | "int8"): str
   );
 }
 
-/** With `/`, as repositories name their files. */
+/** A relative path with `/`, as repositories name their files. */
 function relative(folder: string, file: string): string {
   return path.relative(folder, file).split(path.sep).join("/");
 }

@@ -4,23 +4,23 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { pause } from "./transfer_error.js";
 
-/** How often an owner shows that it lives. */
+/** How often an owner updates its part's time of modification. */
 const HEARTBEAT_MS = 1_000;
-/** How long an owner may show no life. A process of this machine that has ended is found out sooner. */
+/** After how long without an update an owner counts as gone; shorter if its process on this machine has ended. */
 const SILENCE_MS = 30_000;
 const SILENCE_OF_ENDED_MS = 3_000;
 const POLL_MS = 250;
 
-/** Process ids mean something on their own machine only. */
+/** Process ids are valid on their own machine only. */
 const HOST = createHash("sha256").update(os.hostname()).digest("hex").slice(0, 8);
 
 /**
  * The beginning of a blob while it is downloaded: `<blob>.semantic-search.<host>-<pid>-<random>.incomplete`, or without
- * the owner in its name when its download was given up.
+ * the owner in its name if the download was given up.
  *
- * The name is the lock. Whoever renames a part to its own name owns it, which one process can do at a time; the others
- * wait. A part whose owner shows no life is up for the next. Nobody waits for a lock that nobody holds, and a wrong guess
- * about a slow owner does no harm: both write the same bytes to the same places, and both check them.
+ * The name is the lock: a process owns a part that it has renamed to its own name, and the others wait. Any process may
+ * take over a part whose owner has stopped updating it. No lock outlives its owner for long, and taking one from a slow
+ * owner by mistake does no harm: both write the same bytes to the same places, and both check them.
  */
 export class Part {
   readonly #blob: string;
@@ -34,9 +34,9 @@ export class Part {
   }
 
   /**
-   * A part of the blob that is this call's alone, with what others left of it; `undefined` once the blob itself is there.
+   * A part of the blob that only this call owns, with what others have downloaded; `undefined` once the blob exists.
    *
-   * @param onWait Called now and then with the bytes that another process has.
+   * @param onWait Called from time to time with the number of bytes that another process has downloaded.
    * @throws AbortError
    */
   static async claim(
@@ -54,7 +54,7 @@ export class Part {
         const rival = (await partsOf(blob)).find((part) => part.file !== own && isTaken(part));
         const part = new Part(blob, own);
         if (!rival) return part;
-        // Two at the same moment: the later one sees the earlier one, steps back and waits.
+        // Two claims at the same moment: the later one sees the earlier one, steps back and waits.
         await part.release();
       }
       await pause(POLL_MS * (0.5 + Math.random()), signal);
@@ -65,12 +65,12 @@ export class Part {
     return fs.open(this.#file, "r+");
   }
 
-  /** Makes the part the blob. False where another process has taken it over meanwhile. */
+  /** Turns the part into the blob. False if another process has taken it over meanwhile. */
   async publish(): Promise<boolean> {
     try {
       await fs.rename(this.#file, this.#blob);
     } catch (error) {
-      // Windows renames no file onto one that is in use; equal bytes are there then.
+      // Windows does not replace a file that is in use; it has the same bytes.
       if (await exists(this.#blob)) await this.discard();
       else if ((error as NodeJS.ErrnoException).code === "ENOENT") return false;
       else throw error;
@@ -80,7 +80,7 @@ export class Part {
     return true;
   }
 
-  /** Leaves what there is to whoever comes next. */
+  /** Leaves the part to the next process. */
   async release(): Promise<void> {
     clearInterval(this.#heartbeat);
     const { size } = await fs.stat(this.#file).catch(() => ({ size: 0 }));
@@ -98,7 +98,7 @@ interface Found {
   file: string;
   bytes: number;
   silentMs: number;
-  /** The process that owns it, where that is one of this machine. */
+  /** The process that owns it, if that is on this machine. */
   pid: number | undefined;
   hasOwner: boolean;
 }
@@ -141,14 +141,14 @@ function isRunning(pid: number): boolean {
   try {
     return process.kill(pid, 0);
   } catch (error) {
-    // Another user's process may not be asked, but it is there.
+    // It is another user's process.
     return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 
-/** Renames a part that nobody owns; false where another was faster. */
+/** Renames a part that nobody owns; false if another process was faster. */
 async function take(file: string, own: string): Promise<boolean> {
-  // First a sign of life, so that nobody takes the new owner for a silent one.
+  // First, so that the new owner does not look gone.
   await touch(file);
   return fs.rename(file, own).then(
     () => true,

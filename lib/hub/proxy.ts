@@ -1,11 +1,11 @@
 import { EmbedderError } from "../errors.js";
 
 /**
- * The proxy that the environment names for a URL, as curl and Python read it: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and
- * `NO_PROXY`, in capitals or not. Node's own `fetch` reads none of them before Node 24, and the agent of undici 6 that
- * does prints a warning into the program of whoever uses this package.
+ * The proxy for a URL from the environment, as curl and Python read it: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and
+ * `NO_PROXY`, in upper or lower case. Node's own `fetch` ignores them before Node 24, and the agent of undici 6 that reads
+ * them prints a warning.
  *
- * @throws EmbedderError `INVALID_ARGUMENT` for a proxy of a kind that is not spoken here.
+ * @throws EmbedderError `INVALID_ARGUMENT` for a proxy that is not HTTP or HTTPS.
  */
 export function proxyFor(url: URL, env: NodeJS.ProcessEnv = process.env): string | undefined {
   const read = (name: string) => env[name.toLowerCase()] || env[name];
@@ -14,11 +14,11 @@ export function proxyFor(url: URL, env: NodeJS.ProcessEnv = process.env): string
   if (!named || isExcepted(url, read("NO_PROXY") ?? "")) return undefined;
   const proxy = named.includes("://") ? named : `http://${named}`;
   if (URL.canParse(proxy) && /^https?:$/.test(new URL(proxy).protocol)) return proxy;
-  // A proxy's URL may hold a password: the message does not show it.
+  // The URL may contain a password: the message does not show it.
   throw new EmbedderError("INVALID_ARGUMENT", `${scheme}: expected the http or https URL of a proxy`);
 }
 
-/** `NO_PROXY` lists hosts, each with everything below it, with or without a dot before and a port behind; `*` is all. */
+/** `NO_PROXY` lists hosts, including their subdomains, with or without a leading dot and a port; `*` means all. */
 function isExcepted(url: URL, list: string): boolean {
   const host = url.hostname.replace(/^\[|\]$/g, "").toLowerCase();
   const port = url.port || (url.protocol === "https:" ? "443" : "80");

@@ -1,52 +1,17 @@
 import { onAbort } from "../abort.js";
 import { coded, EmbedderError, ThrownByCaller, throwIfAborted, toEmbedderError } from "../errors.js";
 import { knownModel } from "../known_models.js";
-import { checkPullOptions, invalid } from "../options.js";
+import { invalid } from "../option_rules.js";
+import { isPlainPath } from "../regular_file.js";
 import { freeBytes, ModelCache } from "./cache.js";
 import { HubClient } from "./client.js";
 import { download, isIntact, megabytes } from "./download.js";
-import { fetchListing, type HubFile, isPlainPath, type Listing } from "./listing.js";
+import { fetchListing, type HubFile, type Listing } from "./listing.js";
 import { modelFiles, type Snapshot, type WantedWeights } from "./model_files.js";
 import { bytesOfPart } from "./part.js";
+import { checkPullOptions, type PullOptions, type PullProgress } from "./pull_options.js";
 import { type HubSettings, hubSettings } from "./settings.js";
 import { TransferError } from "./transfer_error.js";
-
-/** Options of `pull`; each may be left out. */
-export interface PullOptions {
-  /** Branch, tag or commit. Default: what follows `@` in the name, else a known model's pinned commit, else `"main"`. */
-  revision?: string;
-  /** Default: `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else `huggingface/hub` in `XDG_CACHE_HOME` or `~/.cache`. */
-  cacheFolder?: string;
-  /** Default: `HF_ENDPOINT`, else `https://huggingface.co`. */
-  endpoint?: string;
-  /** For private and gated models; sent to the endpoint alone. Default: `HF_TOKEN`, else the file that `hf auth login` writes. */
-  token?: string | false;
-  /** Use the cache only. Default: `HF_HUB_OFFLINE`. */
-  offline?: boolean;
-  /** Also bring the repository's ONNX graph, which the JavaScript fallback needs. Default false. */
-  onnx?: boolean;
-  /**
-   * Also compare what is in the cache already with its hash, and download again what differs. Default false: files of the
-   * right size count as right, since each was checked when it came.
-   */
-  verify?: boolean;
-  /** Gives up with an `AbortError`. What has been downloaded is kept for the next time. */
-  signal?: AbortSignal;
-  /** Called now and then while files are downloaded or verified. An error that it throws ends the call. */
-  onProgress?: (progress: PullProgress) => void;
-}
-
-/** How far a download is. */
-export interface PullProgress {
-  /** The file that is being downloaded or verified. */
-  file: string;
-  /** Set where the file is being verified. */
-  isVerification?: true;
-  /** Bytes of all files of the model that are there, those of earlier downloads included; with `verify`, that are right. */
-  done: number;
-  /** Bytes of all files of the model. */
-  total: number;
-}
 
 /** A model on the Hub. */
 export interface HubModel {
@@ -54,13 +19,13 @@ export interface HubModel {
   revision: string;
 }
 
-/** Fewer than a download gets: whoever waits for the answer has not begun yet. */
+/** Fewer than for a download, since nothing has been downloaded yet. */
 const LOOKUP_ATTEMPTS = 3;
 const PROGRESS_INTERVAL_MS = 100;
 
 const ID = /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/;
 
-/** Reads `org/name` or `org/name@revision`; `undefined` where a text is no such name. */
+/** Parses `org/name` or `org/name@revision`; `undefined` for anything else. */
 export function parseHubName(text: string): HubModel | undefined {
   const [, id = "", revision] = /^([^@]*)(?:@(.+))?$/.exec(text) ?? [];
   if (!ID.test(id) || id.length > 96 || /--|\.\.|\.git$/.test(id)) return undefined;
@@ -70,8 +35,8 @@ export function parseHubName(text: string): HubModel | undefined {
 
 /**
  * Downloads a model from the Hugging Face Hub into its standard cache, which Python's libraries share, or finds it there.
- * Only the files that loading reads are brought, each checked against its hash. A pinned commit that is there needs no
- * network; a branch is looked up, and where the Hub cannot be reached the cached state of it is taken.
+ * Downloads only the files that are needed to load it, and checks each against its hash. A pinned commit in the cache needs
+ * no network; a branch is looked up, and if the Hub cannot be reached, its cached state is used.
  *
  * ```js
  * const folder = await pull("nomic-ai/CodeRankEmbed");
@@ -92,7 +57,7 @@ export async function pull(model: string, options?: PullOptions): Promise<string
   });
 }
 
-/** As `pull`, for the weights that a backend reads. @throws EmbedderError, ThrownByCaller */
+/** As `pull`, with the weights that a backend reads. @throws EmbedderError, ThrownByCaller */
 export async function pullWeights(
   model: HubModel,
   wanted: WantedWeights,
@@ -104,7 +69,7 @@ export async function pullWeights(
   throwIfAborted(options.signal);
   const settings = hubSettings(options);
   const stop = new AbortController();
-  // What runs below adds listeners of its own: they are for this call's signal, not for one that many calls share.
+  // A signal of this call's own, for the listeners that are added below: many calls may share the caller's signal.
   const stopWaiting = onAbort(options.signal, () => stop.abort(options.signal?.reason));
   try {
     return await new Pull(model, wanted, settings, { ...options, signal: stop.signal }).run();
@@ -134,7 +99,7 @@ class Pull {
   async run(): Promise<string> {
     const { id, revision } = this.model;
     const cached = await this.#cache.commitOf(revision);
-    // A commit never changes: what was listed and is there is all there is.
+    // A commit never changes: if all listed files are there, it is complete.
     const listed = cached === undefined ? undefined : await this.#cache.listing(cached);
     const isThere = listed !== undefined && (await this.#isWhole(listed));
     const isPinned = cached === revision && isThere;
@@ -144,9 +109,9 @@ class Pull {
       const attempts = isThere ? 1 : LOOKUP_ATTEMPTS;
       const listing = isPinned ? listed : await fetchListing(this.#client, id, revision, attempts);
       const downloaded = await this.#download(listing);
-      // Only now: until then the revision is the commit whose files are there.
+      // Only now: until then the revision means the commit whose files are there.
       await this.#remember(listing).catch((error) => {
-        // A cache that has everything may be one that nobody can write.
+        // A complete cache may be read-only.
         if (downloaded) throw error;
       });
       return this.#cache.snapshot(listing.commit);
@@ -163,7 +128,7 @@ class Pull {
     await this.#cache.keepCommit(this.model.revision, listing.commit);
   }
 
-  /** The cached snapshot, where that is whole. */
+  /** The cached snapshot, if it is complete. */
   async #fromCache(commit: string | undefined, unreachable: TransferError | undefined): Promise<string> {
     const why = unreachable?.message ?? "offline mode is on (option offline, HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE)";
     const { cacheFolder } = this.settings;
@@ -177,7 +142,7 @@ class Pull {
       );
     }
     const snapshot = this.#cache.snapshot(commit);
-    // What Python downloaded may come without a list of the commit's files: then the model's own files tell.
+    // Python may have downloaded it without a list of the commit's files: then the model's own files tell.
     const listing = (await this.#cache.listing(commit)) ?? (await this.#cache.filesOf(commit));
     if (await this.#isWhole(listing)) {
       if (this.options.verify) await this.#verify(listing, why);
@@ -212,7 +177,7 @@ class Pull {
     }
   }
 
-  /** Files of the model that its snapshot lacks, as far as the files that are there tell. */
+  /** Files of the model that are missing in its snapshot, as far as the existing files tell. */
   async #missing(listing: Listing): Promise<string[]> {
     const missing: string[] = [];
     const note = async (names: string[]) => {
@@ -220,23 +185,23 @@ class Pull {
         const file = listing.files.get(name);
         if (file && !(await this.#cache.has(listing.commit, file))) missing.push(name);
       }
-      // Without them nothing more can be said.
+      // Without them, what else is missing is unknown.
       if (missing.length > 0) throw new Incomplete();
     };
     try {
       await note(await modelFiles(this.#snapshot(listing), this.wanted, note));
     } catch (error) {
       if (error instanceof Incomplete) return missing;
-      // Not there or not in this state of the repository: whether another one is better, only the Hub knows.
+      // This state of the repository is not usable; only the Hub knows whether another one is.
       if (error instanceof EmbedderError) return [`what makes it a model (${error.message})`];
       throw error;
     }
     return missing;
   }
 
-  /** Completes the snapshot; tells whether something was missing. */
+  /** Completes the snapshot; resolves to whether something was missing. */
   async #download(listing: Listing): Promise<boolean> {
-    // Few and small, and which files the model has stands in them: not worth a report of their own.
+    // They tell which files the model has; few and small, so their progress is not reported.
     const files = await this.#filesOf(listing, async (first) => {
       for (const name of first) await this.#fetch(listing, fileOf(listing, name));
     });
@@ -254,7 +219,7 @@ class Pull {
     return names.map((name) => fileOf(listing, name));
   }
 
-  /** @throws EmbedderError `DOWNLOAD_FAILED` where the disk has no room for what is missing. */
+  /** @throws EmbedderError `DOWNLOAD_FAILED` if the disk has no space for what is missing. */
   async #checkSpace(lacking: HubFile[]): Promise<void> {
     let needed = bytesOf(lacking);
     for (const { etag } of lacking) needed -= await bytesOfPart(this.#cache.blob(etag));
@@ -267,7 +232,7 @@ class Pull {
     );
   }
 
-  /** Brings a file into the snapshot, unless it is there; with `verify`, unless it is there and right. */
+  /** Downloads a file into the snapshot, unless it is there; with `verify`, unless it is there and intact. */
   async #fetch({ commit }: Listing, file: HubFile, report?: Report): Promise<void> {
     const { signal, verify = false } = this.options;
     throwIfAborted(signal);
@@ -300,7 +265,7 @@ class Pull {
 
 class Incomplete extends Error {}
 
-/** Tells now and then how far a pull is. */
+/** Reports the progress of a pull from time to time. */
 class Report {
   readonly #total: number;
   readonly #onProgress: PullOptions["onProgress"];
@@ -335,7 +300,7 @@ function bytesOf(files: HubFile[]): number {
   return files.reduce((sum, { size }) => sum + size, 0);
 }
 
-/** An error of the file system, or one that nobody foresaw, with what was being done; those of this package as they are. */
+/** Adds context to errors of the file system and to unforeseen ones; errors of this package stay as they are. */
 function downloadError(cause: unknown, cacheFolder: string): unknown {
   if (cause instanceof EmbedderError || cause instanceof ThrownByCaller) return cause;
   const { message } = toEmbedderError(cause);

@@ -2,16 +2,16 @@ import { readFileSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { EmbedderError } from "../errors.js";
-import { invalid } from "../options.js";
+import { invalid } from "../option_rules.js";
 
-/** What the Hub's environment variables and the options of a call come to. */
+/** Settings from the Hub's environment variables and the options of a call. */
 export interface HubSettings {
   cacheFolder: string;
   /** Without a slash at its end. */
   endpoint: string;
   token: string | undefined;
   offline: boolean;
-  /** How long a connection may bring no bytes. */
+  /** How long a connection may send nothing. */
   stallTimeoutMs: number;
   /** Whether snapshots may link to their blobs. */
   symlinks: boolean;
@@ -21,9 +21,9 @@ const DEFAULT_ENDPOINT = "https://huggingface.co";
 const DEFAULT_STALL_TIMEOUT_S = 30;
 
 /**
- * The variables are those of Python's `huggingface_hub`, read as it reads them, so that both use one cache.
+ * The variables are those of Python's `huggingface_hub`, read in the same way, so that both use one cache.
  *
- * @throws EmbedderError `INVALID_ARGUMENT` for an endpoint that is no URL, or a token that no header can hold.
+ * @throws EmbedderError `INVALID_ARGUMENT` for an endpoint that is not a URL, or a token that is not valid in a header.
  */
 export function hubSettings(
   options: { cacheFolder?: string; endpoint?: string; token?: string | false; offline?: boolean },
@@ -58,7 +58,7 @@ function checkToken(token: string | undefined): string | undefined {
   const trimmed = token?.trim();
   if (!trimmed) return undefined;
   if (/^[\x21-\x7e]+$/.test(trimmed)) return trimmed;
-  // The value itself is a secret, also where it is a wrong one.
+  // The value is a secret, even a wrong one.
   throw new EmbedderError("INVALID_ARGUMENT", "the Hub's token: expected printable characters without spaces");
 }
 
@@ -68,7 +68,7 @@ function checkEndpoint(endpoint: string): string {
   throw invalid("the Hub's endpoint", "an http or https URL", endpoint);
 }
 
-/** `~` and `$NAME` in a path, as Python's `expanduser` and `expandvars` put them in. */
+/** Expands `~` and `$NAME` in a path, like Python's `expanduser` and `expandvars`. */
 function expanded(folder: string, env: NodeJS.ProcessEnv): string {
   const named = folder.replace(/\$(?:(\w+)|\{(\w+)\})/g, (found, plain, braced) => env[plain ?? braced] ?? found);
   return named.replace(/^~(?=$|[\\/])/, () => homeFolder());
@@ -78,7 +78,7 @@ function homeFolder(): string {
   try {
     return os.homedir();
   } catch (cause) {
-    // A process of a container may have a user of no name, and HOME unset.
+    // In a container, the user may have no name and HOME may be unset.
     throw new EmbedderError("INVALID_ARGUMENT", "the user has no home folder: set HOME or HF_HOME", { cause });
   }
 }

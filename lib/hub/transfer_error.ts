@@ -1,7 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { AbortError, EmbedderError } from "../errors.js";
 
-/** The Hub was not reached, or not able to answer: what may be otherwise a moment later. */
+/** The Hub could not be reached, or could not answer: this may change at any moment. */
 export class TransferError extends EmbedderError {
   /** Whether trying again soon makes sense. */
   readonly retry: boolean;
@@ -16,10 +16,10 @@ export class TransferError extends EmbedderError {
 }
 
 const FIRST_WAIT_MS = 500;
-/** A server that asks for more is not waited for: whoever called can come back later. */
+/** If a server asks to wait longer, the call fails instead. */
 const LONGEST_WAIT_MS = 60_000;
 
-/** Waits between attempts: as long as the server asks, otherwise twice as long each time. */
+/** Waits between attempts: as long as the server asks, or else twice as long each time. */
 export class Retries {
   #failures = 0;
 
@@ -28,18 +28,18 @@ export class Retries {
     readonly signal: AbortSignal | undefined,
   ) {}
 
-  /** Forgets failures: the last attempt brought something. */
+  /** Forgets failures, after an attempt that made progress. */
   reset(): void {
     this.#failures = 0;
   }
 
-  /** Returns when it is time for another attempt. @throws the error where there is none, or an AbortError */
+  /** Resolves when it is time for another attempt. @throws the error if there is none left, or an AbortError */
   async after(error: unknown): Promise<void> {
     if (!(error instanceof TransferError) || !error.retry) throw error;
     this.#failures++;
     const { retryAfterMs } = error;
     if (this.#failures >= this.attempts || (retryAfterMs ?? 0) > LONGEST_WAIT_MS) throw error;
-    // Spread, so that processes that were cut off together do not come back together.
+    // Randomized, so that processes that failed together do not retry together.
     const backoff = FIRST_WAIT_MS * 2 ** (this.#failures - 1) * (0.75 + Math.random() / 2);
     await pause(retryAfterMs ?? backoff, this.signal);
   }

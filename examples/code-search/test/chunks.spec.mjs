@@ -232,7 +232,7 @@ test("deep nesting and one endless line end", async () => {
 });
 
 test("in this repository's own sources no line is lost or doubled", async () => {
-  const folders = ["src", "src/arch", "src/runtime/onnx", "lib", "tests/fixtures", "examples/code-search/lib"];
+  const folders = ["src", "src/arch", "src/runtime/onnx", "lib", "cli", "tests/fixtures", "examples/code-search/lib"];
   let files = 0;
   for (const folder of folders) {
     for (const name of readdirSync(path.join(REPOSITORY, folder))) {

@@ -1,0 +1,24 @@
+import type { PullProgress } from "../embedder.js";
+import { clearStatus, note, showStatus } from "./terminal.js";
+
+const BAR_WIDTH = 24;
+
+/** Shows a download, or how far files are verified, on standard error: a bar on a terminal, else a line per file. */
+export function downloadProgress(): (progress: PullProgress) => void {
+  let last = "";
+  return ({ file, isVerification, done, total }) => {
+    const line = `${isVerification ? "verifying" : "downloading"} ${file}`;
+    if (process.stderr.isTTY) {
+      if (done >= total) return clearStatus();
+      const filled = Math.floor((BAR_WIDTH * done) / total);
+      const bar = "█".repeat(filled) + "░".repeat(BAR_WIDTH - filled);
+      return showStatus(() => `${bar} ${megabytes(done)} of ${megabytes(total)} MB  ${file}`);
+    }
+    if (line !== last) note(line);
+    last = line;
+  };
+}
+
+function megabytes(bytes: number): string {
+  return (bytes / 1e6).toFixed(1);
+}

@@ -1,0 +1,172 @@
+import { createReadStream } from "node:fs";
+import { stat } from "node:fs/promises";
+import { type Command, Option } from "commander";
+import type { Encoding } from "../lib/engine.js";
+import type { StreamedVector } from "../lib/stream.js";
+import { downloadProgress } from "./download_progress.js";
+import { CommandLineError, fileError } from "./failure.js";
+import { interruptionSignal } from "./interruption.js";
+import { addLoadOptions, type LoadFlags, loadOptions } from "./load_flags.js";
+import { clearStatus, grouped, printResult, say, showStatus } from "./terminal.js";
+import { linesOf, type TextFormat, textOf } from "./text_lines.js";
+import { type VectorRecord, vectorOutput } from "./vector_output.js";
+
+interface EmbedFlags extends LoadFlags {
+  inputFormat: TextFormat["format"];
+  field: string;
+  kind: "query" | "document";
+  encoding: Encoding;
+  output?: string;
+  quiet?: boolean;
+  json?: boolean;
+}
+
+/** Texts that are read before their vectors, or those of earlier texts, are written. */
+const MAX_UNWRITTEN = 4096;
+
+const HELP = `
+Every line is a text; an empty line too, so that line n is the text n. With --input-format jsonl every line is a JSON
+object whose --field holds the text; its "id", if it has one, is handed on.
+
+Output, a line per text and in the order of the texts:
+  {"index":0,"line":1,"vector":[0.0123,…]}
+with "file" where several files are read, "id" as above, and "truncated":true where the text was cut to --max-tokens.
+A file in --output appears when it is complete. A .npy file has a row per text: float32, int8 or (binary) uint8.
+
+A line that holds no text (broken JSON, no such field, not UTF-8) is reported with its number and left out; the others
+are embedded, and the exit code is 1.
+
+Examples:
+  $ git ls-files | semantic-search-native embed ./models/all-MiniLM-L6-v2 > names.jsonl
+  $ semantic-search-native embed nomic-ai/CodeRankEmbed functions.jsonl --input-format jsonl --field code -o code.npy
+  $ echo "where are tokens validated?" | semantic-search-native embed nomic-ai/CodeRankEmbed --kind query
+  $ semantic-search-native embed nomic-ai/CodeRankEmbed *.txt --dtype int8 --encoding binary -o bits.npy`;
+
+export function addEmbed(program: Command): void {
+  const command = program
+    .command("embed")
+    .description("embed lines of standard input or of files, as JSON lines or a NumPy array")
+    .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
+    .argument("[files...]", 'what to read (default: "-", standard input)')
+    .addOption(new Option("-i, --input-format <format>", "what a line is").choices(["lines", "jsonl"]).default("lines"))
+    .option("-f, --field <name>", "with jsonl: the field that holds the text", "text")
+    .addOption(
+      new Option("-k, --kind <kind>", "what the texts are, which chooses the model's prompt")
+        .choices(["query", "document"])
+        .default("document"),
+    )
+    .addOption(
+      new Option("-e, --encoding <encoding>", "how numbers are stored")
+        .choices(["float32", "int8", "binary"])
+        .default("float32"),
+    )
+    .option("-o, --output <file>", "write to a file: a NumPy array where its name ends in .npy, else JSON lines")
+    .option("-q, --quiet", "no summary on standard error")
+    .option("--json", "summary and messages as JSON; the summary goes to standard output if --output is given");
+  addLoadOptions(command);
+  command.addHelpText("after", HELP).action(embed);
+}
+
+/** Before anything is loaded: what is found out now need not be waited for. */
+async function checkInput(file: string): Promise<void> {
+  if (file === "-") return;
+  const found = await stat(file).catch((error) => {
+    throw fileError(`cannot read ${file}`, error);
+  });
+  if (found.isDirectory()) throw new CommandLineError("EISDIR", `${file} is a folder: name the files in it`);
+}
+
+/** A file may be a pipe or a device as well. */
+async function* contentOf(file: string): AsyncGenerator<Buffer> {
+  try {
+    yield* file === "-" ? process.stdin : createReadStream(file);
+  } catch (error) {
+    throw fileError(`cannot read ${file === "-" ? "standard input" : file}`, error);
+  }
+}
+
+async function embed(model: string, files: string[], flags: EmbedFlags): Promise<void> {
+  const inputs = files.length > 0 ? files : ["-"];
+  await Promise.all(inputs.map(checkInput));
+  const signal = interruptionSignal();
+  const { Embedder } = await import("../embedder.js");
+  const embedder = await Embedder.load(model, { ...loadOptions(flags), signal, onProgress: downloadProgress() });
+  clearStatus();
+  const start = performance.now();
+  const output = await vectorOutput(flags.output, flags.encoding, embedder.dimension);
+  /** Where the texts come from that are on their way through the model, in order. */
+  const origins: Omit<VectorRecord, "index">[] = [];
+  /** Vectors that were ready before those of earlier texts. */
+  const early = new Map<number, StreamedVector<Encoding>>();
+  let goOn = () => {};
+  let badLines = 0;
+  let texts = 0;
+
+  async function* read(): AsyncGenerator<string> {
+    for (const file of inputs) {
+      for await (const line of linesOf(contentOf(file))) {
+        const found = "problem" in line ? line : textOf(line.bytes, { format: flags.inputFormat, field: flags.field });
+        if (!found) continue;
+        if ("problem" in found) {
+          badLines++;
+          const name = file === "-" ? "stdin" : file;
+          const { problem } = found;
+          say(flags.json, `${name}:${line.number}: ${problem}`, {
+            badLine: { file: name, line: line.number, problem },
+          });
+          continue;
+        }
+        const { text, ...id } = found;
+        origins.push({ ...(inputs.length > 1 && { file }), line: line.number, ...id });
+        yield text;
+        while (origins.length >= MAX_UNWRITTEN) {
+          await new Promise<void>((resolve) => {
+            goOn = resolve;
+          });
+        }
+      }
+    }
+  }
+
+  const rate = () => Math.round(texts / ((performance.now() - start) / 1000));
+  try {
+    const { kind, encoding } = flags;
+    for await (const streamed of embedder.stream(read(), { kind, encoding, signal })) {
+      early.set(streamed.index, streamed);
+      for (let next = early.get(texts); next; next = early.get(texts)) {
+        const { index, vector, truncated } = next;
+        early.delete(index);
+        const origin = origins.shift() as Omit<VectorRecord, "index">;
+        await output.write({ index, ...origin, ...(truncated && { truncated }) }, vector);
+        texts++;
+      }
+      goOn();
+      if (flags.output !== undefined && !flags.quiet) {
+        showStatus(() => `${grouped(texts)} texts, ${grouped(rate())} per second`);
+      }
+    }
+    await output.complete();
+  } catch (error) {
+    await output.discard();
+    throw error;
+  } finally {
+    clearStatus();
+    // Else a terminal, or a pipe whose writer is in no hurry, would keep the process.
+    process.stdin.destroy();
+    await embedder.close();
+  }
+
+  const { backend, dimension, fingerprint, maxTokens, truncatedTexts } = embedder;
+  const summary = {
+    ...{ texts, badLines, truncatedTexts, seconds: Number(((performance.now() - start) / 1000).toFixed(3)) },
+    ...{ dimension, encoding: flags.encoding, kind: flags.kind, backend, fingerprint, output: flags.output ?? null },
+  };
+  const cut = truncatedTexts > 0 ? `, ${grouped(truncatedTexts)} of them cut to ${maxTokens} tokens` : "";
+  const line = `${grouped(texts)} texts in ${summary.seconds.toFixed(1)} s (${grouped(rate())} per second)${cut}`;
+  if (flags.json && flags.output !== undefined) await printResult(true, summary, line);
+  else if (!flags.quiet) say(flags.json, line, { summary });
+  if (badLines > 0) {
+    const lines = badLines === 1 ? "1 line was" : `${grouped(badLines)} lines were`;
+    throw new CommandLineError("BAD_LINES", `${lines} left out, see above; the others are embedded`);
+  }
+}

@@ -1,0 +1,113 @@
+/** What `doctor` reads of the machine. Whatever cannot be read is `null`, never guessed. */
+
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import * as os from "node:os";
+import { availableProcessors, processorQuota } from "../lib/processors.js";
+
+export interface Machine {
+  package: string;
+  onnxruntimeNode: string | null;
+  node: string;
+  platform: string;
+  arch: string;
+  release: string;
+  /** `"glibc 2.36"` or `"musl"`; `null` outside Linux. */
+  libc: string | null;
+  processor: string | null;
+  processors: number;
+  /** What a computation takes by default. */
+  threads: number;
+  /** Processors' worth of time that a control group allows; `null` without a limit. */
+  processorLimit: number | null;
+  memoryBytes: number;
+  memoryLimitBytes: number | null;
+  /** Those that decide how fast int8 is; `null` where they cannot be read. */
+  int8Features: string[] | null;
+  /** An x64 Node.js on Apple silicon. */
+  isTranslated: boolean;
+}
+
+export function describeMachine(): Machine {
+  const { version } = require("../../package.json") as { version: string };
+  return {
+    package: version,
+    onnxruntimeNode: onnxruntimeVersion(),
+    node: process.versions.node,
+    platform: process.platform,
+    arch: process.arch,
+    release: os.release(),
+    libc: libc(),
+    processor: os.cpus()[0]?.model.trim() || null,
+    processors: os.cpus().length,
+    threads: availableProcessors(),
+    processorLimit: processorLimit(),
+    memoryBytes: os.totalmem(),
+    memoryLimitBytes: memoryLimit(),
+    int8Features: int8Features(),
+    isTranslated: process.platform === "darwin" && sysctl("sysctl.proc_translated") === "1",
+  };
+}
+
+function onnxruntimeVersion(): string | null {
+  try {
+    return (require("onnxruntime-node/package.json") as { version: string }).version;
+  } catch {
+    return null;
+  }
+}
+
+function libc(): string | null {
+  if (process.platform !== "linux") return null;
+  const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } };
+  return header?.glibcVersionRuntime ? `glibc ${header.glibcVersionRuntime}` : "musl";
+}
+
+function read(file: string): string | undefined {
+  try {
+    return readFileSync(file, "utf8");
+  } catch {
+    return undefined;
+  }
+}
+
+function sysctl(name: string): string | undefined {
+  try {
+    return execFileSync("sysctl", ["-n", name], { encoding: "utf8", stdio: ["ignore", "pipe", "ignore"] }).trim();
+  } catch {
+    return undefined;
+  }
+}
+
+function processorLimit(): number | null {
+  const quota = processorQuota();
+  return Number.isFinite(quota) ? quota : null;
+}
+
+function memoryLimit(): number | null {
+  const text = read("/sys/fs/cgroup/memory.max") ?? read("/sys/fs/cgroup/memory/memory.limit_in_bytes");
+  const limit = Number(text);
+  // Version 1 says "no limit" with a number beyond all memory.
+  return text !== undefined && limit > 0 && limit < os.totalmem() ? limit : null;
+}
+
+/** Names as the system has them. */
+const FEATURES: Partial<Record<string, string[]>> = {
+  x64: ["avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8"],
+  arm64: ["asimddp", "i8mm", "sve"],
+};
+
+function int8Features(): string[] | null {
+  const wanted = FEATURES[process.arch];
+  if (process.platform === "linux" && wanted) {
+    const [, flags] = /^(?:flags|Features)\s*:(.*)$/m.exec(read("/proc/cpuinfo") ?? "") ?? [];
+    if (flags === undefined) return null;
+    const present = flags.split(/\s+/);
+    return wanted.filter((feature) => present.includes(feature));
+  }
+  if (process.platform === "darwin" && process.arch === "arm64") {
+    const named = { asimddp: "hw.optional.arm.FEAT_DotProd", i8mm: "hw.optional.arm.FEAT_I8MM" };
+    return Object.entries(named).flatMap(([feature, name]) => (sysctl(name) === "1" ? [feature] : []));
+  }
+  return null;
+}

@@ -1,0 +1,39 @@
+import { unlessAborted } from "./abort.js";
+import type { EmbedOptions } from "./call_options.js";
+import type { Encoding, Engine, EngineProgress, EngineResult, TextOrTokens } from "./engine.js";
+
+/**
+ * One `embed` call of an engine. An aborted signal, or an error that `onProgress` throws, cancels it and rejects at once.
+ *
+ * @throws EmbedderError, ThrownByCaller
+ */
+export async function call(
+  engine: Engine,
+  texts: TextOrTokens[],
+  { kind, encoding = "float32", signal, onProgress }: EmbedOptions<Encoding>,
+): Promise<EngineResult> {
+  const stop = new AbortController();
+  const options = { isQuery: kind === "query", encoding, signal: stop.signal };
+  if (!signal && !onProgress) return engine.embed(texts, options);
+  let fail: (error: unknown) => void = () => {};
+  const failed = new Promise<never>((_, reject) => {
+    fail = reject;
+  });
+  const report = (progress: EngineProgress) => {
+    // A report may arrive while the call ends.
+    if (stop.signal.aborted) return;
+    try {
+      onProgress?.({ ...progress, total: texts.length });
+    } catch (error) {
+      fail(error);
+    }
+  };
+  try {
+    const embedded = engine.embed(texts, { ...options, onProgress: onProgress && report });
+    const result = await Promise.race([unlessAborted(embedded, signal), failed]);
+    onProgress?.({ done: texts.length, total: texts.length, tokens: result.tokens });
+    return result;
+  } finally {
+    stop.abort();
+  }
+}

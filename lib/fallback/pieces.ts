@@ -1,0 +1,176 @@
+import { isObject, type JsonObject } from "../json_file.js";
+
+/** How a tokenizer treats a character, as bits. */
+const BLANK = 1; // Gives no token: whitespace, or removed by the normalizer.
+const IN_WORD = 2; // Part of a word, as a letter is.
+const ENDS_WORD = 4; // No word extends across it.
+const SPLIT_BEFORE = 8; // The text may be split before it.
+const SPLIT_AFTER = 16; // The text may be split after it.
+const KNOWN = 128; // The other bits are valid.
+
+interface AddedToken {
+  content: string;
+  normalized?: boolean;
+  special?: boolean;
+  single_word?: boolean;
+}
+
+/** Where texts may be split, and what may be left out, without changing their tokens; `src/pieces.rs` explains it. */
+export class PieceRules {
+  readonly #normalize: (text: string) => string;
+  readonly #splitIntoWords: (text: string) => string[];
+  readonly #lowerCase: boolean;
+  readonly #behindFirst = new Set<string>();
+  readonly #aheadOfLast = new Set<string>();
+  readonly #characters = new Uint8Array(0x11_0000);
+  /** Longest added token, in characters. */
+  readonly longestAddedToken: number;
+  /** Letters of a word beyond this number may be left out; infinite if they may not. */
+  readonly lettersOfWord: number;
+
+  private constructor(
+    json: JsonObject,
+    splitIntoWords: (text: string) => string[],
+    normalize: (text: string) => string,
+    lowerCase: boolean,
+    contents: string[][],
+  ) {
+    this.#splitIntoWords = splitIntoWords;
+    this.#normalize = normalize;
+    this.#lowerCase = lowerCase;
+    for (const content of contents) {
+      for (const character of content.slice(1)) this.#behindFirst.add(character);
+      for (const character of content.slice(0, -1)) this.#aheadOfLast.add(character);
+    }
+    this.longestAddedToken = Math.max(0, ...contents.map(({ length }) => length));
+    const { model } = json as { model: { type: string; max_input_chars_per_word?: number } };
+    const canLeaveOut =
+      model.type === "WordPiece" &&
+      addedTokens(json).every((token) => !isNormalized(token)) &&
+      contents.every((content) => content.some((character) => this.of(character) & ENDS_WORD));
+    this.lettersOfWord = canLeaveOut ? (model.max_input_chars_per_word ?? 100) : Number.POSITIVE_INFINITY;
+  }
+
+  /** `undefined` for a tokenizer that may need the whole text. */
+  static of(
+    json: JsonObject,
+    splitIntoWords: (text: string) => string[],
+    normalize: (text: string) => string,
+    lowerCase: boolean,
+  ): PieceRules | undefined {
+    if (!takesCharactersOneByOne(json)) return undefined;
+    const tokens = addedTokens(json);
+    const contents = tokens.map((token) => [...(isNormalized(token) ? normalize(token.content) : token.content)]);
+    if (tokens.some(({ single_word }) => single_word)) return undefined;
+    if (contents.flat().some((character) => /\s|\x85/.test(character))) return undefined;
+    const rules = new PieceRules(json, splitIntoWords, normalize, lowerCase, contents);
+    const isBlank = (character: string) => rules.of(character) & BLANK;
+    return tokens.some(({ content }) => [...content].some(isBlank)) ? undefined : rules;
+  }
+
+  /** How the tokenizer treats a character, as bits. */
+  of(character: string): number {
+    const codePoint = character.codePointAt(0) as number;
+    let bits = this.#characters[codePoint] as number;
+    if (bits === 0) {
+      bits = this.#findOut(character) | KNOWN;
+      this.#characters[codePoint] = bits;
+    }
+    return bits;
+  }
+
+  /** Tries the tokenizer with the character inside a word. */
+  #findOut(character: string): number {
+    const own = this.prepare(character);
+    const words = this.#splitIntoWords(this.#normalize(`a${own}a`));
+    const [first] = words;
+    const last = words.at(-1);
+    if (words.length === 1) {
+      if (first === "aa") return BLANK;
+      return first?.startsWith("a") && last?.endsWith("a") ? IN_WORD : ENDS_WORD;
+    }
+    // It splits the word at one side only, or in a way that is not known here.
+    if (first !== "a" || last !== "a") return ENDS_WORD;
+    let bits = ENDS_WORD | (words.length === 2 ? BLANK : 0);
+    const characters = [...own, ...this.#normalize(own)];
+    if (!characters.some((one) => this.#behindFirst.has(one))) bits |= SPLIT_BEFORE;
+    if (!characters.some((one) => this.#aheadOfLast.has(one))) bits |= SPLIT_AFTER;
+    return bits;
+  }
+
+  prepare(text: string): string {
+    return this.#lowerCase ? text.toLowerCase() : text;
+  }
+}
+
+const addedTokens = (json: JsonObject) => (json.added_tokens ?? []) as AddedToken[];
+
+const isNormalized = ({ normalized, special }: AddedToken) => normalized ?? !special;
+
+/** Whether normalization and the ends of words depend on single characters only. */
+function takesCharactersOneByOne({ normalizer, pre_tokenizer }: JsonObject): boolean {
+  const typeOf = (part: unknown) => (isObject(part) ? part.type : undefined);
+  // BERT's canonical decomposition reorders combining marks, but only within a word.
+  const normalizesThem = [undefined, "BertNormalizer"].includes(typeOf(normalizer) as string | undefined);
+  // Byte-level pre-tokenizers and Metaspace depend on the neighbors of a character.
+  return normalizesThem && typeOf(pre_tokenizer) === "BertPreTokenizer";
+}
+
+/**
+ * The pieces of a text, starting at the side that truncation keeps, without what does not change tokens. Each but the last
+ * is at least `length` long. Tokenized one by one, they give the same tokens as the whole text.
+ */
+export function* pieces(rules: PieceRules, text: string, fromEnd: boolean, length: number): Generator<string> {
+  /** Runs of blank characters so far, and for each blank character the latest run that it was kept in. */
+  let blankRuns = 0;
+  const latestRuns = new Map<string, number>();
+  const lettersThatCount = Math.max(rules.lettersOfWord + 1, rules.longestAddedToken);
+  let position = fromEnd ? text.length : 0;
+  const next = () => {
+    if (!fromEnd) return position < text.length ? String.fromCodePoint(text.codePointAt(position) as number) : "";
+    if (position < 2) return text.slice(0, position);
+    const pair = text.slice(position - 2, position);
+    return (pair.codePointAt(0) as number) > 0xffff ? pair : pair.slice(1);
+  };
+  while (position !== (fromEnd ? 0 : text.length)) {
+    const piece: string[] = [];
+    let latest = 0;
+    let latestCharacter = "";
+    let letters = 0;
+    /** The last characters of a word that has more letters than count. */
+    let endOfWord: string[] = [];
+    for (let character = next(); character !== ""; character = next()) {
+      const bits = rules.of(character);
+      if (latest && piece.length >= length) {
+        const [left, right] = fromEnd ? [bits, latest] : [latest, bits];
+        if (left & SPLIT_AFTER || right & SPLIT_BEFORE) break;
+      }
+      position += fromEnd ? -character.length : character.length;
+      const isRepeated = character === latestCharacter;
+      latestCharacter = character;
+      latest = bits;
+      if (bits & ENDS_WORD) {
+        piece.push(...endOfWord);
+        endOfWord = [];
+        letters = 0;
+      }
+      if (bits & IN_WORD) letters++;
+      if (bits & BLANK) {
+        // One of each is kept, since removing a mark could change the order of others.
+        if (isRepeated || latestRuns.get(character) === blankRuns) continue;
+        latestRuns.set(character, blankRuns);
+      } else {
+        blankRuns++;
+      }
+      if (letters > lettersThatCount) {
+        endOfWord.push(character);
+        if (endOfWord.length > rules.longestAddedToken) endOfWord.shift();
+      } else {
+        piece.push(character);
+      }
+    }
+    piece.push(...endOfWord);
+    if (fromEnd) piece.reverse();
+    yield rules.prepare(piece.join(""));
+  }
+}

@@ -1,0 +1,263 @@
+import { createHash } from "node:crypto";
+import { EmbedderError } from "../errors.js";
+import { isObject, type JsonObject, parseJsonObject } from "../json_file.js";
+import type { ModelDir } from "../model_dir.js";
+import { MOST_TOKENIZER, readRegularFile } from "../regular_file.js";
+import { PieceRules, pieces } from "./pieces.js";
+import { withinTimeLimit } from "./time_limit.js";
+
+/** The part of `@huggingface/tokenizers` that is used: its own types cannot be resolved from CommonJS. */
+interface Tokenizer {
+  normalizer: ((text: string) => string) | null;
+  pre_tokenizer: ((text: string) => string[]) | null;
+  encode(text: string, options?: { add_special_tokens?: boolean }): { ids: number[] };
+}
+const { Tokenizer } = require("@huggingface/tokenizers") as {
+  Tokenizer: new (tokenizerJson: JsonObject, tokenizerConfig: JsonObject) => Tokenizer;
+};
+
+export interface TokenizedText {
+  /** Prompt, text and special tokens, truncated to the model's limit. */
+  ids: number[];
+  truncated: boolean;
+}
+
+/** Longest text that is tokenized at once: longer than most token limits, and short enough to be fast. */
+const CHARACTERS_PER_PIECE = 4096;
+
+/** How long a text may take, plus time for its length. A tokenizer that finishes at all needs a fraction of it. */
+const TIME_LIMIT_MS = 10_000;
+const CHARACTERS_PER_MS = 100;
+
+/** Texts to token ids, like the addon's `src/tokenizer.rs`. Ignores the truncation and padding of `tokenizer.json`. */
+export class TextTokenizer {
+  /** SHA-256 of `tokenizer.json` as it was read. */
+  readonly hash: string;
+  readonly #tokenizer: Tokenizer;
+  readonly #model: ModelDir;
+  readonly #before: readonly number[];
+  readonly #after: readonly number[];
+  /** How long texts are split; `undefined` if they are tokenized whole. */
+  readonly #pieceRules: PieceRules | undefined;
+  readonly #charactersPerPiece: number;
+
+  /** @throws EmbedderError `MODEL_INVALID`, or `INVALID_ARGUMENT` for a limit that leaves no room for text. */
+  constructor(model: ModelDir, charactersPerPiece = CHARACTERS_PER_PIECE) {
+    const file = model.tokenizerFile;
+    const bytes = readRegularFile(file, MOST_TOKENIZER);
+    this.hash = createHash("sha256").update(bytes).digest("hex");
+    // The library expects null for absent parts.
+    const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
+    const json: JsonObject = { ...parts, ...parseJsonObject(file, bytes) };
+    checkNumbers(file, json, model.vocabularySize);
+    try {
+      // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
+      this.#tokenizer = new Tokenizer({ ...json, added_tokens: json.added_tokens ?? [] }, {});
+      const { pre_tokenizer: splitIntoWords } = this.#tokenizer;
+      let normalize = this.#tokenizer.normalizer ?? ((text: string) => text);
+      if (isObject(json.normalizer) && json.normalizer.type === "BertNormalizer") {
+        normalize = bertNormalizer(json.normalizer);
+      }
+      this.#pieceRules = PieceRules.of(json, (text) => splitIntoWords?.(text) ?? [text], normalize, model.lowerCase);
+      // The library mistakes a text for an added token if normalization makes them equal. A space, at which BERT splits
+      // anyway, prevents that.
+      const isSplitAtSpaces = isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer";
+      this.#tokenizer.normalizer = isSplitAtSpaces ? (text) => `${normalize(text)} ` : normalize;
+      const encode = (options?: { add_special_tokens: boolean }) =>
+        withinTimeLimit(TIME_LIMIT_MS, () => this.#tokenizer.encode("a", options).ids);
+      const content = encode({ add_special_tokens: false });
+      const whole = encode();
+      const start = whole.findIndex((_, index) => content.every((id, offset) => whole[index + offset] === id));
+      const around = [whole.slice(0, start), whole.slice(start + content.length)];
+      [this.#before = [], this.#after = []] = templateIds(json.post_processor) ?? around;
+    } catch (cause) {
+      throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
+    }
+    this.#model = model;
+    this.#checkIds([...this.#before, ...this.#after]);
+    const specialTokens = this.#before.length + this.#after.length;
+    if (model.maxTokens <= specialTokens) {
+      throw new EmbedderError(
+        "INVALID_ARGUMENT",
+        `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`,
+      );
+    }
+    this.#charactersPerPiece = charactersPerPiece;
+  }
+
+  /** @throws EmbedderError `TOKENIZATION_FAILED` */
+  encode(text: string, isQuery: boolean): TokenizedText {
+    const { queryPrompt, documentPrompt, maxTokens, truncationSide } = this.#model;
+    const whole = (isQuery ? queryPrompt : documentPrompt) + text.toWellFormed();
+    const room = maxTokens - this.#before.length - this.#after.length;
+    let content: number[];
+    try {
+      const limitMs = TIME_LIMIT_MS + Math.ceil(whole.length / CHARACTERS_PER_MS);
+      content = withinTimeLimit(limitMs, () => this.#contentIds(whole, room));
+    } catch (cause) {
+      throw new EmbedderError("TOKENIZATION_FAILED", `tokenization failed: ${(cause as Error).message}`, { cause });
+    }
+    const truncated = content.length > room;
+    if (truncated) content = truncationSide === "right" ? content.slice(0, room) : content.slice(-room);
+    const ids = [...this.#before, ...content, ...this.#after];
+    if (ids.length === 0) {
+      throw new EmbedderError("TOKENIZATION_FAILED", "the tokenizer gives no token for a text, not even a special one");
+    }
+    this.#checkIds(ids);
+    return { ids, truncated };
+  }
+
+  /**
+   * The caller's token ids, without a prompt or special tokens added, truncated like those of a text.
+   *
+   * @param index Of the text in its call, for the error.
+   * @throws EmbedderError `INVALID_ARGUMENT`
+   */
+  take(ids: Uint32Array, index: number): TokenizedText {
+    const { maxTokens, vocabularySize, truncationSide } = this.#model;
+    const refused = (expected: string, found: string) =>
+      new EmbedderError("INVALID_ARGUMENT", `texts: expected ${expected}, found ${found}`);
+    if (ids.length === 0) throw refused("at least one token id for a text", `none for texts[${index}]`);
+    const place = ids.findIndex((id) => id >= vocabularySize);
+    if (place >= 0) {
+      const expected = `token ids of this model, from 0 to ${vocabularySize - 1} (they differ from model to model)`;
+      throw refused(expected, `${ids[place]} at texts[${index}][${place}]`);
+    }
+    const kept = truncationSide === "right" ? ids.subarray(0, maxTokens) : ids.subarray(-maxTokens);
+    return { ids: [...kept], truncated: ids.length > maxTokens };
+  }
+
+  /** Checks ids that are not from the vocabulary: a post-processor has its own, or `undefined` for a missing one. */
+  #checkIds(ids: readonly (number | undefined)[]): void {
+    const { tokenizerFile, vocabularySize } = this.#model;
+    for (const id of ids) {
+      if (!isCount(id) || id >= vocabularySize) throw otherModel(tokenizerFile, "", id, vocabularySize);
+    }
+  }
+
+  /** Ids of the text without special tokens; of a long text, only of enough pieces to exceed `room`. */
+  #contentIds(text: string, room: number): number[] {
+    const { lowerCase, truncationSide } = this.#model;
+    const encode = (part: string) => this.#tokenizer.encode(part, { add_special_tokens: false }).ids;
+    if (!this.#pieceRules || text.length <= this.#charactersPerPiece) {
+      return encode(lowerCase ? text.toLowerCase() : text);
+    }
+    const fromEnd = truncationSide === "left";
+    // The lower-case form of a capital sigma depends on its surroundings, which a piece does not have.
+    const whole = lowerCase && text.includes("Σ") ? text.toLowerCase() : text;
+    let ids: number[] = [];
+    for (const piece of pieces(this.#pieceRules, whole, fromEnd, this.#charactersPerPiece)) {
+      ids = fromEnd ? [...encode(piece), ...ids] : [...ids, ...encode(piece)];
+      if (ids.length > room) break;
+    }
+    return ids;
+  }
+}
+
+/** The ids that a template puts before and after a text. The library looks up the tokens' names instead. */
+function templateIds(postProcessor: unknown): [before: number[], after: number[]] | undefined {
+  if (!isObject(postProcessor) || postProcessor.type !== "TemplateProcessing") return undefined;
+  const { single, special_tokens: tokens } = postProcessor as {
+    single: { Sequence?: object; SpecialToken?: { id: string } }[];
+    special_tokens: { [name: string]: { ids: number[] } };
+  };
+  if (!Object.values(tokens).every(({ ids }) => Array.isArray(ids) && ids.every(isCount))) {
+    throw new Error("post_processor.special_tokens: expected the ids of each");
+  }
+  const text = single.findIndex(({ Sequence: sequence }) => sequence);
+  const ids = single.map(({ SpecialToken: token }) => {
+    if (!token) return [];
+    const special = tokens[token.id];
+    if (special) return special.ids;
+    throw new Error(`the template's token ${JSON.stringify(token.id)} is missing in special_tokens`);
+  });
+  return [ids.slice(0, text).flat(), ids.slice(text + 1).flat()];
+}
+
+/**
+ * BERT's normalization exactly as in the Rust tokenizer. The JavaScript library differs: it does not separate CJK
+ * characters beyond the basic plane, and lower-cases a word-final capital sigma to ς instead of σ.
+ */
+function bertNormalizer(config: JsonObject): (text: string) => string {
+  for (const key of ["clean_text", "handle_chinese_chars", "lowercase"]) {
+    if (typeof config[key] !== "boolean") throw new Error(`normalizer.${key}: expected true or false`);
+  }
+  const stripAccents = config.strip_accents ?? config.lowercase;
+  return (text) => {
+    let result = text;
+    if (config.clean_text) {
+      result = result.replace(/(?![\t\n\r])[\0\ufffd\p{Cc}\p{Cf}\p{Co}]/gu, "").replace(/\s/g, " ");
+    }
+    if (config.handle_chinese_chars) {
+      result = result.replace(
+        /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{2a6df}\u{2a700}-\u{2b73f}\u{2b740}-\u{2b81f}\u{2b920}-\u{2ceaf}\u{2f800}-\u{2fa1f}]/gu,
+        " $& ",
+      );
+    }
+    if (stripAccents) result = result.normalize("NFD").replace(/\p{Mn}/gu, "");
+    // Capital sigma is the only letter whose lower-case form depends on what follows it.
+    if (config.lowercase) result = result.replaceAll("Σ", "σ").toLowerCase();
+    return result;
+  };
+}
+
+/**
+ * Refuses what the Rust tokenizer refuses, but the library does not check. Every id must have a row in the embedding
+ * table.
+ */
+function checkNumbers(file: string, json: JsonObject, rows: number): void {
+  const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
+  if ((json.version ?? "1.0") !== "1.0") {
+    throw invalid(`is not a tokenizer: unknown version ${JSON.stringify(json.version)}`);
+  }
+  const model = isObject(json.model) ? json.model : {};
+  for (const [token, id] of vocabulary(model.vocab, json.added_tokens)) {
+    if (!isCount(id)) {
+      const found = JSON.stringify(id ?? null);
+      throw invalid(`token ${JSON.stringify(token)}: id: expected a whole number of at least 0, found ${found}`);
+    }
+    if (id >= rows) throw otherModel(file, String(token), id, rows);
+  }
+  checkAddedTokens(json, model.vocab, invalid);
+  for (const key of ["unk_token", "continuing_subword_prefix", "max_input_chars_per_word"]) {
+    if (model.type === "WordPiece" && model[key] === undefined) throw invalid(`is not a tokenizer: ${key} is missing`);
+  }
+  const { max_input_chars_per_word: longest = 0 } = model;
+  // The Rust tokenizer has 64 bits for it.
+  if (!(Number.isInteger(longest) && (longest as number) >= 0 && (longest as number) < 2 ** 64)) {
+    const found = JSON.stringify(longest);
+    throw invalid(`max_input_chars_per_word: expected a whole number of at least 0, found ${found}`);
+  }
+}
+
+/** An added token gets its id from the vocabulary, or the next one after it, whatever `added_tokens` says. */
+function checkAddedTokens(json: JsonObject, vocab: unknown, invalid: (problem: string) => EmbedderError): void {
+  const ids = new Map(vocabulary(vocab, undefined));
+  let next = ids.size;
+  for (const [token, id] of vocabulary(undefined, json.added_tokens)) {
+    if (!ids.has(token)) ids.set(token, next++);
+    const expected = ids.get(token);
+    if (id !== expected) {
+      throw invalid(`added token ${JSON.stringify(token)}: expected its id to be ${expected}, found ${id}`);
+    }
+  }
+}
+
+function* vocabulary(vocab: unknown, addedTokens: unknown): Generator<[token: unknown, id: unknown]> {
+  // Unigram has a list of pairs, whose positions are the ids.
+  if (Array.isArray(vocab)) yield* vocab.map((entry, id): [unknown, number] => [[entry].flat()[0], id]);
+  else if (isObject(vocab)) yield* Object.entries(vocab);
+  if (!Array.isArray(addedTokens)) return;
+  for (const token of addedTokens) yield isObject(token) ? [token.content, token.id] : [token, undefined];
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
+}
+
+function otherModel(file: string, token: string, id: number | undefined, rows: number): EmbedderError {
+  return new EmbedderError(
+    "MODEL_INVALID",
+    `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,
+  );
+}
