@@ -6,7 +6,7 @@ import { getEventListeners } from "node:events";
 import { createRequire } from "node:module";
 import { after, before, describe, test } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
-import { api, assertClose, BACKENDS, embedderError, model, ROOT, temporaryFolder } from "./models.mjs";
+import { api, assertClose, BACKENDS, embedderError, model, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const { Embedder, EmbedderError, pull, exportOnnx, init } = api;
 const { inSlices, rowsInSlices } = createRequire(import.meta.url)("../dist/lib/engine.js");

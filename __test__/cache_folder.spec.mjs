@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { cacheFolder, starterModelFolder } from "../scripts/starter-model.mjs";
-import { model, ROOT, temporaryFolder } from "./models.mjs";
+import { model, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const { packageCacheFolder } = createRequire(import.meta.url)("../dist/lib/cache_folder.js");
 const { addonOptions } = createRequire(import.meta.url)("../dist/lib/native.js");

@@ -5,9 +5,9 @@ import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { run, start, until } from "./command_line.mjs";
-import { filesIn, startHub } from "./hub_server.mjs";
-import { api, assertClose, changedModel, model, ROOT, temporaryFolder, withEmbedder } from "./models.mjs";
+import { run, start, until } from "./support/command_line.mjs";
+import { filesIn, startHub } from "./support/hub_server.mjs";
+import { api, assertClose, changedModel, model, ROOT, temporaryFolder, withEmbedder } from "./support/models.mjs";
 
 const POSIX = { skip: process.platform === "win32" ? "signals end a process there" : false };
 const COMMANDS = ["pull", "models", "embed", "serve", "export", "doctor"];

@@ -6,8 +6,8 @@ import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
-import { MAIN, run } from "./command_line.mjs";
-import { model, ROOT, temporaryFolder } from "./models.mjs";
+import { MAIN, run } from "./support/command_line.mjs";
+import { model, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const { printable, table } = createRequire(import.meta.url)("../dist/lib/cli/terminal.js");
 const POSIX = { skip: process.platform === "win32" && "needs POSIX pipes and devices" };

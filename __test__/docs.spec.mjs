@@ -19,8 +19,8 @@ import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, 
 import * as path from "node:path";
 import { after, test } from "node:test";
 import { cacheFolder } from "../scripts/starter-model.mjs";
-import { filesIn, startHub } from "./hub_server.mjs";
-import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
+import { filesIn, startHub } from "./support/hub_server.mjs";
+import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
 const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches", "fuzz"].flatMap(markdownIn)];

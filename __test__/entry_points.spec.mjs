@@ -14,7 +14,7 @@ import {
 } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { assertNothingFailed, model, ROOT, temporaryFolder } from "./models.mjs";
+import { assertNothingFailed, model, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const ADDON = readdirSync(ROOT).find((name) => /^semantic-search-native\..*\.node$/.test(name));
 

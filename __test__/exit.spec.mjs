@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
 import * as path from "node:path";
 import { test } from "node:test";
-import { BACKENDS, deepModel, LONG_TEXT, model, ROOT } from "./models.mjs";
+import { BACKENDS, deepModel, LONG_TEXT, model, ROOT } from "./support/models.mjs";
 
 const PACKAGE = path.join(ROOT, "dist/embedder.js");
 

@@ -17,8 +17,8 @@ import {
   STARTER_MODEL,
   temporaryFolder,
   withEmbedder,
-} from "./models.mjs";
-import { tableModel } from "./onnx_writer.mjs";
+} from "./support/models.mjs";
+import { tableModel } from "./support/onnx_writer.mjs";
 
 const WIDTH = 64;
 const VOCABULARY = 1500;

@@ -7,7 +7,7 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { embedderError, model, ROOT, STARTER_MODEL, withEmbedder } from "./models.mjs";
+import { embedderError, model, ROOT, STARTER_MODEL, withEmbedder } from "./support/models.mjs";
 
 const require = createRequire(import.meta.url);
 const childProcess = require("node:child_process");

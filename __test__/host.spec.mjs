@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
-import { BACKENDS, changedModel, model, ROOT } from "./models.mjs";
+import { BACKENDS, changedModel, model, ROOT } from "./support/models.mjs";
 
 const PACKAGE = path.join(ROOT, "dist/embedder.js");
 const IS_LINUX = process.platform === "linux";

@@ -37,8 +37,8 @@ import {
   stallAfter,
   startHub,
   startProxy,
-} from "./hub_server.mjs";
-import { api, embedderError, model, ROOT, temporaryFolder, withEmbedder } from "./models.mjs";
+} from "./support/hub_server.mjs";
+import { api, embedderError, model, ROOT, temporaryFolder, withEmbedder } from "./support/models.mjs";
 
 const { pull, Embedder, KNOWN_MODELS } = api;
 const { proxyFor } = createRequire(import.meta.url)("../dist/lib/hub/proxy.js");

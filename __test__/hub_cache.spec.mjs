@@ -4,9 +4,9 @@ import assert from "node:assert/strict";
 import { existsSync, lstatSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { after, describe, test } from "node:test";
-import { run } from "./command_line.mjs";
-import { COMMIT, etagOf, filesIn, refuse, startHub } from "./hub_server.mjs";
-import { api, embedderError, ROOT, temporaryFolder } from "./models.mjs";
+import { run } from "./support/command_line.mjs";
+import { COMMIT, etagOf, filesIn, refuse, startHub } from "./support/hub_server.mjs";
+import { api, embedderError, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const { pull } = api;
 const ID = "org/model";

@@ -4,8 +4,8 @@ import assert from "node:assert/strict";
 import { readdirSync } from "node:fs";
 import * as path from "node:path";
 import { after, describe, test } from "node:test";
-import { COMMIT, etagOf, filesIn, gitHash, isLarge, sendJson, startHub } from "./hub_server.mjs";
-import { api, embedderError, ROOT, temporaryFolder } from "./models.mjs";
+import { COMMIT, etagOf, filesIn, gitHash, isLarge, sendJson, startHub } from "./support/hub_server.mjs";
+import { api, embedderError, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const { pull, EmbedderError } = api;
 /** Most of their time they wait before another attempt. */

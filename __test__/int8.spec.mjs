@@ -18,7 +18,7 @@ import {
   STARTER_MODEL,
   temporaryFolder,
   withEmbedder,
-} from "./models.mjs";
+} from "./support/models.mjs";
 
 const CACHE = temporaryFolder();
 process.env.SEMANTIC_SEARCH_CACHE = CACHE;

@@ -7,8 +7,8 @@ import { createRequire } from "node:module";
 import * as net from "node:net";
 import { test } from "node:test";
 import OpenAI from "openai";
-import { start, until } from "./command_line.mjs";
-import { assertClose, model, withEmbedder } from "./models.mjs";
+import { start, until } from "./support/command_line.mjs";
+import { assertClose, model, withEmbedder } from "./support/models.mjs";
 
 const { addonOptions, loadAddon } = createRequire(import.meta.url)("../dist/lib/native.js");
 

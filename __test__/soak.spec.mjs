@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import * as path from "node:path";
 import { test } from "node:test";
 import { growth } from "../scripts/soak.mjs";
-import { ROOT } from "./models.mjs";
+import { ROOT } from "./support/models.mjs";
 
 function soak(...args) {
   return spawnSync(process.execPath, [path.join(ROOT, "scripts/soak.mjs"), ...args], { encoding: "utf8" });

@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { BACKENDS, model, ROOT, temporaryFolder } from "./models.mjs";
+import { BACKENDS, model, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const USE = `
   const { Embedder } = require(${JSON.stringify(path.join(ROOT, "dist/embedder.js"))});

@@ -5,7 +5,7 @@ import { spawnSync } from "node:child_process";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { ROOT, temporaryFolder } from "./models.mjs";
+import { ROOT, temporaryFolder } from "./support/models.mjs";
 
 const USE = `
 import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, pull, KNOWN_MODELS, type EmbedOptions, type Encoding, type KnownModel, type LoadOptions, type PullOptions, type PullProgress, type TextOrTokens } from "semantic-search-native";
