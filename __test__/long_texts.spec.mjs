@@ -1,13 +1,13 @@
 /** Long texts are tokenized piece by piece: with the tokens of the whole, and in little memory. */
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { Random } from "../scripts/random.mjs";
 import { ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
+import { reportsOf } from "./support/processes.mjs";
 
 const require = createRequire(import.meta.url);
 const { TextTokenizer } = require("../dist/lib/tokenizer.js");
@@ -152,10 +152,10 @@ const MEASURE = `
   console.log(JSON.stringify(rows));
 `;
 
-test("memory does not grow with the text", () => {
+test("memory does not grow with the text", async () => {
   const tokenizer = require.resolve("../dist/lib/tokenizer.js");
   const args = ["-e", MEASURE, tokenizer, JSON.stringify(modelOf(FIXTURE))];
-  const rows = JSON.parse(execFileSync(process.execPath, args, { encoding: "utf8" }));
+  const rows = (await reportsOf(args))[0];
   const tokens = { a: 3, "a\u0301\u0300": 3, " ": 2, "\u200b": 2, "\u0301": 2 };
   for (const row of rows) {
     assert.equal(row.tokens, tokens[row.unit] ?? 512, JSON.stringify(row));

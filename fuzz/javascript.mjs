@@ -320,12 +320,8 @@ class ServeTarget {
       "--matryoshka",
       "--no-layer-norm",
     ]);
-    const { child, output } = this.#server;
-    for (let waited = 0; !output.stdout.includes("\n"); waited += 20) {
-      if (child.exitCode !== null || waited > CASE_TIMEOUT_MS) throw new Error(`serve did not start: ${output.stderr}`);
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-    this.#url = new URL(output.stdout.trim());
+    const [, url] = await this.#server.says(/^(http:\S+)\n/);
+    this.#url = new URL(url);
   }
 
   async run(random) {

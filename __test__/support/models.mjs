@@ -136,13 +136,16 @@ export function assertClose(actual, expected, tolerance, what) {
   assert.ok(difference <= tolerance, `${what}: differs by ${difference}, more than ${tolerance}`);
 }
 
-/** Matches an `EmbedderError` with this code whose message holds all the parts. */
+/** Matches an `EmbedderError` with this code whose message has all the parts, strings or regular expressions. */
 export function embedderError(code, ...parts) {
   return (error) => {
     assert.equal(error.name, "EmbedderError", String(error.stack));
     assert.equal(error.code, code, error.message);
     assert.ok(error instanceof api.EmbedderError);
-    for (const part of parts) assert.ok(error.message.includes(part), `${JSON.stringify(part)} in: ${error.message}`);
+    for (const part of parts) {
+      const isThere = part instanceof RegExp ? part.test(error.message) : error.message.includes(part);
+      assert.ok(isThere, `${part} in: ${error.message}`);
+    }
     return true;
   };
 }
