@@ -1,12 +1,12 @@
 /** Arguments that are hostile or huge: whatever a caller passes, what comes back has a code, and the event loop goes on. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import { getEventListeners } from "node:events";
 import { createRequire } from "node:module";
 import { after, before, describe, test } from "node:test";
 import { setImmediate as turn } from "node:timers/promises";
-import { api, assertClose, BACKENDS, embedderError, model, ROOT, temporaryFolder } from "./models.mjs";
+import { api, assertClose, BACKENDS, embedderError, model, ROOT, temporaryFolder } from "./support/models.mjs";
+import { reportsOf } from "./support/processes.mjs";
 
 const { Embedder, EmbedderError, pull, exportOnnx, init } = api;
 const { inSlices, rowsInSlices } = createRequire(import.meta.url)("../dist/lib/engine.js");
@@ -361,14 +361,13 @@ describe("the event loop has its turns", () => {
   });
 });
 
-test("a user without a home folder is told what to set", { skip: process.platform === "win32" }, () => {
+test("a user without a home folder is told what to set", { skip: process.platform === "win32" }, async () => {
   const body = `
     require("node:os").homedir = () => { throw new Error("ENOENT: no such file or directory, uv_os_homedir"); };
     require("./dist/embedder.js").pull("org/model", { offline: true })
       .catch(({ name, code, message }) => console.log(JSON.stringify({ name, code, message })));`;
   const { HF_HOME: _, HF_HUB_CACHE: __, XDG_CACHE_HOME: ___, ...env } = process.env;
-  const { stdout } = spawnSync(process.execPath, ["-e", body], { cwd: ROOT, env, encoding: "utf8" });
-  const { name, code, message } = JSON.parse(stdout);
+  const [{ name, code, message }] = await reportsOf(["-e", body], { cwd: ROOT, env });
   assert.deepEqual([name, code], ["EmbedderError", "INVALID_ARGUMENT"]);
   assert.match(message, /HF_HOME/);
 });

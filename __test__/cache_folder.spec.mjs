@@ -1,13 +1,13 @@
 /** Where the package keeps what it may lose: one rule for the addon, the scripts, the benchmarks and MLX. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { cacheFolder, starterModelFolder } from "../scripts/starter-model.mjs";
-import { model, ROOT, temporaryFolder } from "./models.mjs";
+import { model, ROOT, temporaryFolder } from "./support/models.mjs";
+import { runNode } from "./support/processes.mjs";
 
 const { packageCacheFolder } = createRequire(import.meta.url)("../dist/lib/cache_folder.js");
 const { addonOptions } = createRequire(import.meta.url)("../dist/lib/native.js");
@@ -46,8 +46,8 @@ test("scripts, benchmarks and the addon ask the one rule", async () => {
   const cache = temporaryFolder();
   const script = 'require("./dist/embedder.js").Embedder.load(process.argv[1], { backend: "onnx", dtype: "int8" })';
   const env = { ...process.env, SEMANTIC_SEARCH_CACHE: cache };
-  const { status, stderr } = spawnSync(process.execPath, ["-e", script, await model("bert_mean")], { cwd: ROOT, env });
-  assert.equal(status, 0, String(stderr));
+  const { status, stderr } = await runNode(["-e", script, await model("bert_mean")], { cwd: ROOT, env });
+  assert.equal(status, 0, stderr);
   assert.equal(readdirSync(path.join(cache, "quantized")).length, 1);
 });
 

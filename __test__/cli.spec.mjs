@@ -5,9 +5,10 @@ import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { run, start, until } from "./command_line.mjs";
-import { filesIn, startHub } from "./hub_server.mjs";
-import { api, assertClose, changedModel, model, ROOT, temporaryFolder, withEmbedder } from "./models.mjs";
+import { run, start } from "./support/command_line.mjs";
+import { filesIn, startHub } from "./support/hub_server.mjs";
+import { api, assertClose, changedModel, model, ROOT, temporaryFolder, withEmbedder } from "./support/models.mjs";
+import { until } from "./support/processes.mjs";
 
 const POSIX = { skip: process.platform === "win32" ? "signals end a process there" : false };
 const COMMANDS = ["pull", "models", "embed", "serve", "export", "doctor"];
@@ -316,9 +317,9 @@ test("embed: waits while nobody takes its output", POSIX, async () => {
 });
 
 test("embed: a reader that leaves ends it quietly", POSIX, async () => {
-  const { child, output, ended } = start(["embed", await model("bert_mean"), "-q"]);
+  const { child, ended, says } = start(["embed", await model("bert_mean"), "-q"]);
   const feed = setInterval(() => child.stdin.writableNeedDrain || child.stdin.write("line\n".repeat(1000)), 1);
-  await until(() => output.stdout.includes("\n"), "a first line");
+  await says(/\n/);
   child.stdout.destroy();
   const { status, signal, stderr } = await ended;
   clearInterval(feed);

@@ -1,13 +1,13 @@
 /** What a command reads and writes, where that is hostile: control characters, odd inputs, outputs that fail. */
 
 import assert from "node:assert/strict";
-import { spawn, spawnSync } from "node:child_process";
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
-import { MAIN, run } from "./command_line.mjs";
-import { model, ROOT, temporaryFolder } from "./models.mjs";
+import { MAIN, run } from "./support/command_line.mjs";
+import { model, ROOT, temporaryFolder } from "./support/models.mjs";
+import * as processes from "./support/processes.mjs";
 
 const { printable, table } = createRequire(import.meta.url)("../dist/cli/terminal.js");
 const POSIX = { skip: process.platform === "win32" && "needs POSIX pipes and devices" };
@@ -25,13 +25,8 @@ function assertHarmless(text) {
 /** Runs it on a terminal of its own, both streams together. */
 async function onTerminal(args, cwd) {
   const quoted = [process.execPath, MAIN, ...args].map((argument) => `'${argument.replaceAll("'", "'\\''")}'`);
-  const child = spawn("script", ["-qec", quoted.join(" "), "/dev/null"], { cwd, stdio: ["ignore", "pipe", "pipe"] });
-  let output = "";
-  child.stdout.setEncoding("utf8").on("data", (text) => {
-    output += text;
-  });
-  await new Promise((resolve) => child.on("close", resolve));
-  return output.replaceAll("\r\n", "\n").replaceAll("\r\u001b[K", "");
+  const { stdout } = await processes.run("script", ["-qec", quoted.join(" "), "/dev/null"], { cwd });
+  return stdout.replaceAll("\r\n", "\n").replaceAll("\r\u001b[K", "");
 }
 
 test("control characters are shown as JSON writes them; tabs and line feeds stay", () => {
@@ -80,12 +75,13 @@ test("names of files, models and flags: standard error gets no control character
 });
 
 test("on a terminal, standard output shows them too; a pipe gets names as they are", LINUX, async (t) => {
-  if (spawnSync("script", ["--version"]).status !== 0) return t.skip("script(1) is not installed");
+  const isThere = await processes.run("script", ["--version"]).catch(() => undefined);
+  if (isThere?.status !== 0) return t.skip("script(1) is not installed");
   const folder = temporaryFolder();
   const name = "a\u001b[31mb\u009b2J";
   mkdirSync(path.join(folder, name));
   const copy = path.join(folder, name, "model");
-  spawnSync("cp", ["-r", await model("bert_mean"), copy]);
+  cpSync(await model("bert_mean"), copy, { recursive: true });
   const piped = await run(["export", copy]);
   assert.equal(piped.stdout, `${path.join(copy, "semantic-search-native.onnx")}\n`);
   const shown = await onTerminal(["export", copy]);
@@ -135,10 +131,10 @@ test("embed: a folder, or a file that is gone, is refused before anything is loa
 
 test("embed: a pipe is a file to read", POSIX, async () => {
   const fifo = path.join(temporaryFolder(), "pipe");
-  assert.equal(spawnSync("mkfifo", [fifo]).status, 0);
-  const writer = spawn("sh", ["-c", 'printf "a\\nb\\n" > "$0"', fifo]);
+  assert.equal((await processes.run("mkfifo", [fifo])).status, 0);
+  const writer = processes.start("sh", ["-c", 'printf "a\\nb\\n" > "$0"', fifo]);
   const { status, stdout, stderr } = await run(["embed", await model("bert_mean"), fifo]);
-  writer.kill();
+  writer.child.kill();
   assert.equal(status, 0, stderr);
   assert.equal(stdout.trim().split("\n").length, 2);
 });
@@ -165,7 +161,7 @@ test("embed: output that cannot be written is one line with the file's name, and
     const output = path.join(folder, name);
     const shell = `ulimit -f 64; exec "$0" "$@"`;
     const args = ["-c", shell, process.execPath, MAIN, "embed", fixture, input, "-q", "-o", output];
-    const { status, stderr } = spawnSync("bash", args, { encoding: "utf8" });
+    const { status, stderr } = await processes.run("bash", args);
     assert.equal(status, 1, stderr);
     assert.match(stderr, new RegExp(`^error \\[EFBIG\\]: cannot write .*/${name}: EFBIG`));
   }
@@ -181,7 +177,7 @@ test("a full standard output is an error with a code, for every command that pri
     ["export", fixture],
   ]) {
     const command = [process.execPath, MAIN, ...args].map((argument) => `'${argument}'`).join(" ");
-    const { status, stderr } = spawnSync("sh", ["-c", `${command} > /dev/full`], { cwd: ROOT, encoding: "utf8" });
+    const { status, stderr } = await processes.run("sh", ["-c", `${command} > /dev/full`], { cwd: ROOT });
     assert.equal(status, 1);
     const message = args.includes("--json") ? JSON.parse(stderr).error.message : stderr;
     assert.match(message, /cannot write to standard output: ENOSPC/);

@@ -14,13 +14,13 @@
  */
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { after, test } from "node:test";
 import { cacheFolder } from "../scripts/starter-model.mjs";
-import { filesIn, startHub } from "./hub_server.mjs";
-import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
+import { filesIn, startHub } from "./support/hub_server.mjs";
+import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
+import { runNode } from "./support/processes.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
 const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches", "fuzz"].flatMap(markdownIn)];
@@ -104,14 +104,7 @@ function runModule(folder, file) {
   // What the user's shell may carry must not matter.
   for (const name of Object.keys(env)) if (FOREIGN_VARIABLES.test(name)) delete env[name];
   Object.assign(env, { NO_COLOR: "1", HF_ENDPOINT: hub.endpoint, HF_HOME: path.join(folder, "hub") });
-  return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [file], { cwd: folder, env, timeout: 60_000 });
-    let [out, err] = ["", ""];
-    child.stdout.setEncoding("utf8").on("data", (text) => (out += text));
-    child.stderr.setEncoding("utf8").on("data", (text) => (err += text));
-    child.on("error", reject);
-    child.on("close", (status, signal) => resolve({ status: status ?? signal, out, err }));
-  });
+  return runNode([file], { cwd: folder, env, timeoutMs: 60_000 });
 }
 
 for (const page of PAGES) {
@@ -135,9 +128,9 @@ for (const page of PAGES) {
         if (peers && !installPeers(folder, peers)) return sample.skip(`npm run bench has not installed ${peers}`);
         const file = path.join(folder, `sample-${index}.mjs`);
         writeFileSync(file, [directives.given, code, directives.then].filter(Boolean).join("\n"));
-        const { status, out, err } = await runModule(folder, file);
-        assert.equal(status, 0, err || out);
-        printed = out;
+        const { status, signal, stdout, stderr } = await runModule(folder, file);
+        assert.equal(status, 0, stderr || stdout || signal);
+        printed = stdout;
       });
     }
   });

@@ -2,7 +2,15 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { api, assertClose, assertNothingFailed, BACKENDS, embedderError, model, withEmbedder } from "./models.mjs";
+import {
+  api,
+  assertClose,
+  assertNothingFailed,
+  BACKENDS,
+  embedderError,
+  model,
+  withEmbedder,
+} from "./support/models.mjs";
 
 const TEXTS = [
   "def parse(value): return int(value)",

@@ -1,7 +1,6 @@
 /** The package as its users load it: installed in a folder of its own, in a child process, by `require` and `import`. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import {
   chmodSync,
   copyFileSync,
@@ -14,7 +13,8 @@ import {
 } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { assertNothingFailed, model, ROOT, temporaryFolder } from "./models.mjs";
+import { assertNothingFailed, model, ROOT, temporaryFolder } from "./support/models.mjs";
+import { reportsOf, run } from "./support/processes.mjs";
 
 const ADDON = readdirSync(ROOT).find((name) => /^semantic-search-native\..*\.node$/.test(name));
 
@@ -49,17 +49,8 @@ function child(user, how, body, env = {}) {
     const outcome = async (work) => { try { return await work(); } catch (error) {
       return { name: error.name, code: error.code, message: error.message, isOurs: error instanceof api.EmbedderError };
     } };`;
-  const { stdout, stderr, status, signal } = spawnSync(process.execPath, LOADERS[how](preamble + body), {
-    cwd: user,
-    env: { ...process.env, ORT_DYLIB_PATH: "", ...env },
-    encoding: "utf8",
-    timeout: 60_000,
-  });
-  assert.equal(status, 0, `exit status ${status ?? signal}\n${stdout}\n${stderr}`);
-  return stdout
-    .trim()
-    .split("\n")
-    .map((line) => JSON.parse(line));
+  const options = { cwd: user, env: { ...process.env, ORT_DYLIB_PATH: "", ...env }, timeoutMs: 60_000 };
+  return reportsOf(LOADERS[how](preamble + body), options);
 }
 
 const LOAD = `
@@ -74,7 +65,7 @@ const LOAD = `
 
 for (const how of Object.keys(LOADERS)) {
   const load = async (user, options = {}, env = {}) =>
-    child(user, how, LOAD, { MODEL: await model("bert_mean"), OPTIONS: JSON.stringify(options), ...env })[0];
+    (await child(user, how, LOAD, { MODEL: await model("bert_mean"), OPTIONS: JSON.stringify(options), ...env }))[0];
 
   test(`${how}: with the addon`, async () => {
     const loaded = await load(installed());
@@ -82,8 +73,8 @@ for (const how of Object.keys(LOADERS)) {
     assert.deepEqual([loaded.backend, loaded.length], [loaded.isGpu ? "mlx" : "onnx", loaded.dimension]);
   });
 
-  test(`${how}: everything that is documented is exported`, () => {
-    const [names] = child(
+  test(`${how}: everything that is documented is exported`, async () => {
+    const [names] = await child(
       installed(),
       how,
       "report(Object.keys(api).filter((name) => !['default', 'module.exports', '__esModule'].includes(name)).sort());",
@@ -92,9 +83,9 @@ for (const how of Object.keys(LOADERS)) {
     assert.deepEqual(names, [...classes, "KNOWN_MODELS", "embed", "exportOnnx", "init", "isGpu", "pull"]);
   });
 
-  test(`${how}: pull finds its HTTP client`, () => {
+  test(`${how}: pull finds its HTTP client`, async () => {
     const options = `{ endpoint: "http://127.0.0.1:9", cacheFolder: "cache", token: false }`;
-    const [{ code, message }] = child(
+    const [{ code, message }] = await child(
       installed({ addon: "hidden" }),
       how,
       `report(await outcome(() => api.pull("org/model", ${options})));`,
@@ -166,7 +157,7 @@ for (const how of Object.keys(LOADERS)) {
         return a.length === 2 && a.every((row, index) => row.length === 20 && row.every((value, column) => value === b[index][column]));
       };
       report([await same(false), await same(true)]);`;
-    const [codes, same] = child(installed(), how, body, {
+    const [codes, same] = await child(installed(), how, body, {
       MODEL: await model("nomic_cls"),
       OTHER: await model("bert_mean"),
     });
@@ -183,7 +174,7 @@ for (const how of Object.keys(LOADERS)) {
       ...["INVALID_ARGUMENT", "INVALID_ARGUMENT", "INVALID_ARGUMENT", 0, false],
     ]);
     assert.deepEqual(same, [true, true]);
-    const [hidden] = child(installed({ addon: "hidden" }), how, "report(await outcome(() => api.init('x')));");
+    const [hidden] = await child(installed({ addon: "hidden" }), how, "report(await outcome(() => api.init('x')));");
     assert.equal(hidden.code, "BACKEND_UNAVAILABLE");
   });
 }
@@ -199,7 +190,7 @@ test("ONNX Runtime's library is taken from what was unpacked beside an Electron 
   const unpacked = path.join(`${user}.unpacked`, "node_modules/onnxruntime-node");
   symlinkSync(path.join(ROOT, "node_modules/onnxruntime-node"), unpacked, "junction");
   const env = { MODEL: await model("bert_mean"), OPTIONS: JSON.stringify({ backend: "onnx" }) };
-  const [{ backend }] = child(user, "require", LOAD, env);
+  const [{ backend }] = await child(user, "require", LOAD, env);
   assert.equal(backend, "onnx");
 });
 
@@ -215,15 +206,14 @@ test("the command line, through the link that npm makes", {
     symlinkSync(path.join("../semantic-search-native", bin["semantic-search-native"]), link);
     // As npm does, too.
     chmodSync(link, 0o755);
-    const run = (...args) => {
-      const env = { ...process.env, ORT_DYLIB_PATH: "", SEMANTIC_SEARCH_MODEL: "" };
-      return spawnSync(link, args, { cwd: user, env, encoding: "utf8", input: "the time" });
-    };
-    assert.equal(run("--version").stdout, `${version}\n`);
-    const { vector } = JSON.parse(run("embed", folder).stdout);
+    const env = { ...process.env, ORT_DYLIB_PATH: "", SEMANTIC_SEARCH_MODEL: "" };
+    const byLink = (...args) => run(link, args, { cwd: user, env, input: "the time" });
+    assert.equal((await byLink("--version")).stdout, `${version}\n`);
+    const { vector } = JSON.parse((await byLink("embed", folder)).stdout);
     assert.equal(vector.length, 48);
 
-    for (const doctor of [run("doctor", folder, "--json", "--measure=0"), run("doctor", "--json")]) {
+    for (const args of [[folder, "--measure=0"], []]) {
+      const doctor = await byLink("doctor", "--json", ...args);
       const { findings } = JSON.parse(doctor.stdout);
       const problems = findings.filter(({ isProblem }) => isProblem);
       assert.equal(doctor.status, addon === "built" ? 0 : 1);
@@ -266,7 +256,7 @@ test("worker threads load, embed and end without harm to each other or the main 
     const difference = (vector) => Math.max(...vector.map((value, index) => Math.abs(value - expected[index])));
     report(vectors.map(difference));
     report((await embedder.embed(["the time"])).length);`;
-  const [differences, length] = child(installed(), "require", body, { MODEL: await model("bert_mean") });
+  const [differences, length] = await child(installed(), "require", body, { MODEL: await model("bert_mean") });
   assert.equal(differences.length, 4);
   for (const difference of differences) assert.ok(difference < 1e-5);
   assert.equal(length, 1);

@@ -4,8 +4,8 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import * as path from "node:path";
 import { after, afterEach, before, test } from "node:test";
-import { readSafetensors, writeSafetensors } from "./checkpoint_edits.mjs";
-import { api, BACKENDS, changedModel, embedderError, model, temporaryFolder, withEmbedder } from "./models.mjs";
+import { decodeSafetensors, encodeSafetensors } from "../scripts/safetensors.mjs";
+import { api, BACKENDS, changedModel, embedderError, model, temporaryFolder, withEmbedder } from "./support/models.mjs";
 
 const { Embedder } = api;
 const POOLING = "1_Pooling/config.json";
@@ -395,9 +395,9 @@ test("a wrong model is an error at once: no fallback", async () => {
 
 /** `model.safetensors` of the fixture, changed by `edit`. */
 async function damaged(edit) {
-  const file = readSafetensors(readFileSync(path.join(await model("bert_mean"), "model.safetensors")));
+  const file = decodeSafetensors(readFileSync(path.join(await model("bert_mean"), "model.safetensors")));
   edit(file);
-  return writeSafetensors(file);
+  return encodeSafetensors(file);
 }
 
 function wordEmbeddings(header) {

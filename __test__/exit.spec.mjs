@@ -1,10 +1,10 @@
 /** The process ends when it should, cleanly, whatever the model is doing; and its children have models of their own. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import * as path from "node:path";
 import { test } from "node:test";
-import { BACKENDS, deepModel, LONG_TEXT, model, ROOT } from "./models.mjs";
+import { BACKENDS, deepModel, LONG_TEXT, model, ROOT } from "./support/models.mjs";
+import { runNode } from "./support/processes.mjs";
 
 const PACKAGE = path.join(ROOT, "dist/embedder.js");
 
@@ -19,8 +19,7 @@ async function inChild(backend, body) {
       ${body}
     })();`;
   const env = { ...process.env, MODEL: await model("bert_mean") };
-  const options = { env, encoding: "utf8", timeout: 60_000 };
-  const { status, signal, stdout, stderr } = spawnSync(process.execPath, ["--expose-gc", "-e", code], options);
+  const { status, signal, stdout, stderr } = await runNode(["--expose-gc", "-e", code], { env, timeoutMs: 60_000 });
   assert.equal(status, 0, `${signal} ${stderr}`);
   return stdout;
 }
@@ -78,7 +77,7 @@ for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
   test(`${backend}: the process ends cleanly after init()`, async () => {
     const code = `require(${JSON.stringify(PACKAGE)}).init(process.env.MODEL, { backend: "${backend}", threads: 8 });`;
     const env = { ...process.env, MODEL: await model("bert_mean") };
-    const { status, signal, stderr } = spawnSync(process.execPath, ["-e", code], { env, encoding: "utf8" });
+    const { status, signal, stderr } = await runNode(["-e", code], { env });
     assert.equal(status, 0, `${signal} ${stderr}`);
   });
 }
@@ -129,9 +128,8 @@ async function endsSoon(backend, body) {
     LONG_TEXT,
     COMPUTE: compute,
   };
-  const options = { env, encoding: "utf8", timeout: 120_000, killSignal: "SIGKILL" };
   const code = `${compute}\n(async () => { ${body} })();`;
-  const { status, signal, stdout, stderr } = spawnSync(process.execPath, ["-e", code], options);
+  const { status, signal, stdout, stderr } = await runNode(["-e", code], { env, timeoutMs: 120_000 });
   const end = Date.now();
   assert.equal(status, 7, `${signal} ${stdout} ${stderr}`);
   assert.ok(end - Number(stdout) < SOON_MS, `${end - Number(stdout)} ms`);

@@ -1,13 +1,12 @@
-/** The child process of the JavaScript fallback: whatever happens to it, or to who started it, harms nobody else. */
+/** The child process of the JavaScript fallback: what happens to it, or to the process that started it, harms nothing else. */
 
 import assert from "node:assert/strict";
-import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
-import { setTimeout as sleep } from "node:timers/promises";
-import { embedderError, model, ROOT, STARTER_MODEL, withEmbedder } from "./models.mjs";
+import { embedderError, model, ROOT, STARTER_MODEL, withEmbedder } from "./support/models.mjs";
+import { runNode, startNode, until } from "./support/processes.mjs";
 
 const require = createRequire(import.meta.url);
 const childProcess = require("node:child_process");
@@ -55,8 +54,8 @@ async function environment(more) {
 
 /** Runs a host to its end. */
 async function runHost(body, { flags = [], env = {} } = {}) {
-  const options = { env: await environment(env), encoding: "utf8", timeout: 60_000 };
-  const { status, signal, stdout, stderr } = spawnSync(process.execPath, [...flags, "-e", host(body)], options);
+  const options = { env: await environment(env), timeoutMs: 120_000 };
+  const { status, signal, stdout, stderr } = await runNode([...flags, "-e", host(body)], options);
   assert.equal(status, 0, `${signal} ${stdout} ${stderr}`);
   const [pid, ...out] = stdout.trim().split("\n");
   return { pid: Number(pid), out, stderr };
@@ -72,37 +71,28 @@ function isAlive(pid) {
   }
 }
 
-async function assertEnds(pid) {
-  for (let waited = 0; isAlive(pid); waited += 50) {
-    assert.ok(waited < 30_000, `process ${pid} is still there`);
-    await sleep(50);
-  }
-}
+const ends = (pid) => until(() => !isAlive(pid), `the end of process ${pid}`);
 
 for (const [how, body] of [
-  ["by process.exit() in the middle of a call", "embedder.embed(many); setTimeout(() => process.exit(0), 200);"],
+  ["by process.exit() in the middle of a call", "embedder.embed(many, { onProgress: () => process.exit(0) });"],
   ["by itself", ""],
   ["after close", "await embedder.close();"],
 ]) {
   test(`a host that ends ${how} leaves no process behind`, async () => {
     const { pid, out, stderr } = await runHost(body);
     assert.deepEqual([out, stderr], [[], ""]);
-    await assertEnds(pid);
+    await ends(pid);
   });
 }
 
 test("a host that is killed in the middle of a call leaves no process behind", async () => {
-  const running = spawn(process.execPath, ["-e", host("embedder.embed(many); console.log('computing');")], {
-    env: await environment(),
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  let out = "";
-  while (!out.includes("computing")) out += (await once(running.stdout, "data"))[0];
-  await sleep(100);
-  const pid = Number(out.split("\n")[0]);
+  const body = "embedder.embed(many, { onProgress: () => console.log('computing') });";
+  const { child, says } = startNode(["-e", host(body)], { env: await environment() });
+  const [, id] = await says(/^(\d+)\ncomputing/);
+  const pid = Number(id);
   assert.ok(isAlive(pid));
-  running.kill("SIGKILL");
-  await assertEnds(pid);
+  child.kill("SIGKILL");
+  await ends(pid);
 });
 
 test("a worker thread that is terminated in the middle of a call leaves no process behind, and the host lives", async () => {
@@ -126,7 +116,7 @@ test("a worker thread that is terminated in the middle of a call leaves no proce
     });`;
   const { out } = await runHost(body, { env: { MODEL: STARTER_MODEL, IN_WORKER: inWorker } });
   assert.equal(out[1], "terminated 1");
-  await assertEnds(Number(out[0]));
+  await ends(Number(out[0]));
 });
 
 test("an embedder that was collected as garbage leaves no process behind", async () => {
@@ -141,7 +131,7 @@ test("an embedder that was collected as garbage leaves no process behind", async
   assert.deepEqual(out, ["SIGKILL"]);
 });
 
-test("signals of the terminal are the host's affair", async () => {
+test("signals of the terminal do not end the process: they are the host's to handle", async () => {
   const started = await startedDuring(async (children) => {
     await withEmbedder(await model("bert_mean"), FALLBACK, async (embedder) => {
       const call = embedder.embed(long(200));
@@ -182,8 +172,10 @@ test("a crash fails the calls in progress, and the next call has a new process",
 test("closing ends the process at once, and calls with it", async () => {
   const [child] = await startedDuring(async () => {
     await withEmbedder(await model("bert_mean"), FALLBACK, async (embedder) => {
-      const call = assert.rejects(embedder.embed(long(3000)), embedderError("CLOSED"));
-      await sleep(50);
+      let call;
+      await new Promise((resolve) => {
+        call = assert.rejects(embedder.embed(long(3000), { onProgress: resolve }), embedderError("CLOSED"));
+      });
       await embedder.close();
       await call;
       await assert.rejects(embedder.embed(["a"]), embedderError("CLOSED"));
@@ -225,10 +217,7 @@ test("where the permission model allows no child processes, the backend is unava
     ? "--permission"
     : "--experimental-permission";
   const flags = [permission, "--allow-fs-read=*", "--no-warnings"];
-  const { stdout, stderr } = spawnSync(process.execPath, [...flags, "-e", code], {
-    env: await environment(),
-    encoding: "utf8",
-  });
+  const { stdout, stderr } = await runNode([...flags, "-e", code], { env: await environment() });
   assert.match(
     stdout,
     /^BACKEND_UNAVAILABLE the onnx-js backend cannot start its process: .*--allow-child-process/,

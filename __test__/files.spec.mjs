@@ -8,8 +8,8 @@ import { test } from "node:test";
 import { setTimeout } from "node:timers/promises";
 import { findOnnxFile } from "../dist/lib/fallback/onnx_file.js";
 import { ModelCache } from "../dist/lib/hub/cache.js";
-import { api, changedModel, embedderError, temporaryFolder } from "./models.mjs";
-import { tableModel } from "./onnx_writer.mjs";
+import { api, changedModel, embedderError, temporaryFolder } from "./support/models.mjs";
+import { tableModel } from "./support/onnx_writer.mjs";
 
 const WIDTH = 48;
 const table = Float32Array.from({ length: 1500 * WIDTH }, (_, index) => Math.sin(index) + 0.1);

@@ -11,7 +11,7 @@ import {
   model,
   STARTER_MODEL,
   withEmbedder,
-} from "./models.mjs";
+} from "./support/models.mjs";
 
 for (const backend of BACKENDS) {
   for (const name of FIXTURES) {

@@ -1,11 +1,11 @@
 /** Nothing brings the host down: what a model's files, the system or a limit refuse is an error, and the process goes on. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
-import { BACKENDS, changedModel, model, ROOT } from "./models.mjs";
+import { BACKENDS, changedModel, model, ROOT } from "./support/models.mjs";
+import { run } from "./support/processes.mjs";
 
 const PACKAGE = path.join(ROOT, "dist/embedder.js");
 const IS_LINUX = process.platform === "linux";
@@ -18,7 +18,7 @@ const IS_LINUX = process.platform === "linux";
  * @param {string} body
  * @param {{ env?: object, limits?: string }} surroundings `limits`: arguments of `ulimit`
  */
-function inChild(folder, body, { env = {}, limits } = {}) {
+async function inChild(folder, body, { env = {}, limits } = {}) {
   const code = `
     const { Embedder, embed, exportOnnx, init } = require(${JSON.stringify(PACKAGE)});
     const MODEL = process.env.MODEL;
@@ -32,10 +32,10 @@ function inChild(folder, body, { env = {}, limits } = {}) {
       }
     };
     (async () => { ${body} })();`;
-  const options = { env: { ...process.env, ...env, MODEL: folder }, encoding: "utf8", timeout: 120_000 };
+  const options = { env: { ...process.env, ...env, MODEL: folder }, timeoutMs: 120_000 };
   const node = [process.execPath, ["-e", code]];
   const [command, args] = limits ? ["sh", ["-c", `ulimit ${limits} && exec "$0" "$@"`, node[0], ...node[1]]] : node;
-  const { status, signal, stdout, stderr } = spawnSync(command, args, options);
+  const { status, signal, stdout, stderr } = await run(command, args, options);
   assert.equal(status, 0, `${signal} ${stderr}`);
   assert.equal(stderr, "");
   return stdout
@@ -61,7 +61,7 @@ const PANICKING_TOKENIZER = (json) => ({
 for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
   test(`${backend}: a panic of a library while a model is loaded is an error`, async () => {
     const folder = await changedModel("bert_mean", { "tokenizer.json": PANICKING_TOKENIZER });
-    const [loaded, initialized] = inChild(
+    const [loaded, initialized] = await inChild(
       folder,
       `report(await outcome(() => Embedder.load(MODEL, { backend: "${backend}" })));
        report(await outcome(() => init(MODEL, { backend: "${backend}" })));`,
@@ -74,7 +74,7 @@ for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
 
   // Rust asks the system for a stack of this size, and the system refuses.
   test(`${backend}: a refused thread is an error, and the process ends`, { skip: !IS_LINUX }, async () => {
-    const outcomes = inChild(
+    const outcomes = await inChild(
       await model("bert_mean"),
       `report(await outcome(() => Embedder.load(MODEL, { backend: "${backend}" })));
        report(await outcome(() => init(MODEL, { backend: "${backend}" })));
@@ -90,7 +90,7 @@ for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
 }
 
 test("want of open files while the addon is loaded is not remembered", { skip: !IS_LINUX }, async () => {
-  const [refused, loaded] = inChild(
+  const [refused, loaded] = await inChild(
     await model("bert_mean"),
     `const { closeSync, openSync } = require("node:fs");
      const open = [];
@@ -110,7 +110,7 @@ test("want of open files while the addon is loaded is not remembered", { skip: !
 
 test("more vectors than there is memory for are an error, and the next call works", { skip: !IS_LINUX }, async () => {
   // A million vectors of six times 48 dimensions are 1.1 GB, more than is left once a model is loaded.
-  const [start] = inChild(
+  const [start] = await inChild(
     "",
     'report(Number(require("node:fs").readFileSync("/proc/self/status", "utf8").match(/VmSize:\\s+(\\d+)/)[1]))',
   );
@@ -120,7 +120,7 @@ test("more vectors than there is memory for are an error, and the next call work
       pooling_mode: ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"],
     }),
   });
-  const [refused, next] = inChild(
+  const [refused, next] = await inChild(
     folder,
     `const embedder = await Embedder.load(MODEL, { backend: "onnx", threads: 1 });
      await embedder.embed(["works"]);

@@ -1,35 +1,17 @@
-/** What may happen to the Hub's cache between two downloads: refs in each other's way, damaged bytes, files in the way. */
+/** Damage to the Hub's cache between two downloads: refs in each other's way, damaged bytes, files in the way. */
 
 import assert from "node:assert/strict";
 import { existsSync, lstatSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
-import { after, describe, test } from "node:test";
-import { run } from "./command_line.mjs";
-import { COMMIT, etagOf, filesIn, refuse, startHub } from "./hub_server.mjs";
-import { api, embedderError, ROOT, temporaryFolder } from "./models.mjs";
+import { describe, test } from "node:test";
+import { run } from "./support/command_line.mjs";
+import { FIXTURE, hubWith, ID, repository } from "./support/hub.mjs";
+import { COMMIT, etagOf, refuse } from "./support/hub_server.mjs";
+import { api, embedderError } from "./support/models.mjs";
 
 const { pull } = api;
-const ID = "org/model";
-const FILES = filesIn(path.join(ROOT, "tests/fixtures/bert_mean"));
 const WEIGHTS = "model.safetensors";
 const OTHER = "2".repeat(40);
-
-for (const name of Object.keys(process.env))
-  if (/^(HF_|HUGGING|TRANSFORMERS_OFFLINE)/.test(name)) delete process.env[name];
-process.env.HF_HOME = temporaryFolder();
-
-const servers = [];
-after(() => {
-  for (const server of servers) server.close();
-});
-
-async function hubWith(branches = { main: COMMIT }) {
-  const hub = await startHub({ [ID]: { files: FILES, branches } });
-  servers.push(hub);
-  const cacheFolder = path.join(temporaryFolder(), "hub");
-  const repository = path.join(cacheFolder, "models--org--model");
-  return { hub, repository, options: { endpoint: hub.endpoint, cacheFolder, token: false } };
-}
 
 /** Changes one byte, and neither length nor time of day. */
 function flipByte(file, position = 5000) {
@@ -39,7 +21,7 @@ function flipByte(file, position = 5000) {
 }
 
 function assertRight(folder) {
-  for (const [name, bytes] of Object.entries(FILES)) {
+  for (const [name, bytes] of Object.entries(FIXTURE)) {
     const file = path.join(folder, name);
     if (existsSync(file)) assert.deepEqual(readFileSync(file), bytes, name);
   }
@@ -53,7 +35,7 @@ describe("refs that cannot both have a file", () => {
     ["a", "a/b/c"],
   ]) {
     test(`${second} after ${first}: both are found offline`, async () => {
-      const { hub, options } = await hubWith({ [first]: COMMIT, [second]: OTHER });
+      const { hub, options } = await hubWith({}, { branches: { [first]: COMMIT, [second]: OTHER } });
       const expected = {
         [first]: await pull(`${ID}@${first}`, options),
         [second]: await pull(`${ID}@${second}`, options),
@@ -75,15 +57,15 @@ describe("refs that cannot both have a file", () => {
   }
 
   test("the ref gets its own place as soon as that is free, and the old one counts no more", async () => {
-    const { hub, repository, options } = await hubWith({ a: COMMIT, "a/b": COMMIT });
+    const { hub, options } = await hubWith({}, { branches: { a: COMMIT, "a/b": COMMIT } });
     await pull(`${ID}@a`, options);
     await pull(`${ID}@a/b`, options);
-    assert.ok(lstatSync(path.join(repository, "refs/a")).isFile());
-    rmSync(path.join(repository, "refs/a"));
+    assert.ok(lstatSync(path.join(repository(options), "refs/a")).isFile());
+    rmSync(path.join(repository(options), "refs/a"));
     hub.models[ID].branches["a/b"] = OTHER;
     const folder = await pull(`${ID}@a/b`, options);
-    assert.equal(readFileSync(path.join(repository, "refs/a/b"), "utf8"), OTHER);
-    rmSync(path.join(repository, "refs/a/b"));
+    assert.equal(readFileSync(path.join(repository(options), "refs/a/b"), "utf8"), OTHER);
+    rmSync(path.join(repository(options), "refs/a/b"));
     await assert.rejects(pull(`${ID}@a/b`, { ...options, offline: true }), embedderError("MODEL_NOT_FOUND"));
     assert.equal(path.basename(folder), OTHER);
   });
@@ -99,9 +81,9 @@ describe("whatever the file system answers has a code", () => {
     `snapshots/${COMMIT}/config.json/x`,
   ]) {
     test(`${inTheWay} is taken`, async () => {
-      const { repository, options } = await hubWith();
-      mkdirSync(path.dirname(path.join(repository, inTheWay)), { recursive: true });
-      writeFileSync(path.join(repository, inTheWay), "in the way");
+      const { options } = await hubWith();
+      mkdirSync(path.dirname(path.join(repository(options), inTheWay)), { recursive: true });
+      writeFileSync(path.join(repository(options), inTheWay), "in the way");
       await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "cannot write into the cache"));
     });
   }
@@ -158,7 +140,7 @@ describe("verify", () => {
     const { hub, options } = await hubWith();
     const folder = await pull(ID, options);
     flipByte(path.join(folder, WEIGHTS));
-    const expected = embedderError("MODEL_INVALID", path.join(folder, WEIGHTS), etagOf(FILES[WEIGHTS]), "offline");
+    const expected = embedderError("MODEL_INVALID", path.join(folder, WEIGHTS), etagOf(FIXTURE[WEIGHTS]), "offline");
     await assert.rejects(pull(ID, { ...options, verify: true, offline: true }), expected);
     // A Hub that is not there is no reason to believe what is.
     hub.fault("hub", /./, (response) => refuse(response, 503), 100);
@@ -170,19 +152,19 @@ describe("verify", () => {
   test("copies instead of links, and blobs that a new snapshot would take over", async (t) => {
     process.env.HF_HUB_DISABLE_SYMLINKS = "1";
     t.after(() => delete process.env.HF_HUB_DISABLE_SYMLINKS);
-    const { hub, repository, options } = await hubWith();
+    const { hub, options } = await hubWith({}, { branches: { main: COMMIT } });
     const folder = await pull(ID, options);
     flipByte(path.join(folder, WEIGHTS));
-    flipByte(path.join(repository, "blobs", etagOf(FILES["tokenizer.json"])));
+    flipByte(path.join(repository(options), "blobs", etagOf(FIXTURE["tokenizer.json"])));
     hub.models[ID].branches.main = OTHER;
     assertRight(await pull(ID, { ...options, verify: true }));
     assertRight(await pull(`${ID}@${OTHER}`, { ...options, offline: true, verify: true }));
   });
 
   test("a cache without lists of files, as older libraries leave it, is verified by the names of its blobs", async () => {
-    const { repository, options } = await hubWith();
+    const { options } = await hubWith();
     const folder = await pull(ID, options);
-    rmSync(path.join(repository, "trees"), { recursive: true });
+    rmSync(path.join(repository(options), "trees"), { recursive: true });
     assert.equal(await pull(ID, { ...options, verify: true, offline: true }), folder);
     flipByte(path.join(folder, WEIGHTS));
     await assert.rejects(
@@ -190,7 +172,7 @@ describe("verify", () => {
       embedderError("MODEL_INVALID", path.join(folder, WEIGHTS), "hash"),
     );
     rmSync(path.join(folder, WEIGHTS));
-    writeFileSync(path.join(folder, WEIGHTS), FILES[WEIGHTS]);
+    writeFileSync(path.join(folder, WEIGHTS), FIXTURE[WEIGHTS]);
     await assert.rejects(
       pull(ID, { ...options, verify: true, offline: true }),
       embedderError("MODEL_INVALID", path.join(folder, WEIGHTS), "the cache does not tell its hash"),

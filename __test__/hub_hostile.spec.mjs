@@ -1,39 +1,18 @@
-/** A Hub, mirror or proxy that lies: every answer is either refused with a code or of no consequence. */
+/** A Hub, mirror or proxy that lies: every answer is either refused with a code or has no effect. */
 
 import assert from "node:assert/strict";
 import { readdirSync } from "node:fs";
 import * as path from "node:path";
-import { after, describe, test } from "node:test";
-import { COMMIT, etagOf, filesIn, gitHash, isLarge, sendJson, startHub } from "./hub_server.mjs";
-import { api, embedderError, ROOT, temporaryFolder } from "./models.mjs";
+import { describe, test } from "node:test";
+import { FIXTURE, hubWith, ID } from "./support/hub.mjs";
+import { COMMIT, etagOf, gitHash, isLarge, sendJson } from "./support/hub_server.mjs";
+import { api, embedderError } from "./support/models.mjs";
 
 const { pull, EmbedderError } = api;
-/** Most of their time they wait before another attempt. */
+/** Most of their time these tests wait before another attempt. */
 const TOGETHER = { concurrency: 16 };
-const ID = "org/model";
-const FILES = filesIn(path.join(ROOT, "tests/fixtures/bert_mean"));
 
-for (const name of Object.keys(process.env))
-  if (/^(HF_|HUGGING|TRANSFORMERS_OFFLINE)/.test(name)) delete process.env[name];
-process.env.HF_HOME = temporaryFolder();
-
-const servers = [];
-after(() => {
-  for (const server of servers) server.close();
-});
-
-async function hub() {
-  const server = await startHub({ [ID]: { files: FILES } });
-  servers.push(server);
-  const folder = temporaryFolder();
-  return {
-    server,
-    folder,
-    options: { endpoint: server.endpoint, cacheFolder: path.join(folder, "hub"), token: false },
-  };
-}
-
-const SIBLINGS = Object.entries(FILES).map(([rfilename, bytes]) => ({
+const SIBLINGS = Object.entries(FIXTURE).map(([rfilename, bytes]) => ({
   rfilename,
   size: bytes.length,
   blobId: gitHash(bytes),
@@ -46,8 +25,8 @@ const withConfig = (change) => ({
   siblings: SIBLINGS.map((one) => (one.rfilename === "config.json" ? { ...one, ...change } : one)),
 });
 
-/** All files below a folder. */
-const tree = (folder) => readdirSync(folder, { recursive: true }).map(String);
+/** All files and folders around the cache. */
+const around = ({ cacheFolder }) => readdirSync(path.dirname(cacheFolder), { recursive: true }).map(String);
 
 /** Ends the connection with these bytes as the answer, whatever they are. */
 const raw = (bytes) => (response) => response.socket.end(bytes);
@@ -60,8 +39,8 @@ describe("a list of files", TOGETHER, () => {
     "half a byte": withConfig({ size: 1.5 }),
     "a size beyond all numbers": withConfig({ size: 1e308 }),
     "a size that no disk has": withConfig({ size: 2 ** 53 - 1 }),
-    "a size that is a little too large": withConfig({ size: FILES["config.json"].length + 1 }),
-    "a size that is a little too small": withConfig({ size: FILES["config.json"].length - 1 }),
+    "a size that is a little too large": withConfig({ size: FIXTURE["config.json"].length + 1 }),
+    "a size that is a little too small": withConfig({ size: FIXTURE["config.json"].length - 1 }),
     "a hash that is a path": withConfig({ blobId: "../../../../evil" }),
     "a hash with a slash": withConfig({ blobId: `${"0".repeat(20)}/${"0".repeat(19)}` }),
     "a hash in capitals": withConfig({ blobId: "A".repeat(40) }),
@@ -78,15 +57,15 @@ describe("a list of files", TOGETHER, () => {
   };
   for (const [what, answer] of Object.entries(REFUSED)) {
     test(`${what} is refused`, async () => {
-      const { server, folder, options } = await hub();
-      server.fault("hub", /api/, (response) => sendJson(response, answer), 10);
+      const { hub, options } = await hubWith();
+      hub.fault("hub", /api/, (response) => sendJson(response, answer), 10);
       await assert.rejects(pull(ID, options), (error) => {
         assert.ok(error instanceof EmbedderError, String(error));
         assert.match(error.code, /^(DOWNLOAD_FAILED|MODEL_UNSUPPORTED)$/, error.message);
         return true;
       });
       assert.deepEqual(
-        tree(folder).filter((name) => name.includes("evil")),
+        around(options).filter((name) => name.includes("evil")),
         [],
       );
     });
@@ -108,19 +87,19 @@ describe("a list of files", TOGETHER, () => {
   };
   for (const [what, file] of Object.entries(HARMLESS)) {
     test(`${what} is of no consequence`, async () => {
-      const { server, folder, options } = await hub();
-      server.fault("hub", /api/, (response) => sendJson(response, withFile(file)), 10);
+      const { hub, options } = await hubWith();
+      hub.fault("hub", /api/, (response) => sendJson(response, withFile(file)), 10);
       const snapshot = await pull(ID, options);
       assert.equal(await pull(ID, { ...options, offline: true, verify: true }), snapshot);
       assert.deepEqual(
-        tree(folder).filter((name) => name.includes("evil")),
+        around(options).filter((name) => name.includes("evil")),
         [],
       );
     });
   }
 
   test("twenty thousand files are read; more bytes than any list has are not", async () => {
-    const { server, options } = await hub();
+    const { hub, options } = await hubWith();
     const many = (count) => {
       const more = Array.from({ length: count }, (_, index) => ({
         rfilename: `data/${index}.json`,
@@ -129,9 +108,9 @@ describe("a list of files", TOGETHER, () => {
       }));
       return { sha: COMMIT, siblings: [...more, ...SIBLINGS] };
     };
-    server.fault("hub", /api/, (response) => sendJson(response, many(20_000)));
+    hub.fault("hub", /api/, (response) => sendJson(response, many(20_000)));
     await pull(ID, options);
-    server.fault("hub", /api/, (response) => sendJson(response, many(1_000_000)));
+    hub.fault("hub", /api/, (response) => sendJson(response, many(1_000_000)));
     await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "more than 10000000 bytes"));
   });
 
@@ -141,9 +120,9 @@ describe("a list of files", TOGETHER, () => {
     ["brackets without end", "", "["],
   ]) {
     test(`${what} is given up`, async () => {
-      const { server, options } = await hub();
+      const { hub, options } = await hubWith();
       let sent = 0;
-      server.fault("hub", /api/, (response) => {
+      hub.fault("hub", /api/, (response) => {
         const block = Buffer.from(piece.repeat(Math.ceil(65_536 / piece.length)));
         const send = () => {
           while (!response.destroyed) {
@@ -161,8 +140,8 @@ describe("a list of files", TOGETHER, () => {
 
   test("JSON of great depth is no description of a model", async () => {
     for (const depth of [100_000, 4_000_000]) {
-      const { server, options } = await hub();
-      server.fault("hub", /api/, (response) => response.end(`${"[".repeat(depth)}${"]".repeat(depth)}`));
+      const { hub, options } = await hubWith();
+      hub.fault("hub", /api/, (response) => response.end(`${"[".repeat(depth)}${"]".repeat(depth)}`));
       await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "expected a"));
     }
   });
@@ -195,14 +174,14 @@ describe("an answer", TOGETHER, () => {
   };
   for (const [what, reply] of Object.entries(REFUSED)) {
     test(`${what} is refused`, async () => {
-      const { server, options } = await hub();
-      server.fault("hub", /./, reply, 1000);
+      const { hub, options } = await hubWith();
+      hub.fault("hub", /./, reply, 1000);
       await assert.rejects(pull(ID, options), (error) => {
         assert.ok(error instanceof EmbedderError, String(error));
         assert.match(error.code, /^(DOWNLOAD_FAILED|MODEL_NOT_FOUND)$/, error.message);
         return true;
       });
-      assert.ok(server.requests.length <= 6, `${server.requests.length} requests`);
+      assert.ok(hub.requests.length <= 6, `${hub.requests.length} requests`);
     });
   }
 
@@ -218,8 +197,8 @@ describe("an answer", TOGETHER, () => {
   };
   for (const [what, reply] of Object.entries(ONCE)) {
     test(`${what} for a file, once, is mended by another attempt`, async () => {
-      const { server, options } = await hub();
-      server.fault("hub", /resolve.*tokenizer\.json/, reply, 1);
+      const { hub, options } = await hubWith();
+      hub.fault("hub", /resolve.*tokenizer\.json/, reply, 1);
       const folder = await pull(ID, options);
       assert.equal(await pull(ID, { ...options, offline: true, verify: true }), folder);
     });

@@ -1,10 +1,8 @@
 /** `dtype: "int8"` as users see it, with the real starter model; `tests/int8.rs` has what Rust can test closer by. */
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
 import { chmodSync, copyFileSync, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
-import { createInterface } from "node:readline";
 import { test } from "node:test";
 import {
   api,
@@ -18,7 +16,8 @@ import {
   STARTER_MODEL,
   temporaryFolder,
   withEmbedder,
-} from "./models.mjs";
+} from "./support/models.mjs";
+import { startNode } from "./support/processes.mjs";
 
 const CACHE = temporaryFolder();
 process.env.SEMANTIC_SEARCH_CACHE = CACHE;
@@ -89,14 +88,10 @@ test("several processes may quantize the same model at once", async () => {
     });
     console.log("ready");`;
   const env = { ...process.env, MODEL: STARTER_MODEL, SEMANTIC_SEARCH_CACHE: cache };
-  const children = Array.from({ length: 4 }, () => {
-    const child = spawn(process.execPath, ["-e", code], { env, stdio: ["pipe", "pipe", "inherit"] });
-    return { child, lines: createInterface({ input: child.stdout })[Symbol.asyncIterator]() };
-  });
-  const answers = () => Promise.all(children.map(async ({ lines }) => (await lines.next()).value));
-  assert.deepEqual(await answers(), ["ready", "ready", "ready", "ready"]);
+  const children = Array.from({ length: 4 }, () => startNode(["-e", code], { env }));
+  await Promise.all(children.map(({ says }) => says(/ready/)));
   for (const { child } of children) child.stdin.write("go\n");
-  const vectors = await answers();
+  const vectors = await Promise.all(children.map(async ({ says }) => (await says(/^([0-9a-f]+)\n/m))[1]));
   assert.match(vectors[0], /^[0-9a-f]{3072}$/);
   assert.equal(new Set(vectors).size, 1);
   const kept = readdirSync(path.join(cache, "quantized"));

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
 import { isAllowed, readPolicy } from "../scripts/licenses.mjs";
-import { ROOT } from "./models.mjs";
+import { ROOT } from "./support/models.mjs";
 
 test("licenses: an SPDX expression is met by licenses that are allowed", () => {
   const allowed = ["MIT", "Unicode-3.0", "Apache-2.0 WITH LLVM-exception"];

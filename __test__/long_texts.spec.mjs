@@ -1,12 +1,13 @@
 /** Long texts are tokenized piece by piece: with the tokens of the whole, and in little memory. */
 
 import assert from "node:assert/strict";
-import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
-import { ROOT, STARTER_MODEL, temporaryFolder } from "./models.mjs";
+import { Random } from "../scripts/random.mjs";
+import { ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
+import { reportsOf } from "./support/processes.mjs";
 
 const require = createRequire(import.meta.url);
 const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
@@ -26,21 +27,10 @@ const FRAGMENTS = [
   ..."a|Ab|_Ab|the|time|the  time|return|zzz|zzzz|zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz".split("|"),
 ];
 
-/** A generator of equal numbers in every run: mulberry32. */
-function randomNumbers(seed) {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
-  };
-}
-
 function randomText(random, fragments) {
-  const text = Array.from({ length: random(fragments) }, () => {
-    const fragment = FRAGMENTS[random(FRAGMENTS.length)];
-    return random(10) === 0 ? fragment.repeat(2 + random(50)) : fragment;
+  const text = Array.from({ length: random.below(fragments) }, () => {
+    const fragment = random.of(FRAGMENTS);
+    return random.below(10) === 0 ? fragment.repeat(2 + random.below(50)) : fragment;
   });
   return text.join("");
 }
@@ -106,11 +96,11 @@ const FILES = [
 
 for (const [title, file] of FILES) {
   test(`a text in pieces has the tokens of the whole: ${title}`, () => {
-    const random = randomNumbers(7);
+    const random = new Random(7);
     for (const truncationSide of ["right", "left"]) {
       for (const lowerCase of [false, true]) {
         for (const charactersPerPiece of [0, 1, 7, 30, 300]) {
-          const maxTokens = 3 + random(random(2) ? 10 : 200);
+          const maxTokens = 3 + random.below(random.below(2) ? 10 : 200);
           const model = modelOf(file, { maxTokens, lowerCase, truncationSide, documentPrompt: randomText(random, 4) });
           const inPieces = new TextTokenizer(model, charactersPerPiece);
           const whole = new TextTokenizer(model, Number.POSITIVE_INFINITY);
@@ -132,7 +122,7 @@ for (const [title, file] of FILES) {
 }
 
 test("the addon and the fallback cut long texts alike", async () => {
-  const random = randomNumbers(11);
+  const random = new Random(11);
   const options = { maxTokens: 400 };
   const rust = await loadAddon().Model.load(STARTER_MODEL, addonOptions(options));
   const js = new TextTokenizer(readModelDir(STARTER_MODEL, options));
@@ -162,10 +152,10 @@ const MEASURE = `
   console.log(JSON.stringify(rows));
 `;
 
-test("memory does not grow with the text", () => {
+test("memory does not grow with the text", async () => {
   const tokenizer = require.resolve("../dist/lib/fallback/tokenizer.js");
   const args = ["-e", MEASURE, tokenizer, JSON.stringify(modelOf(FIXTURE))];
-  const rows = JSON.parse(execFileSync(process.execPath, args, { encoding: "utf8" }));
+  const rows = (await reportsOf(args))[0];
   const tokens = { a: 3, "a\u0301\u0300": 3, " ": 2, "\u200b": 2, "\u0301": 2 };
   for (const row of rows) {
     assert.equal(row.tokens, tokens[row.unit] ?? 512, JSON.stringify(row));

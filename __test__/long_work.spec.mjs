@@ -17,7 +17,7 @@ import {
   model,
   ROOT,
   withEmbedder,
-} from "./models.mjs";
+} from "./support/models.mjs";
 
 const { Embedder, EmbedderError } = api;
 const texts = (count, name = "text") =>
@@ -348,14 +348,12 @@ test("options of long work are checked", async () => {
 });
 
 /** In a worker: mixed calls on an embedder of its own, some aborted at random, some wrong; how each of them ended. */
-async function storm({ api: file, folder, backend, calls, seed }) {
+async function storm({ api: file, random: randomModule, folder, backend, calls, seed }) {
   const { Embedder: WorkerEmbedder } = require(file);
   const { parentPort } = require("node:worker_threads");
-  let state = seed;
-  const random = (below) => {
-    state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
-    return Math.floor((state / 2 ** 32) * below);
-  };
+  const { Random } = await import(randomModule);
+  const generator = new Random(seed);
+  const random = (limit) => generator.below(limit);
   const embedder = await WorkerEmbedder.load(folder, { backend, queryCacheSize: 8 });
   const pool = Array.from({ length: 30 }, (_, index) => `text ${index} ${"word ".repeat(index)}`);
   const reference = await embedder.embed(pool);
@@ -400,6 +398,7 @@ test("10,000 mixed calls from 8 worker threads are each answered once, and right
   const workers = Array.from({ length: 8 }, (_, index) => {
     const input = {
       api: path.join(ROOT, "dist/embedder.js"),
+      random: new URL("../scripts/random.mjs", import.meta.url),
       folder,
       backend: backends[index % backends.length],
       calls: 1250,

@@ -5,7 +5,7 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { Worker } from "node:worker_threads";
-import { api, assertClose, FIXTURES, HAS_MLX, model, ROOT, withEmbedder } from "./models.mjs";
+import { api, assertClose, FIXTURES, HAS_MLX, model, ROOT, withEmbedder } from "./support/models.mjs";
 
 const { Embedder } = api;
 const MLX = { backend: "mlx", dtype: "f32", maxTokens: 64 };

@@ -3,7 +3,16 @@
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { test } from "node:test";
-import { api, assertClose, BACKENDS, changedModel, embedderError, golden, model, withEmbedder } from "./models.mjs";
+import {
+  api,
+  assertClose,
+  BACKENDS,
+  changedModel,
+  embedderError,
+  golden,
+  model,
+  withEmbedder,
+} from "./support/models.mjs";
 
 const require = createRequire(import.meta.url);
 const { encode } = require("../dist/lib/fallback/vector.js");

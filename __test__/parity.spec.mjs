@@ -17,7 +17,7 @@ import {
   STARTER_MODEL,
   temporaryFolder,
   withEmbedder,
-} from "./models.mjs";
+} from "./support/models.mjs";
 
 const require = createRequire(import.meta.url);
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");

@@ -5,8 +5,8 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { Random } from "./random.mjs";
-import { Readers } from "./readers.mjs";
+import { Random } from "../scripts/random.mjs";
+import { Readers } from "./support/readers.mjs";
 
 const SEED = 1;
 const FOLDERS = 1500;

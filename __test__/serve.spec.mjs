@@ -7,8 +7,9 @@ import { createRequire } from "node:module";
 import * as net from "node:net";
 import { test } from "node:test";
 import OpenAI from "openai";
-import { start, until } from "./command_line.mjs";
-import { assertClose, model, withEmbedder } from "./models.mjs";
+import { start } from "./support/command_line.mjs";
+import { assertClose, model, withEmbedder } from "./support/models.mjs";
+import { until } from "./support/processes.mjs";
 
 const { addonOptions, loadAddon } = createRequire(import.meta.url)("../dist/lib/native.js");
 
@@ -26,10 +27,7 @@ async function serve(t, name = "bert_mean", args = [], env = {}) {
     server.child.kill("SIGKILL");
     await server.ended;
   });
-  const url = await until(async () => {
-    if (server.child.exitCode !== null) throw new Error(server.output.stderr);
-    return /^http:\S+\n/.exec(server.output.stdout)?.[0].trim();
-  }, "the server's address");
+  const [, url] = await server.says(/^(http:\S+)\n/);
   const apiKey = env.SEMANTIC_SEARCH_API_KEY ?? "none";
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0, timeout: 60_000 });
   const metric = async (name) => {
@@ -349,14 +347,14 @@ async function exchangeBytes(url, pieces) {
   return { head, body, status: Number(head.split(" ")[1]) };
 }
 
-test("what is hardly HTTP gets an error in JSON, too, and nothing hangs", async (t) => {
-  const { url, output } = await serve(t, "bert_mean", ["--request-timeout=2"]);
+test("malformed HTTP gets an error in JSON, and nothing hangs", async (t) => {
+  const { url, output } = await serve(t, "bert_mean", ["--request-timeout=1"]);
   const post = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
   const body = JSON.stringify({ model: "bert_mean", input: "a" });
   const chunked = `${post}connection: close\r\ntransfer-encoding: chunked\r\n\r\n`;
-  for (const [status, code, ...pieces] of [
+  const cases = [
     [400, "malformed_request", "HELLO\r\n\r\n"],
-    [400, "malformed_request", "GET /health HTTP/1.1\r\n\r\n"],
+    [400, "malformed_request", "GET /health HTTP/1.1\r\nconnection: close\r\n\r\n"],
     [400, "malformed_request", `${post}content-length: -1\r\n\r\n`],
     [400, "malformed_request", `${post}content-length: 1\r\ncontent-length: 2\r\n\r\n`],
     [400, "malformed_request", `${post}content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n`],
@@ -369,12 +367,15 @@ test("what is hardly HTTP gets an error in JSON, too, and nothing hangs", async 
     [413, "body_too_large", `${post}connection: close\r\ncontent-length: 99999999999999\r\n\r\n{`],
     // The rest of what was announced shorter than it is.
     [400, "invalid_json", `${post}connection: close\r\ncontent-length: 10\r\n\r\n${body}`],
-  ]) {
-    const answer = await exchangeBytes(url, pieces);
-    assert.equal(answer.status, status, `${pieces[0].slice(0, 200)}: ${answer.head}`);
+  ];
+  const check = async ([status, code, bytes]) => {
+    const answer = await exchangeBytes(url, [bytes]);
+    assert.equal(answer.status, status, `${bytes.slice(0, 200)}: ${answer.head}`);
     assert.match(answer.head, /^content-type: application\/json\r?$/im);
     assert.equal(JSON.parse(answer.body).error.code, code, answer.body);
-  }
+  };
+  // Together, since some take until the server's patience ends.
+  await Promise.all(cases.map(check));
   const bytes = Array.from(body, (byte) => `1\r\n${byte}\r\n`);
   const whole = await exchangeBytes(url, [chunked, ...bytes, "0\r\n\r\n"]);
   assert.equal(whole.status, 200, whole.head);
@@ -630,7 +631,7 @@ test("metrics and health tell what was done", async (t) => {
 
 for (const signalName of ["SIGTERM", "SIGINT"]) {
   test(`${signalName}: requests in flight finish, new ones are refused, exit code 0`, POSIX, async (t) => {
-    const { client, url, child, output, ended, metric } = await serve(t, "bert_mean", [
+    const { client, url, child, output, ended, says, metric } = await serve(t, "bert_mean", [
       "--threads=1",
       "--stop-timeout=30",
     ]);
@@ -641,7 +642,7 @@ for (const signalName of ["SIGTERM", "SIGINT"]) {
     (await once(idle, "response"))[0].resume();
     await until(async () => (await metric("semantic_search_calls_in_progress")) === 1, "the call");
     child.kill(signalName);
-    await until(() => output.stderr.includes("stopping"), "the server to stop");
+    await says(/stopping/, "stderr");
     await until(
       () =>
         fetch(`${url}/health`).then(
@@ -658,7 +659,7 @@ for (const signalName of ["SIGTERM", "SIGINT"]) {
 }
 
 test("SIGTERM: kept connections are answered once more, with connection: close, and end", POSIX, async (t) => {
-  const { url, child, output, ended } = await serve(t);
+  const { url, child, output, ended, says } = await serve(t);
   const agent = new http.Agent({ keepAlive: true, maxSockets: 8 });
   const ask = async (path, body) => {
     const headers = { "content-type": "application/json" };
@@ -676,7 +677,7 @@ test("SIGTERM: kept connections are answered once more, with connection: close, 
   const unused = net.connect(new URL(url).port, "127.0.0.1");
   await once(unused, "connect");
   child.kill("SIGTERM");
-  await until(() => output.stderr.includes("stopping"), "the server to stop");
+  await says(/stopping/, "stderr");
   const answers = await Promise.all(Array.from({ length: 6 }, () => ask("/v1/embeddings", input)));
   for (const { status, headers } of answers) assert.deepEqual([status, headers.connection], [200, "close"]);
   const health = await ask("/health");
@@ -708,8 +709,8 @@ test("a port that is taken, and --json", async (t) => {
   assert.deepEqual([status, stdout], [1, ""]);
   assert.match(stderr, /^error \[EADDRINUSE\]: .*--port/);
   const second = start(["serve", folder, "--port=0", "--json", "--model-name=mine"]);
-  await until(() => second.output.stdout.includes("\n"), "the address");
-  const { url, model: name, dimension } = JSON.parse(second.output.stdout);
+  const [line] = await second.says(/.*\n/);
+  const { url, model: name, dimension } = JSON.parse(line);
   assert.deepEqual([name, dimension], ["mine", 48]);
   assert.equal((await fetch(`${url}/health`)).status, 200);
   second.child.kill("SIGTERM");

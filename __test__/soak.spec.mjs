@@ -1,31 +1,31 @@
 /** A few seconds of the soak test, and that it finds what it is for. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import * as path from "node:path";
 import { test } from "node:test";
 import { growth } from "../scripts/soak.mjs";
-import { ROOT } from "./models.mjs";
+import { ROOT } from "./support/models.mjs";
+import { runNode } from "./support/processes.mjs";
 
 function soak(...args) {
-  return spawnSync(process.execPath, [path.join(ROOT, "scripts/soak.mjs"), ...args], { encoding: "utf8" });
+  return runNode([path.join(ROOT, "scripts/soak.mjs"), ...args]);
 }
 
-test("soak: mixed calls from worker threads give right vectors and leave nothing behind", () => {
-  const { status, stdout, stderr } = soak("--minutes=0.05", "--rounds=3");
+test("soak: mixed calls from worker threads give right vectors and leave nothing behind", async () => {
+  const { status, stdout, stderr } = await soak("--minutes=0.05", "--rounds=3");
   assert.equal(status, 0, stdout + stderr);
   assert.match(stdout, /round 3\/3: \d+ calls/);
   for (const call of ["embed", "query", "stream", "abort"]) assert.match(stdout, new RegExp(`│ ${call} +│ +[1-9]`));
 });
 
-test("soak: an error that no call asked for is a failure", () => {
-  const { status, stdout, stderr } = soak("--minutes=0.05", "--dtype=f16");
+test("soak: an error that no call asked for is a failure", async () => {
+  const { status, stdout, stderr } = await soak("--minutes=0.05", "--dtype=f16");
   assert.equal(status, 1, stdout);
   assert.match(stderr, /FAIL: INVALID_ARGUMENT.*dtype/);
 });
 
-test("soak: a wrong vector is a failure", () => {
-  const { status, stdout, stderr } = soak("--minutes=0.02", "--rounds=1", "--workers=1", "--spoil");
+test("soak: a wrong vector is a failure", async () => {
+  const { status, stdout, stderr } = await soak("--minutes=0.02", "--rounds=1", "--workers=1", "--spoil");
   assert.equal(status, 1, stdout);
   assert.match(stderr, /FAIL: .*wrong vector for text \d+/);
 });

@@ -8,7 +8,7 @@ import * as path from "node:path";
 import { test } from "node:test";
 import { deflateRawSync } from "node:zlib";
 import { bringStarterModel, readZip } from "../scripts/starter-model.mjs";
-import { temporaryFolder } from "./models.mjs";
+import { temporaryFolder } from "./support/models.mjs";
 
 const CONTENT = {
   "config.json": Buffer.from('{"model_type": "bert"}'),

@@ -1,11 +1,11 @@
 /** Nothing is reported to anybody: no socket is opened and no file is written, on any backend, in any thread. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { BACKENDS, model, ROOT, temporaryFolder } from "./models.mjs";
+import { BACKENDS, model, ROOT, temporaryFolder } from "./support/models.mjs";
+import { run } from "./support/processes.mjs";
 
 const USE = `
   const { Embedder } = require(${JSON.stringify(path.join(ROOT, "dist/embedder.js"))});
@@ -35,14 +35,12 @@ async function traces(args, env) {
   const [program, ...before] = [...(process.platform === "linux" ? watching : []), process.execPath];
   // ONNX Runtime is silent where a variable tells it that it is being tested: there are none but these.
   const { PATH, SystemRoot } = process.env;
-  const { status, error, stderr, signal } = spawnSync(program, [...before, ...args], {
+  const { status, stderr, signal } = await run(program, [...before, ...args], {
     env: { PATH, ...(SystemRoot && { SystemRoot }), ...folders, MODEL: await model("bert_mean"), ...env },
     input: "the time",
-    encoding: "utf8",
-    timeout: 120_000,
-  });
-  assert.notEqual(error?.code, "ENOENT", "this test needs strace: apt-get install strace");
-  assert.equal(status, 0, `${signal} ${error?.message ?? ""} ${stderr}`);
+    timeoutMs: 120_000,
+  }).catch(({ message }) => assert.fail(`${message}; this test needs strace: apt-get install strace`));
+  assert.equal(status, 0, `${signal} ${stderr}`);
   const written = readdirSync(home, { recursive: true }).filter((name) => path.dirname(name) !== ".");
   return [...written, ...readFileSync(log, "utf8").split("\n").filter(isUnwanted)];
 }

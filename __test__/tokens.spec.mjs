@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { before, test } from "node:test";
-import { api, assertClose, BACKENDS, changedModel, embedderError, model, withEmbedder } from "./models.mjs";
+import { api, assertClose, BACKENDS, changedModel, embedderError, model, withEmbedder } from "./support/models.mjs";
 
 const require = createRequire(import.meta.url);
 const { inSlices } = require("../dist/lib/engine.js");

@@ -1,11 +1,11 @@
 /** The package's types, as a strict TypeScript user sees them from ES modules and from CommonJS. */
 
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { ROOT, temporaryFolder } from "./models.mjs";
+import { ROOT, temporaryFolder } from "./support/models.mjs";
+import { runNode } from "./support/processes.mjs";
 
 const USE = `
 import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, pull, KNOWN_MODELS, type EmbedOptions, type Encoding, type KnownModel, type LoadOptions, type PullOptions, type PullProgress, type TextOrTokens } from "semantic-search-native";
@@ -67,7 +67,7 @@ export async function use(): Promise<void> {
 `;
 
 for (const extension of ["mts", "cts"]) {
-  test(`types compile in a .${extension} file, strictly and with the library's declarations checked`, () => {
+  test(`types compile in a .${extension} file, strictly and with the library's declarations checked`, async () => {
     const user = temporaryFolder();
     mkdirSync(path.join(user, "node_modules"));
     symlinkSync(ROOT, path.join(user, "node_modules/semantic-search-native"), "junction");
@@ -83,7 +83,7 @@ for (const extension of ["mts", "cts"]) {
     };
     writeFileSync(path.join(user, "tsconfig.json"), JSON.stringify({ compilerOptions, files: [`use.${extension}`] }));
     const tsc = path.join(ROOT, "node_modules/typescript/bin/tsc");
-    const { stdout, status } = spawnSync(process.execPath, [tsc, "-p", user], { encoding: "utf8" });
+    const { stdout, status } = await runNode([tsc, "-p", user]);
     assert.equal(status, 0, stdout);
   });
 }

@@ -5,8 +5,8 @@ import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { functionsBelow } from "../scripts/functions.mjs";
+import { Random } from "../scripts/random.mjs";
 import { ROOT } from "../scripts/setup.mjs";
-import { randomNumbers } from "./models/random_model.mjs";
 
 /** Packages of Python's standard library that are read beside this repository. */
 const PYTHON_PACKAGES = [
@@ -94,13 +94,13 @@ function wordsOf(modelFolder) {
  */
 export function textsOfLengths(modelFolder, lengths) {
   const words = wordsOf(modelFolder);
-  const random = randomNumbers();
-  const word = () => words[Math.floor(random() * words.length)];
+  const random = new Random("words");
+  const word = () => random.of(words);
   return lengths.map((tokens) => Array.from({ length: tokens - 2 }, word).join(" "));
 }
 
 /** Lengths from 3 to `longest`, short ones more often, as symbols of code are. */
 export function randomLengths(count, longest) {
-  const random = randomNumbers(2);
-  return Array.from({ length: count }, () => Math.floor(3 * (longest / 3) ** random()));
+  const random = new Random("lengths");
+  return Array.from({ length: count }, () => Math.floor(3 * (longest / 3) ** random.next()));
 }

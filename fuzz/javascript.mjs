@@ -16,10 +16,11 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { start } from "../__test__/command_line.mjs";
-import { filesIn, startHub } from "../__test__/hub_server.mjs";
-import { Random } from "../__test__/random.mjs";
-import { Readers } from "../__test__/readers.mjs";
+import { start } from "../__test__/support/command_line.mjs";
+import { filesIn, startHub } from "../__test__/support/hub_server.mjs";
+import { Readers } from "../__test__/support/readers.mjs";
+import { Random } from "../scripts/random.mjs";
+import { decodeSafetensors, encodeSafetensors } from "../scripts/safetensors.mjs";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const api = createRequire(import.meta.url)("../dist/embedder.js");
@@ -111,11 +112,8 @@ function changedBytes(random, bytes) {
 
 /** A safetensors file whose header is still one, and says something else. */
 function changedSafetensors(random, bytes) {
-  const length = Number(bytes.readBigUInt64LE());
-  const header = Buffer.from(JSON.stringify(changedJson(random, JSON.parse(bytes.subarray(8, 8 + length).toString()))));
-  const size = Buffer.alloc(8);
-  size.writeBigUInt64LE(BigInt(header.length));
-  return Buffer.concat([size, header, bytes.subarray(8 + length)]);
+  const { header, data } = decodeSafetensors(bytes);
+  return encodeSafetensors({ header: changedJson(random, header), headerLength: 0, data });
 }
 
 function changedFile(random, name, bytes) {
@@ -322,12 +320,8 @@ class ServeTarget {
       "--matryoshka",
       "--no-layer-norm",
     ]);
-    const { child, output } = this.#server;
-    for (let waited = 0; !output.stdout.includes("\n"); waited += 20) {
-      if (child.exitCode !== null || waited > CASE_TIMEOUT_MS) throw new Error(`serve did not start: ${output.stderr}`);
-      await new Promise((resolve) => setTimeout(resolve, 20));
-    }
-    this.#url = new URL(output.stdout.trim());
+    const [, url] = await this.#server.says(/^(http:\S+)\n/);
+    this.#url = new URL(url);
   }
 
   async run(random) {

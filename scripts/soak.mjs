@@ -21,6 +21,7 @@ import { parseArgs } from "node:util";
 import * as v8 from "node:v8";
 import * as vm from "node:vm";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
+import { Random } from "./random.mjs";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const { Embedder, EmbedderError, exportOnnx } = createRequire(import.meta.url)("../dist/embedder.js");
@@ -34,19 +35,6 @@ const HANG_MS = 120_000;
 const ENCODINGS = ["float32", "int8", "binary"];
 /** Largest difference of two float32 vectors' numbers where they need not be the same bits. */
 const TOLERANCE = 1e-5;
-
-// mulberry32
-function randomNumbers(seed) {
-  let state = seed >>> 0;
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-  const below = (bound) => Math.floor(next() * bound);
-  return { next, below, oneOf: (choices) => choices[below(choices.length)] };
-}
 
 /** Texts of many lengths, with repetitions and what tokenizers stumble over. */
 function makeTexts(random) {
@@ -64,7 +52,7 @@ function makeTexts(random) {
     "🙂",
     "x".repeat(99),
   ];
-  const text = (length) => Array.from({ length }, () => random.oneOf(words)).join(" ");
+  const text = (length) => Array.from({ length }, () => random.of(words)).join(" ");
   const texts = Array.from({ length: 240 }, (_, index) => text(index % 7 === 0 ? random.below(600) : random.below(40)));
   return [...texts, "", " ", ...texts.slice(0, 20)];
 }
@@ -99,7 +87,7 @@ async function work({ model, options, texts, expected, isExact, seed, untilMs })
   const OPERATIONS = {
     async embed(random) {
       const indices = some(random);
-      const [kind, encoding] = [random.oneOf(["query", "document"]), random.oneOf(ENCODINGS)];
+      const [kind, encoding] = [random.of(["query", "document"]), random.of(ENCODINGS)];
       const vectors = await embedder.embed(
         indices.map((index) => texts[index]),
         { kind, encoding },
@@ -112,7 +100,7 @@ async function work({ model, options, texts, expected, isExact, seed, untilMs })
     },
     async stream(random) {
       const indices = some(random);
-      const leaveAt = random.oneOf([1, 5, Number.POSITIVE_INFINITY]);
+      const leaveAt = random.of([1, 5, Number.POSITIVE_INFINITY]);
       let seen = 0;
       for await (const { index, vector } of embedder.stream(indices.map((index) => texts[index]))) {
         check("stream", indices[index], vector, "document");
@@ -146,7 +134,7 @@ async function work({ model, options, texts, expected, isExact, seed, untilMs })
           for await (const _ of embedder.stream(["text", undefined]));
         },
       ];
-      await refused("INVALID_ARGUMENT", random.oneOf(calls));
+      await refused("INVALID_ARGUMENT", random.of(calls));
     },
     async "wrong model"() {
       await refused("MODEL_NOT_FOUND", () => Embedder.load("./no/such/folder", options));
@@ -175,9 +163,9 @@ async function work({ model, options, texts, expected, isExact, seed, untilMs })
   }
 
   async function lane(number) {
-    const random = randomNumbers(seed + number);
+    const random = new Random(seed + number);
     for (let calls = 0; calls < FEWEST_CALLS || Date.now() < untilMs; calls++) {
-      const name = random.below(8) === 0 ? random.oneOf(RARE) : random.oneOf(CHOICES);
+      const name = random.below(8) === 0 ? random.of(RARE) : random.of(CHOICES);
       const used = embedder;
       let timer;
       const hang = new Promise((_, reject) => {
@@ -303,7 +291,7 @@ export function growth(samples) {
 /** One round of workers; resolves to what they counted. One of them is terminated in the middle of its calls. */
 async function round(shared, workers, seed, milliseconds) {
   const untilMs = Date.now() + milliseconds;
-  const random = randomNumbers(seed);
+  const random = new Random(seed);
   const totals = {};
   const lives = Array.from({ length: workers }, (_, index) => {
     const worker = new Worker(fileURLToPath(import.meta.url), {
@@ -349,7 +337,7 @@ async function main() {
     process.env.SEMANTIC_SEARCH_CACHE = path.join(scratch, "cache");
     if (backend === "onnx-js") await exportOnnx(model, { dtype });
     const options = { backend, dtype, maxTokens: 256, threads: 2 };
-    const texts = makeTexts(randomNumbers(seed));
+    const texts = makeTexts(new Random(seed));
     const expected = await references(model, options, texts);
     if (spoil) for (const vector of expected.document.float32) vector.fill(0);
     const shared = { model, options, texts, expected, isExact: backend !== "mlx" };

@@ -5,13 +5,13 @@
 
 import { readFileSync } from "node:fs";
 import * as path from "node:path";
-import { OnnxGraph } from "./onnx_graph.mjs";
-import { readSafetensors } from "./safetensors.mjs";
+import { OnnxGraph } from "../../scripts/onnx-graph.mjs";
+import { float32Tensors } from "../../scripts/safetensors.mjs";
 
 /** What the graphs need to know of a model, whichever names its configuration uses. */
 function readModel(folder) {
   const config = JSON.parse(readFileSync(path.join(folder, "config.json"), "utf8"));
-  const weights = readSafetensors(path.join(folder, "model.safetensors"));
+  const weights = float32Tensors(path.join(folder, "model.safetensors"));
   const isNomic = config.model_type === "nomic_bert";
   const width = config.n_embd ?? config.hidden_size;
   const heads = config.n_head ?? config.num_attention_heads;

@@ -2,7 +2,8 @@
 
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
-import { writeSafetensors } from "./safetensors.mjs";
+import { Random } from "../../scripts/random.mjs";
+import { writeFloat32Tensors } from "../../scripts/safetensors.mjs";
 
 const WIDTH = 768;
 const HEADS = 12;
@@ -39,23 +40,11 @@ const MODULES = [
   { idx: 1, name: "1", path: "1_Pooling", type: "sentence_transformers.models.Pooling" },
 ];
 
-/** Numbers from 0 to 1, the same in every run. */
-export function randomNumbers(seed = 1) {
-  let state = seed;
-  return () => {
-    // mulberry32
-    state = (state + 0x6d2b79f5) | 0;
-    let value = Math.imul(state ^ (state >>> 15), state | 1);
-    value ^= value + Math.imul(value ^ (value >>> 7), value | 61);
-    return ((value ^ (value >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
 function normalNumbers(count, { mean = 0, deviation, random }) {
   const values = new Float32Array(count);
   for (let i = 0; i < count; i += 2) {
-    const radius = deviation * Math.sqrt(-2 * Math.log(1 - random()));
-    const angle = 2 * Math.PI * random();
+    const radius = deviation * Math.sqrt(-2 * Math.log(1 - random.next()));
+    const angle = 2 * Math.PI * random.next();
     values[i] = mean + radius * Math.cos(angle);
     if (i + 1 < count) values[i + 1] = mean + radius * Math.sin(angle);
   }
@@ -63,7 +52,7 @@ function normalNumbers(count, { mean = 0, deviation, random }) {
 }
 
 function tensors(layers) {
-  const random = randomNumbers();
+  const random = new Random("weights");
   // As wide as a trained model's: values keep their size from layer to layer, and attention is not uniform.
   const matrix = (name, rows, columns, gain = 1) => ({
     name,
@@ -121,5 +110,5 @@ export function writeRandomModel({ folder, layers, pooling }) {
     writeFileSync(path.join(folder, name), `${JSON.stringify(content, null, 2)}\n`);
   }
   const weights = path.join(folder, "model.safetensors");
-  if (!existsSync(weights)) writeSafetensors(weights, tensors(layers));
+  if (!existsSync(weights)) writeFloat32Tensors(weights, tensors(layers));
 }

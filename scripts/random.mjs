@@ -1,12 +1,13 @@
-/** Pseudo-random numbers that are the same in every run of a seed; the algorithm is mulberry32. */
+/** Pseudo-random numbers, the same in every run of a seed. The algorithm is mulberry32. */
 export class Random {
   #state;
 
+  /** @param {...(string | number)} seed */
   constructor(...seed) {
     this.#state = [...seed.join(" ")].reduce((hash, letter) => Math.imul(hash ^ letter.charCodeAt(0), 0x01000193), 7);
   }
 
-  /** At least 0 and below 1. */
+  /** A number of at least 0 and below 1. */
   next() {
     this.#state = (this.#state + 0x6d2b79f5) | 0;
     let t = Math.imul(this.#state ^ (this.#state >>> 15), 1 | this.#state);
@@ -14,10 +15,12 @@ export class Random {
     return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
   }
 
+  /** An integer of at least 0 and below `limit`. */
   below(limit) {
     return Math.floor(this.next() * limit);
   }
 
+  /** An element of a list. */
   of(list) {
     return list[this.below(list.length)];
   }

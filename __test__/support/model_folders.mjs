@@ -283,7 +283,7 @@ function changedModules(random, modules) {
 }
 
 /**
- * @param {import("./random.mjs").Random} random
+ * @param {import("../../scripts/random.mjs").Random} random
  * @param {{ [file: string]: string }} files of a fixture; those of the Transformer may lie in a folder of their own
  * @returns {{ [file: string]: string | Buffer | null }} the files that are changed; `null`: to be removed
  */

@@ -12,13 +12,13 @@ import { isDeepStrictEqual } from "node:util";
 import { changedFolder, OPTIONS } from "./model_folders.mjs";
 
 const require = createRequire(import.meta.url);
-const { loadAddon } = require("../dist/lib/native.js");
-const { describe, readModelDir } = require("../dist/lib/model_dir.js");
-const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
+const { loadAddon } = require("../../dist/lib/native.js");
+const { describe, readModelDir } = require("../../dist/lib/model_dir.js");
+const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer.js");
 
 // Most of the time goes into writing files: where there is one, into a file system in memory.
 const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : os.tmpdir();
-const FIXTURES = fileURLToPath(new URL("../tests/fixtures", import.meta.url));
+const FIXTURES = fileURLToPath(new URL("../../tests/fixtures", import.meta.url));
 const NAMES = ["bert_mean", "bert_cls_bf16", "bert_cls_f16", "nomic_cls", "nomic_mean_dynamic", "nomic_partial"];
 
 const READERS = {

@@ -1,6 +1,6 @@
 /** Writes tiny ONNX models: token states are rows of a table, looked up by `input_ids`. */
 
-import { OnnxGraph } from "../benches/models/onnx_graph.mjs";
+import { OnnxGraph } from "../../scripts/onnx-graph.mjs";
 
 /**
  * @param {object} graph
