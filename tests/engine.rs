@@ -9,14 +9,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
-use semantic_search_native::batch::{Batch, Limits};
+use semantic_search_native::batch::Limits;
 use semantic_search_native::engine::{Activity, Embeddings, Engine, Rows, Sink, Ticket};
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
 use semantic_search_native::runtime::stop::Stop;
 use semantic_search_native::runtime::{MakeWorker, Runtime, Worker};
 use semantic_search_native::tokenizer::Tokenizer;
-use semantic_search_native::vector::Finish;
+use semantic_search_native::vector::{Encoding, Finish, Vectors};
 use semantic_search_native::{Error, Model, Result};
 
 /// One worker for bulk work, or the two that MLX always has.
@@ -604,7 +604,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
     const STACK: usize = 512 << 20;
     struct Idle(Arc<()>);
     impl Worker for Idle {
-        fn forward(&mut self, _: &Batch, _: &Arc<Stop>) -> Result<Vec<f32>> {
+        fn forward(&mut self, _: &[&[u32]], _: &Arc<Stop>) -> Result<Vec<f32>> {
             unreachable!("nothing is submitted, {} know", Arc::strong_count(&self.0))
         }
     }
@@ -640,7 +640,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
             score_bytes: 0,
         },
         workers: (0..4).map(|_| worker()).collect(),
-        lone: worker(),
+        urgent_worker: worker(),
         warning: None,
     };
     let dir = ModelDir::read(&setup::fixture("nomic_cls"), &Options::default()).unwrap();
@@ -664,7 +664,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
         tokenizer,
         Finish {
             pooled: 8,
-            cut: None,
+            matryoshka: None,
             normalize: true,
         },
     )

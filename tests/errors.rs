@@ -347,7 +347,7 @@ fn a_cut_nomic_model_needs_a_known_name_or_the_option() {
     let layer_norm = |name: &str, asked| {
         let named = set_config("_name_or_path", json!(name));
         load_spoiled_with("nomic_cls", &options(asked), named)
-            .map(|model| model.dir().cut.unwrap().layer_norm)
+            .map(|model| model.dir().matryoshka.unwrap().layer_norm)
     };
     assert_error(
         layer_norm("somebody/else", None),
@@ -361,7 +361,7 @@ fn a_cut_nomic_model_needs_a_known_name_or_the_option() {
     assert!(!layer_norm("nomic-ai/nomic-embed-text-v1", None).unwrap());
     assert!(!layer_norm("nomic-ai/CodeRankEmbed", None).unwrap());
     let bert = Model::load(&setup::fixture("bert_mean"), &options(None)).unwrap();
-    assert!(!bert.dir().cut.unwrap().layer_norm);
+    assert!(!bert.dir().matryoshka.unwrap().layer_norm);
 }
 
 #[test]

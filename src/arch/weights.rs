@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::Result;
-use crate::graph::{Embeddings, LayerNorm, Linear};
+use crate::graph::{EmbeddingTables, LayerNorm, Linear};
 
 /// A checkpoint whose names may all have a prefix, such as `bert.`, that the architecture does not know of.
 pub struct Weights<'a> {
@@ -62,10 +62,10 @@ impl<'a> Weights<'a> {
         vocabulary: usize,
         positions: Option<usize>,
         token_types: usize,
-    ) -> Result<Embeddings> {
+    ) -> Result<EmbeddingTables> {
         let table =
             |name: &str, rows| self.tensor(&format!("embeddings.{name}.weight"), &[rows, width]);
-        Ok(Embeddings {
+        Ok(EmbeddingTables {
             words: table("word_embeddings", vocabulary)?,
             positions: positions
                 .map(|rows| table("position_embeddings", rows))
