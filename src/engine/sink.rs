@@ -17,9 +17,13 @@ pub struct Embeddings<V = Vec<f32>> {
 
 impl Embeddings<Vectors> {
     /// The result of a call with [`Encoding::Float32`].
-    pub(crate) fn floats(self) -> Embeddings {
+    ///
+    /// # Panics
+    /// The call had another encoding.
+    #[must_use]
+    pub fn floats(self) -> Embeddings {
         let Vectors::Float32(vectors) = self.vectors else {
-            unreachable!("a call has one encoding")
+            panic!("the call had another encoding than float32")
         };
         Embeddings {
             vectors,
