@@ -37,6 +37,7 @@ const mlxRequired = { SEMANTIC_SEARCH_TEST_MLX: mlxVariant || isAppleSilicon ? "
 const XTASK = ["--manifest-path", "xtask/Cargo.toml"];
 const BENCHES = ["candle", "stages"].map((name) => ["--manifest-path", `benches/${name}/Cargo.toml`]);
 const FUZZ = ["--manifest-path", "fuzz/Cargo.toml"];
+const LOOM = ["--manifest-path", "tests/loom/Cargo.toml"];
 const committed = new Map(GENERATED.map((name) => [name, readIfPresent(name)]));
 let starterModel;
 
@@ -52,7 +53,7 @@ const SET_UP = {
 
 const CHECKS = {
   "cargo-fmt": async () => {
-    for (const crate of [[], XTASK, FUZZ, ...BENCHES]) await run("cargo", ["fmt", "--check", ...crate], rust);
+    for (const crate of [[], XTASK, FUZZ, LOOM, ...BENCHES]) await run("cargo", ["fmt", "--check", ...crate], rust);
   },
   clippy,
   lint: () => runPackage("@biomejs/biome/bin/biome", ["check", "--error-on-warnings", "."]),
@@ -60,6 +61,8 @@ const CHECKS = {
   generated: checkGenerated,
   "cargo-test": cargoTest,
   ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),
+  // The queue under all interleavings of its threads. In a folder of its own: nothing else is built with optimization.
+  loom: () => countedCargoTest([...LOOM, "--target-dir", "target/loom"]),
   "node-test": () => nodeTest("__test__"),
   example: async () => {
     await installPackages(EXAMPLE);
@@ -90,7 +93,7 @@ function withMlx() {
 async function clippy() {
   const tests = ["--all-targets", "--no-default-features"];
   // The Node boundary as it is built here; without it all tests, which link without Node.
-  const beside = [...BENCHES, [...FUZZ, "--no-default-features"]].map((crate) => [...crate, "--target-dir", "target"]);
+  const beside = [...BENCHES, [...FUZZ, "--no-default-features"], [...LOOM, "--all-targets"]].map((crate) => [...crate, "--target-dir", "target"]);
   const variants = mlxVariant
     ? [["--lib", ...withMlx()], tests, [...tests, ...withMlx()], ["--all-targets", ...XTASK], ...beside]
     : [["--lib"], tests, ...beside];

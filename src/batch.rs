@@ -1,50 +1,7 @@
 //! From lengths to batches. Pure: knows neither texts nor runtimes.
 //!
 //! A plan holds every text exactly once. Texts are sorted by length, longest first, so that the last batches are
-//! short ones and parallel workers finish together.
-
-/// Token ids of several texts in one flat buffer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// Ids of all texts, one after the other.
-    pub ids: Vec<u32>,
-    /// Text `i` is `ids[offsets[i]..offsets[i + 1]]`; starts with 0.
-    pub offsets: Vec<usize>,
-}
-
-impl Batch {
-    /// Joins texts, each given by its ids.
-    pub fn from_texts<'a>(texts: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut batch = Self {
-            ids: Vec::new(),
-            offsets: vec![0],
-        };
-        for ids in texts {
-            batch.ids.extend_from_slice(ids);
-            batch.offsets.push(batch.ids.len());
-        }
-        batch
-    }
-
-    /// Number of texts.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.offsets.len() - 1
-    }
-
-    /// Whether there is no text.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The texts in order.
-    pub fn texts(&self) -> impl Iterator<Item = &[u32]> {
-        self.offsets
-            .windows(2)
-            .map(|range| &self.ids[range[0]..range[1]])
-    }
-}
+//! short and parallel workers finish together.
 
 /// What a batch may hold.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -174,13 +131,6 @@ mod tests {
             for batch in plan(&lengths, limits) {
                 prop_assert!(batch.iter().all(|&text| lengths[text] == lengths[batch[0]]));
             }
-        }
-
-        #[test]
-        fn texts_come_back_from_a_batch(texts in prop::collection::vec(prop::collection::vec(0_u32..99, 0..9), 0..9)) {
-            let batch = Batch::from_texts(texts.iter().map(Vec::as_slice));
-            prop_assert_eq!(batch.len(), texts.len());
-            prop_assert_eq!(batch.texts().map(<[u32]>::to_vec).collect::<Vec<_>>(), texts);
         }
     }
 }

@@ -21,14 +21,14 @@ use std::sync::OnceLock;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
 use crate::pages::Pages;
 use crate::{file, memory};
 
 /// Longest header of a safetensors file, as the format has it.
 const MOST_HEADER: u64 = 100_000_000;
 
-/// What memory is asked for.
+/// For errors: what memory is allocated for.
 const FLOATS: &str = "weights in float32";
 
 /// Number format of stored weights.
@@ -146,11 +146,10 @@ impl Checkpoint {
         let prefix = prefixes
             .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
             .min_by_key(|prefix| prefix.len());
-        prefix.ok_or_else(|| Error::TensorInvalid {
-            path: self.folder.clone(),
-            tensor: anchor.to_owned(),
-            expected: "a tensor of this name, with or without a prefix".to_owned(),
-            found: format!("{} tensors of other names", self.tensors.len()),
+        prefix.ok_or_else(|| {
+            let expected = "a tensor of this name, with or without a prefix";
+            let found = format!("{} tensors of other names", self.tensors.len());
+            Error::tensor(&self.folder, anchor, expected, found)
         })
     }
 
@@ -165,21 +164,19 @@ impl Checkpoint {
     /// # Errors
     /// The tensor is missing, or its shape differs.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorSlice> {
+        let expected = || format!("shape {shape:?}");
         let Some(tensor) = self.tensors.get(name) else {
-            return Err(Error::TensorInvalid {
-                path: self.folder.clone(),
-                tensor: name.to_owned(),
-                expected: format!("shape {shape:?}"),
-                found: "no such tensor".to_owned(),
-            });
+            return Err(Error::tensor(
+                &self.folder,
+                name,
+                expected(),
+                "no such tensor",
+            ));
         };
         if tensor.shape != shape {
-            return Err(Error::TensorInvalid {
-                path: self.files[tensor.file].path.clone(),
-                tensor: name.to_owned(),
-                expected: format!("shape {shape:?}"),
-                found: format!("shape {:?}", tensor.shape),
-            });
+            let path = &self.files[tensor.file].path;
+            let found = format!("shape {:?}", tensor.shape);
+            return Err(Error::tensor(path, name, expected(), found));
         }
         Ok(tensor.clone())
     }
@@ -258,12 +255,9 @@ impl Checkpoint {
                 }
             };
             if !finite {
-                return Err(Error::TensorInvalid {
-                    path: self.files[tensor.file].path.clone(),
-                    tensor: tensor.name.clone(),
-                    expected: "finite numbers".to_owned(),
-                    found: "NaN or infinity".to_owned(),
-                });
+                let path = &self.files[tensor.file].path;
+                let (expected, found) = ("finite numbers", "NaN or infinity");
+                return Err(Error::tensor(path, &tensor.name, expected, found));
             }
         }
         Ok(())
@@ -332,23 +326,20 @@ fn read_weights(path: &Path) -> Result<Pages> {
     header.read_to_end(&mut start).map_err(failed)?;
     let header: safetensors::tensor::Metadata =
         serde_json::from_slice(start.get(8..).unwrap_or_default())
-            .map_err(|error| incomplete(path, &error))?;
+            .map_err(|error| incomplete(path, error))?;
     let expected = (start.len() as u64).saturating_add(header.data_len() as u64);
     if expected != length {
         let reason = format!("its header describes {expected} bytes, but it has {length}");
-        return Err(incomplete(path, &reason));
+        return Err(incomplete(path, reason));
     }
     let mut pages = Pages::zeroed(length as usize, "the weights")?;
     pages.fill(start.chain(file)).map_err(failed)?;
     Ok(pages)
 }
 
-fn incomplete(path: &Path, reason: &dyn std::fmt::Display) -> Error {
-    Error::ModelInvalid {
-        path: path.to_owned(),
-        problem: format!("is not a complete safetensors file ({reason}); download it again"),
-        source: None,
-    }
+fn incomplete(path: &Path, reason: impl Into<Cause>) -> Error {
+    let problem = "is not a complete safetensors file, download it again";
+    Error::invalid_from(path, problem, reason)
 }
 
 /// Reads one file's header into `tensors`.
@@ -358,7 +349,7 @@ fn read_header(
     file: usize,
     tensors: &mut HashMap<String, TensorSlice>,
 ) -> Result<()> {
-    let parsed = SafeTensors::deserialize(bytes).map_err(|error| incomplete(path, &error))?;
+    let parsed = SafeTensors::deserialize(bytes).map_err(|error| incomplete(path, error))?;
     for (name, view) in parsed.iter() {
         let dtype = match view.dtype() {
             Dtype::F32 => WeightType::F32,
@@ -367,12 +358,13 @@ fn read_header(
             // A buffer of old checkpoints that every implementation recomputes.
             _ if name.ends_with("position_ids") => continue,
             other => {
-                return Err(Error::TensorInvalid {
-                    path: path.to_owned(),
-                    tensor: name.to_owned(),
-                    expected: "dtype F32, F16 or BF16".to_owned(),
-                    found: format!("dtype {other:?}"),
-                });
+                let expected = "dtype F32, F16 or BF16";
+                return Err(Error::tensor(
+                    path,
+                    name,
+                    expected,
+                    format!("dtype {other:?}"),
+                ));
             }
         };
         let slice = TensorSlice {
@@ -383,11 +375,8 @@ fn read_header(
             offset: view.data().as_ptr() as usize - bytes.as_ptr() as usize,
         };
         if tensors.insert(name.to_owned(), slice).is_some() {
-            return Err(Error::ModelInvalid {
-                path: path.to_owned(),
-                problem: format!("tensor `{name}` is in two files of the checkpoint"),
-                source: None,
-            });
+            let problem = format!("tensor `{name}` is in two files of the checkpoint");
+            return Err(Error::invalid(path, problem));
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
-//! The one error type. Each variant is something a caller can act on, and says what was wrong, what was
-//! expected and what to do.
+//! The crate's only error type. Each variant is something a caller can act on: it says what was wrong, what was expected and
+//! what to do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The cause of an error, kept for `source()`.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -35,7 +35,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it and what was expected.
         problem: String,
-        /// The parser's own error, if one was the reason.
+        /// The parser's or the system's own error, if there was one.
         source: Option<Cause>,
     },
     /// A tensor of the checkpoint is not what the configuration asks for.
@@ -65,6 +65,8 @@ pub enum Error {
     TokenizationFailed {
         /// What the tokenizer said.
         reason: String,
+        /// The library's own error, if there was one.
+        source: Option<Cause>,
     },
     /// A runtime cannot be started on this machine.
     #[error("the {backend} backend is not available: {reason}")]
@@ -73,14 +75,18 @@ pub enum Error {
         backend: &'static str,
         /// Why, and what to do about it.
         reason: String,
+        /// The library's own error, if there was one.
+        source: Option<Cause>,
     },
-    /// A runtime failed while computing, or produced values that are not numbers.
+    /// A runtime failed while computing, or produced NaN or infinity.
     #[error("inference failed: {reason}")]
     InferenceFailed {
         /// What the runtime said.
         reason: String,
+        /// The library's own error, if there was one.
+        source: Option<Cause>,
     },
-    /// The operating system gave no memory or no thread.
+    /// The operating system refused memory or a thread.
     #[error("{reason}")]
     ResourceExhausted {
         /// What was refused, and what to do about it.
@@ -128,6 +134,113 @@ impl Error {
         }
     }
 
+    /// An argument or option has an unusable value.
+    pub(crate) fn argument(
+        argument: &'static str,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        Self::InvalidArgument {
+            argument,
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
+    /// A file or folder does not exist.
+    pub(crate) fn not_found(path: &Path, hint: impl Into<String>) -> Self {
+        Self::ModelNotFound {
+            path: path.to_owned(),
+            hint: hint.into(),
+        }
+    }
+
+    /// A file is damaged or contradicts another one.
+    pub(crate) fn invalid(path: &Path, problem: impl Into<String>) -> Self {
+        Self::ModelInvalid {
+            path: path.to_owned(),
+            problem: problem.into(),
+            source: None,
+        }
+    }
+
+    /// [`Self::invalid`] because of another error, which is appended to the problem.
+    pub(crate) fn invalid_from(path: &Path, problem: &str, cause: impl Into<Cause>) -> Self {
+        let cause = cause.into();
+        Self::ModelInvalid {
+            path: path.to_owned(),
+            problem: format!("{problem}: {cause}"),
+            source: Some(cause),
+        }
+    }
+
+    /// A tensor of a checkpoint is not what was expected.
+    pub(crate) fn tensor(
+        path: &Path,
+        tensor: &str,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        Self::TensorInvalid {
+            path: path.to_owned(),
+            tensor: tensor.to_owned(),
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
+    /// A file asks for something that is not computed here.
+    pub(crate) fn unsupported(
+        path: &Path,
+        feature: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self::ModelUnsupported {
+            path: path.to_owned(),
+            feature: feature.into(),
+            hint: hint.into(),
+        }
+    }
+
+    /// A runtime cannot be started.
+    pub(crate) fn unavailable(backend: &'static str, reason: impl Into<String>) -> Self {
+        Self::BackendUnavailable {
+            backend,
+            reason: reason.into(),
+            source: None,
+        }
+    }
+
+    /// [`Self::unavailable`] because of another error.
+    pub(crate) fn unavailable_from(
+        backend: &'static str,
+        reason: impl Into<String>,
+        cause: impl Into<Cause>,
+    ) -> Self {
+        Self::BackendUnavailable {
+            backend,
+            reason: reason.into(),
+            source: Some(cause.into()),
+        }
+    }
+
+    /// A runtime failed.
+    pub(crate) fn inference(reason: impl Into<String>) -> Self {
+        Self::InferenceFailed {
+            reason: reason.into(),
+            source: None,
+        }
+    }
+
+    /// [`Self::inference`] because of another error.
+    pub(crate) fn inference_from(cause: impl Into<Cause>) -> Self {
+        let cause = cause.into();
+        Self::InferenceFailed {
+            reason: cause.to_string(),
+            source: Some(cause),
+        }
+    }
+
     /// The operating system refused memory.
     pub(crate) fn no_memory(bytes: usize, what: &str) -> Self {
         Self::ResourceExhausted {
@@ -146,12 +259,6 @@ impl Error {
                 "no thread could be started: {error}; raise the limit on threads or memory of the process or its \
                  container, or close models that are not needed"
             ),
-        }
-    }
-
-    pub(crate) fn inference(error: &impl std::fmt::Display) -> Self {
-        Self::InferenceFailed {
-            reason: error.to_string(),
         }
     }
 }

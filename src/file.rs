@@ -59,13 +59,9 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a model's file that cannot be read is reported as.
+/// The error for a model's file that cannot be read.
 pub fn unreadable(path: &Path, error: Error) -> ModelError {
-    ModelError::ModelInvalid {
-        path: path.to_owned(),
-        problem: format!("cannot be read: {error}"),
-        source: Some(error.into()),
-    }
+    ModelError::invalid_from(path, "cannot be read", error)
 }
 
 #[cfg(test)]

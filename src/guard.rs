@@ -47,10 +47,12 @@ pub(crate) fn run<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 /// # Errors
 /// Those of `work`; a panic says that the file cannot be read.
 pub(crate) fn read<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let invalid = |panic| Error::ModelInvalid {
-        path: path.to_owned(),
-        problem: format!("cannot be read, the library that reads it gave up: {panic}"),
-        source: None,
+    let invalid = |panic| {
+        Error::invalid_from(
+            path,
+            "cannot be read, the library that reads it panicked",
+            panic,
+        )
     };
     catch(work).map_err(invalid).flatten()
 }
@@ -144,11 +146,11 @@ impl fmt::Display for Panic {
     }
 }
 
+impl std::error::Error for Panic {}
+
 impl From<Panic> for Error {
     fn from(panic: Panic) -> Self {
-        Self::InferenceFailed {
-            reason: format!("internal error, please report it: {panic}"),
-        }
+        Self::inference(format!("internal error, please report it: {panic}"))
     }
 }
 

@@ -17,8 +17,8 @@ pub(crate) struct JsonFile {
 impl JsonFile {
     /// Reads a file that has to be there; `what` it is, for the message where it is not.
     pub(crate) fn read(path: PathBuf, what: &str) -> Result<Self> {
-        let bytes =
-            read_bytes(&path, file::MOST_SETTINGS)?.ok_or_else(|| not_found(&path, what))?;
+        let bytes = read_bytes(&path, file::MOST_SETTINGS)?
+            .ok_or_else(|| Error::not_found(&path, format!("expected {what}")))?;
         Self::parse(path, &bytes)
     }
 
@@ -35,7 +35,7 @@ impl JsonFile {
         if file.json.is_object() {
             return Ok(file);
         }
-        Err(file.invalid("expected a JSON object".to_owned()))
+        Err(file.invalid("expected a JSON object"))
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
@@ -78,26 +78,19 @@ impl JsonFile {
         }
     }
 
-    pub(crate) fn invalid(&self, problem: String) -> Error {
-        invalid(&self.path, problem)
+    pub(crate) fn invalid(&self, problem: impl Into<String>) -> Error {
+        Error::invalid(&self.path, problem)
     }
 
     pub(crate) fn unsupported(&self, feature: String, hint: &str) -> Error {
-        Error::ModelUnsupported {
-            path: self.path.clone(),
-            feature,
-            hint: hint.to_owned(),
-        }
+        Error::unsupported(&self.path, feature, hint)
     }
 }
 
 /// What a file says, whatever it is.
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value> {
-    let mut json = serde_json::from_slice(bytes).map_err(|error| Error::ModelInvalid {
-        path: path.to_owned(),
-        problem: format!("is not valid JSON: {error}"),
-        source: Some(error.into()),
-    })?;
+    let mut json = serde_json::from_slice(bytes)
+        .map_err(|error| Error::invalid_from(path, "is not valid JSON", error))?;
     write_whole_numbers_alike(&mut json);
     Ok(json)
 }
@@ -110,21 +103,6 @@ pub(crate) fn read_bytes(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(None),
             _ => Err(file::unreadable(path, error)),
         },
-    }
-}
-
-pub(crate) fn invalid(path: &Path, problem: String) -> Error {
-    Error::ModelInvalid {
-        path: path.to_owned(),
-        problem,
-        source: None,
-    }
-}
-
-pub(crate) fn not_found(path: &Path, what: &str) -> Error {
-    Error::ModelNotFound {
-        path: path.to_owned(),
-        hint: format!("expected {what}"),
     }
 }
 

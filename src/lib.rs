@@ -52,6 +52,7 @@ pub mod options;
 mod pages;
 mod pieces;
 pub mod runtime;
+mod sync;
 pub mod tokenizer;
 pub mod vector;
 

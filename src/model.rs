@@ -1,4 +1,4 @@
-//! A loaded model: folder, tokenizer, encoder, runtime and threads put together.
+//! A loaded model: folder, tokenizer, encoder, runtime and threads, put together.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -14,7 +14,7 @@ use crate::options::Options;
 use crate::runtime::onnx::{self, Precision};
 use crate::runtime::{self, Memory};
 use crate::tokenizer::{Input, TokenizedText, Tokenizer};
-use crate::vector::Finish;
+use crate::vector::{Encoding, Finish};
 
 /// Name of the graph that [`export_onnx`] writes into a model's folder, where the JavaScript fallback looks for it.
 pub const EXPORTED_GRAPH: &str = "semantic-search-native.onnx";
@@ -48,16 +48,12 @@ impl Model {
         let checkpoint = Arc::new(checkpoint);
         let threads = match options.threads {
             Some(0) => {
-                return Err(Error::InvalidArgument {
-                    argument: "threads",
-                    expected: "a positive number".to_owned(),
-                    found: "0".to_owned(),
-                });
+                return Err(Error::argument("threads", "a positive number", "0"));
             }
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        // Looking at every weight once, for the fingerprint and for numbers that are none, overlaps the runtime's start.
+        // Reading every weight once, for the fingerprint and to scan for NaN, overlaps the runtime's start.
         let (fingerprint, (mut runtime, fallback_reason)) =
             std::thread::scope(|scope| -> Result<_> {
                 let check = guard::spawn_scoped(scope, "embedder-check", || {
@@ -68,7 +64,7 @@ impl Model {
                 let dtype = loaded.0.dtype;
                 Ok((dir.fingerprint(digests, tokenizer.digest(), dtype), loaded))
             })?;
-        // From here on only the runtime holds it, and may give back what it does not read any more.
+        // From here on only the runtime holds the checkpoint, and may free what it no longer reads.
         drop(checkpoint);
         Ok(Self {
             fingerprint,
@@ -81,7 +77,7 @@ impl Model {
                 tokenizer,
                 Finish {
                     pooled: dir.pooled_dimension(),
-                    cut: dir.cut,
+                    matryoshka: dir.matryoshka,
                     normalize: dir.normalize,
                 },
             )?,
@@ -92,7 +88,7 @@ impl Model {
     /// Embeds `texts`, strings or [`Input`], and waits for the vectors.
     ///
     /// # Errors
-    /// A text cannot be tokenized, token ids are none of the model's, the runtime fails, or the model is closed.
+    /// A text cannot be tokenized, a token id is not in the model's vocabulary, the runtime fails, or the model is closed.
     pub fn embed<T: Into<Input>>(&self, texts: Vec<T>, is_query: bool) -> Result<Embeddings> {
         let texts = memory::collected(texts.into_iter().map(Into::into), "the list of texts")?;
         let (sender, receiver) = mpsc::sync_channel(1);
@@ -100,22 +96,36 @@ impl Model {
             // The receiver waits below; it cannot be gone.
             let _ = sender.send(result);
         };
-        self.submit(texts, is_query, Box::new(reply));
-        receiver.recv().unwrap_or(Err(Error::Closed))
+        self.submit(texts, is_query, Encoding::Float32, Box::new(reply));
+        receiver
+            .recv()
+            .unwrap_or(Err(Error::Closed))
+            .map(Embeddings::floats)
     }
 
-    /// Embeds `texts` without waiting; `reply` is called exactly once, on another thread. The ticket cancels the call and
-    /// tells how far it is.
-    pub fn submit(&self, texts: Vec<Input>, is_query: bool, reply: Reply) -> Arc<Ticket> {
-        self.engine.submit(texts, is_query, reply)
+    /// See [`Engine::submit`].
+    pub fn submit(
+        &self,
+        texts: Vec<Input>,
+        is_query: bool,
+        encoding: Encoding,
+        reply: Reply,
+    ) -> Arc<Ticket> {
+        self.engine.submit(texts, is_query, encoding, reply)
     }
 
-    /// Embeds `texts` without waiting; `sink` is given the vectors of each batch when it is done, on another thread.
-    pub fn stream(&self, texts: Vec<Input>, is_query: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
-        self.engine.stream(texts, is_query, sink)
+    /// See [`Engine::stream`].
+    pub fn stream(
+        &self,
+        texts: Vec<Input>,
+        is_query: bool,
+        encoding: Encoding,
+        sink: Box<dyn Sink>,
+    ) -> Arc<Ticket> {
+        self.engine.stream(texts, is_query, encoding, sink)
     }
 
-    /// What the model's threads have done and what is before them.
+    /// What the model's threads have done and what is queued.
     #[must_use]
     pub fn activity(&self) -> Activity {
         self.engine.activity()
@@ -129,12 +139,12 @@ impl Model {
         guard::run(|| self.engine.tokenizer().tokenize(text, is_query))
     }
 
-    /// Ends the model's threads and frees its weights; waits for that. Batches that are being computed are interrupted.
+    /// See [`Engine::close`].
     pub fn close(&self) {
         self.engine.close();
     }
 
-    /// [`Self::close`] for who cannot wait; see [`Engine::close_soon`].
+    /// See [`Engine::close_soon`].
     pub fn close_soon(&self) {
         self.engine.close_soon();
     }
@@ -163,19 +173,19 @@ impl Model {
         self.is_gpu
     }
 
-    /// Why a faster backend was not taken, if one was tried.
+    /// Why a faster backend is not used, if one was tried.
     #[must_use]
     pub fn fallback_reason(&self) -> Option<&str> {
         self.fallback_reason.as_deref()
     }
 
-    /// What the user should know although everything works: that a cache folder is not safe to use.
+    /// What the user should know although the model works: that a cache folder is not safe to use.
     #[must_use]
     pub fn warning(&self) -> Option<&str> {
         self.warning.as_deref()
     }
 
-    /// Memory that the backend manages itself: MLX's, for all its models together.
+    /// The memory of a backend that manages its own: MLX, for all its models together.
     ///
     /// # Errors
     /// MLX failed.
@@ -223,11 +233,7 @@ fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
         .and_then(|()| std::fs::rename(&partial, &target))
         .map_err(|error| {
             let _ = std::fs::remove_file(&partial);
-            Error::ModelInvalid {
-                path: target.clone(),
-                problem: format!("cannot be written: {error}"),
-                source: Some(error.into()),
-            }
+            Error::invalid_from(&target, "cannot be written", error)
         })?;
     Ok(target)
 }

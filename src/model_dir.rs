@@ -1,4 +1,4 @@
-//! What a model folder says. Layout of sentence-transformers, all of it read, nothing guessed.
+//! What a model folder says. The layout is that of sentence-transformers; all of it is read and nothing is guessed.
 //!
 //! ```text
 //! config.json                          architecture and its settings
@@ -14,14 +14,14 @@
 //! (CodeRankEmbed, nomic-embed-text); for any other the pooling has to be given as an option.
 //!
 //! `lib/model_dir.ts` reads the same for the JavaScript fallback. What one of them refuses, the other refuses with the same
-//! code; where several things are wrong they are found in the same order (`__test__/readers.spec.mjs` compares both).
+//! error code; several mistakes are found in the same order (`__test__/readers.spec.mjs` compares both).
 //!
-//! Each file is read once, and only if it is a regular one of a plausible size (`file.rs`). It may be a link that leads
-//! anywhere, as in the Hub's cache; a name that stands in a file may not leave the folder.
+//! Each file is read once, and only if it is a regular file of plausible size (`file.rs`). It may be a link to anywhere, as
+//! in the Hub's cache; a path that a file contains may not leave the folder.
 //!
-//! Nothing in a folder says whether its vectors are layer-normalized before they are cut. Among the supported models
-//! nomic-embed-text-v1.5 alone asks for it, and its own `config.json` does not name it: a `nomic_bert` model that is
-//! not known by name is cut only where the caller says which.
+//! Nothing in a folder says whether its vectors are layer-normalized before they are truncated to `dimensions`. Among the
+//! supported models only nomic-embed-text-v1.5 asks for it, and its own `config.json` does not name it. So the vectors of a
+//! `nomic_bert` model that is not known by name are truncated only if the caller says which.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -35,11 +35,11 @@ use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::graph::Pooling;
-use crate::json_file::{self, JsonFile, not_found, read_bytes};
+use crate::json_file::{self, JsonFile, read_bytes};
 use crate::options::Options;
-use crate::vector::Cut;
+use crate::vector::Matryoshka;
 
-const TOKENIZER: &str = "the tokenizer in the format of Hugging Face `tokenizers`";
+const TOKENIZER: &str = "expected the tokenizer in the format of Hugging Face `tokenizers`";
 
 /// A model folder, read and combined with the caller's options.
 #[derive(Debug, Clone)]
@@ -58,8 +58,8 @@ pub struct ModelDir {
     pub max_tokens: usize,
     /// Whether texts are lower-cased before tokenization, on top of what the tokenizer does.
     pub lower_case: bool,
-    /// Which part of a pooled vector is kept; `None` for all of it.
-    pub cut: Option<Cut>,
+    /// How pooled vectors are truncated; `None` where they are not.
+    pub matryoshka: Option<Matryoshka>,
     /// Whether vectors are scaled to length 1.
     pub normalize: bool,
     /// `tokenizer.json`.
@@ -79,16 +79,15 @@ impl ModelDir {
     /// the file.
     pub fn read(path: &Path, options: &Options) -> Result<Self> {
         if !path.is_dir() {
-            return Err(Error::ModelNotFound {
-                path: path.to_owned(),
-                hint: "expected a model folder in the sentence-transformers layout".to_owned(),
-            });
+            let hint = "expected a model folder in the sentence-transformers layout";
+            return Err(Error::not_found(path, hint));
         }
         let modules = Modules::read(path)?;
         let folder = &modules.transformer;
         let config_path = folder.join("config.json");
-        let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?
-            .ok_or_else(|| not_found(&config_path, "the architecture's settings"))?;
+        let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?.ok_or_else(|| {
+            Error::not_found(&config_path, "expected the architecture's settings")
+        })?;
         let config_file = JsonFile::parse(config_path, &config_bytes)?;
         let encoder = arch::read(&config_file.path, &config_file.json)?;
         let facts = encoder.facts();
@@ -124,17 +123,17 @@ impl ModelDir {
             (None, Some(file), _) => pooling_modes(&file)?,
             (None, None, Some(known)) => vec![known.pooling.parse()?],
             (None, None, None) => {
-                return Err(Error::ModelUnsupported {
-                    path: path.to_owned(),
-                    feature: "a model folder that does not say its pooling (no modules.json, no 1_Pooling)".to_owned(),
-                    hint: "pass the option `pooling: \"cls\" | \"mean\" | …` that the model's card names".to_owned(),
-                });
+                return Err(Error::unsupported(
+                    path,
+                    "a model folder that does not say its pooling (no modules.json, no 1_Pooling)",
+                    "pass the option `pooling: \"cls\" | \"mean\" | …` that the model's card names",
+                ));
             }
         };
 
         let pooled = pooling.len() * facts.width;
         let known_norm = known.map(|known| known.layer_norm);
-        let cut = read_cut(&config_file.path, facts, pooled, known_norm, options)?;
+        let matryoshka = read_matryoshka(&config_file.path, facts, pooled, known_norm, options)?;
 
         let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
         let max_seq_length = sentence_bert.count("max_seq_length")?;
@@ -160,7 +159,7 @@ impl ModelDir {
 
         let tokenizer = folder.join("tokenizer.json");
         if !tokenizer.exists() {
-            return Err(not_found(&tokenizer, TOKENIZER));
+            return Err(Error::not_found(&tokenizer, TOKENIZER));
         }
         Ok(Self {
             path: path.to_owned(),
@@ -169,8 +168,8 @@ impl ModelDir {
             document_prompt,
             max_tokens,
             lower_case,
-            cut,
-            normalize: !options.keep_length,
+            matryoshka,
+            normalize: options.normalize.unwrap_or(true),
             tokenizer,
             truncate_left,
             weights: weight_files(folder)?,
@@ -182,11 +181,13 @@ impl ModelDir {
     /// Length of a vector.
     #[must_use]
     pub fn dimension(&self) -> usize {
-        self.cut
-            .map_or_else(|| self.pooled_dimension(), |cut| cut.dimensions)
+        self.matryoshka.map_or_else(
+            || self.pooled_dimension(),
+            |matryoshka| matryoshka.dimensions,
+        )
     }
 
-    /// Length of a vector before it is cut.
+    /// Length of a vector before it is truncated to `dimensions`.
     #[must_use]
     pub fn pooled_dimension(&self) -> usize {
         self.pooling.len() * self.encoder.facts().width
@@ -198,7 +199,7 @@ impl ModelDir {
     /// There is no such file, or it cannot be read.
     pub fn read_tokenizer(&self) -> Result<Vec<u8>> {
         read_bytes(&self.tokenizer, file::MOST_TOKENIZER)?
-            .ok_or_else(|| not_found(&self.tokenizer, TOKENIZER))
+            .ok_or_else(|| Error::not_found(&self.tokenizer, TOKENIZER))
     }
 
     /// A name for everything that decides what vectors this model gives: two indexes may be mixed if, and only if,
@@ -219,7 +220,7 @@ impl ModelDir {
             max_tokens: usize,
             normalize: bool,
             dtype: &'a str,
-            // Left out without a cut: an index that was made before cuts existed stays valid.
+            // Left out where nothing is truncated: indexes that are older than this option stay valid.
             #[serde(skip_serializing_if = "Option::is_none")]
             dimensions: Option<usize>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,8 +237,8 @@ impl ModelDir {
             max_tokens: self.max_tokens,
             normalize: self.normalize,
             dtype,
-            dimensions: self.cut.map(|cut| cut.dimensions),
-            layer_norm: self.cut.map(|cut| cut.layer_norm),
+            dimensions: self.matryoshka.map(|matryoshka| matryoshka.dimensions),
+            layer_norm: self.matryoshka.map(|matryoshka| matryoshka.layer_norm),
         };
         let json =
             serde_json::to_vec(&identity).expect("strings, numbers and booleans always serialize");
@@ -264,9 +265,9 @@ impl Modules {
             });
         };
         let json = json_file::parse(&path, &bytes)?;
-        let invalid = |problem| json_file::invalid(&path, problem);
+        let invalid = |problem: String| Error::invalid(&path, problem);
         let Some(entries) = json.as_array() else {
-            return Err(invalid("expected a JSON array of modules".to_owned()));
+            return Err(Error::invalid(&path, "expected a JSON array of modules"));
         };
         let mut modules = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
@@ -288,20 +289,18 @@ impl Modules {
             let class = kind.strip_prefix("sentence_transformers.");
             let class = class.and_then(|class| class.rsplit('.').next());
             if class.is_none() || class != CHAIN.get(index).copied() {
-                return Err(Error::ModelUnsupported {
-                    path,
-                    feature: format!("module {index} of type {kind:?}"),
-                    hint: "supported is the chain Transformer, Pooling, Normalize of sentence_transformers (the last is optional)"
-                        .to_owned(),
-                });
+                return Err(Error::unsupported(
+                    &path,
+                    format!("module {index} of type {kind:?}"),
+                    "supported is the chain Transformer, Pooling, Normalize of sentence_transformers (the last is optional)",
+                ));
             }
         }
         let mut folders = modules.iter().map(|(_, relative)| folder.join(relative));
         let transformer = folders.next().ok_or_else(|| {
-            invalid(
-                "expected a list of modules that starts with a Transformer, found an empty list"
-                    .to_owned(),
-            )
+            let problem =
+                "expected a list of modules that starts with a Transformer, found an empty list";
+            Error::invalid(&path, problem)
         })?;
         Ok(Self {
             transformer,
@@ -375,7 +374,7 @@ fn pooling_modes(file: &JsonFile) -> Result<Vec<Pooling>> {
         modes.map(Pooling::name).collect()
     });
     if names.is_empty() {
-        return Err(file.invalid("no pooling mode is switched on".to_owned()));
+        return Err(file.invalid("no pooling mode is switched on"));
     }
     let mut modes = Vec::new();
     let mut seen = BTreeSet::new();
@@ -451,7 +450,7 @@ struct KnownModel {
     pooling: String,
     query_prompt: String,
     document_prompt: String,
-    /// See [`Cut::layer_norm`].
+    /// See [`Matryoshka::layer_norm`].
     #[serde(default)]
     layer_norm: bool,
 }
@@ -484,33 +483,33 @@ impl KnownModel {
     }
 }
 
-fn read_cut(
+fn read_matryoshka(
     config_path: &Path,
     facts: Facts,
     pooled: usize,
     known_norm: Option<bool>,
     options: &Options,
-) -> Result<Option<Cut>> {
+) -> Result<Option<Matryoshka>> {
     let Some(dimensions) = options.dimensions else {
         return Ok(None);
     };
     if !(1..=pooled).contains(&dimensions) {
-        return Err(Error::InvalidArgument {
-            argument: "dimensions",
-            expected: format!("1 to {pooled}, the length of the model's vectors"),
-            found: dimensions.to_string(),
-        });
+        let expected = format!("1 to {pooled}, the length of the model's vectors");
+        return Err(Error::argument(
+            "dimensions",
+            expected,
+            dimensions.to_string(),
+        ));
     }
     let layer_norm = options.layer_norm.or(known_norm);
     let Some(layer_norm) = layer_norm.or(facts.layer_norm_before_cut) else {
-        return Err(Error::ModelUnsupported {
-            path: config_path.to_owned(),
-            feature: "`dimensions` for a nomic_bert model that does not name itself".to_owned(),
-            hint: "pass `layerNorm: true` for nomic-embed-text-v1.5, `layerNorm: false` for a model whose card asks for no layer norm"
-                .to_owned(),
-        });
+        return Err(Error::unsupported(
+            config_path,
+            "`dimensions` for a nomic_bert model that does not name itself",
+            "pass `layerNorm: true` for nomic-embed-text-v1.5, `layerNorm: false` for a model whose card asks for no layer norm",
+        ));
     };
-    Ok(Some(Cut {
+    Ok(Some(Matryoshka {
         dimensions,
         layer_norm,
     }))
@@ -524,17 +523,15 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     let index_path = folder.join("model.safetensors.index.json");
     if !index_path.exists() {
-        return Err(Error::ModelNotFound {
-            path: single,
-            hint: "expected weights as safetensors (pytorch_model.bin is not read)".to_owned(),
-        });
+        let hint = "expected weights as safetensors (pytorch_model.bin is not read)";
+        return Err(Error::not_found(&single, hint));
     }
     let index = JsonFile::read(index_path, "the list of shards")?;
     let names = index.typed("weight_map", "file names by tensor", |map| {
         let names = map.as_object()?.values().map(Value::as_str);
         names.collect::<Option<BTreeSet<&str>>>()
     })?;
-    let names = names.ok_or_else(|| index.invalid("`weight_map` is missing".to_owned()))?;
+    let names = names.ok_or_else(|| index.invalid("`weight_map` is missing"))?;
     names
         .into_iter()
         .map(|name| {
@@ -543,11 +540,8 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
             if path.exists() {
                 return Ok(path);
             }
-            Err(Error::ModelNotFound {
-                path,
-                hint: "model.safetensors.index.json names this shard; download it as well"
-                    .to_owned(),
-            })
+            let hint = "model.safetensors.index.json names this shard; download it as well";
+            Err(Error::not_found(&path, hint))
         })
         .collect()
 }
@@ -563,8 +557,6 @@ fn plain_path(file: &Path, relative: &str) -> Result<()> {
     if is_plain && !relative.split(['/', '\\']).any(|part| part == "..") {
         return Ok(());
     }
-    Err(json_file::invalid(
-        file,
-        format!("expected a path inside the model folder, found {relative:?}"),
-    ))
+    let problem = format!("expected a path inside the model folder, found {relative:?}");
+    Err(Error::invalid(file, problem))
 }

@@ -17,7 +17,7 @@ mod stream;
 
 use std::ffi::c_char;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak, mpsc};
+use std::sync::{OnceLock, Weak, mpsc};
 
 use napi::bindgen_prelude::{
     Array, Either3, Float32Array, FromNapiValue, Int8Array, JsValue, Object, ToNapiValue, TypeName,
@@ -35,6 +35,7 @@ use crate::model::{self, Model as LoadedModel};
 use crate::model_dir::ModelDir;
 use crate::options::Options;
 use crate::runtime;
+use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
 use crate::vector::{Encoding, Vectors};
 
@@ -91,7 +92,7 @@ impl TryFrom<Option<ModelOptions>> for Options {
             query_prompt: options.query_prompt,
             document_prompt: options.document_prompt,
             max_tokens: options.max_tokens.map(|tokens| tokens as usize),
-            keep_length: options.normalize == Some(false),
+            normalize: options.normalize,
             dimensions: options.dimensions.map(|dimensions| dimensions as usize),
             layer_norm: options.layer_norm,
             dtype: options.dtype.as_deref().unwrap_or("auto").parse()?,
@@ -141,7 +142,7 @@ impl Description {
             query_prompt: dir.query_prompt.clone(),
             document_prompt: dir.document_prompt.clone(),
             normalize: dir.normalize,
-            layer_norm: dir.cut.map(|cut| cut.layer_norm),
+            layer_norm: dir.matryoshka.map(|matryoshka| matryoshka.layer_norm),
             lower_case: dir.lower_case,
             truncation_side: if dir.truncate_left { "left" } else { "right" }.to_owned(),
             vocabulary_size: dir.encoder.facts().vocabulary as u32,
@@ -321,11 +322,8 @@ unsafe fn copy_string(env: sys::napi_env, value: sys::napi_value) -> Result<Stri
 
 /// Callers other than this package's TypeScript, which names the element that is none.
 fn not_texts(error: napi::Error) -> Error {
-    Error::InvalidArgument {
-        argument: "texts",
-        expected: "an array of strings or of Uint32Arrays of token ids".to_owned(),
-        found: error.reason.clone(),
-    }
+    let expected = "an array of strings or of Uint32Arrays of token ids";
+    Error::argument("texts", expected, error.reason.clone())
 }
 
 /// One call of `Model.embed` or `Model.stream`: first its texts on their way in, then its progress. Copying strings out of
@@ -436,25 +434,22 @@ impl Model {
     ) -> napi::Result<Object<'env>, Code> {
         guarded(|| {
             let encoding = parse_encoding(encoding.as_deref())?;
-            let dimension = self.model.dir().dimension();
             let (deferred, promise) = env.create_deferred().map_err(node_error)?;
             let texts = std::mem::take(&mut call.texts);
-            let reply = move |result: Result<engine::Embeddings, Error>| {
-                // Here, not in the closure below: that one runs on the JavaScript thread.
-                let encoded = guard::run(|| {
-                    let embeddings = result?;
-                    let vectors = encoding.encode(embeddings.vectors, dimension)?;
-                    Ok((vectors, embeddings.truncated, embeddings.tokens))
-                });
-                deferred.resolve(settlement(encoded, |_, (vectors, truncated, tokens)| {
-                    Ok(Embeddings {
-                        vectors: typed_array(vectors),
-                        truncated: Uint32Array::new(truncated),
-                        tokens: tokens as u32,
-                    })
-                }));
+            let reply = move |result| {
+                deferred.resolve(settlement(
+                    result,
+                    |_, result: engine::Embeddings<Vectors>| {
+                        Ok(Embeddings {
+                            vectors: typed_array(result.vectors),
+                            truncated: Uint32Array::new(result.truncated),
+                            tokens: result.tokens as u32,
+                        })
+                    },
+                ));
             };
-            call.ticket = Some(self.model.submit(texts, is_query, Box::new(reply)));
+            let ticket = (self.model).submit(texts, is_query, encoding, Box::new(reply));
+            call.ticket = Some(ticket);
             Ok(promise)
         })
     }
@@ -468,13 +463,10 @@ impl Model {
         encoding: Option<String>,
     ) -> napi::Result<(), Code> {
         guarded(|| {
-            let sender = Sender {
-                channel: Arc::clone(&call.channel),
-                encoding: parse_encoding(encoding.as_deref())?,
-                dimension: self.model.dir().dimension(),
-            };
+            let encoding = parse_encoding(encoding.as_deref())?;
+            let sink = Box::new(Sender(Arc::clone(&call.channel)));
             let texts = std::mem::take(&mut call.texts);
-            call.ticket = Some(self.model.stream(texts, is_query, Box::new(sender)));
+            call.ticket = Some(self.model.stream(texts, is_query, encoding, sink));
             Ok(())
         })
     }
@@ -575,7 +567,7 @@ fn init_process_model(model_dir: PathBuf, options: Option<ModelOptions>) -> Resu
     /// Held while loading, so that two threads do not load the model twice.
     static LOADING: Mutex<()> = Mutex::new(());
     let options = Options::try_from(options)?;
-    let _loading = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _loading = lock(&LOADING);
     if let Some(loaded) = PROCESS_MODEL.get() {
         if loaded.model_dir == model_dir && loaded.options == options {
             return Ok(());
@@ -713,5 +705,5 @@ fn thrown(error: &Error) -> napi::Error<Code> {
 
 /// Node.js itself refused.
 fn node_error(error: napi::Error) -> Error {
-    Error::inference(&error.reason)
+    Error::inference(error.reason.clone())
 }

@@ -19,8 +19,8 @@ pub struct Options {
     /// Most tokens of a text, special tokens included; clipped to the model's own limit. Default
     /// [`Options::DEFAULT_MAX_TOKENS`].
     pub max_tokens: Option<usize>,
-    /// Leaves vectors at the length that pooling gives them, instead of scaling them to 1.
-    pub keep_length: bool,
+    /// Whether vectors are scaled to length 1. Default: true.
+    pub normalize: Option<bool>,
     /// Keeps this many of the first components of each vector, for models that were trained for it.
     pub dimensions: Option<usize>,
     /// With `dimensions`: whether a layer norm over the full vector comes before the cut. Default: what the model asks

@@ -79,11 +79,8 @@ impl Tokenizer {
         let path = &model.tokenizer;
         let bytes = model.read_tokenizer()?;
         let inner = guard::read(path, || {
-            HfTokenizer::from_bytes(&bytes).map_err(|error| Error::ModelInvalid {
-                path: path.clone(),
-                problem: format!("is not a tokenizer: {error}"),
-                source: Some(error),
-            })
+            HfTokenizer::from_bytes(&bytes)
+                .map_err(|error| Error::invalid_from(path, "is not a tokenizer", error))
         })?;
         check_vocabulary(path, &inner, model.encoder.facts().vocabulary)?;
         check_added_tokens(path, &inner, &bytes)?;
@@ -96,13 +93,14 @@ impl Tokenizer {
             .get_post_processor()
             .map_or(0, |processor| processor.added_tokens(false));
         if model.max_tokens <= special_tokens {
-            return Err(Error::InvalidArgument {
-                argument: "maxTokens",
-                expected: format!(
-                    "more than the {special_tokens} special tokens that this model adds to a text"
-                ),
-                found: model.max_tokens.to_string(),
-            });
+            let expected = format!(
+                "more than the {special_tokens} special tokens that this model adds to a text"
+            );
+            return Err(Error::argument(
+                "maxTokens",
+                expected,
+                model.max_tokens.to_string(),
+            ));
         }
         let truncation = TruncationParams {
             // One more than there is room for, which tells that there are too many.
@@ -116,16 +114,10 @@ impl Tokenizer {
             },
         };
         inner.with_padding(None);
-        inner
-            .with_truncation(Some(truncation))
-            .map_err(|error| Error::ModelInvalid {
-                path: path.clone(),
-                problem: format!(
-                    "does not take a limit of {} tokens: {error}",
-                    model.max_tokens
-                ),
-                source: Some(error),
-            })?;
+        inner.with_truncation(Some(truncation)).map_err(|error| {
+            let problem = format!("does not accept a limit of {} tokens", model.max_tokens);
+            Error::invalid_from(path, &problem, error)
+        })?;
         let tokenizer = Self {
             piece_rules: guard::read(path, || Ok(PieceRules::of(&inner, model.lower_case)))?,
             inner,
@@ -196,6 +188,7 @@ impl Tokenizer {
             return Err(Error::TokenizationFailed {
                 reason: "the tokenizer gives no token for a text, not even a special one"
                     .to_owned(),
+                source: None,
             });
         }
         Ok(TokenizedText { ids, truncated })
@@ -207,25 +200,21 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::InvalidArgument`] if there is none, or one of them is no id of the model; it names text number `index`.
     pub fn take(&self, ids: &[u32], index: usize) -> Result<TokenizedText> {
-        let refused = |expected: String, found: String| {
-            Err(Error::InvalidArgument {
-                argument: "texts",
-                expected,
-                found,
-            })
-        };
         if ids.is_empty() {
-            let expected = "at least one token id for a text".to_owned();
-            return refused(expected, format!("none for texts[{index}]"));
+            let expected = "at least one token id for a text";
+            return Err(Error::argument(
+                "texts",
+                expected,
+                format!("none for texts[{index}]"),
+            ));
         }
         if let Some(place) = self.beyond_vocabulary(ids) {
-            let largest = self.rows - 1;
-            return refused(
-                format!(
-                    "token ids of this model, from 0 to {largest} (they differ from model to model)"
-                ),
-                format!("{} at texts[{index}][{place}]", ids[place]),
+            let expected = format!(
+                "token ids of this model, from 0 to {} (they differ from model to model)",
+                self.rows - 1
             );
+            let found = format!("{} at texts[{index}][{place}]", ids[place]);
+            return Err(Error::argument("texts", expected, found));
         }
         let excess = ids.len().saturating_sub(self.max_tokens);
         let kept = if self.truncate_left {
@@ -320,11 +309,7 @@ impl Tokenizer {
             ),
             None => return Ok(()),
         };
-        Err(Error::ModelInvalid {
-            path: self.path.clone(),
-            problem,
-            source: None,
-        })
+        Err(Error::invalid(&self.path, problem))
     }
 
     /// Where the first id is that has no row in the embedding table.
@@ -335,21 +320,19 @@ impl Tokenizer {
 
 /// Runs a part of the library on a text.
 fn run_library<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    let failed = |reason| Error::TokenizationFailed { reason };
+    let failed = |reason, source| Error::TokenizationFailed { reason, source };
     guard::catch(work)
-        .map_err(|panic| failed(format!("the library gave up on the text: {panic}")))?
-        .map_err(|error| failed(error.to_string()))
+        .map_err(|panic| failed(format!("the library panicked on the text: {panic}"), None))?
+        .map_err(|error| failed(error.to_string(), Some(error)))
 }
 
 /// No token of the vocabulary may have an id without a row in the embedding table, whether or not a text has it.
 fn check_vocabulary(path: &Path, tokenizer: &HfTokenizer, rows: usize) -> Result<()> {
     let vocabulary = tokenizer.get_vocab(true);
     match vocabulary.iter().max_by_key(|(_, id)| **id) {
-        Some((token, &id)) if id as usize >= rows => Err(Error::ModelInvalid {
-            path: path.to_owned(),
-            problem: other_model(token, id, rows),
-            source: None,
-        }),
+        Some((token, &id)) if id as usize >= rows => {
+            Err(Error::invalid(path, other_model(token, id, rows)))
+        }
         _ => Ok(()),
     }
 }
@@ -366,19 +349,15 @@ fn check_added_tokens(path: &Path, tokenizer: &HfTokenizer, file: &[u8]) -> Resu
         id: u32,
         content: String,
     }
-    let invalid = |problem| Error::ModelInvalid {
-        path: path.to_owned(),
-        problem,
-        source: None,
-    };
     let file: File = serde_json::from_slice(file)
-        .map_err(|error| invalid(format!("is not a tokenizer: {error}")))?;
+        .map_err(|error| Error::invalid_from(path, "is not a tokenizer", error))?;
     for AddedToken { id, content } in file.added_tokens {
         match tokenizer.token_to_id(&content) {
             Some(expected) if expected != id => {
-                return Err(invalid(format!(
+                let problem = format!(
                     "added token {content:?}: expected its id to be {expected}, found {id}"
-                )));
+                );
+                return Err(Error::invalid(path, problem));
             }
             _ => {}
         }

@@ -1,56 +1,62 @@
-//! Arithmetic on pooled vectors: cut, scaled, and stored in fewer bits. Pure; sums are taken in double precision, since the
-//! error of a long float32 sum would show in the last digits.
+//! From pooled vectors to those that are handed out. [`Finish::apply`] is the only way: it scans for NaN, truncates to fewer
+//! dimensions, normalizes and encodes. Pure; sums are taken in double precision, since the error of a long float32 sum would
+//! show in the last digits.
 
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::memory;
 
-/// What makes a pooled vector one that is handed out.
+/// For errors: what memory is allocated for.
+pub(crate) const VECTORS: &str = "the vectors";
+
+/// How the vectors of a model are finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finish {
     /// Length of a pooled vector.
     pub pooled: usize,
-    /// Whether it is shortened.
-    pub cut: Option<Cut>,
-    /// Whether it is scaled to length 1.
+    /// Whether only the first components are kept.
+    pub matryoshka: Option<Matryoshka>,
+    /// Whether vectors are scaled to length 1.
     pub normalize: bool,
 }
 
 impl Finish {
-    /// Finishes pooled vectors, `[n, self.pooled]` row-major; the result is `[n, self.dimension()]`.
+    /// Finishes pooled vectors, `[n, self.pooled]` row-major; the result is `[n, self.dimension()]`, encoded.
     ///
     /// # Errors
-    /// A vector holds a NaN or an infinity.
-    pub fn apply(&self, mut vectors: Vec<f32>) -> Result<Vec<f32>> {
+    /// A vector holds a NaN or an infinity, or there is no memory for the encoded vectors.
+    pub fn apply(&self, mut vectors: Vec<f32>, encoding: Encoding) -> Result<Vectors> {
         check_finite(&vectors, self.pooled)?;
-        if let Some(cut) = self.cut {
-            cut.apply(&mut vectors, self.pooled);
+        if let Some(matryoshka) = self.matryoshka {
+            matryoshka.apply(&mut vectors, self.pooled);
         }
         if self.normalize {
             normalize(&mut vectors, self.dimension());
         }
-        Ok(vectors)
+        encoding.encode(vectors, self.dimension())
     }
 
     /// Length of a finished vector.
     #[must_use]
     pub fn dimension(&self) -> usize {
-        self.cut.map_or(self.pooled, |cut| cut.dimensions)
+        let kept = self.matryoshka.map(|matryoshka| matryoshka.dimensions);
+        kept.unwrap_or(self.pooled)
     }
 }
 
-/// Keeps the first components of a vector, into which Matryoshka training puts what matters most.
+/// Truncation of vectors to their first components, for models trained by Matryoshka representation learning, which puts
+/// what matters most there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
+pub struct Matryoshka {
     /// Components that are kept.
     pub dimensions: usize,
-    /// Whether the full vector is layer-normalized before, as nomic-embed-text-v1.5 asks for.
+    /// Whether the full vector is layer-normalized first, as nomic-embed-text-v1.5 asks for.
     pub layer_norm: bool,
 }
 
-impl Cut {
-    /// Cuts every row of `vectors` (`[n, dimension]`, row-major), which then is `[n, self.dimensions]`.
+impl Matryoshka {
+    /// Truncates every row of `vectors` (`[n, dimension]`, row-major), which then is `[n, self.dimensions]`.
     pub fn apply(self, vectors: &mut Vec<f32>, dimension: usize) {
         if self.layer_norm {
             layer_norm(vectors, dimension);
@@ -102,18 +108,16 @@ pub fn check_finite(vectors: &[f32], dimension: usize) -> Result<()> {
     if broken == 0 {
         return Ok(());
     }
-    Err(Error::InferenceFailed {
-        reason: format!(
-            "{broken} of {} vectors hold NaN or infinity; the weights or the number format do not fit the model",
-            vectors.len() / dimension
-        ),
-    })
+    Err(Error::inference(format!(
+        "{broken} of {} vectors hold NaN or infinity; the weights or the number format do not fit the model",
+        vectors.len() / dimension
+    )))
 }
 
 /// How finished vectors are stored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Encoding {
-    /// As they are.
+    /// Unchanged.
     #[default]
     Float32,
     /// One byte per component, `x ≈ value / 127`. One scale for all vectors: dot product, cosine and Euclidean distance
@@ -132,16 +136,16 @@ impl FromStr for Encoding {
             "float32" => Ok(Self::Float32),
             "int8" => Ok(Self::Int8),
             "binary" => Ok(Self::Binary),
-            _ => Err(Error::InvalidArgument {
-                argument: "encoding",
-                expected: "\"float32\", \"int8\" or \"binary\"".to_owned(),
-                found: format!("{name:?}"),
-            }),
+            _ => Err(Error::argument(
+                "encoding",
+                r#""float32", "int8" or "binary""#,
+                format!("{name:?}"),
+            )),
         }
     }
 }
 
-/// Encoded vectors, row-major.
+/// Finished vectors, row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Vectors {
     /// `[n, dimension]`.
@@ -152,11 +156,76 @@ pub enum Vectors {
     Binary(Vec<u8>),
 }
 
+/// Evaluates an expression for the numbers of some [`Vectors`], whatever their type.
+macro_rules! with_numbers {
+    ($vectors:expr, $numbers:ident => $body:expr) => {
+        match $vectors {
+            Vectors::Float32($numbers) => $body,
+            Vectors::Int8($numbers) => $body,
+            Vectors::Binary($numbers) => $body,
+        }
+    };
+}
+
+impl Vectors {
+    /// No vectors.
+    pub(crate) const fn none(encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::Float32 => Self::Float32(Vec::new()),
+            Encoding::Int8 => Self::Int8(Vec::new()),
+            Encoding::Binary => Self::Binary(Vec::new()),
+        }
+    }
+
+    /// Appends copies of some of the first `rows` rows.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub(crate) fn append_copies(&mut self, rows: usize, sources: &[usize]) -> Result<()> {
+        with_numbers!(self, numbers => {
+            let width = numbers.len() / rows;
+            memory::reserve(numbers, sources.len() * width, VECTORS)?;
+            for &row in sources {
+                numbers.extend_from_within(row * width..(row + 1) * width);
+            }
+            Ok(())
+        })
+    }
+
+    /// Copies `rows`, of the same encoding, to these of `self`'s rows. `self` gets `count` rows if it has none.
+    ///
+    /// # Errors
+    /// There is no memory for `count` rows.
+    pub(crate) fn scatter(&mut self, count: usize, indices: &[u32], rows: &Self) -> Result<()> {
+        fn scatter<T: Copy + Default>(
+            all: &mut Vec<T>,
+            count: usize,
+            indices: &[u32],
+            rows: &[T],
+        ) -> Result<()> {
+            let width = rows.len() / indices.len();
+            if all.is_empty() {
+                *all = memory::filled(count * width, T::default(), VECTORS)?;
+            }
+            for (&index, row) in indices.iter().zip(rows.chunks_exact(width)) {
+                all[index as usize * width..][..width].copy_from_slice(row);
+            }
+            Ok(())
+        }
+        match (self, rows) {
+            (Self::Float32(all), Self::Float32(rows)) => scatter(all, count, indices, rows),
+            (Self::Int8(all), Self::Int8(rows)) => scatter(all, count, indices, rows),
+            (Self::Binary(all), Self::Binary(rows)) => scatter(all, count, indices, rows),
+            _ => unreachable!("a call has one encoding"),
+        }
+    }
+}
+
 impl Encoding {
     /// Encodes `vectors` (`[n, dimension]`, row-major).
     ///
     /// # Errors
-    /// There is no memory for the encoded ones.
+    /// There is no memory for the encoded vectors.
     pub fn encode(self, vectors: Vec<f32>, dimension: usize) -> Result<Vectors> {
         const WHAT: &str = "the encoded vectors";
         Ok(match self {
@@ -204,7 +273,7 @@ mod tests {
     fn a_cut_keeps_the_first_components_of_every_row() {
         let cut = |dimensions, layer_norm| {
             let mut vectors = vec![1.0, 2.0, 3.0, 5.0, 5.0, 5.0];
-            Cut {
+            Matryoshka {
                 dimensions,
                 layer_norm,
             }

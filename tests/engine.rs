@@ -9,14 +9,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
-use semantic_search_native::batch::{Batch, Limits};
+use semantic_search_native::batch::Limits;
 use semantic_search_native::engine::{Activity, Embeddings, Engine, Rows, Sink, Ticket};
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
 use semantic_search_native::runtime::stop::Stop;
 use semantic_search_native::runtime::{MakeWorker, Runtime, Worker};
 use semantic_search_native::tokenizer::Tokenizer;
-use semantic_search_native::vector::Finish;
+use semantic_search_native::vector::{Encoding, Finish, Vectors};
 use semantic_search_native::{Error, Model, Result};
 
 /// One worker for bulk work, or the two that MLX always has.
@@ -64,6 +64,7 @@ impl Occupation {
             model.stream(
                 setup::inputs(texts),
                 true,
+                Encoding::Float32,
                 Box::new(Occupied { entered, left }),
             );
             has_entered.recv().unwrap();
@@ -84,9 +85,13 @@ type Outcome = Receiver<Result<Embeddings>>;
 
 fn submit(model: &Model, texts: Vec<String>, is_query: bool) -> (Arc<Ticket>, Outcome) {
     let (sender, receiver) = mpsc::sync_channel(1);
-    let reply = move |result| sender.send(result).unwrap();
+    let reply =
+        move |result: Result<Embeddings<_>>| sender.send(result.map(Embeddings::floats)).unwrap();
     let texts = setup::inputs(texts);
-    (model.submit(texts, is_query, Box::new(reply)), receiver)
+    (
+        model.submit(texts, is_query, Encoding::Float32, Box::new(reply)),
+        receiver,
+    )
 }
 
 /// The names of calls in the order in which they end.
@@ -99,11 +104,16 @@ fn order_of_ends(
     let occupation = Occupation::of(model);
     for (name, texts, is_query) in calls {
         let sender = sender.clone();
-        let reply = move |result: Result<Embeddings>| {
+        let reply = move |result: Result<Embeddings<_>>| {
             result.unwrap();
             sender.send(name).unwrap();
         };
-        model.submit(setup::inputs(texts), is_query, Box::new(reply));
+        model.submit(
+            setup::inputs(texts),
+            is_query,
+            Encoding::Float32,
+            Box::new(reply),
+        );
     }
     drop(occupation);
     receiver.iter().take(count).collect()
@@ -274,7 +284,12 @@ fn vectors_leave_with_their_batch_and_are_those_of_a_whole_call() {
             model: Arc::downgrade(&model),
             events,
         };
-        model.stream(setup::inputs(all.clone()), false, Box::new(recorder));
+        model.stream(
+            setup::inputs(all.clone()),
+            false,
+            Encoding::Float32,
+            Box::new(recorder),
+        );
         let (mut seen, mut truncated, mut last, mut deliveries) =
             (vec![0; all.len()], vec![], before, 0);
         let outcome = loop {
@@ -287,11 +302,10 @@ fn vectors_leave_with_their_batch_and_are_those_of_a_whole_call() {
                         "{backend:?}: {last} to {batches}"
                     );
                     (last, deliveries) = (batches, deliveries + 1);
-                    for (&index, row) in rows
-                        .indices
-                        .iter()
-                        .zip(rows.vectors.chunks_exact(dimension))
-                    {
+                    let Vectors::Float32(vectors) = rows.vectors else {
+                        panic!("not float32");
+                    };
+                    for (&index, row) in rows.indices.iter().zip(vectors.chunks_exact(dimension)) {
                         seen[index as usize] += 1;
                         let same = &whole.vectors[index as usize * dimension..][..dimension];
                         assert_eq!(row, same, "{backend:?} {index}");
@@ -327,6 +341,7 @@ fn vectors_of_a_stream_come_in_the_order_of_the_texts() {
     model.stream(
         setup::inputs(texts("order", 900)),
         false,
+        Encoding::Float32,
         Box::new(recorder),
     );
     let firsts: Vec<u32> = received
@@ -349,6 +364,7 @@ fn a_sink_that_fails_ends_its_call() {
             assert_eq!(self.1, 1, "nothing comes after an error");
             Err(Error::InferenceFailed {
                 reason: "full".to_owned(),
+                source: None,
             })
         }
 
@@ -362,6 +378,7 @@ fn a_sink_that_fails_ends_its_call() {
         model.stream(
             setup::inputs(texts("full", 3000)),
             false,
+            Encoding::Float32,
             Box::new(Full(sender, 0)),
         );
         let error = outcome.recv().unwrap().unwrap_err();
@@ -604,7 +621,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
     const STACK: usize = 512 << 20;
     struct Idle(Arc<()>);
     impl Worker for Idle {
-        fn forward(&mut self, _: &Batch, _: &Arc<Stop>) -> Result<Vec<f32>> {
+        fn forward(&mut self, _: &[&[u32]], _: &Arc<Stop>) -> Result<Vec<f32>> {
             unreachable!("nothing is submitted, {} know", Arc::strong_count(&self.0))
         }
     }
@@ -640,7 +657,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
             score_bytes: 0,
         },
         workers: (0..4).map(|_| worker()).collect(),
-        lone: worker(),
+        urgent_worker: worker(),
         warning: None,
     };
     let dir = ModelDir::read(&setup::fixture("nomic_cls"), &Options::default()).unwrap();
@@ -664,7 +681,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
         tokenizer,
         Finish {
             pooled: 8,
-            cut: None,
+            matryoshka: None,
             normalize: true,
         },
     )

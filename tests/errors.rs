@@ -8,7 +8,8 @@ use std::path::Path;
 
 use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::{Backend, Dtype, Options};
-use semantic_search_native::{Error, Model};
+use semantic_search_native::vector::Encoding;
+use semantic_search_native::{Embeddings, Error, Model};
 use serde_json::{Value, json};
 
 /// Loads a copy of a fixture after `spoil` changed it.
@@ -347,7 +348,7 @@ fn a_cut_nomic_model_needs_a_known_name_or_the_option() {
     let layer_norm = |name: &str, asked| {
         let named = set_config("_name_or_path", json!(name));
         load_spoiled_with("nomic_cls", &options(asked), named)
-            .map(|model| model.dir().cut.unwrap().layer_norm)
+            .map(|model| model.dir().matryoshka.unwrap().layer_norm)
     };
     assert_error(
         layer_norm("somebody/else", None),
@@ -361,7 +362,7 @@ fn a_cut_nomic_model_needs_a_known_name_or_the_option() {
     assert!(!layer_norm("nomic-ai/nomic-embed-text-v1", None).unwrap());
     assert!(!layer_norm("nomic-ai/CodeRankEmbed", None).unwrap());
     let bert = Model::load(&setup::fixture("bert_mean"), &options(None)).unwrap();
-    assert!(!bert.dir().cut.unwrap().layer_norm);
+    assert!(!bert.dir().matryoshka.unwrap().layer_norm);
 }
 
 #[test]
@@ -677,6 +678,7 @@ fn closing_answers_every_call() {
         model.submit(
             texts,
             false,
+            Encoding::Float32,
             Box::new(move |result| sender.send(result).unwrap()),
         );
     }
@@ -717,8 +719,11 @@ fn a_text_that_fails_fails_no_other() {
         .iter()
         .map(|text| {
             let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-            let reply = move |result| sender.send(result).unwrap();
-            model.submit(vec![text.clone().into()], false, Box::new(reply));
+            let reply = move |result: Result<Embeddings<_>, Error>| {
+                sender.send(result.map(Embeddings::floats)).unwrap();
+            };
+            let text = text.clone().into();
+            model.submit(vec![text], false, Encoding::Float32, Box::new(reply));
             receiver
         })
         .collect();

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use semantic_search_native::arch::Facts;
-use semantic_search_native::batch::Batch;
 use semantic_search_native::checkpoint::{Checkpoint, WeightType};
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Dtype, Options};
@@ -210,9 +209,9 @@ fn packed_weights_are_given_back() {
             let checkpoint = Arc::new(checkpoint);
             let (runtime, _) = runtime::load(&graph, &checkpoint, &options, 2).unwrap();
             drop(checkpoint);
-            let batch = Batch::from_texts([&[2_u32, 7, 11, 5, 9][..], &[2, 3]]);
+            let batch = [&[2_u32, 7, 11, 5, 9][..], &[2, 3]];
             let mut makers = runtime.workers;
-            makers.push(runtime.lone);
+            makers.push(runtime.urgent_worker);
             let mut workers = vec![makers.remove(0)().unwrap()];
             let expected = workers[0].forward(&batch, &Arc::default()).unwrap();
             assert!(

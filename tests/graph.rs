@@ -12,10 +12,9 @@ use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::tensor::TensorView;
-use semantic_search_native::batch::Batch;
 use semantic_search_native::checkpoint::{Checkpoint, TensorSlice};
 use semantic_search_native::graph::{
-    Activation, Attention, Embeddings, Graph, LayerNorm, Linear, NtkScaling, Numbering, Op,
+    Activation, Attention, EmbeddingTables, Graph, LayerNorm, Linear, NtkScaling, Numbering, Op,
     Pooling, Positions, Projections, Rotary, Rows, Value,
 };
 use semantic_search_native::options::Options;
@@ -211,7 +210,7 @@ fn norm(tensor: Tensor, width: usize) -> LayerNorm {
 fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
     let width = encoder.width;
     let mut graph = Graph::default();
-    let embeddings = Embeddings {
+    let embeddings = EmbeddingTables {
         words: tensor(&[VOCABULARY, width], 0.0, 1.0),
         positions: encoder.numbering.map(|numbering| Positions {
             table: tensor(&[POSITIONS + numbering.first_row(), width], 0.0, 0.5),
@@ -547,7 +546,7 @@ fn check(encoder: &Encoder) {
         };
         let (mut runtime, _) = runtime::load(&pooled_graph, &checkpoint, &options, 1).unwrap();
         let mut worker = runtime.workers.remove(0)().unwrap();
-        let batch = Batch::from_texts(texts.iter().map(Vec::as_slice));
+        let batch: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
         let vectors = worker.forward(&batch, &Arc::new(Stop::new())).unwrap();
         for (text, (actual, expected)) in vectors
             .chunks_exact(pooled_graph.width())

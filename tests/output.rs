@@ -8,7 +8,7 @@ mod setup;
 use proptest::prelude::*;
 use semantic_search_native::Model;
 use semantic_search_native::options::Options;
-use semantic_search_native::vector::{self, Cut, Encoding, Vectors};
+use semantic_search_native::vector::{self, Encoding, Matryoshka, Vectors};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -58,7 +58,7 @@ fn cut_vectors_are_those_of_sentence_transformers() {
             let options = Options {
                 dimensions: Some(options.dimensions),
                 layer_norm: Some(options.layer_norm),
-                keep_length: !options.normalize,
+                normalize: Some(options.normalize),
                 threads: Some(1),
                 ..setup::options_for(backend)
             };
@@ -158,7 +158,7 @@ proptest! {
     #[test]
     fn a_cut_row_depends_on_its_row_alone((dimension, vectors) in rows(), part in 0.0..1.0_f64, layer_norm: bool) {
         let dimensions = 1 + (part * dimension as f64) as usize;
-        let cut = Cut { dimensions: dimensions.min(dimension), layer_norm };
+        let cut = Matryoshka { dimensions: dimensions.min(dimension), layer_norm };
         let mut together = vectors.clone();
         cut.apply(&mut together, dimension);
         let mut alone = Vec::new();

@@ -7,6 +7,7 @@ mod setup;
 use std::path::Path;
 
 use semantic_search_native::options::{Backend, Options};
+use semantic_search_native::vector::Encoding;
 use semantic_search_native::{Embeddings, Error, Input, Model};
 
 const TEXTS: [&str; 6] = [
@@ -182,8 +183,16 @@ fn ids_that_are_none_are_refused_and_harm_nobody() {
         for call in 0..200_u32 {
             let tokens = vec![if call % 10 == 0 { rows } else { call }];
             let sender = sender.clone();
-            let reply = move |result| sender.send((call, result)).unwrap();
-            model.submit(vec![tokens.into()], false, Box::new(reply));
+            let reply = move |result: Result<Embeddings<_>, Error>| {
+                let result = result.map(Embeddings::floats);
+                sender.send((call, result)).unwrap();
+            };
+            model.submit(
+                vec![tokens.into()],
+                false,
+                Encoding::Float32,
+                Box::new(reply),
+            );
         }
         for (call, result) in receiver.iter().take(200) {
             if call % 10 == 0 {

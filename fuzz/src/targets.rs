@@ -207,7 +207,7 @@ fn encoder(data: &[u8]) -> bool {
         max_tokens: Some(bytes.size(1..=40)),
         dimensions: bytes.flag().then(|| bytes.size(1..=40)),
         layer_norm: Some(bytes.flag()),
-        keep_length: bytes.flag(),
+        normalize: Some(bytes.flag()),
         memory_budget: Some(bytes.size(0..=1 << 24)),
         cache_folder: Some(folder.join("cache")),
         ..options()

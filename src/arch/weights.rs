@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::Result;
-use crate::graph::{Embeddings, LayerNorm, Linear, Numbering, Positions};
+use crate::graph::{EmbeddingTables, LayerNorm, Linear, Numbering, Positions};
 
 /// A checkpoint whose names may all have a prefix, such as `bert.`, that the architecture does not know of.
 pub struct Weights<'a> {
@@ -62,14 +62,14 @@ impl<'a> Weights<'a> {
         vocabulary: usize,
         positions: Option<(usize, Numbering)>,
         token_types: usize,
-    ) -> Result<Embeddings> {
+    ) -> Result<EmbeddingTables> {
         let table =
             |name: &str, rows| self.tensor(&format!("embeddings.{name}.weight"), &[rows, width]);
         let positions = positions.map(|(rows, numbering)| {
             let table = table("position_embeddings", rows);
             table.map(|table| Positions { table, numbering })
         });
-        Ok(Embeddings {
+        Ok(EmbeddingTables {
             words: table("word_embeddings", vocabulary)?,
             positions: positions.transpose()?,
             token_type: Some(table("token_type_embeddings", token_types)?.part(0, token_types)),

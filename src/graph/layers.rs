@@ -41,7 +41,7 @@ pub struct LayerNorm {
 
 /// What is summed into a token's first hidden state.
 #[derive(Debug, Clone)]
-pub struct Embeddings {
+pub struct EmbeddingTables {
     /// `[vocabulary, width]`, looked up by token id.
     pub words: TensorSlice,
     /// A row for each place in a text.
@@ -130,7 +130,7 @@ pub struct NtkScaling {
 impl NtkScaling {
     /// By how much wavelengths are stretched at this length before the exponent: at least 1.
     #[must_use]
-    pub fn stretch(&self, length: usize) -> f64 {
+    pub fn base_growth(&self, length: usize) -> f64 {
         (self.factor * length as f64 / self.trained_positions as f64 - (self.factor - 1.0)).max(1.0)
     }
 }

@@ -10,7 +10,7 @@ mod layers;
 mod prune;
 
 pub use self::layers::{
-    Activation, Attention, Embeddings, LayerNorm, Linear, NtkScaling, Numbering, Pooling,
+    Activation, Attention, EmbeddingTables, LayerNorm, Linear, NtkScaling, Numbering, Pooling,
     Positions, Projections, Rotary,
 };
 
@@ -41,7 +41,7 @@ pub enum Rows {
 #[derive(Debug, Clone)]
 pub enum Op {
     /// The sum of the embeddings of the batch's tokens.
-    Embed(Embeddings),
+    Embed(EmbeddingTables),
     /// Element by element.
     Add(Value, Value),
     /// `x · weightᵀ + bias` of every row.
@@ -193,7 +193,7 @@ impl Graph {
     }
 
     /// Records [`Op::Embed`].
-    pub fn embed(&mut self, embeddings: Embeddings) -> Value {
+    pub fn embed(&mut self, embeddings: EmbeddingTables) -> Value {
         let width = embeddings.words.shape[1];
         self.push(Op::Embed(embeddings), Rows::All, width)
     }

@@ -8,8 +8,8 @@ use super::{Graph, Node, Op, Pooling, Rows, Value};
 
 pub fn pooled(graph: &Graph, poolings: &[Pooling]) -> Graph {
     match poolings {
-        [Pooling::Cls] => kept(graph, Rows::First),
-        [Pooling::LastToken] => kept(graph, Rows::Last),
+        [Pooling::Cls] => needed_for(graph, Rows::First),
+        [Pooling::LastToken] => needed_for(graph, Rows::Last),
         _ => {
             let mut pooled = graph.clone();
             let op = Op::Pool {
@@ -17,13 +17,13 @@ pub fn pooled(graph: &Graph, poolings: &[Pooling]) -> Graph {
                 poolings: poolings.to_vec(),
             };
             pooled.push(op, Rows::First, graph.width() * poolings.len());
-            kept(&pooled, Rows::First)
+            needed_for(&pooled, Rows::First)
         }
     }
 }
 
 /// The part of the graph that the given rows of its result need.
-fn kept(graph: &Graph, rows: Rows) -> Graph {
+fn needed_for(graph: &Graph, rows: Rows) -> Graph {
     let mut wanted: Vec<Option<Rows>> = vec![None; graph.nodes.len()];
     wanted[graph.result().0] = Some(rows);
     for (index, node) in graph.nodes.iter().enumerate().rev() {
@@ -39,12 +39,12 @@ fn kept(graph: &Graph, rows: Rows) -> Graph {
         }
     }
 
-    let mut kept = Graph::default();
+    let mut pruned = Graph::default();
     // Of each value, where it is now, and where its selected rows are.
     let mut places: Vec<Option<Value>> = vec![None; graph.nodes.len()];
     let mut selections: Vec<(Value, Rows, Value)> = Vec::new();
-    let mut select = |kept: &mut Graph, x: Value, rows: Rows| {
-        let made = kept.node(x).rows;
+    let mut select = |pruned: &mut Graph, x: Value, rows: Rows| {
+        let made = pruned.node(x).rows;
         if made == rows || made != Rows::All {
             return x;
         }
@@ -52,7 +52,7 @@ fn kept(graph: &Graph, rows: Rows) -> Graph {
         if let Some(&(_, _, selected)) = known {
             return selected;
         }
-        let selected = kept.push(Op::Select { x, rows }, rows, kept.node(x).width);
+        let selected = pruned.push(Op::Select { x, rows }, rows, pruned.node(x).width);
         selections.push((x, rows, selected));
         selected
     };
@@ -63,13 +63,13 @@ fn kept(graph: &Graph, rows: Rows) -> Graph {
         let mut op = node.op.clone();
         for operand in op.operands_mut() {
             let place = places[operand.0].expect("wanted by this operation, which comes later");
-            *operand = select(&mut kept, place, taken(&node.op, rows));
+            *operand = select(&mut pruned, place, taken(&node.op, rows));
         }
-        places[index] = Some(kept.push(op, rows, node.width));
+        places[index] = Some(pruned.push(op, rows, node.width));
     }
-    let result = kept.result();
-    select(&mut kept, result, rows);
-    kept
+    let result = pruned.result();
+    select(&mut pruned, result, rows);
+    pruned
 }
 
 /// The rows that an operation computes of which these are wanted; `None` if it is not.

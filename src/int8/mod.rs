@@ -32,7 +32,7 @@ pub struct Int8Weights {
 }
 
 /// A linear layer in int8.
-pub struct Layer<'a> {
+pub struct QuantizedLinear<'a> {
     /// The checkpoint's name of the weights.
     pub name: &'a str,
     /// `[inputs, outputs]`.
@@ -82,9 +82,8 @@ impl Int8Weights {
         }
         let mut pages = Pages::zeroed(bytes.len(), "int8 weights")?;
         pages.copy_from_slice(&bytes);
-        let weights = Self::read(pages, &source, layers).ok_or_else(|| Error::InferenceFailed {
-            reason: "quantized weights cannot be read back".to_owned(),
-        })?;
+        let weights = Self::read(pages, &source, layers)
+            .ok_or_else(|| Error::inference("quantized weights cannot be read back"))?;
         Ok((weights, warning))
     }
 
@@ -133,8 +132,8 @@ impl Int8Weights {
     }
 
     /// Every layer, ordered by name.
-    pub fn layers(&self) -> impl Iterator<Item = Layer<'_>> {
-        self.places.iter().map(|place| Layer {
+    pub fn layers(&self) -> impl Iterator<Item = QuantizedLinear<'_>> {
+        self.places.iter().map(|place| QuantizedLinear {
             name: &place.name,
             shape: place.shape,
             values: &self.bytes[place.values.clone()],
@@ -179,7 +178,7 @@ fn quantize(checkpoint: &Checkpoint, layers: &[TensorSlice], source: &str) -> Re
     }
     let digest = hexadecimal(&content.finalize());
     let metadata = HashMap::from([(DIGEST.to_owned(), digest)]);
-    safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::inference(&error))
+    safetensors::serialize(tensors, Some(metadata)).map_err(Error::inference_from)
 }
 
 /// Most bytes that a file with these layers has.

@@ -1,7 +1,6 @@
-//! Vectors that JavaScript takes as they are ready.
+//! Vectors that JavaScript takes as they become ready.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use napi::bindgen_prelude::{Either3, Float32Array, Int8Array, Object, Uint8Array, Uint32Array};
 use napi::{Env, JsDeferred};
@@ -10,12 +9,12 @@ use napi_derive::napi;
 use super::{node_error, settlement, typed_array};
 use crate::engine::{self, Sink};
 use crate::error::Result;
-use crate::vector::{Encoding, Vectors};
+use crate::sync::{Arc, Mutex, lock};
 
 /// Vectors of a call that were ready together.
 #[napi(object)]
 pub struct Rows {
-    /// The texts that they are of, by index in the call: a text that occurs again is there again.
+    /// The text of each row, by its index in the call. A text that the call repeats has a row for each repetition.
     pub indices: Uint32Array,
     /// A row per index, as in `Embeddings`.
     pub vectors: Either3<Float32Array, Int8Array, Uint8Array>,
@@ -23,46 +22,36 @@ pub struct Rows {
     pub truncated: Uint32Array,
 }
 
-/// Between the engine, which gives vectors when they are ready, and JavaScript, which asks for the next ones. What is not
-/// asked for waits here: no more than the vectors of one call.
+/// Carries vectors from the engine, which delivers them when they are ready, to JavaScript, which asks for the next ones.
+/// Until then they wait here: at most the vectors of one call.
 #[derive(Default)]
 pub struct Channel(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    ready: VecDeque<EncodedRows>,
-    /// How the call has ended, until it is told.
+    ready: VecDeque<engine::Rows>,
+    /// How the call has ended, until JavaScript knows.
     end: Option<Result<()>>,
-    /// Who has asked before there was an answer.
+    /// Waits for an answer.
     waiting: Option<Deferred>,
-}
-
-struct EncodedRows {
-    indices: Vec<u32>,
-    vectors: Vectors,
-    truncated: Vec<u32>,
 }
 
 type Resolver = Box<dyn FnOnce(Env) -> napi::Result<Option<Rows>> + Send>;
 type Deferred = JsDeferred<Option<Rows>, Resolver>;
 
 impl Channel {
-    /// A promise for the vectors that come next; for `null` after the last, for the error if the call fails.
+    /// A promise of the next vectors: of `null` after the last ones, rejected if the call fails.
     pub fn next<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
         let (deferred, promise) = env.create_deferred().map_err(node_error)?;
-        let mut state = self.lock();
+        let mut state = lock(&self.0);
         state.waiting = Some(deferred);
         state.answer();
         Ok(promise)
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl State {
-    /// Answers who waits, if there is something to answer with.
+    /// Settles the promise that waits, if there is something to settle it with.
     fn answer(&mut self) {
         if self.ready.is_empty() && self.end.is_none() {
             return;
@@ -70,15 +59,15 @@ impl State {
         let Some(deferred) = self.waiting.take() else {
             return;
         };
-        // A failed call has no use for vectors that were not taken.
+        // A failed call drops the vectors that were not taken.
         let failed = matches!(self.end, Some(Err(_)));
         let rows = if failed { None } else { self.ready.pop_front() };
         let result = match rows {
             Some(rows) => Ok(Some(rows)),
-            // Whoever asks on after the end hears that it is over.
+            // Later calls of `next` get `null`.
             None => self.end.replace(Ok(())).unwrap_or(Ok(())).map(|()| None),
         };
-        let answer = settlement(result, |_, rows: Option<EncodedRows>| {
+        let answer = settlement(result, |_, rows: Option<engine::Rows>| {
             Ok(rows.map(|rows| Rows {
                 indices: Uint32Array::new(rows.indices),
                 vectors: typed_array(rows.vectors),
@@ -90,33 +79,18 @@ impl State {
 }
 
 /// The engine's side of a channel.
-pub struct Sender {
-    pub channel: Arc<Channel>,
-    pub encoding: Encoding,
-    /// Length of a vector.
-    pub dimension: usize,
-}
+pub struct Sender(pub Arc<Channel>);
 
 impl Sink for Sender {
     fn rows(&mut self, rows: engine::Rows) -> Result<()> {
-        let engine::Rows {
-            indices,
-            vectors,
-            truncated,
-        } = rows;
-        let rows = EncodedRows {
-            indices,
-            vectors: self.encoding.encode(vectors, self.dimension)?,
-            truncated,
-        };
-        let mut state = self.channel.lock();
+        let mut state = lock(&self.0.0);
         state.ready.push_back(rows);
         state.answer();
         Ok(())
     }
 
     fn end(self: Box<Self>, outcome: Result<usize>) {
-        let mut state = self.channel.lock();
+        let mut state = lock(&self.0.0);
         state.end = Some(outcome.map(|_| ()));
         state.answer();
     }

@@ -1,6 +1,6 @@
-//! Ending a run before it is done: because its call was aborted, its model closed, or the process is ending.
+//! Interrupting a run: because its call was aborted, its model was closed, or the process is ending.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Arc, Mutex, lock};
 
 /// A run of a runtime that can be told to end early, from any thread.
 pub trait Interrupt: Send + Sync {
@@ -8,7 +8,7 @@ pub trait Interrupt: Send + Sync {
     fn interrupt(&self);
 }
 
-/// Whether somebody still wants what is computed, and the runs to be told when nobody does any more.
+/// A request to stop, and the runs that it interrupts.
 #[derive(Default)]
 pub struct Stop(Mutex<State>);
 
@@ -28,10 +28,10 @@ impl Stop {
         }))
     }
 
-    /// Interrupts what runs, and lets nothing run any more. Does not wait.
+    /// Interrupts what runs and prevents later runs. Does not wait.
     pub fn request(&self) {
         let running = {
-            let mut state = self.lock();
+            let mut state = lock(&self.0);
             state.is_requested = true;
             std::mem::take(&mut state.running)
         };
@@ -43,13 +43,13 @@ impl Stop {
     /// Whether [`Self::request`] was called.
     #[must_use]
     pub fn is_requested(&self) -> bool {
-        self.lock().is_requested
+        lock(&self.0).is_requested
     }
 
-    /// Does `work`, which `run` interrupts once a stop is requested; `None` if it was before.
+    /// Does `work`, which `run` interrupts once a stop is requested. `None` if one was requested before.
     pub fn during<T>(&self, run: &Arc<dyn Interrupt>, work: impl FnOnce() -> T) -> Option<T> {
         {
-            let mut state = self.lock();
+            let mut state = lock(&self.0);
             if state.is_requested {
                 return None;
             }
@@ -58,13 +58,9 @@ impl Stop {
         let _running = Running { stop: self, run };
         Some(work())
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Forgets a run when it has ended, however that was.
+/// Forgets a run when it has ended, even in a panic.
 struct Running<'a> {
     stop: &'a Stop,
     run: &'a Arc<dyn Interrupt>,
@@ -73,7 +69,7 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let is_other = |run: &Arc<dyn Interrupt>| !Arc::ptr_eq(run, self.run);
-        self.stop.lock().running.retain(is_other);
+        lock(&self.stop.0).running.retain(is_other);
     }
 }
 

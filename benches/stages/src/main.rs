@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::Criterion;
-use semantic_search_native::batch::{self, Batch};
+use semantic_search_native::batch;
 use semantic_search_native::checkpoint::Checkpoint;
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
 use semantic_search_native::runtime::stop::Stop;
 use semantic_search_native::tokenizer::Tokenizer;
-use semantic_search_native::vector::Finish;
+use semantic_search_native::vector::{Encoding, Finish};
 use semantic_search_native::{Result, runtime};
 
 fn setting(name: &str) -> String {
@@ -49,9 +49,9 @@ fn main() -> Result<()> {
     let tokenized = tokenize()?;
     let lengths: Vec<usize> = tokenized.iter().map(|text| text.ids.len()).collect();
     let plan = || batch::plan(&lengths, runtime.limits);
-    let batches: Vec<Batch> = plan()
+    let batches: Vec<Vec<&[u32]>> = plan()
         .iter()
-        .map(|batch| Batch::from_texts(batch.iter().map(|&text| &*tokenized[text].ids)))
+        .map(|batch| batch.iter().map(|&text| &*tokenized[text].ids).collect())
         .collect();
     let never = Arc::new(Stop::new());
     let mut forward = || {
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     let vectors = forward()?;
     let finish = Finish {
         pooled: dir.pooled_dimension(),
-        cut: dir.cut,
+        matryoshka: dir.matryoshka,
         normalize: dir.normalize,
     };
     let mut report = Criterion::default()
@@ -73,7 +73,7 @@ fn main() -> Result<()> {
     report.bench_function("plan", |bencher| bencher.iter(|| black_box(plan())));
     report.bench_function("forward", |bencher| bencher.iter(|| black_box(forward())));
     report.bench_function("finish", |bencher| {
-        bencher.iter(|| black_box(finish.apply(vectors.clone())));
+        bencher.iter(|| black_box(finish.apply(vectors.clone(), Encoding::Float32)));
     });
     report.final_summary();
     Ok(())

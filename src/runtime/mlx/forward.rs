@@ -3,8 +3,8 @@
 //! Hidden states are kept flat, `[batch · length, width]`, so that a linear layer is a single matrix product; only
 //! attention sees `[batch, heads, length, head_dim]`. Nothing is computed until the pass is evaluated.
 //!
-//! In half precision the norms compute in float32 (their weights are float32, which MLX takes for the result as
-//! well), and their results are rounded back; so does pooling. Everything else stays in the weights' format.
+//! In half precision, norms and pooling compute in float32. (The norms' weights are float32, which MLX uses for the result as
+//! well; it is rounded back.) Everything else stays in the weights' format.
 
 use std::ffi::c_void;
 
@@ -15,10 +15,10 @@ use mlx_rs::transforms::compile::compile;
 use mlx_rs::{Array, Dtype, ops};
 
 use super::parameters::{Affine, FusedProjections, Parameters, Weights};
-use super::{mlx_error, size};
+use super::{mlx_error, padded, size};
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Attention, Graph, Node, Numbering, Op, Pooling, Rotary, Rows};
-use crate::runtime::gate;
+use crate::runtime::shutdown;
 use crate::runtime::stop::Stop;
 
 type Unary = Box<dyn for<'a> FnMut(&'a Array) -> Result<Array, Exception>>;
@@ -85,16 +85,53 @@ fn constant(value: f32, dtype: Dtype) -> Array {
     }
 }
 
-/// The lengths of a padded batch.
-pub struct Shape {
+/// The token ids of some texts, padded to one length.
+pub struct PaddedBatch {
+    /// `[texts · length]`; padding has the id 0.
+    pub ids: Vec<u32>,
     /// Number of texts.
-    pub batch: i32,
+    pub texts: i32,
     /// Length that every text is padded to.
     pub length: i32,
-    /// Real lengths of the texts; empty where nothing is padded.
+    /// Real lengths of the texts; empty if nothing is padded.
     pub lengths: Vec<i32>,
-    /// Real length of every text, where rotations depend on it.
+    /// Real length of every text, if rotations depend on it.
     pub scaled_length: Option<usize>,
+}
+
+impl PaddedBatch {
+    /// Pads texts to a [`batch::bucket`] length of at most `positions`; if `is_scaled`, they have equal lengths and are not
+    /// padded.
+    ///
+    /// # Errors
+    /// MLX cannot count so many tokens.
+    pub fn new(texts: &[&[u32]], positions: Option<usize>, is_scaled: bool) -> Result<Self> {
+        let longest = texts.iter().map(|ids| ids.len()).max().unwrap_or(0);
+        let length = if is_scaled {
+            longest
+        } else {
+            padded(longest, positions)
+        };
+        // The states of all tokens are the rows of one matrix.
+        size(texts.len() * length)?;
+        let mut ids = Vec::with_capacity(texts.len() * length);
+        for text in texts {
+            ids.extend_from_slice(text);
+            ids.resize(ids.len() + length - text.len(), 0);
+        }
+        let is_padded = texts.iter().any(|ids| ids.len() < length);
+        let lengths = texts
+            .iter()
+            .filter(|_| is_padded)
+            .map(|ids| size(ids.len()));
+        Ok(Self {
+            ids,
+            texts: size(texts.len())?,
+            length: size(length)?,
+            lengths: lengths.collect::<Result<_>>()?,
+            scaled_length: is_scaled.then_some(longest),
+        })
+    }
 }
 
 /// One batch on its way through a graph.
@@ -102,43 +139,38 @@ pub struct Pass<'a> {
     parameters: &'a Parameters,
     kernels: &'a mut Kernels,
     stop: &'a Stop,
-    shape: Shape,
+    batch: &'a PaddedBatch,
     ids: Array,
     /// `[batch, 1, 1, length]`, true for real tokens; only where something is padded.
     mask: Option<Array>,
-    /// Of each rotation so far, the divisors of the positions, `[dimensions / 2]`.
+    /// For each rotation so far, the divisors of the positions, `[dimensions / 2]`.
     wavelengths: Vec<(Rotary, Array)>,
 }
 
 impl<'a> Pass<'a> {
-    /// `ids` is `[batch · length]`, padded with any valid id.
-    ///
     /// # Errors
     /// MLX has no memory for the batch.
     pub fn new(
         parameters: &'a Parameters,
         kernels: &'a mut Kernels,
-        shape: Shape,
-        ids: &[u32],
+        batch: &'a PaddedBatch,
         stop: &'a Stop,
     ) -> Result<Self> {
-        let (batch, length) = (shape.batch, shape.length);
-        let mask = if shape.lengths.is_empty() {
+        let (texts, length) = (batch.texts, batch.length);
+        let mask = if batch.lengths.is_empty() {
             None
         } else {
-            let real = shape
-                .lengths
-                .iter()
-                .flat_map(|&real| (0..length).map(move |token| token < real));
-            Some(array(&real.collect::<Vec<bool>>(), &[batch, 1, 1, length])?)
+            let lengths = batch.lengths.iter();
+            let real = lengths.flat_map(|&real| (0..length).map(move |token| token < real));
+            Some(array(&real.collect::<Vec<bool>>(), &[texts, 1, 1, length])?)
         };
         Ok(Self {
             parameters,
             kernels,
             stop,
-            ids: array(ids, &[batch, length])?,
+            ids: array(&batch.ids, &[texts, length])?,
             mask,
-            shape,
+            batch,
             wavelengths: Vec::new(),
         })
     }
@@ -146,14 +178,14 @@ impl<'a> Pass<'a> {
     /// The result of the graph, float32.
     ///
     /// # Errors
-    /// MLX failed, or nobody wants the result any more.
+    /// MLX failed, or the batch was interrupted.
     pub fn run(&mut self, graph: &Graph) -> Result<Array> {
         let nodes = graph.nodes();
         let mut uses = vec![0_usize; nodes.len()];
         for value in nodes.iter().flat_map(|node| node.op.operands()) {
             uses[value.index()] += 1;
         }
-        // What no later operation takes is dropped, so that MLX can have its memory.
+        // A value that no later operation takes is dropped, so that MLX can reuse its memory.
         let mut values: Vec<Option<Array>> = Vec::with_capacity(nodes.len());
         let parameters = self.parameters;
         for (node, weights) in nodes.iter().zip(&parameters.weights) {
@@ -211,13 +243,13 @@ impl<'a> Pass<'a> {
     }
 
     /// MLX cannot be interrupted while it evaluates. So a long batch is evaluated layer by layer, before each attention,
-    /// which costs it nothing that would show, and given up between two of them.
+    /// which costs nothing measurable, and can be given up between two layers.
     fn finish_before(&self, x: &Array) -> Result<()> {
         /// Batches of more tokens are long.
         const LONG: i32 = 1024;
-        if self.shape.batch * self.shape.length > LONG {
+        if self.batch.texts * self.batch.length > LONG {
             x.eval().map_err(mlx_error)?;
-            if gate::is_unwanted(self.stop) {
+            if shutdown::is_unwanted(self.stop) {
                 return Err(Error::Aborted);
             }
         }
@@ -243,7 +275,7 @@ impl<'a> Pass<'a> {
     /// Rows of a table of positions, `[length]` or `[batch, length]`.
     fn position_rows(&self, numbering: Numbering) -> Result<Array, Exception> {
         match numbering {
-            Numbering::Index => ops::arange::<i32, i32>(0, self.shape.length, 1),
+            Numbering::Index => ops::arange::<i32, i32>(0, self.batch.length, 1),
             Numbering::NotPadding { padding } => {
                 let padding = Array::from_slice(&[padding as u32], &[]);
                 let counts = self.ids.ne(&padding)?.as_dtype(Dtype::Uint32)?;
@@ -297,7 +329,7 @@ impl<'a> Pass<'a> {
 
     /// `[batch · length, n · heads · head_dim]` → `[batch, n · heads, length, head_dim]`, a view.
     fn to_heads(&self, x: &Array, length: i32, head_dim: i32) -> Result<Array, Exception> {
-        x.reshape(&[self.shape.batch, length, -1, head_dim])?
+        x.reshape(&[self.batch.texts, length, -1, head_dim])?
             .transpose_axes(&[0, 2, 1, 3])
     }
 
@@ -306,7 +338,7 @@ impl<'a> Pass<'a> {
         let wavelengths = if let Some((_, wavelengths)) = known {
             wavelengths.clone()
         } else {
-            let wavelengths = wavelengths(rotary, self.shape.scaled_length)?;
+            let wavelengths = wavelengths(rotary, self.batch.scaled_length)?;
             self.wavelengths.push((*rotary, wavelengths.clone()));
             wavelengths
         };
@@ -322,7 +354,7 @@ impl<'a> Pass<'a> {
         attention: &Attention,
     ) -> Result<[Array; 3]> {
         let (heads, head_dim) = (size(attention.heads)?, size(attention.head_dim)?);
-        let length = self.shape.length;
+        let length = self.batch.length;
         match projections {
             FusedProjections::All(all) => {
                 let joined =
@@ -359,37 +391,37 @@ impl<'a> Pass<'a> {
 
     /// `[batch · length, width]` → `[batch, length, width]`.
     fn per_text(&self, x: &Array) -> Result<Array, Exception> {
-        x.reshape(&[self.shape.batch, self.shape.length, -1])
+        x.reshape(&[self.batch.texts, self.batch.length, -1])
     }
 
     /// `[batch · length, width]` → `[batch, width]`: the last real token of each text.
     fn last_rows(&self, x: &Array) -> Result<Array> {
-        let Shape {
-            batch,
+        let PaddedBatch {
+            texts,
             length,
-            ref lengths,
+            lengths,
             ..
-        } = self.shape;
-        let real = |text: i32| lengths.get(text as usize).copied().unwrap_or(length);
-        let rows: Vec<i32> = (0..batch)
+        } = self.batch;
+        let real = |text: i32| lengths.get(text as usize).unwrap_or(length);
+        let rows: Vec<i32> = (0..*texts)
             .map(|text| text * length + real(text) - 1)
             .collect();
-        x.take_axis(array(&rows, &[batch])?, 0).map_err(mlx_error)
+        x.take_axis(array(&rows, &[*texts])?, 0).map_err(mlx_error)
     }
 
     /// Real lengths as float32, `[batch, 1]`.
     fn token_counts(&self) -> Result<Array> {
-        let counts: Vec<f32> = match &self.shape.lengths[..] {
-            [] => vec![self.shape.length as f32; self.shape.batch as usize],
+        let counts: Vec<f32> = match &self.batch.lengths[..] {
+            [] => vec![self.batch.length as f32; self.batch.texts as usize],
             lengths => lengths.iter().map(|&length| length as f32).collect(),
         };
-        array(&counts, &[self.shape.batch, 1])
+        array(&counts, &[self.batch.texts, 1])
     }
 
     /// The mask as `[batch, length, 1]`.
     fn token_mask(&self) -> Result<Option<Array>, Exception> {
         let mask = self.mask.as_ref();
-        mask.map(|mask| mask.reshape(&[self.shape.batch, self.shape.length, 1]))
+        mask.map(|mask| mask.reshape(&[self.batch.texts, self.batch.length, 1]))
             .transpose()
     }
 
@@ -420,7 +452,7 @@ impl<'a> Pass<'a> {
     }
 
     fn weighted_mean(&self, x: &Array, counts: &Array) -> Result<Array, Exception> {
-        let positions = ops::arange::<f32, f32>(1.0, (self.shape.length + 1) as f32, 1.0)?;
+        let positions = ops::arange::<f32, f32>(1.0, (self.batch.length + 1) as f32, 1.0)?;
         let real = self.without_padding(x, 0.0)?;
         let weighted = real.multiply(positions.reshape(&[1, -1, 1])?)?;
         // 1 + 2 + … + n
@@ -430,11 +462,9 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// An operation without its weights or operands. Graphs have none.
+/// An operation without its weights or operands, which no graph contains.
 fn unexpected(what: &str) -> Error {
-    Error::InferenceFailed {
-        reason: format!("MLX was given {what} to compute"),
-    }
+    Error::inference(format!("MLX was given {what} to compute"))
 }
 
 fn affine(x: &Array, layer: &Affine) -> Result<Array, Exception> {
@@ -447,25 +477,23 @@ fn affine(x: &Array, layer: &Affine) -> Result<Array, Exception> {
 /// Splits `[batch, heads, length, head_dim]` before these heads.
 fn parts<const N: usize>(x: &Array, before: &[i32]) -> Result<[Array; N]> {
     let parts = x.split_at_indices(before, 1).map_err(mlx_error)?;
-    parts
-        .try_into()
-        .map_err(|parts: Vec<Array>| Error::InferenceFailed {
-            reason: format!(
-                "MLX split an array into {} parts instead of {N}",
-                parts.len()
-            ),
-        })
+    parts.try_into().map_err(|parts: Vec<Array>| {
+        let count = parts.len();
+        Error::inference(format!(
+            "MLX split an array into {count} parts instead of {N}"
+        ))
+    })
 }
 
-/// `base'^(2i/d)` with `base' = base · stretch^(d/(d−2))`: what positions are divided by before the rotation.
+/// `base'^(2i/d)` with `base' = base · growth^(d/(d−2))`: what positions are divided by before the rotation.
 fn wavelengths(rotary: &Rotary, scaled_length: Option<usize>) -> Result<Array> {
     let dimensions = rotary.dimensions as f64;
-    let stretch = match (rotary.scaling, scaled_length) {
-        (Some(scaling), Some(length)) => scaling.stretch(length),
+    let growth = match (rotary.scaling, scaled_length) {
+        (Some(scaling), Some(length)) => scaling.base_growth(length),
         _ => 1.0,
     };
-    let base = if stretch > 1.0 {
-        rotary.base * stretch.powf(dimensions / (dimensions - 2.0))
+    let base = if growth > 1.0 {
+        rotary.base * growth.powf(dimensions / (dimensions - 2.0))
     } else {
         rotary.base
     };
@@ -496,7 +524,7 @@ impl Element for bool {
     const DTYPE: Dtype = Dtype::Bool;
 }
 
-/// A copy of `values` in MLX's memory. mlx-rs's own constructor leaves a failed allocation unnoticed.
+/// A copy of `values` in MLX's memory. mlx-rs's own constructor does not notice a failed allocation.
 fn array<T: Element>(values: &[T], shape: &[i32]) -> Result<Array> {
     debug_assert_eq!(values.len() as i32, shape.iter().product::<i32>());
     // SAFETY: MLX copies as many values as the shape has, which is the length of `values`.

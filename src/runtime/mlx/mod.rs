@@ -2,16 +2,16 @@
 //!
 //! # How a batch is computed
 //!
-//! [`thread`] is the one thread that owns every array of every model; a worker of the engine sends it a batch and waits,
-//! while a second worker tokenizes the next one. [`parameters`] laid the weights out at load: q, k and v joined, matrices seen transposed, the token type added to a table. [`forward`]
-//! builds the graph of a batch, lazily, with MLX's fused norms, rotation and attention; it is evaluated once, and one
-//! copy brings the pooled vectors back as float32. Normalization and the check for NaN follow outside, in
-//! [`crate::vector`], in double precision and the same for every runtime.
+//! One thread ([`thread`]) owns every array of every model. A worker of the engine pads a batch, sends it there and waits,
+//! while a second worker tokenizes the next one. [`parameters`] laid the weights out at load: q, k and v joined, matrices
+//! transposed without a copy, the token type added to a table. [`forward`] builds the graph of a batch lazily, with MLX's
+//! fused norms, rotation and attention; it is evaluated once, and one copy brings the pooled vectors back as float32.
+//! [`crate::vector`] finishes them, in double precision and the same way for every runtime.
 //!
-//! Texts of a batch are padded to a length out of few ([`crate::batch::bucket`]), so that shapes, and with them kernels and
-//! buffers, repeat. Padding is masked (the mask exists only where something is padded), and no vector depends on it
-//! beyond rounding. Texts beyond the trained length of a model with dynamic rotary scaling are batched only with texts
-//! of their own length, since the stretch depends on it.
+//! The texts of a batch are padded to one of a few fixed lengths ([`crate::batch::bucket`]), so that shapes, and with them
+//! kernels and buffers, repeat. Padding is masked (there is a mask only if something is padded), and no vector depends on it
+//! beyond rounding. In a model with dynamic rotary scaling, texts beyond the trained length are batched only with texts of
+//! their own length, since the rotation depends on it.
 //!
 //! # What to know about MLX before changing this
 //!
@@ -53,13 +53,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mlx_rs::error::Exception;
 use mlx_rs::{Dtype as MlxDtype, memory};
 
-use self::forward::{Pass, Shape};
+use self::forward::{PaddedBatch, Pass};
 use self::parameters::Parameters;
 use self::thread::{State, Turn};
-use super::gate;
+use super::shutdown;
 use super::stop::Stop;
 use super::{MakeWorker, Memory, Runtime, Worker};
-use crate::batch::{self, Batch, Limits};
+use crate::batch::{self, Limits};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NtkScaling};
@@ -73,13 +73,13 @@ const BUDGET_TOKENS_CPU: usize = 1024;
 const PADDING_RATIO: f64 = 1.15;
 
 /// A model on the MLX thread.
-pub struct LoadedModel {
+pub struct MlxModel {
     graph: Graph,
     parameters: Parameters,
     limits: Limits,
 }
 
-/// What suits a batch.
+/// What a batch may hold.
 #[must_use]
 pub fn limits(is_gpu: bool, graph: &Graph, budget_bytes: Option<usize>) -> Limits {
     Limits {
@@ -123,24 +123,26 @@ pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> R
     let limits = limits(is_gpu, graph, options.memory_budget);
     let scalings = graph.scalings();
     let (graph, checkpoint) = (graph.clone(), Arc::clone(checkpoint));
-    thread::run(move |state| {
+    let positions = thread::run(move |state| {
         let value_bytes = if dtype == MlxDtype::Float32 { 4 } else { 2 };
         let parameters = reserve(checkpoint.values() * value_bytes, "the weights")
             .and_then(|()| Parameters::load(&graph, &checkpoint, dtype))
-            // Too large for MLX is not too large for others.
-            .map_err(|error| Error::BackendUnavailable {
-                backend: "mlx",
-                reason: error.to_string(),
-            })?;
-        let model = LoadedModel {
+            // What is too large for MLX may not be too large for another backend.
+            .map_err(|error| Error::unavailable_from("mlx", error.to_string(), error))?;
+        let positions = graph.longest_text();
+        let model = MlxModel {
             graph,
             parameters,
             limits,
         };
         state.models.insert(number, model);
-        Ok(())
+        Ok(positions)
     })?;
-    let handle = Arc::new(Handle { number, scalings });
+    let handle = Arc::new(Handle {
+        number,
+        scalings,
+        positions,
+    });
     let worker = |turn| -> MakeWorker {
         let handle = Arc::clone(&handle);
         Box::new(move || Ok(Box::new(MlxWorker { handle, turn })))
@@ -150,9 +152,9 @@ pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> R
         is_gpu,
         dtype: name,
         limits,
-        // While one waits for the MLX thread, the other tokenizes and has the next batch ready.
+        // While one waits for the MLX thread, the other tokenizes and prepares the next batch.
         workers: vec![worker(Turn::Last), worker(Turn::Last)],
-        lone: worker(Turn::Next),
+        urgent_worker: worker(Turn::Next),
         warning: None,
     })
 }
@@ -182,16 +184,18 @@ pub fn set_memory_limit(bytes: usize) -> Result<usize> {
     thread::run(move |_| memory::set_memory_limit(bytes).map_err(mlx_error))
 }
 
-/// A model's number, taken back from the MLX thread when the last worker is gone.
+/// A model on the MLX thread, removed there when the last worker is dropped.
 struct Handle {
     number: u64,
     scalings: Vec<NtkScaling>,
+    /// Rows of the table of positions, if the model has one.
+    positions: Option<usize>,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         let number = self.number;
-        // Nothing is left to be done where the thread is gone.
+        // If the thread has ended, nothing is left to be done.
         let _ = thread::run(move |state| {
             state.models.remove(&number);
             memory::clear_cache().map_err(mlx_error)
@@ -205,18 +209,29 @@ struct MlxWorker {
 }
 
 impl Worker for MlxWorker {
-    fn forward(&mut self, batch: &Batch, stop: &Arc<Stop>) -> Result<Vec<f32>> {
-        let number = self.handle.number;
+    fn forward(&mut self, texts: &[&[u32]], stop: &Arc<Stop>) -> Result<Vec<f32>> {
+        let Handle {
+            number, positions, ..
+        } = *self.handle;
+        let groups = texts.chunk_by(|a, b| self.growths(a.len()) == self.growths(b.len()));
+        let batches = groups.map(|texts| {
+            // Texts beyond the trained length have one length: padding would need another rotation.
+            let is_scaled = self
+                .growths(texts[0].len())
+                .iter()
+                .any(|&growth| growth > 1.0);
+            PaddedBatch::new(texts, positions, is_scaled)
+        });
+        let batches = batches.collect::<Result<Vec<_>>>()?;
         let stop = Arc::clone(stop);
-        let groups = self.same_stretch(batch);
         thread::run_at(self.turn, move |state| {
             let State {
                 models, kernels, ..
             } = state;
             let model = models.get(&number).ok_or(Error::Closed)?;
             let mut vectors = Vec::new();
-            for (group, is_stretched) in groups {
-                vectors.extend(model.forward(kernels, &group, is_stretched, &stop)?);
+            for batch in &batches {
+                vectors.extend(model.forward(kernels, batch, &stop)?);
             }
             Ok(vectors)
         })
@@ -224,79 +239,38 @@ impl Worker for MlxWorker {
 }
 
 impl MlxWorker {
-    /// Neighbours of a batch that may be rotated alike, and whether that is unlike short texts: all texts up to the
-    /// trained length, beyond it texts of one length, since the stretch depends on a text's own length.
-    fn same_stretch(&self, batch: &Batch) -> Vec<(Batch, bool)> {
-        let stretches = |text: &[u32]| -> Vec<u64> {
-            let scalings = self.handle.scalings.iter();
-            let stretches = scalings.map(|scaling| scaling.stretch(text.len()));
-            stretches.map(f64::to_bits).collect()
-        };
-        let is_stretched = |text: &[u32]| {
-            let mut scalings = self.handle.scalings.iter();
-            scalings.any(|scaling| scaling.stretch(text.len()) > 1.0)
-        };
-        let texts: Vec<&[u32]> = batch.texts().collect();
-        texts
-            .chunk_by(|a, b| stretches(a) == stretches(b))
-            .map(|group| {
-                let batch = Batch::from_texts(group.iter().copied());
-                (batch, is_stretched(group[0]))
-            })
+    /// How the bases of the model's rotations grow for a text of this length. Texts share a pass only if this is equal.
+    fn growths(&self, length: usize) -> Vec<f64> {
+        let scalings = self.handle.scalings.iter();
+        scalings
+            .map(|scaling| scaling.base_growth(length))
             .collect()
     }
 }
 
-impl LoadedModel {
+impl MlxModel {
     fn forward(
         &self,
         kernels: &mut forward::Kernels,
-        batch: &Batch,
-        is_stretched: bool,
+        batch: &PaddedBatch,
         stop: &Stop,
     ) -> Result<Vec<f32>> {
-        // It may have waited for its turn.
-        if gate::is_unwanted(stop) {
+        // The batch may have waited for its turn.
+        if shutdown::is_unwanted(stop) {
             return Err(Error::Aborted);
         }
-        let longest = batch.texts().map(<[u32]>::len).max().unwrap_or(0);
-        // A stretched text is alone with others of its length; padding it would need another stretch.
-        let length = if is_stretched {
-            longest
-        } else {
-            padded(longest, self.graph.longest_text())
-        };
-        reserve(self.limits.bytes(batch.len(), length), "a batch")?;
-
-        // The states of all tokens are the rows of one matrix.
-        size(batch.len() * length)?;
-        let mut ids = Vec::with_capacity(batch.len() * length);
-        for text in batch.texts() {
-            ids.extend_from_slice(text);
-            ids.resize(ids.len() + length - text.len(), 0);
-        }
-        let is_padded = batch.texts().any(|text| text.len() < length);
-        let shape = Shape {
-            batch: size(batch.len())?,
-            length: size(length)?,
-            lengths: if is_padded {
-                let lengths = batch.texts().map(|text| size(text.len()));
-                lengths.collect::<Result<_>>()?
-            } else {
-                Vec::new()
-            },
-            scaled_length: is_stretched.then_some(longest),
-        };
-        let mut pass = Pass::new(&self.parameters, kernels, shape, &ids, stop)?;
+        let bytes = self
+            .limits
+            .bytes(batch.texts as usize, batch.length as usize);
+        reserve(bytes, "a batch")?;
+        let mut pass = Pass::new(&self.parameters, kernels, batch, stop)?;
         let vectors = pass.run(&self.graph)?;
-        vectors
-            .to_vec_exact::<f32>()
-            .map_err(|error| Error::inference(&error))
+        vectors.to_vec_exact::<f32>().map_err(Error::inference_from)
     }
 }
 
-/// The length to which texts are padded of which the longest has this one. No padding has a position beyond the table: MLX
-/// would read there.
+/// The length to which texts are padded if the longest has this one. It does not exceed the table of positions, since MLX
+/// would read beyond it.
 fn padded(longest: usize, positions: Option<usize>) -> usize {
     batch::bucket(longest).min(positions.unwrap_or(usize::MAX))
 }
@@ -304,13 +278,13 @@ fn padded(longest: usize, positions: Option<usize>) -> usize {
 /// A size as MLX takes it.
 ///
 /// # Errors
-/// It is more than MLX counts to.
+/// It is larger than MLX can count.
 fn size(size: usize) -> Result<i32> {
-    i32::try_from(size).map_err(|_| Error::InferenceFailed {
-        reason: format!(
+    i32::try_from(size).map_err(|_| {
+        Error::inference(format!(
             "MLX computes with at most {} rows or columns, and {size} would be needed: use the backend \"onnx\"",
             i32::MAX
-        ),
+        ))
     })
 }
 
@@ -332,8 +306,7 @@ fn reserve(bytes: usize, what: &str) -> Result<()> {
     })
 }
 
-/// MLX's message without the place in MLX's sources that it ends with.
-#[allow(clippy::needless_pass_by_value, reason = "made for map_err")]
+/// MLX's message without the place in MLX's sources at its end.
 fn mlx_error(error: Exception) -> Error {
     let text = error.what();
     let message = text
@@ -341,6 +314,7 @@ fn mlx_error(error: Exception) -> Error {
         .map_or(text, |(message, _)| message);
     Error::InferenceFailed {
         reason: format!("MLX: {message}"),
+        source: Some(error.into()),
     }
 }
 

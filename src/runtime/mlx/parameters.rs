@@ -9,7 +9,7 @@ use mlx_rs::{Array, Dtype, ops, transforms};
 use super::{mlx_error, size};
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use crate::error::{Error, Result};
-use crate::graph::{Embeddings, Graph, LayerNorm, Linear, Node, Op, Projections, Rows};
+use crate::graph::{EmbeddingTables, Graph, LayerNorm, Linear, Node, Op, Projections, Rows};
 
 /// A fully connected layer.
 pub struct Affine {
@@ -105,7 +105,7 @@ impl Loader<'_> {
         })
     }
 
-    fn tables(&self, embeddings: &Embeddings) -> Result<Weights> {
+    fn tables(&self, embeddings: &EmbeddingTables) -> Result<Weights> {
         let mut words = self.array(&embeddings.words, self.dtype)?;
         let positions = embeddings.positions.as_ref();
         let positions = positions.map(|positions| self.array(&positions.table, self.dtype));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::{Array, Dtype};
 
-use super::forward::{Pass, Shape};
+use super::forward::{PaddedBatch, Pass};
 use super::parameters::Parameters;
 use super::thread;
 use crate::arch;
@@ -61,15 +61,11 @@ fn count_pass(fixture: &str, layers_key: &'static str, layers: usize, is_padded:
     let checkpoint = Arc::new(checkpoint);
     thread::run(move |state| {
         let parameters = Parameters::load(&graph, &checkpoint, Dtype::Float32)?;
-        let shape = Shape {
-            batch: BATCH,
-            length: LENGTH,
-            lengths: if is_padded { vec![LENGTH, 5] } else { vec![] },
-            scaled_length: None,
-        };
-        let ids = [7; (BATCH * LENGTH) as usize];
+        let ids = [7; LENGTH as usize];
+        let second = if is_padded { &ids[..5] } else { &ids };
+        let batch = PaddedBatch::new(&[&ids, second], None, false)?;
         let stop = Stop::new();
-        let mut pass = Pass::new(&parameters, &mut state.kernels, shape, &ids, &stop)?;
+        let mut pass = Pass::new(&parameters, &mut state.kernels, &batch, &stop)?;
         Ok(count(&pass.run(&graph)?))
     })
     .unwrap()

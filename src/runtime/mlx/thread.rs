@@ -1,12 +1,12 @@
 //! The one thread that owns all of MLX.
 //!
-//! MLX binds streams and unevaluated arrays to the thread that made them, and every thread that touches MLX costs a
-//! stream that never ends. So a process has a single MLX thread, started on first use; whoever needs MLX sends it a
-//! closure and waits for the result. Arrays never leave it.
+//! MLX binds streams and unevaluated arrays to the thread that made them, and every thread that uses MLX costs a stream that
+//! is never freed. So a process has a single MLX thread, started on first use; whoever needs MLX sends it a closure and
+//! waits for the result. Arrays never leave the thread.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc;
-use std::sync::{Condvar, Mutex, PoisonError};
+
 use std::time::Duration;
 
 use mlx_rs::error::Exception;
@@ -14,12 +14,13 @@ use mlx_rs::transforms::compile;
 use mlx_rs::{Device, memory};
 
 use super::forward::Kernels;
-use super::{LoadedModel, mlx_error};
+use super::{MlxModel, mlx_error};
 use crate::error::{Error, Result};
 use crate::guard;
-use crate::runtime::gate;
+use crate::runtime::shutdown;
+use crate::sync::{Condvar, Mutex, PoisonError, lock};
 
-/// How long the thread waits for work before it gives MLX's cache of freed buffers back to the system.
+/// How long the thread waits for work before it returns MLX's cache of freed buffers to the system.
 const IDLE: Duration = Duration::from_secs(2);
 
 /// Freed buffers that MLX may keep for reuse. A batch's activations fit; varied shapes would otherwise pile up.
@@ -30,19 +31,19 @@ pub struct State {
     /// Whether a GPU computes. Decided once: MLX has one default device per process.
     pub is_gpu: bool,
     /// Loaded models by number.
-    pub models: HashMap<u64, LoadedModel>,
+    pub models: HashMap<u64, MlxModel>,
     /// Element-wise functions, compiled on a GPU.
     pub kernels: Kernels,
 }
 
 type Work = Box<dyn FnOnce(&mut State) + Send>;
 
-/// When work is done: after what was sent before, or as soon as the thread is free.
+/// When work is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// Before everything that waits.
+    /// Before everything that is queued.
     Next,
-    /// After everything that waits.
+    /// After everything that is queued.
     Last,
 }
 
@@ -71,14 +72,12 @@ pub fn run_at<T: Send + 'static>(
         let _ = sender.send(result);
     };
     inbox()?.push(turn, Box::new(work));
-    receiver.recv().unwrap_or_else(|_| {
-        Err(Error::InferenceFailed {
-            reason: "the MLX thread has ended".to_owned(),
-        })
-    })
+    receiver
+        .recv()
+        .unwrap_or_else(|_| Err(Error::inference("the MLX thread has ended")))
 }
 
-/// Work that waits for the thread.
+/// Work that is queued for the thread.
 struct Inbox {
     waiting: Mutex<VecDeque<Work>>,
     ready: Condvar,
@@ -87,7 +86,7 @@ struct Inbox {
 impl Inbox {
     fn push(&self, turn: Turn, work: Work) {
         {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = lock(&self.waiting);
             match turn {
                 Turn::Next => waiting.push_front(work),
                 Turn::Last => waiting.push_back(work),
@@ -96,10 +95,10 @@ impl Inbox {
         self.ready.notify_one();
     }
 
-    /// The next work. `on_idle` is called once if none comes for a while.
+    /// The next work. `on_idle` is called once if there is none for a while.
     fn take(&self, on_idle: impl FnOnce()) -> Work {
         let is_empty = |waiting: &mut VecDeque<Work>| waiting.is_empty();
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = lock(&self.waiting);
         let (mut waiting, _) = self
             .ready
             .wait_timeout_while(waiting, IDLE, is_empty)
@@ -117,20 +116,20 @@ impl Inbox {
     }
 }
 
-/// The inbox of the thread, which is started on first use. What MLX itself says then is not asked again: neither drivers
-/// nor GPUs appear in a running process. A thread that the system refuses is another time's affair.
+/// The inbox of the thread, which is started on first use. If MLX fails to start, that is final: neither drivers nor GPUs
+/// appear in a running process. If the system refuses the thread, the next use tries again.
 fn inbox() -> Result<&'static Inbox> {
     static INBOX: Inbox = Inbox {
         waiting: Mutex::new(VecDeque::new()),
         ready: Condvar::new(),
     };
     static STARTED: Mutex<Option<Result<(), String>>> = Mutex::new(None);
-    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut started = lock(&STARTED);
     if started.is_none() {
         let (sender, has_started) = mpsc::sync_channel(1);
         let life = move || {
             let state = {
-                let _inside = gate::MLX.enter();
+                let _inside = shutdown::MLX.enter();
                 guard::run(|| State::start().map_err(mlx_error))
             };
             let state = state.map_err(|error| error.to_string());
@@ -139,11 +138,11 @@ fn inbox() -> Result<&'static Inbox> {
             let Ok(mut state) = state else { return };
             loop {
                 let work = INBOX.take(|| {
-                    let _inside = gate::MLX.enter();
+                    let _inside = shutdown::MLX.enter();
                     // Failing to free spare memory harms nothing.
                     let _ = guard::catch(memory::clear_cache);
                 });
-                let _inside = gate::MLX.enter();
+                let _inside = shutdown::MLX.enter();
                 work(&mut state);
             }
         };
@@ -152,10 +151,7 @@ fn inbox() -> Result<&'static Inbox> {
         *started = Some(outcome.unwrap_or_else(|error| Err(error.to_string())));
     }
     match &*started {
-        Some(Err(reason)) => Err(Error::BackendUnavailable {
-            backend: "mlx",
-            reason: reason.clone(),
-        }),
+        Some(Err(reason)) => Err(Error::unavailable("mlx", reason)),
         _ => Ok(&INBOX),
     }
 }
@@ -208,9 +204,7 @@ mod tests {
                     Array::from_slice(&vec![1.0_f32; (rows * columns) as usize], &[rows, columns])
                 };
                 let product = ops::matmul(matrix(2, 3), matrix(width, 4)).map_err(mlx_error)?;
-                product
-                    .to_vec_exact::<f32>()
-                    .map_err(|error| Error::inference(&error))
+                product.to_vec_exact::<f32>().map_err(Error::inference_from)
             })
         };
         let error = product(5).unwrap_err();

@@ -117,7 +117,7 @@ impl GraphBuilder {
         output: &States,
         dimension: usize,
         file: &Path,
-        layers: &[int8::Layer],
+        layers: &[int8::QuantizedLinear],
     ) -> (Vec<u8>, Vec<GraphWeight>) {
         self.rename(&output.name, EMBEDDING);
         let weights = std::mem::take(&mut self.weights);
@@ -208,7 +208,7 @@ impl GraphBuilder {
         self.encode(initializers, output, properties)
     }
 
-    fn scales(&mut self, layer: &int8::Layer) {
+    fn scales(&mut self, layer: &int8::QuantizedLinear) {
         let name = int8::scales_name(layer.name);
         self.constant(
             &name,

@@ -1,12 +1,11 @@
 //! ONNX Runtime on the CPU.
 //!
-//! The encoder's graph becomes one of ONNX (`write.rs`) and each worker has a session of its own, since `Session::run`
-//! takes `&mut self`. All sessions share one copy of the weights as the kernels want them (ONNX Runtime's container of
-//! prepacked weights), and that copy is made from initializers that point into the mapped checkpoint: beyond
+//! The encoder's graph is written as an ONNX graph (`write.rs`), and each worker has a session of its own, since
+//! `Session::run` takes `&mut self`. All sessions share one copy of the weights in the layout of the kernels (ONNX Runtime's
+//! container of prepacked weights), made from initializers that point into the checkpoint as it was read: apart from
 //! activations, memory does not grow with the number of workers.
 //!
-//! Bulk work runs on workers with one thread each and batches without padding; urgent work runs on one more session
-//! that uses all threads.
+//! Bulk workers have one thread each; the urgent worker's session uses all threads. Batches are never padded.
 
 mod builder;
 mod nodes;
@@ -18,7 +17,6 @@ mod weights;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
@@ -28,17 +26,19 @@ use ort::value::TensorRef;
 
 use self::builder::{EMBEDDING, GraphBuilder, INPUT};
 use self::weights::{Initializers, SharedWeights};
-use super::gate::{self, Kept};
+use super::shutdown::{self, Guarded};
 use super::stop::{Interrupt, Stop};
 use super::{MakeWorker, Runtime, Worker};
-use crate::batch::{Batch, Limits};
+use crate::batch::Limits;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Cause, Error, Result};
+use crate::file;
 use crate::graph::Graph;
 use crate::int8::Int8Weights;
 use crate::options::{Dtype, Options};
+use crate::sync::{Arc, Mutex, lock};
 
-/// Tokens of a bulk batch. More texts per run spare little once a run has this many rows, and cost memory.
+/// Tokens of a bulk batch. Once a run has this many rows, more gain little and cost memory.
 const BUDGET_TOKENS: usize = 512;
 
 /// How long a thread of a session waits for work before it sleeps.
@@ -80,7 +80,7 @@ impl Precision {
     }
 }
 
-/// Refuses what this backend does not compute in.
+/// Refuses number formats that this backend does not compute in.
 ///
 /// # Errors
 /// The dtype is one of MLX.
@@ -104,18 +104,18 @@ pub fn load(
     options: &Options,
     threads: usize,
 ) -> Result<Runtime> {
-    let _inside = gate::ONNX.enter();
+    let _inside = shutdown::ONNX.enter();
     let environment = environment(options.onnx_runtime_library.as_deref())?;
     let precision = Precision::of(options.dtype);
     let mut builder = GraphBuilder::new(precision);
     let output = builder.write(graph);
     builder.hold_single_numbers(&checkpoint)?;
     let (int8, warning) = quantized(&builder, &checkpoint, options)?;
-    // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside the folder.
+    // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside of the folder.
     let file = checkpoint.files()[0]
         .path
         .canonicalize()
-        .map_err(|error| Error::inference(&error))?;
+        .map_err(|error| file::unreadable(&checkpoint.files()[0].path, error))?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
     let layers: Vec<_> = int8.iter().flat_map(Int8Weights::layers).collect();
@@ -134,18 +134,18 @@ pub fn load(
     let are_packed = packing::is_complete(&sessions, file_name, precision, shapes);
     drop(layers);
     let weights = SharedWeights::new(checkpoint, &weights, int8)?;
-    let blueprint = Arc::new(Blueprint {
+    let factory = Arc::new(SessionFactory {
         sessions,
         graph: encoded,
         precision,
-        weights: Arc::new(gate::ONNX.keep(weights)),
+        weights: Arc::new(shutdown::ONNX.guard(weights)),
         are_packed,
     });
-    // The first session packs the weights for all, and tells whether the graph is accepted.
-    let first = OnnxWorker::new(&blueprint, 1)?;
+    // The first session packs the weights for all, and shows whether ONNX Runtime accepts the graph.
+    let first = OnnxWorker::new(&factory, 1)?;
     let later = |threads| -> MakeWorker {
-        let blueprint = Arc::clone(&blueprint);
-        Box::new(move || Ok(Box::new(OnnxWorker::new(&blueprint, threads)?)))
+        let factory = Arc::clone(&factory);
+        Box::new(move || Ok(Box::new(OnnxWorker::new(&factory, threads)?)))
     };
     let mut workers: Vec<MakeWorker> = vec![Box::new(|| Ok(Box::new(first)))];
     workers.extend((1..threads).map(|_| later(1)));
@@ -165,13 +165,13 @@ pub fn load(
             score_bytes: 0,
         },
         workers,
-        lone: later(threads),
+        urgent_worker: later(threads),
         warning,
     })
 }
 
-/// The encoder, not pooled, as an ONNX file for the model's folder, its initializers pointing at the checkpoint's files
-/// there.
+/// The encoder without pooling as an ONNX file for the model's folder, where its initializers point at the checkpoint's
+/// files.
 ///
 /// # Errors
 /// There is no memory for the quantized weights.
@@ -182,7 +182,7 @@ pub fn export(graph: &Graph, checkpoint: &Checkpoint, options: &Options) -> Resu
     Ok(builder.finish_exported(&output, graph.width(), checkpoint, int8.as_ref()))
 }
 
-/// What the graph wants in int8, and a warning, see [`Int8Weights::load`].
+/// The weights that the graph has in int8, and a warning, see [`Int8Weights::load`].
 fn quantized(
     builder: &GraphBuilder,
     checkpoint: &Checkpoint,
@@ -197,48 +197,48 @@ fn quantized(
     Ok((Some(weights), warning))
 }
 
-/// The process's one ONNX Runtime environment; the first library that loads stays.
+/// The process's ONNX Runtime environment, of which there is one; the first library that loads stays.
 fn environment(library: Option<&Path>) -> Result<Environment> {
     static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
-    let mut current = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut current = lock(&ENVIRONMENT);
     if let Some(environment) = current.as_ref() {
         return Ok(environment.clone());
     }
     disable_telemetry();
     let path = library.map_or_else(default_library, Path::to_owned);
-    let unavailable = |reason: &dyn std::fmt::Display| Error::BackendUnavailable {
-        backend: "onnx",
-        reason: format!(
-            "{reason}; install the npm package onnxruntime-node, or name a libonnxruntime of version 1.24 or newer with \
+    let unavailable = |error: Cause| {
+        let reason = format!(
+            "{error}; install the npm package onnxruntime-node, or name a libonnxruntime of version 1.24 or newer with \
              the option `onnxRuntimeLibrary` or the environment variable ORT_DYLIB_PATH"
-        ),
+        );
+        Error::unavailable_from("onnx", reason, error)
     };
     let environment = ort::init_from(&path)
-        .map_err(|error| unavailable(&error))?
+        .map_err(|error| unavailable(error.into()))?
         .with_name(env!("CARGO_PKG_NAME"))
-        // All that counts on Windows; elsewhere too late, see `disable_telemetry`.
+        // What counts on Windows; elsewhere it comes too late, see `disable_telemetry`.
         .with_telemetry(false)
-        // Failures come back as errors; nothing may be written to a host's standard error.
+        // Failures come back as errors; nothing may be written to the host's standard error.
         .with_logger(Arc::new(|_, _, _, _, _| {}))
         .build()
-        .map_err(|error| unavailable(&error))?;
+        .map_err(|error| unavailable(error.into()))?;
     environment.set_log_level(LogLevel::Fatal);
     *current = Some(environment.clone());
     Ok(environment)
 }
 
-/// Keeps ONNX Runtime from reporting its use to Microsoft: from version 1.29 its builds for Linux and macOS write an
-/// identifier and a database into the user's cache folder and open connections. The first environment of a process
-/// decides, and what it goes by is an environment variable. One that is set already stays as it is.
+/// Keeps ONNX Runtime from reporting its use to Microsoft: since version 1.29 its builds for Linux and macOS write an
+/// identifier and a database into the user's cache folder and open connections. An environment variable decides, which the
+/// first environment of a process reads. A variable that is set already stays as it is.
 ///
-/// The addon calls this while it is being loaded, see `node.rs`; for programs in Rust the first model does.
+/// The addon calls this while it is being loaded, see `node.rs`; in Rust programs the first model does.
 pub fn disable_telemetry() {
     const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
     if std::env::var_os(VARIABLE).is_none_or(|value| value.is_empty()) {
         // SAFETY: Windows and macOS lock their environment. With glibc before 2.41 no other thread may be inside `getenv`
-        // meanwhile. What reads the environment of a Node.js process is JavaScript, hence the thread that this runs on,
-        // and the libraries below this crate when they start, which is later. It is what an assignment to `process.env`
-        // does, and no more often than once in a process.
+        // meanwhile. In a Node.js process the environment is read by JavaScript, on the thread that this runs on, and by
+        // the libraries below this crate when they start, which is later. An assignment to `process.env` does the same;
+        // this happens once in a process.
         unsafe { std::env::set_var(VARIABLE, "1") };
     }
 }
@@ -248,7 +248,7 @@ fn default_library() -> PathBuf {
         .map_or_else(|| PathBuf::from(libloading_name()), PathBuf::from)
 }
 
-/// What the dynamic linker knows ONNX Runtime as.
+/// The name by which the dynamic linker finds ONNX Runtime.
 fn libloading_name() -> String {
     format!(
         "{}onnxruntime{}",
@@ -275,12 +275,12 @@ impl Sessions {
             .with_log_level(LogLevel::Fatal)?
             .with_optimization_level(GraphOptimizationLevel::Level1)?
             .with_intra_threads(threads)?
-            // Waiting for the next operator of a run, threads spin, which spares a query the time of waking them up some
-            // hundred times. They go on for a moment after it, and no longer: by default they would burn 40 ms of CPU
-            // after every query, and stand in the way of the thread that has the next one.
+            // While they wait for the next operator of a run, threads spin, which saves a query waking them up hundreds of
+            // times. They spin on only briefly after the run: by default they would burn 40 ms of CPU after every query
+            // and slow down the thread that has the next one.
             .with_intra_op_spinning(true)?
             .with_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)?
-            // Kept for every shape that ever occurs, and texts have many lengths.
+            // A pattern is kept for every shape that ever occurs, and texts have many lengths.
             .with_memory_pattern(false)?
             .with_config_entry(
                 "session.model_external_initializers_file_folder_path",
@@ -292,56 +292,54 @@ impl Sessions {
     }
 }
 
-/// What every session of a model is made from; gone once the last one is made.
-struct Blueprint {
+/// Makes the sessions of a model; dropped once the last one is made.
+struct SessionFactory {
     sessions: Sessions,
     graph: Vec<u8>,
     precision: Precision,
-    weights: Arc<Kept<SharedWeights>>,
-    /// Whether sessions do without the matrices that they were made from.
+    weights: Arc<Guarded<SharedWeights>>,
+    /// Whether sessions no longer read the matrices that they were made from.
     are_packed: bool,
 }
 
-impl Drop for Blueprint {
+impl Drop for SessionFactory {
     fn drop(&mut self) {
-        // SAFETY: sessions are made from a blueprint only, and whether they read matrices was tried.
+        // SAFETY: only this factory makes sessions, and whether they read matrices was tested.
         unsafe { self.weights.give_back(self.are_packed) };
     }
 }
 
-/// One session, declared before the weights that it points into, so that it is dropped first.
+/// One session. Declared before the weights that it points into, so that it is dropped first.
 struct OnnxWorker {
-    session: Kept<Session>,
+    session: Guarded<Session>,
     precision: Precision,
-    _weights: Arc<Kept<SharedWeights>>,
+    _weights: Arc<Guarded<SharedWeights>>,
 }
 
 impl OnnxWorker {
-    fn new(blueprint: &Blueprint, threads: usize) -> Result<Self> {
-        let _inside = gate::ONNX.enter();
-        let initializers = &blueprint.weights.initializers;
-        let session = blueprint
+    fn new(factory: &SessionFactory, threads: usize) -> Result<Self> {
+        let _inside = shutdown::ONNX.enter();
+        let initializers = &factory.weights.initializers;
+        let session = factory
             .sessions
-            .make(&blueprint.graph, initializers, threads)
+            .make(&factory.graph, initializers, threads)
             .map_err(|error| Error::InferenceFailed {
                 reason: format!("ONNX Runtime refused the model's graph: {error}"),
+                source: Some(error.into()),
             })?;
         Ok(Self {
-            session: gate::ONNX.keep(session),
-            precision: blueprint.precision,
-            _weights: Arc::clone(&blueprint.weights),
+            session: shutdown::ONNX.guard(session),
+            precision: factory.precision,
+            _weights: Arc::clone(&factory.weights),
         })
     }
 
     /// Runs texts of equal length.
-    fn run(
-        &mut self,
-        ids: &[u32],
-        texts: usize,
-        options: &RunOptions,
-    ) -> Result<Vec<f32>, ort::Error> {
-        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let input = TensorRef::from_array_view(([texts, ids.len() / texts], &*ids))?;
+    fn run(&mut self, texts: &[&[u32]], options: &RunOptions) -> Result<Vec<f32>, ort::Error> {
+        let shape = [texts.len(), texts[0].len()];
+        let ids = texts.iter().flat_map(|ids| ids.iter());
+        let ids: Vec<i64> = ids.map(|&id| i64::from(id)).collect();
+        let input = TensorRef::from_array_view((shape, &*ids))?;
         let inputs = ort::inputs![INPUT => input];
         let outputs = self.session.run_with_options(inputs, options)?;
         let (_, vectors) = outputs[EMBEDDING].try_extract_tensor::<f32>()?;
@@ -350,29 +348,25 @@ impl OnnxWorker {
 }
 
 impl Worker for OnnxWorker {
-    /// Texts of different lengths run one group of equal neighbours after the other; nothing is padded. With int8 every
-    /// text runs alone: a rounding that differs in the last bit may there become a step between two integers.
-    fn forward(&mut self, batch: &Batch, stop: &Arc<Stop>) -> Result<Vec<f32>> {
-        let _inside = gate::ONNX.enter();
-        // New ones each time, which costs nothing beside a batch: an interruption that comes late harms no later run.
-        let options = RunOptions::new().map_err(|error| Error::inference(&error))?;
-        let options = Arc::new(options);
+    /// Nothing is padded: neighbours of equal length run together, one group after the other. With int8 every text runs
+    /// alone, since a rounding that differs in the last bit may become a step between two integers there.
+    fn forward(&mut self, texts: &[&[u32]], stop: &Arc<Stop>) -> Result<Vec<f32>> {
+        let _inside = shutdown::ONNX.enter();
+        // New for each batch, which costs nothing in comparison: a late interruption must not harm a later run.
+        let options = Arc::new(RunOptions::new().map_err(Error::inference_from)?);
         let run: Arc<dyn Interrupt> = options.clone();
-        let texts: Vec<&[u32]> = batch.texts().collect();
         let mut vectors = Vec::new();
         let may_group = self.precision == Precision::Float;
         for group in texts.chunk_by(|a, b| may_group && a.len() == b.len()) {
-            let ids = group.concat();
-            let part = gate::interruptible(stop, &run, || self.run(&ids, group.len(), &options))?
-                .map_err(|error| Error::inference(&error))?;
-            vectors.extend(part);
+            let part = shutdown::interruptible(stop, &run, || self.run(group, &options))?;
+            vectors.extend(part.map_err(Error::inference_from)?);
         }
         Ok(vectors)
     }
 }
 
 impl Interrupt for RunOptions {
-    /// The run ends when the operator that is being computed has ended, and the session stays as good as before.
+    /// The run ends after the operator that is being computed, and the session stays usable.
     fn interrupt(&self) {
         // Setting a flag does not fail.
         let _ = self.terminate();

@@ -15,7 +15,7 @@ use super::{Precision, Sessions};
 use crate::checkpoint::{TensorSlice, WeightType};
 use crate::error::{Error, Result};
 use crate::graph::Linear;
-use crate::int8::Layer;
+use crate::int8::QuantizedLinear;
 use crate::pages::Pages;
 
 /// Whether the kernels of this precision pack matrices `[outputs, inputs]` of all these shapes. `file` lies in the folder
@@ -65,7 +65,7 @@ fn ignores_its_matrix(
     let mut pages = Pages::zeroed(bytes, "a trial layer")?;
     pages[..].fill(BYTES[0]);
     let scales = 1.0_f32.to_le_bytes().repeat(outputs);
-    let layer = Layer {
+    let layer = QuantizedLinear {
         name: &matrix.name,
         shape: [inputs, outputs],
         values: &pages,
@@ -88,7 +88,7 @@ fn ignores_its_matrix(
     let mut run = {
         let mut session = sessions
             .make(&graph, &initializers, 1)
-            .map_err(|error| Error::inference(&error))?;
+            .map_err(Error::inference_from)?;
         move || -> Result<Vec<f32>, ort::Error> {
             let ids = vec![1_i64; inputs];
             let input = TensorRef::from_array_view(([1, inputs], &*ids))?;
@@ -97,8 +97,8 @@ fn ignores_its_matrix(
             Ok(product.to_vec())
         }
     };
-    let before = run().map_err(|error| Error::inference(&error))?;
+    let before = run().map_err(Error::inference_from)?;
     pages[..].fill(BYTES[1]);
-    let after = run().map_err(|error| Error::inference(&error))?;
+    let after = run().map_err(Error::inference_from)?;
     Ok(before == after && before.iter().all(|number| *number > 0.0))
 }

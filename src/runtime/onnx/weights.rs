@@ -54,8 +54,8 @@ impl Initializers {
         let values: &'static [f32] = unsafe {
             std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<f32>())
         };
-        let tensor = TensorRef::from_array_view((shape.to_vec(), values))
-            .map_err(|error| Error::inference(&error))?;
+        let tensor =
+            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference_from)?;
         self.add(name, Tensor::Float(tensor))
     }
 
@@ -67,13 +67,13 @@ impl Initializers {
         // SAFETY: a byte is an int8; the rest is the contract of this function.
         let values: &'static [i8] =
             unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) };
-        let tensor = TensorRef::from_array_view((shape.to_vec(), values))
-            .map_err(|error| Error::inference(&error))?;
+        let tensor =
+            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference_from)?;
         self.add(name, Tensor::Int8(tensor))
     }
 
     fn add(&mut self, name: &str, tensor: Tensor) -> Result<()> {
-        let name = CString::new(name).map_err(|error| Error::inference(&error))?;
+        let name = CString::new(name).map_err(Error::inference_from)?;
         self.tensors.push((name, tensor));
         Ok(())
     }

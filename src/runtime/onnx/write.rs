@@ -18,7 +18,7 @@ use super::nodes::{float, int, string};
 use super::proto::DataType;
 use crate::checkpoint::TensorSlice;
 use crate::graph::{
-    Activation, Attention, Embeddings, Graph, LayerNorm, Linear, Node, Numbering, Op, Pooling,
+    Activation, Attention, EmbeddingTables, Graph, LayerNorm, Linear, Node, Numbering, Op, Pooling,
     Positions, Projections, Rotary, Rows,
 };
 use crate::int8;
@@ -68,7 +68,7 @@ impl GraphBuilder {
         }
     }
 
-    fn embed(&mut self, embeddings: &Embeddings, width: usize) -> String {
+    fn embed(&mut self, embeddings: &EmbeddingTables, width: usize) -> String {
         let words = self.weight(&embeddings.words);
         let mut x = self.op("Gather", &[&words, INPUT], vec![]);
         if let Some(positions) = &embeddings.positions {
@@ -282,7 +282,7 @@ impl GraphBuilder {
         let frequencies = (0..half).map(|i| rotary.base.powf(-step(i)));
         let mut frequency = self.floats(&named("frequencies"), &[1, half], frequencies);
         if let Some(scaling) = rotary.scaling {
-            // base' = base · stretch^(d/(d−2)), so that frequency' = frequency · stretch^(−2i/(d−2)).
+            // base' = base · growth^(d/(d−2)), so that frequency' = frequency · growth^(−2i/(d−2)).
             let slope = scaling.factor / scaling.trained_positions as f64;
             let slope = self.floats(&named("slope"), &[], [slope]);
             let offset = self.floats(&named("offset"), &[], [scaling.factor - 1.0]);
@@ -292,12 +292,12 @@ impl GraphBuilder {
             let exponents = self.floats(&named("exponents"), &[1, half], exponents);
             let length = self.length_float();
             let scaled = self.shared(&named("scaled_length"), "Mul", &[&length, &slope], vec![]);
-            let stretch = self.shared(&named("raw_stretch"), "Sub", &[&scaled, &offset], vec![]);
-            let stretch = self.shared(&named("stretch"), "Max", &[&stretch, &one], vec![]);
-            let inputs = [stretch.as_str(), &exponents];
+            let growth = self.shared(&named("raw_growth"), "Sub", &[&scaled, &offset], vec![]);
+            let growth = self.shared(&named("growth"), "Max", &[&growth, &one], vec![]);
+            let inputs = [growth.as_str(), &exponents];
             let correction = self.shared(&named("correction"), "Pow", &inputs, vec![]);
             let inputs = [frequency.as_str(), &correction];
-            frequency = self.shared(&named("stretched"), "Mul", &inputs, vec![]);
+            frequency = self.shared(&named("scaled_frequencies"), "Mul", &inputs, vec![]);
         }
         let positions = self.positions(0);
         let angles = self.shared(&named("angles"), "Mul", &[&positions, &frequency], vec![]);

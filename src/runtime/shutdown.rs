@@ -1,38 +1,39 @@
 //! Keeps a process from ending while a thread is inside a runtime.
 //!
-//! `exit` runs the destructors of every library while other threads go on; one that is just then inside ONNX Runtime or
-//! MLX reads what was destroyed, and the process ends with a crash instead of its exit code. So threads pass a gate on
-//! their way in, and the process, when it ends, shuts it for good, interrupts what runs and waits for those inside.
+//! `exit` runs the destructors of every library while other threads go on. A thread that is inside ONNX Runtime or MLX at
+//! that moment reads what was destroyed, and the process crashes instead of returning its exit code. So threads register on
+//! their way in. When the process ends, no thread enters any more, runs are interrupted, and the process waits for the
+//! threads inside.
 //!
-//! An interrupted run still finishes the operator that it is at, which for a text of thousands of tokens takes seconds.
-//! Where the exit code is known here (glibc tells it), the process does not wait for that: it ends without the
+//! An interrupted run still finishes the operator that it is at, which may take seconds for a text of thousands of tokens.
+//! Where the exit code is known here (glibc passes it on), the process does not wait for that: it ends without the
 //! destructors.
 
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::stop::{Interrupt, Stop};
 use crate::error::{Error, Result};
+use crate::sync::{Arc, Condvar, Mutex, PoisonError, lock, wait};
 
-/// How long an ending process, or worker thread of Node.js, waits for operators that are being computed; without end where
+/// How long an ending process, or worker thread of Node.js, waits for operators that are being computed; without limit where
 /// it cannot end before them.
-pub const PATIENCE: Option<Duration> = if cfg!(all(target_os = "linux", target_env = "gnu")) {
+pub const GRACE_PERIOD: Option<Duration> = if cfg!(all(target_os = "linux", target_env = "gnu")) {
     Some(Duration::from_millis(100))
 } else {
     None
 };
 
-static GATE: Gate = Gate {
-    state: Mutex::new(State {
-        inside: 0,
-        is_shut: false,
-    }),
-    left: Condvar::new(),
-};
+static OCCUPANCY: Mutex<Occupancy> = Mutex::new(Occupancy {
+    threads: 0,
+    is_ending: false,
+});
+
+/// A thread has left a library while the process was ending.
+static LEFT: Condvar = Condvar::new();
 
 /// Requested when the process ends.
 static ENDING: Stop = Stop::new();
@@ -41,44 +42,17 @@ thread_local! {
     static IS_INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-struct Gate {
-    state: Mutex<State>,
-    /// Somebody has left while the gate was shut.
-    left: Condvar,
-}
-
-struct State {
+struct Occupancy {
     /// Threads inside a library.
-    inside: usize,
-    is_shut: bool,
+    threads: usize,
+    /// Whether the process is ending; then no thread enters any more.
+    is_ending: bool,
 }
 
-impl Gate {
-    /// Does not return once the gate is shut.
-    fn enter(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.is_shut {
-            state = self
-                .left
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        state.inside += 1;
-    }
-
-    fn leave(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.inside -= 1;
-        if state.is_shut {
-            self.left.notify_all();
-        }
-    }
-}
-
-/// Does `work` unless `stop` is requested or the process is ending; `run` interrupts it when that happens meanwhile.
+/// Does `work` unless `stop` is requested or the process is ending. If that happens meanwhile, `run` interrupts it.
 ///
 /// # Errors
-/// [`Error::Aborted`] instead of a result that nobody wants any more.
+/// [`Error::Aborted`] instead of a result that nobody wants.
 pub fn interruptible<T>(
     stop: &Stop,
     run: &Arc<dyn Interrupt>,
@@ -93,7 +67,7 @@ pub fn is_unwanted(stop: &Stop) -> bool {
     stop.is_requested() || ENDING.is_requested()
 }
 
-/// A library behind the gate.
+/// A library that threads may not be inside while its destructors run.
 #[derive(Debug)]
 pub struct Library {
     visits: AtomicUsize,
@@ -106,7 +80,7 @@ pub static ONNX: Library = Library::new();
 #[cfg(mlx)]
 pub static MLX: Library = Library::new();
 
-/// Being inside a library.
+/// Held while a thread is inside a library.
 pub struct Inside {
     library: &'static Library,
     /// Whether the thread was not inside before.
@@ -120,13 +94,17 @@ impl Library {
         }
     }
 
-    /// Enters; once the process is ending this never returns.
+    /// Enters the library. Once the process is ending this never returns.
     #[must_use]
     pub fn enter(&'static self) -> Inside {
-        // A second entry may not wait: it would wait for a process that waits for the first.
+        // A thread that is inside may not wait here: the process waits for it to leave.
         let is_first = !IS_INSIDE.get();
         if is_first {
-            GATE.enter();
+            let mut occupancy = lock(&OCCUPANCY);
+            while occupancy.is_ending {
+                occupancy = wait(&LEFT, occupancy);
+            }
+            occupancy.threads += 1;
             IS_INSIDE.set(true);
         }
         Inside {
@@ -135,9 +113,9 @@ impl Library {
         }
     }
 
-    /// Keeps a value of this library's.
-    pub const fn keep<T>(&'static self, value: T) -> Kept<T> {
-        Kept {
+    /// Guards a value whose destructor calls the library.
+    pub const fn guard<T>(&'static self, value: T) -> Guarded<T> {
+        Guarded {
             library: self,
             value: ManuallyDrop::new(value),
         }
@@ -145,8 +123,8 @@ impl Library {
 }
 
 impl Drop for Inside {
-    /// What is destroyed first at the end is what came last, and a library makes some of its state when it is first used.
-    /// So the gate is put before it again after many of the first visits to that library, and after fewer and fewer later.
+    /// Exit handlers run in reverse order, and a library registers some of its own when it is first used. So ours is
+    /// registered again after many of the first visits to a library, and after fewer and fewer later on.
     fn drop(&mut self) {
         const FIRST: usize = 64;
         if !self.is_first {
@@ -157,17 +135,21 @@ impl Drop for Inside {
             at_exit();
         }
         IS_INSIDE.set(false);
-        GATE.leave();
+        let mut occupancy = lock(&OCCUPANCY);
+        occupancy.threads -= 1;
+        if occupancy.is_ending {
+            LEFT.notify_all();
+        }
     }
 }
 
-/// A value whose destructor calls its library, and does so inside it.
-pub struct Kept<T> {
+/// A value whose destructor runs inside its library.
+pub struct Guarded<T> {
     library: &'static Library,
     value: ManuallyDrop<T>,
 }
 
-impl<T> Deref for Kept<T> {
+impl<T> Deref for Guarded<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -175,13 +157,13 @@ impl<T> Deref for Kept<T> {
     }
 }
 
-impl<T> DerefMut for Kept<T> {
+impl<T> DerefMut for Guarded<T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
     }
 }
 
-impl<T> Drop for Kept<T> {
+impl<T> Drop for Guarded<T> {
     fn drop(&mut self) {
         let _inside = self.library.enter();
         // SAFETY: dropped once, here, and not used again.
@@ -189,31 +171,26 @@ impl<T> Drop for Kept<T> {
     }
 }
 
-/// Shuts the gate, interrupts what runs, and waits for those inside. Whether they are gone.
+/// Lets no more threads in, interrupts what runs, and waits for the threads inside. Returns whether all have left.
 #[cfg(unix)]
 fn shut() -> bool {
-    let mut state = GATE.state.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_first = !std::mem::replace(&mut state.is_shut, true);
-    drop(state);
-    if !is_first {
+    if std::mem::replace(&mut lock(&OCCUPANCY).is_ending, true) {
         return true;
     }
     ENDING.request();
-    let state = GATE.state.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_occupied = |state: &mut State| state.inside > 0;
-    let state = match PATIENCE {
-        Some(patience) => {
-            GATE.left
-                .wait_timeout_while(state, patience, is_occupied)
+    let occupancy = lock(&OCCUPANCY);
+    let is_occupied = |occupancy: &mut Occupancy| occupancy.threads > 0;
+    let occupancy = match GRACE_PERIOD {
+        Some(period) => {
+            LEFT.wait_timeout_while(occupancy, period, is_occupied)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0
         }
-        None => GATE
-            .left
-            .wait_while(state, is_occupied)
+        None => LEFT
+            .wait_while(occupancy, is_occupied)
             .unwrap_or_else(PoisonError::into_inner),
     };
-    state.inside == 0
+    occupancy.threads == 0
 }
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -228,9 +205,9 @@ fn at_exit() {
         if shut() {
             return;
         }
-        // What `exit` would still do that matters: libuv gives a terminal its mode back, and C's streams are written.
-        // SAFETY: the name ends with a zero; the symbol, where there is one, is libuv's function, which takes nothing and
-        // may be called at any time. Neither `fflush` of all streams nor `_exit` has preconditions.
+        // What still matters of what `exit` would do: libuv restores a terminal's mode, and C's streams are flushed.
+        // SAFETY: the name ends with a zero; the symbol, if there is one, is libuv's function, which takes no arguments
+        // and may be called at any time. Neither `fflush` of all streams nor `_exit` has preconditions.
         unsafe {
             let reset = libc::dlsym(libc::RTLD_DEFAULT, c"uv_tty_reset_mode".as_ptr());
             if !reset.is_null() {
@@ -243,19 +220,20 @@ fn at_exit() {
     }
 
     stay_loaded(handler as *const c_void);
-    // SAFETY: the handler neither panics nor needs anything but statics without destructors, and stays where it is.
+    // SAFETY: the handler neither panics nor uses anything but statics without destructors, and is never unloaded.
     unsafe { on_exit(handler, std::ptr::null_mut()) };
 }
 
 /// Keeps the library that holds `address` in the process. Node.js unloads an addon with the last worker thread that has
-/// loaded it, but its threads may go on for a moment, and unlike `atexit`, `on_exit` does not know whose handler it has.
+/// loaded it, but the addon's threads may go on for a moment, and unlike `atexit`, `on_exit` does not know which library a
+/// handler belongs to.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn stay_loaded(address: *const std::ffi::c_void) {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
-        // SAFETY: `dladdr` fills in `info` where it does not return 0; the name that it gives is a C string of the loader's.
-        // Opening what is open already runs nothing.
+        // SAFETY: `dladdr` fills in `info` if it does not return 0; the name in it is a C string of the loader's. Opening a
+        // library that is open already runs nothing.
         unsafe {
             if libc::dladdr(address, info.as_mut_ptr()) != 0 {
                 let name = info.assume_init().dli_fname;
@@ -266,16 +244,16 @@ fn stay_loaded(address: *const std::ffi::c_void) {
     });
 }
 
-/// Where nobody tells the exit code, an operator that takes long is waited for.
+/// Where the exit code is not known, the process waits for an operator however long it takes.
 #[cfg(all(unix, not(all(target_os = "linux", target_env = "gnu"))))]
 fn at_exit() {
     extern "C" fn handler() {
         shut();
     }
-    // SAFETY: the handler neither panics nor needs anything but statics without destructors.
+    // SAFETY: the handler neither panics nor uses anything but statics without destructors.
     unsafe { libc::atexit(handler) };
 }
 
-/// On Windows the other threads are gone by the time that libraries are told.
+/// On Windows the other threads are gone by the time that libraries are notified.
 #[cfg(not(unix))]
 fn at_exit() {}
