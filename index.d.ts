@@ -72,6 +72,9 @@ export interface Activity {
   batches: number
 }
 
+/** Refuses a `config.json` whose model cannot be computed here, so that its weights need not be downloaded. Synchronous. */
+export declare function checkConfig(file: string): void
+
 /**
  * Reads settings and tokenizer of a model folder, but no weights: the fingerprint is that of a model without any.
  * Synchronous; for tests that compare the addon's reading with the JavaScript fallback's.
@@ -186,7 +189,7 @@ export interface Progress {
 
 /** Vectors of a call that were ready together. */
 export interface Rows {
-  /** The texts that they are of, by index in the call: a text that occurs again is there again. */
+  /** The text of each row, by its index in the call. A text that the call repeats has a row for each repetition. */
   indices: Uint32Array
   /** A row per index, as in `Embeddings`. */
   vectors: Float32Array | Int8Array | Uint8Array

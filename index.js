@@ -837,6 +837,7 @@ module.exports.__napiBindingTarget = __napiStampBindingTarget(nativeBinding, __n
 module.exports = nativeBinding
 module.exports.Call = nativeBinding.Call
 module.exports.Model = nativeBinding.Model
+module.exports.checkConfig = nativeBinding.checkConfig
 module.exports.describe = nativeBinding.describe
 module.exports.embed = nativeBinding.embed
 module.exports.exportOnnx = nativeBinding.exportOnnx

@@ -6,13 +6,12 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { Random } from "../scripts/random.mjs";
-import { ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
+import { modelDir, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
 import { reportsOf } from "./support/processes.mjs";
 
 const require = createRequire(import.meta.url);
 const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
-const { readModelDir } = require("../dist/lib/model_dir.js");
 
 const FIXTURE = path.join(ROOT, "tests/fixtures/bert_mean/tokenizer.json");
 
@@ -80,7 +79,7 @@ function tokenizerFile(change) {
 
 const modelOf = (tokenizerFile, properties) => ({
   tokenizerFile,
-  vocabularySize: 40_000,
+  encoder: { vocabulary: 40_000 },
   maxTokens: 512,
   queryPrompt: "",
   documentPrompt: "",
@@ -125,7 +124,7 @@ test("the addon and the fallback cut long texts alike", async () => {
   const random = new Random(11);
   const options = { maxTokens: 400 };
   const rust = await loadAddon().Model.load(STARTER_MODEL, addonOptions(options));
-  const js = new TextTokenizer(readModelDir(STARTER_MODEL, options));
+  const js = new TextTokenizer(modelDir(STARTER_MODEL, options));
   for (let index = 0; index < 60; index++) {
     const text = randomText(random, 6000);
     assert.deepEqual(js.encode(text, false).ids, [...rust.tokenize(text, false)], text);

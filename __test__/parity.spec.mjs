@@ -13,6 +13,7 @@ import {
   FIXTURES,
   golden,
   model,
+  modelDir,
   ROOT,
   STARTER_MODEL,
   temporaryFolder,
@@ -22,7 +23,6 @@ import {
 const require = createRequire(import.meta.url);
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
 const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
-const { readModelDir } = require("../dist/lib/model_dir.js");
 
 const both = (folder, options, use) =>
   withEmbedder(folder, { ...options, backend: "onnx" }, (rust) =>
@@ -126,7 +126,7 @@ test("both tokenizers give the same ids on real source code and on unusual text"
   ];
   const options = { maxTokens: 512 };
   const rust = await loadAddon().Model.load(STARTER_MODEL, addonOptions(options));
-  const js = new TextTokenizer(readModelDir(STARTER_MODEL, options));
+  const js = new TextTokenizer(modelDir(STARTER_MODEL, options));
   for (const [index, text] of texts.entries()) {
     for (const chunk of text.match(/.{1,1000}/gsu) ?? [""]) {
       assert.deepEqual(js.encode(chunk, false).ids, [...rust.tokenize(chunk, false)], files[index] ?? chunk);
@@ -140,7 +140,7 @@ test("a text that only its normalization makes equal to an added token is not th
     "tokenizer.json": (tokenizer) => JSON.parse(JSON.stringify(tokenizer).replaceAll("[MASK]", "<mask>")),
   });
   const rust = await loadAddon().Model.load(folder, addonOptions({}));
-  const js = new TextTokenizer(readModelDir(folder, {}));
+  const js = new TextTokenizer(modelDir(folder, {}));
   for (const text of ["<mask>", "<másk>", "<\u200bmask>", "<MASK>", "a <másk>"]) {
     const ids = [...rust.tokenize(text, false)];
     assert.equal(ids.includes(4), text === "<mask>", text);

@@ -6,19 +6,38 @@
 import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
-import { type Architecture, readArchitecture } from "./architecture.js";
 import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
 import { type KnownModel, modelNamedInConfig } from "./known_models.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 
-export interface ModelDir extends Architecture {
+/** What has to be known of an encoder beside its graph. */
+export interface EncoderFacts {
+  /** Width of a hidden state. */
+  width: number;
+  /** Rows of the embedding table: every token id is below it. */
+  vocabulary: number;
+  /** Most tokens that the model has positions for. */
+  positions: number;
+  /** Whether vectors are layer-normalized before they are truncated; `undefined` if the model's files do not tell. */
+  layerNormBeforeTruncation: boolean | undefined;
+}
+
+/** A model folder before its settings are resolved. */
+export interface ModelFolder {
   dir: string;
   /** The folder of configuration, tokenizer and weights: `dir` itself or the Transformer module's `path` in it. */
   transformerDir: string;
+  /** The pooling's settings, if the folder has them. */
+  poolingFile: string | undefined;
+  config: JsonFile;
   /** SHA-256 of `config.json` as it was read. */
   configHash: string;
+}
+
+export interface ModelDir extends ModelFolder {
+  encoder: EncoderFacts;
   pooling: PoolingMode[];
   queryPrompt: string;
   documentPrompt: string;
@@ -58,33 +77,58 @@ const NO_LIMIT = 1e8;
 const DEFAULT_MAX_TOKENS = 512;
 
 /**
- * Reads the folder. If several things are wrong, reports the one that `src/model_dir.rs` reports.
+ * Opens the folder as far as `config.json`.
  *
- * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming file and key; `INVALID_ARGUMENT`
- * for more `dimensions` than there are.
+ * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming the file.
  */
-export function readModelDir(dir: string, options: ModelOptions): ModelDir {
+export function openModelFolder(dir: string): ModelFolder {
   if (!existsSync(dir)) throw new EmbedderError("MODEL_NOT_FOUND", `model folder ${dir} does not exist`);
   if (!statSync(dir).isDirectory()) {
     throw new EmbedderError("MODEL_NOT_FOUND", `${dir} is not a folder; expected the folder that holds config.json`);
   }
   const { transformerPath, poolingFile } = readModules(dir);
   const transformerDir = path.join(dir, transformerPath);
-  const [configFile, sentenceFile, tokenizerConfigFile, tokenizerFile] = TRANSFORMER_FILES.map((name) =>
+  const configFile = path.join(transformerDir, "config.json");
+  const bytes = readRegularFile(configFile, MOST_SETTINGS);
+  const config = new JsonFile(configFile, parseJsonObject(configFile, bytes));
+  return { dir, transformerDir, poolingFile, config, configHash: createHash("sha256").update(bytes).digest("hex") };
+}
+
+/**
+ * What `config.json` says of an encoder whose graph is not ours. Such a graph computes whatever its model does, so that no
+ * architecture has to be known.
+ *
+ * @throws EmbedderError `MODEL_INVALID`
+ */
+export function readEncoderFacts({ config }: ModelFolder): EncoderFacts {
+  return {
+    width: config.required(config.count("hidden_size", "n_embd", "dim", "d_model"), "hidden_size"),
+    vocabulary: config.required(config.count("vocab_size"), "vocab_size"),
+    positions: config.count("max_position_embeddings", "n_positions") ?? Number.POSITIVE_INFINITY,
+    // Of the models that have this type, nomic-embed-text-v1.5 asks for it.
+    layerNormBeforeTruncation: config.json.model_type === "nomic_bert" ? undefined : false,
+  };
+}
+
+/**
+ * Reads the rest of the folder. If several things are wrong, reports the one that `src/model_dir.rs` reports.
+ *
+ * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming file and key; `INVALID_ARGUMENT`
+ * for more `dimensions` than there are.
+ */
+export function readModelDir(folder: ModelFolder, encoder: EncoderFacts, options: ModelOptions): ModelDir {
+  const { dir, transformerDir, poolingFile, config } = folder;
+  const { width, positions } = encoder;
+  const [, sentenceFile, tokenizerConfigFile, tokenizerFile] = TRANSFORMER_FILES.map((name) =>
     path.join(transformerDir, name),
   ) as [string, string, string, string];
-
-  const configBytes = readRegularFile(configFile, MOST_SETTINGS);
-  const config = new JsonFile(configFile, parseJsonObject(configFile, configBytes));
-  const architecture = readArchitecture(config);
-  const { hiddenSize, positions } = architecture;
 
   const known = modelNamedInConfig(config.json);
   const prompts = readPrompts(dir);
   const queryPrompt = options.queryPrompt ?? prompts.query ?? known?.queryPrompt ?? prompts.fallback ?? "";
   const documentPrompt = options.documentPrompt ?? prompts.document ?? known?.documentPrompt ?? prompts.fallback ?? "";
   const declared = poolingFile === undefined ? undefined : JsonFile.read(poolingFile);
-  if (declared) checkPooling(declared, hiddenSize, queryPrompt + documentPrompt !== "");
+  if (declared) checkPooling(declared, width, queryPrompt + documentPrompt !== "");
   const pooling = options.pooling ? [options.pooling] : declared ? poolingModes(declared) : known && [known.pooling];
   if (!pooling) {
     throw new EmbedderError(
@@ -93,7 +137,7 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
         `pass the option pooling: ${POOLING_MODES.map((mode) => JSON.stringify(mode)).join(" | ")}`,
     );
   }
-  const matryoshka = readMatryoshka(config, pooling.length * hiddenSize, known, options);
+  const matryoshka = readMatryoshka(folder, encoder, pooling.length * width, known, options);
 
   const sentence = JsonFile.readOptional(sentenceFile);
   const maxSequenceLength = sentence.count("max_seq_length");
@@ -104,11 +148,8 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
   const truncationSide = tokenizerConfig.typed(["truncation_side"], '"left" or "right"', isSide) ?? "right";
   if (!existsSync(tokenizerFile)) throw new EmbedderError("MODEL_NOT_FOUND", `${tokenizerFile} does not exist`);
   return {
-    ...architecture,
-    dir,
-    transformerDir,
-    configHash: createHash("sha256").update(configBytes).digest("hex"),
-    ...{ pooling, queryPrompt, documentPrompt, matryoshka, lowerCase, truncationSide, tokenizerFile },
+    ...folder,
+    ...{ encoder, pooling, queryPrompt, documentPrompt, matryoshka, lowerCase, truncationSide, tokenizerFile },
     maxTokens: Math.min(
       options.maxTokens ?? DEFAULT_MAX_TOKENS,
       maxSequenceLength ?? maxLength ?? positions,
@@ -136,10 +177,11 @@ export function describe(
     dimensions: matryoshka?.dimensions,
     layerNorm: matryoshka?.layerNorm,
   };
-  const { lowerCase, truncationSide, vocabularySize } = model;
+  const { lowerCase, truncationSide, encoder } = model;
   return {
-    dimension: matryoshka?.dimensions ?? model.hiddenSize * pooling.length,
-    ...{ maxTokens, pooling, queryPrompt, documentPrompt, normalize, lowerCase, truncationSide, vocabularySize },
+    dimension: matryoshka?.dimensions ?? encoder.width * pooling.length,
+    ...{ maxTokens, pooling, queryPrompt, documentPrompt, normalize, lowerCase, truncationSide },
+    vocabularySize: encoder.vocabulary,
     ...(matryoshka && { layerNorm: matryoshka.layerNorm }),
     fingerprint: createHash("sha256").update(JSON.stringify(identity)).digest("hex"),
   };
@@ -194,7 +236,8 @@ function readModelMaxLength(file: JsonFile): number | undefined {
 }
 
 function readMatryoshka(
-  config: JsonFile,
+  { config }: ModelFolder,
+  { layerNormBeforeTruncation }: EncoderFacts,
   pooledDimension: number,
   known: KnownModel | undefined,
   { dimensions, layerNorm }: ModelOptions,
@@ -206,11 +249,10 @@ function readMatryoshka(
       `dimensions: expected 1 to ${pooledDimension}, the length of the model's vectors, found ${dimensions}`,
     );
   }
-  const choice =
-    layerNorm ?? (known && (known.layerNorm ?? false)) ?? (config.json.model_type === "bert" ? false : undefined);
+  const choice = layerNorm ?? (known && (known.layerNorm ?? false)) ?? layerNormBeforeTruncation;
   if (choice !== undefined) return { dimensions, layerNorm: choice };
   throw config.unsupported(
-    "dimensions for a nomic_bert model that does not name itself",
+    "dimensions for a model whose files do not tell whether its vectors are layer-normalized first",
     "pass layerNorm: true for nomic-embed-text-v1.5, layerNorm: false for a model whose card asks for no layer norm",
   );
 }

@@ -81,6 +81,25 @@ function bundledOnnxRuntime(): string | undefined {
   return name === undefined ? undefined : path.join(libraries, name);
 }
 
+/**
+ * Refuses a `config.json` whose model the addon does not compute, if there is an addon.
+ *
+ * @throws EmbedderError `MODEL_UNSUPPORTED` or `MODEL_INVALID`, naming the key.
+ */
+export function checkConfig(file: string): void {
+  let addon: Addon;
+  try {
+    addon = loadAddon();
+  } catch {
+    return;
+  }
+  try {
+    addon.checkConfig(file);
+  } catch (error) {
+    throw toEmbedderError(error);
+  }
+}
+
 /** The addon's model, as an `Engine`. */
 export class NativeEngine implements Engine {
   readonly backend: BackendName;

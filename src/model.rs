@@ -11,7 +11,7 @@ use crate::guard;
 use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::options::Options;
-use crate::runtime::onnx::{self, Precision};
+use crate::runtime::onnx::{self, ExportedEncoder, Precision};
 use crate::runtime::{self, Memory};
 use crate::tokenizer::{Input, TokenizedText, Tokenizer};
 use crate::vector::{Encoding, Finish};
@@ -210,7 +210,8 @@ fn read(path: &Path, options: &Options) -> Result<(ModelDir, Graph, Checkpoint)>
 /// Writes the model's graph as [`EXPORTED_GRAPH`] into its folder and returns the path. The file holds no weights: its
 /// initializers point into the checkpoint's files. With [`Dtype::Int8`](crate::options::Dtype) it is
 /// [`EXPORTED_INT8_GRAPH`], which holds the int8 weights. Input `input_ids` (int64 `[batch, length]`, texts of equal length),
-/// output `last_hidden_state` (float `[batch, length, width]`).
+/// output `last_hidden_state` (float `[batch, length, width]`). The fallback knows no architectures: what it has to know
+/// of the encoder, its [`Facts`](crate::arch::Facts), is among the file's properties.
 ///
 /// # Errors
 /// The folder cannot be used or written.
@@ -221,7 +222,11 @@ pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
 fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
     onnx::check_dtype(options.dtype)?;
     let (dir, graph, checkpoint) = read(path, options)?;
-    let graph = onnx::export(&graph, &checkpoint, options)?;
+    let encoder = ExportedEncoder {
+        facts: dir.encoder.facts(),
+        config_sha256: &dir.config_digest,
+    };
+    let graph = onnx::export(&graph, &encoder, &checkpoint, options)?;
     let folder = dir.weights[0].parent().unwrap_or(&dir.path);
     let name = match Precision::of(options.dtype) {
         Precision::Float => EXPORTED_GRAPH,

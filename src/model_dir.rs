@@ -68,7 +68,8 @@ pub struct ModelDir {
     pub truncate_left: bool,
     /// The checkpoint's files, sorted by name.
     pub weights: Vec<PathBuf>,
-    config_digest: String,
+    /// SHA-256 of `config.json`, as lower-case hexadecimal.
+    pub config_digest: String,
 }
 
 impl ModelDir {
@@ -502,10 +503,10 @@ fn read_matryoshka(
         ));
     }
     let layer_norm = options.layer_norm.or(known_norm);
-    let Some(layer_norm) = layer_norm.or(facts.layer_norm_before_cut) else {
+    let Some(layer_norm) = layer_norm.or(facts.layer_norm_before_truncation) else {
         return Err(Error::unsupported(
             config_path,
-            "`dimensions` for a nomic_bert model that does not name itself",
+            "`dimensions` for a model whose files do not tell whether its vectors are layer-normalized first",
             "pass `layerNorm: true` for nomic-embed-text-v1.5, `layerNorm: false` for a model whose card asks for no layer norm",
         ));
     };

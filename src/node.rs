@@ -27,9 +27,11 @@ use napi::{Env, JsError, ValueType, check_status, sys, type_of};
 use napi_derive::napi;
 
 use self::stream::{Channel, Sender};
+use crate::arch;
 use crate::engine::{self, Ticket};
 use crate::error::Error;
 use crate::guard;
+use crate::json_file::JsonFile;
 use crate::memory;
 use crate::model::{self, Model as LoadedModel};
 use crate::model_dir::ModelDir;
@@ -166,6 +168,18 @@ pub fn describe(
             let tokenizer = Tokenizer::load(&dir)?;
             let fingerprint = dir.fingerprint(&[], tokenizer.digest(), "f32");
             Ok(Description::of(&dir, fingerprint))
+        })
+    })
+}
+
+/// Refuses a `config.json` whose model cannot be computed here, so that its weights need not be downloaded. Synchronous.
+#[napi]
+pub fn check_config(file: String) -> napi::Result<(), Code> {
+    guarded(|| {
+        let path = PathBuf::from(file);
+        guard::read(&path, || {
+            let config = JsonFile::read(path.clone(), "the architecture's settings")?;
+            arch::read(&config.path, &config.json).map(|_| ())
         })
     })
 }

@@ -52,7 +52,6 @@ const LIMITS = [
   ...[0, 1, 2, 3, 7, 64, 128, 512, 8192, 1e6, 1e8, 1e8 + 1, 1e30, -1, -512, 0.5, 12.5, 2 ** 31, 2 ** 32, 2 ** 53],
   ...["64.0", "6.4e1", "1e999", "-0", "64.000000000000001"].map(raw),
 ];
-const COUNTS = [0, 1, 2, 3, 4, 16, 31, 32, 47, 48, 64, 96, 128, 1411, 1472, 5000, -1, 1.5, 2 ** 32 - 1, 2 ** 32];
 const NAMES = [
   ...["nomic-ai/CodeRankEmbed", "/models/coderankembed-v2/", "CODERANKEMBED//", "coderankembed/x"],
   ...["nomic-ai/nomic-embed-text-v1", "nomic-ai/nomic-embed-text-v1.5", "a/Nomic-Embed-Text-V1.5-copy/"],
@@ -108,41 +107,8 @@ const MODULE = (random) => {
 /** Of each file, the paths of keys that a reader looks at, or might, and values that mean something there. */
 const KEYS = {
   "config.json": {
-    model_type: ["bert", "nomic_bert", "t5", "BERT", "roberta"],
+    // The others are the encoder's, which the addon alone reads.
     _name_or_path: NAMES,
-    hidden_size: COUNTS,
-    vocab_size: COUNTS,
-    max_position_embeddings: LIMITS,
-    num_hidden_layers: COUNTS,
-    num_attention_heads: COUNTS,
-    intermediate_size: COUNTS,
-    type_vocab_size: COUNTS,
-    layer_norm_eps: [1e-12, 0, -1, 1e-320],
-    hidden_act: ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish", "mish", "GELU"],
-    position_embedding_type: ["absolute", "relative_key", "rotary"],
-    is_decoder: FLAGS,
-    n_embd: COUNTS,
-    n_positions: LIMITS,
-    n_head: COUNTS,
-    n_layer: COUNTS,
-    n_inner: COUNTS,
-    layer_norm_epsilon: [1e-12, 0],
-    activation_function: ["swiglu", "geglu", "gelu"],
-    prenorm: FLAGS,
-    parallel_block: FLAGS,
-    rotary_emb_interleaved: FLAGS,
-    use_rms_norm: FLAGS,
-    causal: FLAGS,
-    rotary_emb_scale_base: [null, 0, 512],
-    moe_every_n_layers: [0, 1, 2, raw("0.0"), raw("-0")],
-    num_experts: [0, 1, 8, raw("0.0")],
-    rotary_emb_fraction: [1, 0.5, 0.25, 0.1, 0.3, 0, 1.5, -1, 1e-9, raw("1.0")],
-    rotary_emb_base: [1000, 10000.5, 0, -1],
-    rotary_scaling_factor: [null, 2, 2.5, 0, -1],
-    max_trained_positions: LIMITS,
-    qkv_proj_bias: FLAGS,
-    mlp_fc1_bias: FLAGS,
-    mlp_fc2_bias: FLAGS,
     torch_dtype: ["float16"],
   },
   "sentence_bert_config.json": {

@@ -69,6 +69,13 @@ export async function changedModel(name, changes) {
   return folder;
 }
 
+/** A model folder as the JavaScript fallback reads it beside a graph that is not the addon's. */
+export function modelDir(folder, options) {
+  const { openModelFolder, readEncoderFacts, readModelDir } = require("../../dist/lib/model_dir.js");
+  const opened = openModelFolder(folder);
+  return readModelDir(opened, readEncoderFacts(opened), options);
+}
+
 /**
  * A deep model: the fixture with its first layer a hundred times more. With 16 heads `LONG_TEXT` takes two minutes, and an
  * operator of it a second or two.

@@ -2,7 +2,7 @@
 
 import { type Description, type Encoding, PROGRESS_INTERVAL_MS, type TextOrTokens } from "../engine.js";
 import { EmbedderError, toEmbedderError } from "../errors.js";
-import { describe, type ModelDir, readModelDir } from "../model_dir.js";
+import { describe, type ModelDir, openModelFolder, readEncoderFacts, readModelDir } from "../model_dir.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
@@ -26,8 +26,9 @@ class FallbackModel {
   }
 
   static async load({ modelDir, options }: LoadRequest): Promise<FallbackModel> {
-    const model = readModelDir(modelDir, options);
-    const onnx = findOnnxFile(model, options.dtype ?? "auto");
+    const folder = openModelFolder(modelDir);
+    const onnx = findOnnxFile(folder, options.dtype ?? "auto");
+    const model = readModelDir(folder, onnx.encoder ?? readEncoderFacts(folder), options);
     const tokenizer = new TextTokenizer(model);
     const session = await OnnxSession.load(onnx.path, options.threads);
     if (session.isPooled && (options.pooling !== undefined || model.pooling.length > 1)) {
@@ -37,7 +38,7 @@ class FallbackModel {
       );
     }
     const loaded = new FallbackModel(model, tokenizer, session, onnx);
-    // Checks the width that config.json gives before anything relies on it.
+    // Checks the width before anything relies on it.
     await loaded.#run(tokenizer.encode("a", false).ids);
     onnx.files.checkNames();
     return loaded;
@@ -49,25 +50,25 @@ class FallbackModel {
     isQuery: boolean,
     index: number,
   ): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
-    const { hiddenSize, pooling, matryoshka, normalize } = this.#model;
+    const { encoder, pooling, matryoshka, normalize } = this.#model;
     const { ids, truncated } =
       typeof text === "string" ? this.#tokenizer.encode(text, isQuery) : this.#tokenizer.take(text, index);
     const values = await this.#run(ids);
-    const pooled = this.#session.isPooled ? values : pool(values, hiddenSize, pooling);
+    const pooled = this.#session.isPooled ? values : pool(values, encoder.width, pooling);
     return { vector: finish(pooled, matryoshka, normalize), truncated, tokens: ids.length };
   }
 
   /** Token states, or the vector if the graph pools. */
   async #run(ids: readonly number[]): Promise<Float32Array> {
-    const { hiddenSize } = this.#model;
+    const { width } = this.#model.encoder;
     this.#files.checkContents();
     const values = await this.#session.run(ids);
     this.#files.checkContents();
-    const expected = this.#session.isPooled ? hiddenSize : ids.length * hiddenSize;
+    const expected = this.#session.isPooled ? width : ids.length * width;
     if (values.length !== expected) {
       throw new EmbedderError(
         "MODEL_INVALID",
-        `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but config.json has hidden size ${hiddenSize}`,
+        `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but the model's hidden size is ${width}`,
       );
     }
     return values;

@@ -12,7 +12,8 @@ import {
 import * as path from "node:path";
 import type { ModelOptions } from "../engine.js";
 import { describeValue, EmbedderError } from "../errors.js";
-import { EXPORTED_GRAPHS, type ModelDir } from "../model_dir.js";
+import { JsonFile, parseJsonObject } from "../json_file.js";
+import { type EncoderFacts, EXPORTED_GRAPHS, type ModelFolder } from "../model_dir.js";
 import { isPlainPath, MOST_GRAPH, openRegularFile, readRegularFile } from "../regular_file.js";
 import { LoadedFiles } from "./loaded_files.js";
 
@@ -24,6 +25,8 @@ export interface OnnxFile {
   dtype: "f32" | "int8";
   /** SHA-256 of each file that contains weights, sorted by name. */
   weightHashes: string[];
+  /** What an exported graph says of its encoder; for other graphs `undefined`. */
+  encoder: EncoderFacts | undefined;
   /** The graph and its weights, opened before any of them was read. */
   files: LoadedFiles;
 }
@@ -34,7 +37,10 @@ export interface OnnxFile {
  * @throws EmbedderError `MODEL_NOT_FOUND` naming the missing graph or external data, `MODEL_INVALID` for a graph that cannot
  * be read or refers to files outside its folder.
  */
-export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["dtype"]>): OnnxFile {
+export function findOnnxFile(
+  model: Pick<ModelFolder, "dir" | "transformerDir" | "configHash">,
+  dtype: NonNullable<ModelOptions["dtype"]>,
+): OnnxFile {
   if (dtype === "f16" || dtype === "bf16") {
     throw new EmbedderError(
       "INVALID_ARGUMENT",
@@ -90,7 +96,25 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
       `${found.file} was exported for other weights than those beside it; run ${exportCall(foundDtype)} again`,
     );
   }
-  return { path: found.file, dtype: foundDtype, weightHashes, files };
+  const encoder = isExported ? exportedEncoder(found.file, bytes) : undefined;
+  if (encoder && encoder.configHash !== model.configHash) {
+    throw new EmbedderError(
+      "MODEL_INVALID",
+      `${found.file} was exported for another config.json than the one of its folder; run ${exportCall(foundDtype)} again`,
+    );
+  }
+  return { path: found.file, dtype: foundDtype, weightHashes, encoder, files };
+}
+
+/** What the addon writes into the graphs that it exports; see `ExportedEncoder` in `src/runtime/onnx/builder.rs`. */
+function exportedEncoder(file: string, graph: Buffer): EncoderFacts & { configHash: string | undefined } {
+  const facts = new JsonFile(file, parseJsonObject(file, Buffer.from(property(graph, "encoder") ?? "{}")));
+  const count = (key: string) => facts.required(facts.count(key), key);
+  return {
+    ...{ width: count("width"), vocabulary: count("vocabulary"), positions: count("positions") },
+    layerNormBeforeTruncation: facts.flag("layerNormBeforeTruncation"),
+    configHash: facts.text("configSha256"),
+  };
 }
 
 /**

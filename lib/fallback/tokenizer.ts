@@ -49,7 +49,7 @@ export class TextTokenizer {
     // The library expects null for absent parts.
     const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
     const json: JsonObject = { ...parts, ...parseJsonObject(file, bytes) };
-    checkNumbers(file, json, model.vocabularySize);
+    checkNumbers(file, json, model.encoder.vocabulary);
     try {
       // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
       this.#tokenizer = new Tokenizer({ ...json, added_tokens: json.added_tokens ?? [] }, {});
@@ -114,7 +114,8 @@ export class TextTokenizer {
    * @throws EmbedderError `INVALID_ARGUMENT`
    */
   take(ids: Uint32Array, index: number): TokenizedText {
-    const { maxTokens, vocabularySize, truncationSide } = this.#model;
+    const { maxTokens, encoder, truncationSide } = this.#model;
+    const vocabularySize = encoder.vocabulary;
     const refused = (expected: string, found: string) =>
       new EmbedderError("INVALID_ARGUMENT", `texts: expected ${expected}, found ${found}`);
     if (ids.length === 0) throw refused("at least one token id for a text", `none for texts[${index}]`);
@@ -129,7 +130,8 @@ export class TextTokenizer {
 
   /** Checks ids that are not from the vocabulary: a post-processor has its own, or `undefined` for a missing one. */
   #checkIds(ids: readonly (number | undefined)[]): void {
-    const { tokenizerFile, vocabularySize } = this.#model;
+    const { tokenizerFile, encoder } = this.#model;
+    const vocabularySize = encoder.vocabulary;
     for (const id of ids) {
       if (!isCount(id) || id >= vocabularySize) throw otherModel(tokenizerFile, "", id, vocabularySize);
     }

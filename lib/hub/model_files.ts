@@ -1,9 +1,9 @@
 import { existsSync } from "node:fs";
 import * as path from "node:path";
-import { readArchitecture } from "../architecture.js";
 import { EmbedderError } from "../errors.js";
 import { isObject, JsonFile } from "../json_file.js";
 import { EXPORTED_GRAPHS, PROMPTS_FILE, readModules, TRANSFORMER_FILES } from "../model_dir.js";
+import { checkConfig } from "../native.js";
 import { isPlainPath } from "../regular_file.js";
 import type { Listing } from "./listing.js";
 
@@ -54,7 +54,8 @@ export async function modelFiles(
     }
   }
   await fetch([config]);
-  readArchitecture(JsonFile.read(path.join(folder, config)));
+  // Safetensors are for the addon. A graph is run without knowing what it computes.
+  if (wanted.safetensors) checkConfig(path.join(folder, config));
 
   const files = present(["modules.json", PROMPTS_FILE, pooling, ...TRANSFORMER_FILES.map(inTransformer)]);
   const exported = EXPORTED_GRAPHS[wanted.onnx === "int8" ? 1 : 0];

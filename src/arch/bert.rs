@@ -118,7 +118,7 @@ impl Encoder for Bert {
             vocabulary: self.vocab_size,
             width: self.hidden_size,
             positions: self.max_position_embeddings - self.numbering.first_row(),
-            layer_norm_before_cut: Some(false),
+            layer_norm_before_truncation: Some(false),
         }
     }
 

@@ -42,8 +42,9 @@ pub trait Encoder: Debug + Send + Sync {
     fn record(&self, checkpoint: &Checkpoint) -> Result<Graph>;
 }
 
-/// What is known of an encoder without its weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is known of an encoder without its weights. Exported graphs carry it as JSON (see [`crate::model::export_onnx`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Facts {
     /// Rows of the word-embedding table; token ids are below this.
     pub vocabulary: usize,
@@ -51,9 +52,9 @@ pub struct Facts {
     pub width: usize,
     /// Most tokens that the model can tell apart by position.
     pub positions: usize,
-    /// Whether vectors are layer-normalized before they are cut to their first components; `None` where models of the
+    /// Whether vectors are layer-normalized before they are truncated to their first components; `None` where models of the
     /// architecture differ in that and their settings do not tell.
-    pub layer_norm_before_cut: Option<bool>,
+    pub layer_norm_before_truncation: Option<bool>,
 }
 
 /// Reads `config.json`, already parsed. `path` is for messages.

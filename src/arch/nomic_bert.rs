@@ -154,7 +154,7 @@ impl Encoder for NomicBert {
             vocabulary: self.vocab_size,
             width: self.n_embd,
             positions: self.n_positions,
-            layer_norm_before_cut: None,
+            layer_norm_before_truncation: None,
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use prost::Message;
+use serde::Serialize;
 
 use super::Precision;
 use super::nodes::{entry, external, external_at, int, node, tensor_info};
@@ -12,6 +13,7 @@ use super::proto::{
     StringStringEntryProto, TensorProto, ValueInfoProto,
 };
 use super::weights::GraphWeight;
+use crate::arch::Facts;
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use crate::error::Result;
 use crate::graph::{Rotary, Rows};
@@ -29,6 +31,18 @@ pub const HIDDEN_STATE: &str = "last_hidden_state";
 const WEIGHTS_DIGEST: &str = "weights_sha256";
 /// Property of an exported int8 graph: the names of those files, comma-separated. Its external data need not name them all.
 const WEIGHTS_FILES: &str = "weights_files";
+/// Property of an exported graph: what is known of its encoder, as JSON.
+const ENCODER: &str = "encoder";
+
+/// What readers of an exported graph have to know of its encoder.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExportedEncoder<'a> {
+    #[serde(flatten)]
+    pub facts: Facts,
+    /// SHA-256 of the `config.json` that it was made from: with another one it would be another encoder.
+    pub config_sha256: &'a str,
+}
 
 /// The domain of ONNX Runtime's fused kernels.
 pub const MICROSOFT: &str = "com.microsoft";
@@ -144,7 +158,7 @@ impl GraphBuilder {
     pub fn finish_exported(
         mut self,
         output: &States,
-        width: usize,
+        encoder: &ExportedEncoder,
         checkpoint: &Checkpoint,
         int8: Option<&Int8Weights>,
     ) -> Vec<u8> {
@@ -185,9 +199,14 @@ impl GraphBuilder {
             )
             .collect();
         self.nodes.splice(0..0, casts);
-        let dims = ["batch".into(), "length".into(), width.into()];
+        let dims = ["batch".into(), "length".into(), encoder.facts.width.into()];
         let output = tensor_info(HIDDEN_STATE, DataType::Float, &dims);
-        let mut properties = vec![entry(WEIGHTS_DIGEST, checkpoint.digests().join(","))];
+        let encoder =
+            serde_json::to_string(encoder).expect("numbers, booleans and strings always serialize");
+        let mut properties = vec![
+            entry(WEIGHTS_DIGEST, checkpoint.digests().join(",")),
+            entry(ENCODER, encoder),
+        ];
         if let Some(int8) = int8 {
             for layer in int8.layers() {
                 self.constant(

@@ -24,6 +24,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, Session};
 use ort::value::TensorRef;
 
+pub use self::builder::ExportedEncoder;
 use self::builder::{EMBEDDING, GraphBuilder, INPUT};
 use self::weights::{Initializers, SharedWeights};
 use super::shutdown::{self, Guarded};
@@ -171,15 +172,20 @@ pub fn load(
 }
 
 /// The encoder without pooling as an ONNX file for the model's folder, where its initializers point at the checkpoint's
-/// files.
+/// files. What is known of the encoder goes into its properties.
 ///
 /// # Errors
 /// There is no memory for the quantized weights.
-pub fn export(graph: &Graph, checkpoint: &Checkpoint, options: &Options) -> Result<Vec<u8>> {
+pub fn export(
+    graph: &Graph,
+    encoder: &ExportedEncoder,
+    checkpoint: &Checkpoint,
+    options: &Options,
+) -> Result<Vec<u8>> {
     let mut builder = GraphBuilder::new(Precision::of(options.dtype));
     let output = builder.write(graph);
     let (int8, _) = quantized(&builder, checkpoint, options)?;
-    Ok(builder.finish_exported(&output, graph.width(), checkpoint, int8.as_ref()))
+    Ok(builder.finish_exported(&output, encoder, checkpoint, int8.as_ref()))
 }
 
 /// The weights that the graph has in int8, and a warning, see [`Int8Weights::load`].
