@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use semantic_search_native::arch::Facts;
-use semantic_search_native::checkpoint::{Checkpoint, WeightType};
+use semantic_search_native::checkpoint::{Checkpoint, TensorSlice, WeightType};
+use semantic_search_native::graph::Op;
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Dtype, Options};
 use semantic_search_native::{Error, Model, runtime};
@@ -169,26 +169,22 @@ fn packed_weights_are_given_back() {
             let checkpoint = Checkpoint::open(&dir.path, &dir.weights).unwrap();
             let graph = dir.encoder.record(&checkpoint).unwrap();
             let graph = graph.pooled(&dir.pooling);
-            let Facts {
-                width, vocabulary, ..
-            } = dir.encoder.facts();
-            let words = [vocabulary, width];
-            let anchor = "embeddings.word_embeddings.weight";
-            let prefix = checkpoint.prefix_of(anchor).unwrap();
-            let tensor = |name: &str, shape: &[usize]| {
-                checkpoint
-                    .tensor(&format!("{prefix}{name}"), shape)
-                    .unwrap()
-            };
-            let words = tensor(anchor, &words);
-            let words_are_read = words.dtype == WeightType::F32;
+            let words = graph.nodes().iter().find_map(|node| match &node.op {
+                Op::Embed(tables) => Some(tables.words.clone()),
+                _ => None,
+            });
+            let matrices = graph.nodes().iter().filter_map(|node| match &node.op {
+                Op::Linear { layer, .. } => Some(layer.weight.clone()),
+                _ => None,
+            });
+            let matrix = matrices.max_by_key(TensorSlice::len).unwrap();
+            let words = words.unwrap();
             // Of a checkpoint in half precision everything was converted, and nothing of it is read.
-            let matrix = match fixture {
-                _ if !words_are_read => words.clone(),
-                nomic if nomic.starts_with("nomic") => {
-                    tensor("encoder.layers.0.attn.Wqkv.weight", &[3 * width, width])
-                }
-                _ => tensor("encoder.layer.0.intermediate.dense.weight", &[64, width]),
+            let words_are_read = words.dtype == WeightType::F32;
+            let matrix = if words_are_read {
+                matrix
+            } else {
+                words.clone()
             };
             // Read as addresses: who holds the checkpoint keeps it.
             let [matrix, words] = [matrix, words].map(|tensor| {
