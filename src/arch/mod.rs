@@ -3,6 +3,7 @@
 
 mod bert;
 mod nomic_bert;
+mod roberta;
 mod settings;
 mod weights;
 
@@ -18,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 
 /// All that can be loaded.
-const ARCHITECTURES: &[Architecture] = &[bert::BERT, nomic_bert::NOMIC_BERT];
+const ARCHITECTURES: &[Architecture] = &[bert::BERT, nomic_bert::NOMIC_BERT, roberta::ROBERTA];
 
 /// A family of models that differ in numbers only.
 struct Architecture {
