@@ -513,7 +513,7 @@ describe("the transfer", () => {
   test("who asks for an hour is not waited for", async () => {
     const { hub, options } = await hubWith();
     hub.fault("hub", /api/, (response) => refuse(response, 429, "", "", { "retry-after": "3600" }));
-    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "429", "wait 3600 s", "HF_TOKEN"));
+    await assert.rejects(pull(ID, options), embedderError("DOWNLOAD_FAILED", "429", "retry in 3600 s", "HF_TOKEN"));
     assert.equal(hub.requests.length, 1);
   });
 

@@ -89,16 +89,18 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
     throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
   }
   const apiKey = (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined;
-  const [{ Embedder }, { modelSource }, { EmbeddingServer, isLoopback }] = await Promise.all([
+  const [{ Embedder }, { modelSource }, { isLoopback }, { embeddingServer }] = await Promise.all([
     import("../embedder.js"),
     import("../lib/model_source.js"),
+    import("./admission.js"),
     import("./embedding_server.js"),
   ]);
-  const { address } = await lookup(flags.host);
+  const { host } = flags;
+  const { address } = await lookup(host);
   const isLocal = isLoopback(address);
   if (!isLocal && apiKey === undefined && !flags.insecure) {
     const message =
-      `with --host ${flags.host} other machines can connect: set an API key (SEMANTIC_SEARCH_API_KEY), or --insecure if ` +
+      `with --host ${host} other machines can connect: set an API key (SEMANTIC_SEARCH_API_KEY), or --insecure if ` +
       "whoever can connect may use the server";
     throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
   }
@@ -113,21 +115,21 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   clearStatus();
   const source = modelSource(model);
   const name = flags.modelName ?? ("hub" in source ? source.hub.id : path.basename(source.folder));
-  const server = new EmbeddingServer(embedder, {
-    ...{ host: flags.host, address, port: flags.port, model: name, version, allowedHosts: flags.allowHost },
-    ...{ maxBodyBytes: flags.maxBody, maxBatch: flags.maxBatch, maxRequests: flags.maxRequests },
-    maxRequestsPerClient:
-      flags.maxRequestsPerClient ?? (isLocal ? flags.maxRequests : Math.ceil(flags.maxRequests / 2)),
-    requestTimeoutMs: flags.requestTimeout,
-    apiKey,
-    matryoshka: flags.matryoshka ? { layerNorm: layerNorm ?? (await layerNormOf(source, options)) } : undefined,
-    onFailure: (error) => {
+  const { maxRequests, maxRequestsPerClient = isLocal ? maxRequests : Math.ceil(maxRequests / 2) } = flags;
+  const matryoshka = flags.matryoshka ? { layerNorm: layerNorm ?? (await layerNormOf(source, options)) } : undefined;
+  const server = embeddingServer(
+    { embedder, name, version, maxBatch: flags.maxBatch, matryoshka },
+    {
+      ...{ host, address, apiKey, allowedHosts: flags.allowHost, maxRequests, maxRequestsPerClient },
+      ...{ maxBodyBytes: flags.maxBody, requestTimeoutMs: flags.requestTimeout },
+    },
+    (error) => {
       const { code, message } = failureOf(error);
       say(flags.json, `error [${code}]: ${message}`, { error: { code, message } });
     },
-  });
+  );
   try {
-    const url = await server.listen();
+    const url = await server.listen(host, address, flags.port);
     const { backend, dimension, maxTokens } = embedder;
     await printResult(flags.json, { url, model: name, backend, dimension, maxTokens, pid: process.pid }, url);
     if (!flags.json) say(false, `serving ${name} (${dimension} dimensions, backend ${backend})`, {});
