@@ -1,16 +1,16 @@
-/** What `doctor` makes of what it has seen: facts, comparisons, and for each problem a fix. */
+/** Turns the observations of `doctor` into a report: facts, comparisons, and a fix for each problem. */
 
 import { accessSync, constants, existsSync, readdirSync, statSync } from "node:fs";
 import * as path from "node:path";
 import { packageCacheFolder } from "../lib/cache_folder.js";
-import type { BackendName } from "../lib/engine.js";
+import { BACKENDS, type BackendName } from "../lib/engine.js";
 import { hubSettings } from "../lib/hub/settings.js";
 import { maxDifference, type Trial, type TrialOutcome } from "./backend_trial.js";
 import type { Machine } from "./machine.js";
 
 export type Trials = Map<BackendName, TrialOutcome>;
 
-/** Something that is wrong, or only worth knowing, and what helps. */
+/** A problem, or something worth knowing, and what to do about it. */
 export interface Finding {
   isProblem: boolean;
   what: string;
@@ -35,7 +35,7 @@ export interface CacheFolder {
   path: string;
   exists: boolean;
   isWritable: boolean;
-  /** `null` where nobody wants to wait for the sum. */
+  /** `null` if computing it would take too long. */
   bytes: number | null;
 }
 
@@ -49,10 +49,10 @@ export interface Report {
   findings: Finding[];
 }
 
-/** Most that a component may differ between backends in float32, and between a text alone and among others. */
+/** Most that a component may differ between backends in float32, and between a text alone and in a batch. */
 const TOLERANCE = 1e-5;
 
-/** @param model `null` where a tiny one stood in */
+/** @param model `null` for the tiny one */
 export function diagnose(machine: Machine, model: string | null, trials: Trials): Report {
   const backends = [...trials].map(([backend, outcome]) => backendReport(backend, outcome));
   const parity = compareBackends(trials);
@@ -79,7 +79,7 @@ function backendReport(backend: BackendName, outcome: TrialOutcome): BackendRepo
   return { ...trial, backend, works: true };
 }
 
-/** Each backend that works against the first that does. */
+/** Compares each working backend with the first one. */
 function compareBackends(trials: Trials): Parity[] {
   const working = [...trials].flatMap(([backend, outcome]) =>
     "trial" in outcome ? [{ backend, vectors: outcome.trial.vectors }] : [],
@@ -112,23 +112,20 @@ function machineFindings(machine: Machine): Finding[] {
   if (machine.libc === "musl") {
     findings.push(
       problem(
-        "this Linux has musl (Alpine), for which ONNX Runtime publishes no library",
+        "this Linux uses musl (Alpine), for which there is no ONNX Runtime library",
         "use an image with glibc, such as node:22-slim",
       ),
     );
   }
   if (machine.isTranslated) {
     findings.push(
-      problem(
-        "this Node.js is for x64 and runs translated on Apple silicon",
-        "install Node.js for arm64: MLX needs it",
-      ),
+      problem("this Node.js is for x64 and runs emulated on Apple silicon", "install Node.js for arm64: MLX needs it"),
     );
   }
   if (machine.processorLimit !== null && machine.threads > Math.ceil(machine.processorLimit)) {
     findings.push(
       problem(
-        `computations take ${machine.threads} threads, but the container may use ${machine.processorLimit} processors`,
+        `computations use ${machine.threads} threads, but the container may use only ${machine.processorLimit} processors`,
         `pass threads: ${Math.max(1, Math.floor(machine.processorLimit))} (--threads)`,
       ),
     );
@@ -139,11 +136,11 @@ function machineFindings(machine: Machine): Finding[] {
   return findings;
 }
 
-/** Variables that change what everything else here does. */
+/** Environment variables that change how everything works. */
 function environmentFindings(): Finding[] {
   const findings: Finding[] = [];
   const { SEMANTIC_SEARCH_BACKEND: backend, ORT_DYLIB_PATH: library } = process.env;
-  if (backend && !["auto", "mlx", "onnx", "onnx-js"].includes(backend)) {
+  if (backend && !(BACKENDS as readonly string[]).includes(backend)) {
     findings.push(
       problem(
         `SEMANTIC_SEARCH_BACKEND is ${JSON.stringify(backend)}`,
@@ -162,11 +159,11 @@ function environmentFindings(): Finding[] {
 }
 
 const MODEL_FIXES: Record<string, string> = {
-  MODEL_NOT_FOUND: "check the path or name; the README says which files a model folder has",
+  MODEL_NOT_FOUND: "check the path or name; the README lists the files of a model folder",
   ACCESS_DENIED: "see the message: the model is private or gated, or the token in HF_TOKEN is wrong",
   DOWNLOAD_FAILED: "see the message; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT",
   MODEL_INVALID: "fetch the named file again",
-  MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model of the README's table",
+  MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model from the README's table",
 };
 
 function backendFindings(backends: readonly BackendReport[], machine: Machine, model: string | null): Finding[] {
@@ -176,7 +173,7 @@ function backendFindings(backends: readonly BackendReport[], machine: Machine, m
   };
   const [onnx, fallback, mlx] = [failed("onnx"), failed("onnx-js"), failed("mlx")];
   const modelFix = onnx && MODEL_FIXES[onnx.code];
-  // A wrong model is wrong for all backends: one problem, not three.
+  // A wrong model is wrong for all backends: this is one problem, not three.
   if (onnx && modelFix) return [problem(`the model: ${onnx.reason}`, modelFix)];
 
   const findings: Finding[] = [];
@@ -192,9 +189,9 @@ function backendFindings(backends: readonly BackendReport[], machine: Machine, m
 
 function addonFix({ code, reason }: { code: string; reason: string }, { arch, platform }: Machine): string {
   if (code === "CRASHED") return 'report this with the output of doctor --json; until then pass backend: "onnx-js"';
-  if (code === "TIMEOUT") return "see whether the machine is out of memory or its processors are busy";
+  if (code === "TIMEOUT") return "check whether the machine is out of memory or its processors are busy";
   if (/addon cannot be loaded/.test(reason)) {
-    return `build it for ${platform} ${arch} (npm run build:native in a clone); without it, JavaScript computes, slower`;
+    return `build it for ${platform} ${arch} (npm run build:native in a clone); without it, the slower JavaScript fallback is used`;
   }
   if (/ONNX Runtime|onnxruntime/i.test(reason)) {
     return "npm install onnxruntime-node, or name a libonnxruntime of version 1.24 or newer: ORT_DYLIB_PATH";
@@ -208,14 +205,14 @@ function fallbackFinding(
   model: string | null,
 ): Finding {
   const isMissing = code === "MODEL_NOT_FOUND";
-  // The addon would have written the tiny model's graph.
+  // Only the addon can write the tiny model's graph.
   if (isMissing && model === null) {
     return note("the JavaScript fallback was not tried: without the addon the tiny model has no graph", "name a model");
   }
   const what = `the JavaScript fallback does not work: ${reason}`;
   if (isMissing) {
     const fix = `semantic-search-native export ${model}${isNeeded ? ", on a machine where the addon works" : ""}`;
-    return isNeeded ? problem(what, fix) : note(`${what}; nobody needs it while the addon works`, fix);
+    return isNeeded ? problem(what, fix) : note(`${what}; it is not needed while the addon works`, fix);
   }
   return problem(
     what,

@@ -1,4 +1,4 @@
-/** What `doctor` reads of the machine. Whatever cannot be read is `null`, never guessed. */
+/** Facts about the machine for `doctor`. What cannot be read is `null`, never guessed. */
 
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -16,15 +16,15 @@ export interface Machine {
   libc: string | null;
   processor: string | null;
   processors: number;
-  /** What a computation takes by default. */
+  /** How many a computation uses by default. */
   threads: number;
-  /** Processors' worth of time that a control group allows; `null` without a limit. */
+  /** Processor time that a control group allows, in processors; `null` without a limit. */
   processorLimit: number | null;
   memoryBytes: number;
   memoryLimitBytes: number | null;
-  /** Those that decide how fast int8 is; `null` where they cannot be read. */
+  /** Processor features that make int8 fast; `null` if they cannot be read. */
   int8Features: string[] | null;
-  /** An x64 Node.js on Apple silicon. */
+  /** Whether this is an x64 Node.js on Apple silicon. */
   isTranslated: boolean;
 }
 
@@ -87,11 +87,11 @@ function processorLimit(): number | null {
 function memoryLimit(): number | null {
   const text = read("/sys/fs/cgroup/memory.max") ?? read("/sys/fs/cgroup/memory/memory.limit_in_bytes");
   const limit = Number(text);
-  // Version 1 says "no limit" with a number beyond all memory.
+  // In version 1, "no limit" is a number larger than any memory.
   return text !== undefined && limit > 0 && limit < os.totalmem() ? limit : null;
 }
 
-/** Names as the system has them. */
+/** Names as in the system. */
 const FEATURES: Partial<Record<string, string[]>> = {
   x64: ["avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8"],
   arm64: ["asimddp", "i8mm", "sve"],

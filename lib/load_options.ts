@@ -61,6 +61,9 @@ const RULES: Record<keyof LoadOptions, Rule> = {
   onnxRuntimeLibrary: path,
 };
 
+/** Their names. */
+export const LOAD_OPTIONS: readonly string[] = Object.keys(RULES);
+
 /** @throws EmbedderError `INVALID_ARGUMENT`, as `checkOptions`. */
 export function checkLoadOptions(options: unknown): LoadOptions {
   const checked = checkOptions<LoadOptions>(options, RULES);
