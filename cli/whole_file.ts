@@ -24,10 +24,8 @@ export class WholeFile {
     const existing = await stat(name).catch(() => undefined);
     if (existing && !existing.isFile()) {
       // Renaming would replace a device or a pipe.
-      throw new CommandLineError(
-        "INVALID_OUTPUT",
-        `${name} exists and is not a file; without --output, stdout is used`,
-      );
+      const message = `${name} exists and is not a file; without --output, stdout is used`;
+      throw new CommandLineError("INVALID_OUTPUT", message);
     }
     // A link stays a link: its target is replaced.
     const target = existing ? await realpath(name) : path.resolve(name);

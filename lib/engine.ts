@@ -117,10 +117,9 @@ export interface EngineRows {
  */
 export function checkFingerprint(found: string, expected: string): void {
   if (found === expected) return;
-  throw new EmbedderError(
-    "MODEL_INVALID",
-    "the model folder has changed since it was loaded: load it again, and embed again what other vectors are compared with",
-  );
+  const message =
+    "the model folder has changed since it was loaded: load it again, and embed again what other vectors are compared with";
+  throw new EmbedderError("MODEL_INVALID", message);
 }
 
 /** Views of rows of a row-major matrix. */

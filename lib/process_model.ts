@@ -23,10 +23,8 @@ export function init(
     const checked = checkLoadOptions(options);
     const source = modelSource(modelDir);
     if ("hub" in source) {
-      throw new EmbedderError(
-        "MODEL_NOT_FOUND",
-        `there is no folder ${source.hub.id}, and init cannot wait for a download: pull gives the folder of a model on the Hub`,
-      );
+      const message = `there is no folder ${source.hub.id}, and init cannot wait for a download: pull gives the folder of a model on the Hub`;
+      throw new EmbedderError("MODEL_NOT_FOUND", message);
     }
     const backend = chosenBackend(checked.backend);
     if (backend === "onnx-js") {

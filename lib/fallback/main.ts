@@ -31,10 +31,8 @@ class FallbackModel {
     const tokenizer = new TextTokenizer(model);
     const session = await OnnxSession.load(onnx.path, options.threads);
     if (session.isPooled && (options.pooling !== undefined || model.pooling.length > 1)) {
-      throw new EmbedderError(
-        "MODEL_UNSUPPORTED",
-        `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`,
-      );
+      const message = `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`;
+      throw new EmbedderError("MODEL_UNSUPPORTED", message);
     }
     const loaded = new FallbackModel(model, tokenizer, session, onnx);
     // Checks the width that config.json gives before anything relies on it.
@@ -65,10 +63,8 @@ class FallbackModel {
     this.#files.checkContents();
     const expected = this.#session.isPooled ? hiddenSize : ids.length * hiddenSize;
     if (values.length !== expected) {
-      throw new EmbedderError(
-        "MODEL_INVALID",
-        `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but config.json has hidden size ${hiddenSize}`,
-      );
+      const message = `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but config.json has hidden size ${hiddenSize}`;
+      throw new EmbedderError("MODEL_INVALID", message);
     }
     return values;
   }

@@ -36,10 +36,8 @@ export interface OnnxFile {
  */
 export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["dtype"]>): OnnxFile {
   if (dtype === "f16" || dtype === "bf16") {
-    throw new EmbedderError(
-      "INVALID_ARGUMENT",
-      `dtype: expected "auto", "f32" or "int8" with the backend onnx-js, found "${dtype}"`,
-    );
+    const message = `dtype: expected "auto", "f32" or "int8" with the backend onnx-js, found "${dtype}"`;
+    throw new EmbedderError("INVALID_ARGUMENT", message);
   }
   const names = {
     auto: [...FLOAT_FILES, ...QUANTIZED_FILES],
@@ -66,10 +64,8 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
   for (const name of external) {
     // For ONNX Runtime, a certain name with asterisks is an address in memory.
     if (!isPlainPath(name) || name.includes("*")) {
-      throw new EmbedderError(
-        "MODEL_INVALID",
-        `${found.file}: external data: expected a path inside the model folder, found ${describeValue(name)}`,
-      );
+      const message = `${found.file}: external data: expected a path inside the model folder, found ${describeValue(name)}`;
+      throw new EmbedderError("MODEL_INVALID", message);
     }
   }
   const externalFiles = external.map(beside);
@@ -85,10 +81,8 @@ export function findOnnxFile(model: ModelDir, dtype: NonNullable<ModelOptions["d
   const weightHashes = weights.map((file) => sha256OfFile(file));
   const foundDtype = QUANTIZED_FILES.includes(found.name) ? "int8" : "f32";
   if (isExported && property(bytes, "weights_sha256") !== weightHashes.join()) {
-    throw new EmbedderError(
-      "MODEL_INVALID",
-      `${found.file} was exported for other weights than those beside it; run ${exportCall(foundDtype)} again`,
-    );
+    const message = `${found.file} was exported for other weights than those beside it; run ${exportCall(foundDtype)} again`;
+    throw new EmbedderError("MODEL_INVALID", message);
   }
   return { path: found.file, dtype: foundDtype, weightHashes, files };
 }

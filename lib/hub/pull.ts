@@ -150,10 +150,8 @@ class Pull {
     }
     if (unreachable) throw unreachable;
     const missing = (await this.#missing(listing)).join(", ");
-    throw new EmbedderError(
-      "MODEL_NOT_FOUND",
-      `${this.#name} is in the cache without ${missing} (${snapshot}), and ${why}`,
-    );
+    const message = `${this.#name} is in the cache without ${missing} (${snapshot}), and ${why}`;
+    throw new EmbedderError("MODEL_NOT_FOUND", message);
   }
 
   async #isWhole(listing: Listing): Promise<boolean> {
@@ -170,10 +168,8 @@ class Pull {
         continue;
       }
       const wrong = file.etag ? `its bytes do not have the hash ${file.etag}` : "the cache does not tell its hash";
-      throw new EmbedderError(
-        "MODEL_INVALID",
-        `${this.#cache.file(listing.commit, file)}: ${wrong}, and it cannot be downloaded again: ${why}`,
-      );
+      const message = `${this.#cache.file(listing.commit, file)}: ${wrong}, and it cannot be downloaded again: ${why}`;
+      throw new EmbedderError("MODEL_INVALID", message);
     }
   }
 
