@@ -5,30 +5,9 @@ import { readFileSync } from "node:fs";
 import * as os from "node:os";
 import { availableProcessors, processorQuota } from "../lib/processors.js";
 
-export interface Machine {
-  package: string;
-  onnxruntimeNode: string | null;
-  node: string;
-  platform: string;
-  arch: string;
-  release: string;
-  /** `"glibc 2.36"` or `"musl"`; `null` outside Linux. */
-  libc: string | null;
-  processor: string | null;
-  processors: number;
-  /** How many a computation uses by default. */
-  threads: number;
-  /** Processor time that a control group allows, in processors; `null` without a limit. */
-  processorLimit: number | null;
-  memoryBytes: number;
-  memoryLimitBytes: number | null;
-  /** Processor features that make int8 fast; `null` if they cannot be read. */
-  int8Features: string[] | null;
-  /** Whether this is an x64 Node.js on Apple silicon. */
-  isTranslated: boolean;
-}
+export type Machine = ReturnType<typeof describeMachine>;
 
-export function describeMachine(): Machine {
+export function describeMachine() {
   const { version } = require("../../package.json") as { version: string };
   return {
     package: version,
@@ -37,14 +16,19 @@ export function describeMachine(): Machine {
     platform: process.platform,
     arch: process.arch,
     release: os.release(),
+    /** `"glibc 2.36"` or `"musl"`; `null` outside Linux. */
     libc: libc(),
     processor: os.cpus()[0]?.model.trim() || null,
     processors: os.cpus().length,
+    /** How many a computation uses by default. */
     threads: availableProcessors(),
+    /** Processor time that a control group allows, in processors; `null` without a limit. */
     processorLimit: processorLimit(),
     memoryBytes: os.totalmem(),
     memoryLimitBytes: memoryLimit(),
+    /** Processor features that make int8 fast; `null` if they cannot be read. */
     int8Features: int8Features(),
+    /** Whether this is an x64 Node.js on Apple silicon. */
     isTranslated: process.platform === "darwin" && sysctl("sysctl.proc_translated") === "1",
   };
 }

@@ -13,15 +13,10 @@ export function onAbort(signal: AbortSignal | undefined, callback: () => void): 
 }
 
 /** The promise, or an `AbortError` as soon as the signal is aborted. */
-export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+export function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (!signal) return promise;
-  let stopWaiting = () => {};
-  const aborted = new Promise<never>((_, reject) => {
-    stopWaiting = onAbort(signal, () => reject(new AbortError(signal)));
+  return new Promise((resolve, reject) => {
+    const stopWaiting = onAbort(signal, () => reject(new AbortError(signal)));
+    promise.finally(stopWaiting).then(resolve, reject);
   });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    stopWaiting();
-  }
 }

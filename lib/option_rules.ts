@@ -73,9 +73,8 @@ export function readArgument<T>(what: string, read: () => T): T {
     return read();
   } catch (error) {
     if (error instanceof EmbedderError) throw error;
-    throw new EmbedderError("INVALID_ARGUMENT", `${what}: cannot be read: ${toEmbedderError(error).message}`, {
-      cause: error,
-    });
+    const message = `${what}: cannot be read: ${toEmbedderError(error).message}`;
+    throw new EmbedderError("INVALID_ARGUMENT", message, { cause: error });
   }
 }
 

@@ -161,10 +161,8 @@ function externalDataLocations(file: string, model: Buffer): string[] {
       }
     }
   } catch (cause) {
-    const reason = (cause as Error).message;
-    throw new EmbedderError("MODEL_INVALID", `${file}: is not a complete ONNX model: ${reason}; fetch it again`, {
-      cause,
-    });
+    const message = `${file}: is not a complete ONNX model: ${(cause as Error).message}; fetch it again`;
+    throw new EmbedderError("MODEL_INVALID", message, { cause });
   }
   return [...locations];
 }

@@ -303,7 +303,6 @@ function downloadError(cause: unknown, cacheFolder: string): unknown {
   const doing = (cause as NodeJS.ErrnoException).syscall
     ? `cannot write into the cache ${cacheFolder}`
     : "the download failed";
-  return new EmbedderError("DOWNLOAD_FAILED", `${doing}: ${message}; HF_HOME or HF_HUB_CACHE name another folder`, {
-    cause,
-  });
+  const advice = "HF_HOME or HF_HUB_CACHE name another folder";
+  return new EmbedderError("DOWNLOAD_FAILED", `${doing}: ${message}; ${advice}`, { cause });
 }
