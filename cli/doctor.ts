@@ -8,7 +8,7 @@ import type { Report, Trials } from "./diagnosis.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
-import { seconds } from "./load_flags.js";
+import { secondsOption } from "./load_flags.js";
 import { clearStatus, onOneLine, printResult, showStatus, table } from "./terminal.js";
 
 interface DoctorFlags {
@@ -52,7 +52,9 @@ export function addDoctor(program: Command): void {
     .argument("[model]", "a model folder or a name on the Hub (default: SEMANTIC_SEARCH_MODEL, else a tiny one)")
     .option("--pooling <mode>", "pooling, if the model folder does not declare it")
     .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node")
-    .option("--measure <seconds>", "how long to measure texts, and queries, per backend; 0 skips it", seconds, 2000)
+    .addOption(
+      secondsOption("--measure <seconds>", "how long to measure texts, and queries, per backend; 0 skips it", 2),
+    )
     .option("--json", "the findings as JSON")
     .addHelpText("after", HELP)
     .action(doctor);

@@ -53,8 +53,13 @@ export function bytes(value: string): number {
   throw new InvalidArgumentError('Expected a size such as "1048576" or "512MB".');
 }
 
-/** Parses a time in seconds to milliseconds. */
-export function seconds(value: string): number {
+/** An option that takes seconds and gives milliseconds. */
+export function secondsOption(flags: string, description: string, defaultSeconds?: number): Option {
+  const option = new Option(flags, description).argParser(seconds);
+  return defaultSeconds === undefined ? option : option.default(defaultSeconds * 1000, `${defaultSeconds}`);
+}
+
+function seconds(value: string): number {
   const parsed = Number(value);
   if (value.trim() !== "" && parsed >= 0 && parsed <= 86_400) return Math.round(parsed * 1000);
   throw new InvalidArgumentError("Expected seconds, between 0 and 86400.");

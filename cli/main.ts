@@ -17,7 +17,7 @@ import { say } from "./terminal.js";
 const HELP = `
 Exit codes:
   0    success, also if the reader of the output has stopped reading (| head)
-  1    failure, or problems: lines that could not be embedded, a problem that doctor reports
+  1    failure, also if lines could not be embedded or doctor reports a problem
   2    wrong usage
   130  interrupted by Ctrl-C (143: by SIGTERM); serve ends with 0 after a graceful shutdown
 

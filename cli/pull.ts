@@ -14,7 +14,7 @@ checks their hashes, and prints the folder. Files that are already there are not
 downloads are resumed. Files in the cache are not checked again unless --verify is given. Known models (see "models") have a
 pinned commit; for others, "main" is downloaded unless @revision is given.
 
-Environment: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT (a mirror), HF_TOKEN (private and gated models), HF_HUB_OFFLINE, 
+Environment: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT (a mirror), HF_TOKEN (private and gated models), HF_HUB_OFFLINE,
 HTTPS_PROXY and NO_PROXY.
 
 Examples:
@@ -31,7 +31,7 @@ export function addPull(program: Command): void {
     .option("--onnx", "also download the ONNX graph, which the JavaScript fallback needs")
     .option("--verify", "check the hashes of files in the cache, and download again those that differ")
     .option("--offline", "do not use the network: fail if the model is not in the cache")
-    .option("--cache-folder <path>", "another cache folder than that of the Hub")
+    .option("--cache-folder <path>", "a cache folder other than the Hub's")
     .option("--endpoint <url>", "a mirror of the Hub")
     .option("--json", "the result as JSON")
     .addHelpText("after", HELP)

@@ -7,7 +7,7 @@ import type { ModelSource } from "../lib/model_source.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, EXIT_CODES, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
-import { addLoadOptions, bytes, count, type LoadFlags, loadOptions, seconds } from "./load_flags.js";
+import { addLoadOptions, bytes, count, type LoadFlags, loadOptions, secondsOption } from "./load_flags.js";
 import { clearStatus, printResult, say } from "./terminal.js";
 
 interface ServeFlags extends LoadFlags {
@@ -67,15 +67,12 @@ export function addServe(program: Command): void {
       "the same for one address (default: half of --max-requests; all of them if only this machine can connect)",
       count,
     )
-    .option(
-      "--request-timeout <seconds>",
-      "time for a request to arrive and its answer to be received",
-      seconds,
-      60_000,
+    .addOption(
+      secondsOption("--request-timeout <seconds>", "time for a request to arrive and its answer to be received", 60),
     )
-    .option("--stop-timeout <seconds>", "time for requests in flight when the server stops", seconds, 8000)
+    .addOption(secondsOption("--stop-timeout <seconds>", "time for requests in flight when the server stops", 8))
     .option("--allow-host <name...>", "names besides localhost that the Host header may have", [])
-    .option("--idle-timeout <seconds>", "unload the weights after this time without a request", seconds)
+    .addOption(secondsOption("--idle-timeout <seconds>", "unload the weights after this time without a request"))
     .option("--json", "the address and messages as JSON");
   addLoadOptions(command);
   command.addHelpText("after", HELP).action(serve);

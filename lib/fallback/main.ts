@@ -6,7 +6,7 @@ import { describe, type ModelDir, readModelDir } from "../model_dir.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
-import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply } from "./protocol.js";
+import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply, type Rows } from "./protocol.js";
 import { TextTokenizer } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
 
@@ -91,13 +91,7 @@ interface Computed {
   truncated: boolean;
 }
 
-interface UnsentRows {
-  computed: number[];
-  vectors: Float32Array[];
-  repeated: [index: number, earlier: number][];
-  truncated: number[];
-  tokens: number;
-}
+type UnsentRows = Omit<Rows, "vectors" | "isLast"> & { vectors: Float32Array[] };
 
 /** Most rows of a message: the other side handles it in one turn of its event loop. */
 const MAX_ROWS = 512;
@@ -114,7 +108,7 @@ function fail(error: unknown, call?: number): void {
   reply({ kind: "failed", code, message, ...(call !== undefined && { call }) });
 }
 
-/** Computes the next text of a job. Rows are sent now and then, and after its last text. */
+/** Computes the next text of a job. Sends rows from time to time, and after its last text. */
 async function advance(job: Job, model: FallbackModel): Promise<"more" | "done"> {
   const { unsent } = job;
   const index = job.next++;
