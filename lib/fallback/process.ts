@@ -86,26 +86,7 @@ export class FallbackProcess {
     const width = vectors.length / texts.length;
     const truncated: number[] = [];
     let [done, tokens] = [0, 0];
-    const keep = (rows: Rows) => {
-      for (const [row, index] of rows.computed.entries()) {
-        vectors.set(rows.vectors.subarray(row * width, (row + 1) * width), index * width);
-      }
-      for (const [index, earlier] of rows.repeated) {
-        vectors.copyWithin(index * width, earlier * width, (earlier + 1) * width);
-      }
-      for (const index of rows.truncated) truncated.push(index);
-      done += rows.computed.length + rows.repeated.length;
-      tokens += rows.tokens;
-      const given = () => {
-        const indices = Uint32Array.from([...rows.computed, ...rows.repeated.map(([index]) => index)]);
-        const matrix = emptyVectors(indices.length, dimension, encoding);
-        for (const [row, index] of indices.entries()) {
-          matrix.set(vectors.subarray(index * width, (index + 1) * width), row * width);
-        }
-        return { indices, vectors: matrix, truncated: Uint32Array.from(rows.truncated) };
-      };
-      take(given, { texts: rows.computed.length, tokens: rows.tokens });
-    };
+    const rowOf = (index: number) => vectors.subarray(index * width, (index + 1) * width);
     await this.#run(
       signal,
       async (call) => {
@@ -113,7 +94,20 @@ export class FallbackProcess {
         this.#send({ kind: "embed", call, isQuery, encoding });
       },
       (rows) => {
-        keep(rows);
+        for (const [row, index] of rows.computed.entries()) {
+          vectors.set(rows.vectors.subarray(row * width, (row + 1) * width), index * width);
+        }
+        for (const [index, earlier] of rows.repeated) vectors.set(rowOf(earlier), index * width);
+        for (const index of rows.truncated) truncated.push(index);
+        done += rows.computed.length + rows.repeated.length;
+        tokens += rows.tokens;
+        const ready = () => {
+          const indices = Uint32Array.from([...rows.computed, ...rows.repeated.map(([index]) => index)]);
+          const matrix = emptyVectors(indices.length, dimension, encoding);
+          for (const [row, index] of indices.entries()) matrix.set(rowOf(index), row * width);
+          return { indices, vectors: matrix, truncated: Uint32Array.from(rows.truncated) };
+        };
+        take(ready, { texts: rows.computed.length, tokens: rows.tokens });
         if (!rows.isLast) onProgress?.({ done, tokens });
       },
     );
