@@ -1,10 +1,11 @@
 import { checkTexts } from "./call_options.js";
-import { copyOfTokens, rowsOf, type TextOrTokens } from "./engine.js";
+import type { TextOrTokens } from "./engine.js";
 import { codedSync, EmbedderError } from "./errors.js";
 import { checkLoadOptions, chosenBackend, type LoadOptions } from "./load_options.js";
 import { modelSource } from "./model_source.js";
 import { addonOptions, loadAddon } from "./native.js";
 import { invalid } from "./option_rules.js";
+import { copyOfTokens, rowsOf } from "./slices.js";
 
 /**
  * Loads the process-wide model of `embed` and `isGpu`. Synchronous: it blocks until the model is loaded. A second call

@@ -1,14 +1,8 @@
 import { type ChildProcess, fork } from "node:child_process";
 import * as path from "node:path";
-import {
-  type Description,
-  type EngineCall,
-  type EngineResult,
-  type EngineRows,
-  inSlices,
-  type TextOrTokens,
-} from "../engine.js";
+import type { Description, EngineCall, EngineResult, EngineRows, TextOrTokens } from "../engine.js";
 import { AbortError, EmbedderError } from "../errors.js";
+import { inSlices } from "../slices.js";
 import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply, type Rows } from "./protocol.js";
 import { emptyVectors } from "./vector.js";
 
