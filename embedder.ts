@@ -20,23 +20,23 @@ import {
   type QueryOptions,
   type StreamOptions,
 } from "./lib/call_options.js";
-import {
-  type Activity,
-  type BackendMemory,
-  type BackendName,
-  type EncodedVector,
-  type Encoding,
-  type Engine,
-  type EngineResult,
-  type PoolingMode,
-  rowsInSlices,
-  type TextOrTokens,
+import type {
+  Activity,
+  BackendMemory,
+  BackendName,
+  EncodedVector,
+  Encoding,
+  Engine,
+  EngineResult,
+  PoolingMode,
+  TextOrTokens,
 } from "./lib/engine.js";
 import { closedError, coded, codedSync, throwIfAborted } from "./lib/errors.js";
 import { checkLoadOptions, type LoadOptions } from "./lib/load_options.js";
 import { modelSource } from "./lib/model_source.js";
 import { invalid } from "./lib/option_rules.js";
 import { QueryCache } from "./lib/query_cache.js";
+import { rowsInSlices } from "./lib/slices.js";
 import { checkSource, type StreamedVector, streamVectors } from "./lib/stream.js";
 
 export type { EmbedOptions, EmbedProgress, QueryOptions, StreamOptions } from "./lib/call_options.js";

@@ -9,7 +9,7 @@ import { api, assertClose, BACKENDS, embedderError, model, ROOT, temporaryFolder
 import { reportsOf } from "./support/processes.mjs";
 
 const { Embedder, EmbedderError, pull, exportOnnx, init } = api;
-const { inSlices, rowsInSlices } = createRequire(import.meta.url)("../dist/lib/engine.js");
+const { inSlices, rowsInSlices } = createRequire(import.meta.url)("../dist/lib/slices.js");
 const { MAX_TEXTS } = createRequire(import.meta.url)("../dist/lib/call_options.js");
 
 const boom = () => {

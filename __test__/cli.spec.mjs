@@ -56,6 +56,14 @@ test("help and version: on stdout, with exit code 0, and fast", async () => {
   }
 });
 
+test("help: defaults are in the unit of their option", async () => {
+  const { stdout } = await run(["serve", "--help"]);
+  assert.match(
+    stdout.replace(/\s+/g, " "),
+    /--request-timeout <seconds> [^<]* \(default: 60\) --stop-timeout <seconds> [^<]*: 8\)/,
+  );
+});
+
 test("help loads neither the addon nor the package's API", async () => {
   const folder = temporaryFolder();
   const spy = path.join(folder, "spy.cjs");

@@ -26,9 +26,10 @@ function installed({
   const user = temporaryFolder();
   const target = path.join(user, "node_modules/semantic-search-native");
   mkdirSync(path.join(user, "node_modules/@huggingface"), { recursive: true });
-  cpSync(path.join(ROOT, "dist"), path.join(target, "dist"), { recursive: true });
-  for (const name of ["package.json", "index.js", "index.d.ts"])
-    copyFileSync(path.join(ROOT, name), path.join(target, name));
+  const { files } = JSON.parse(readFileSync(path.join(ROOT, "package.json"), "utf8"));
+  for (const name of ["package.json", ...files]) {
+    cpSync(path.join(ROOT, name), path.join(target, name), { recursive: true });
+  }
   if (addon === "built") copyFileSync(path.join(ROOT, ADDON), path.join(target, ADDON));
   if (addon === "broken") writeFileSync(path.join(target, ADDON), "this is not a shared library\n");
   for (const name of dependencies) {

@@ -6,7 +6,7 @@ import { before, test } from "node:test";
 import { api, assertClose, BACKENDS, changedModel, embedderError, model, withEmbedder } from "./support/models.mjs";
 
 const require = createRequire(import.meta.url);
-const { inSlices } = require("../dist/lib/engine.js");
+const { inSlices } = require("../dist/lib/slices.js");
 const { addonOptions, loadAddon } = require("../dist/lib/native.js");
 
 const TEXTS = [

@@ -1,6 +1,6 @@
 /**
- * One backend tried out by `doctor`, in a process of its own: a library that takes its process down with it is among
- * the things to be found.
+ * Tries one backend for `doctor`, in a separate process: a library that crashes its process is one of the problems to be
+ * found.
  */
 
 import { fork } from "node:child_process";
@@ -10,9 +10,9 @@ export interface TrialRequest {
   model: string;
   options: LoadOptions;
   texts: readonly string[];
-  /** How long texts, and then queries, are computed to see how fast that is. 0 leaves it out. */
+  /** How long to measure the speed of texts, and then of queries; 0 skips it. */
   measureMs: number;
-  /** Write the ONNX graph into the model folder afterwards. */
+  /** Whether to write the ONNX graph into the model folder afterwards. */
   exportsGraph: boolean;
 }
 
@@ -25,7 +25,7 @@ export interface Trial {
   fingerprint: string;
   loadMs: number;
   vectors: number[][];
-  /** Most that a component of a text's vector differs when the text is computed alone. */
+  /** Largest difference in a component if a text is computed alone. */
   aloneDifference: number;
   textsPerSecond: number | null;
   queryP50Ms: number | null;
@@ -38,10 +38,10 @@ export interface TrialFailure {
 
 export type TrialOutcome = { trial: Trial } | { failure: TrialFailure };
 
-/** What a model may need to load and compute before something must be wrong. */
+/** If loading and computing take longer, something is wrong. */
 const TIMEOUT_MS = 180_000;
 
-/** Runs a trial in a child process, which ends with the signal. */
+/** Runs a trial in a child process, which the signal ends. */
 export function tryBackend(request: TrialRequest, signal: AbortSignal): Promise<TrialOutcome> {
   return new Promise((resolve, reject) => {
     const child = fork(__filename, { execArgv: [], stdio: ["ignore", "ignore", "pipe", "ipc"], timeout: TIMEOUT_MS });
@@ -133,7 +133,7 @@ export function maxDifference(a: ArrayLike<number>, b: ArrayLike<number>): numbe
   return max;
 }
 
-// As the child that `tryBackend` starts.
+// This file is also the program of the child process.
 if (require.main === module) {
   process.once("disconnect", () => process.exit());
   process.once("message", (request) => {

@@ -1,16 +1,16 @@
-/** What `doctor` makes of what it has seen: facts, comparisons, and for each problem a fix. */
+/** Turns the observations of `doctor` into a report: facts, comparisons, and a fix for each problem. */
 
 import { accessSync, constants, existsSync, readdirSync, statSync } from "node:fs";
 import * as path from "node:path";
 import { packageCacheFolder } from "../lib/cache_folder.js";
-import type { BackendName } from "../lib/engine.js";
+import { BACKENDS, type BackendName } from "../lib/engine.js";
 import { hubSettings } from "../lib/hub/settings.js";
 import { maxDifference, type Trial, type TrialOutcome } from "./backend_trial.js";
 import type { Machine } from "./machine.js";
 
 export type Trials = Map<BackendName, TrialOutcome>;
 
-/** Something that is wrong, or only worth knowing, and what helps. */
+/** A problem, or something worth knowing, and what to do about it. */
 export interface Finding {
   isProblem: boolean;
   what: string;
@@ -35,7 +35,7 @@ export interface CacheFolder {
   path: string;
   exists: boolean;
   isWritable: boolean;
-  /** `null` where nobody wants to wait for the sum. */
+  /** `null` if computing it would take too long. */
   bytes: number | null;
 }
 
@@ -49,26 +49,35 @@ export interface Report {
   findings: Finding[];
 }
 
-/** Most that a component may differ between backends in float32, and between a text alone and among others. */
+/** Most that a component may differ between backends in float32, and between a text alone and in a batch. */
 const TOLERANCE = 1e-5;
 
-/** @param model `null` where a tiny one stood in */
+/** @param model `null` for the tiny one */
 export function diagnose(machine: Machine, model: string | null, trials: Trials): Report {
   const backends = [...trials].map(([backend, outcome]) => backendReport(backend, outcome));
   const parity = compareBackends(trials);
   const caches = [...packageCache(), hubCache()];
-  const findings = [
-    ...machineFindings(machine),
-    ...environmentFindings(),
-    ...backendFindings(backends, machine, model),
-    ...vectorFindings(backends, parity),
-    ...caches.flatMap(cacheFindings),
-  ];
-  return { ok: !findings.some(({ isProblem }) => isProblem), machine, model, backends, parity, caches, findings };
+  const findings = new Findings();
+  checkMachine(findings, machine);
+  checkEnvironment(findings);
+  checkBackends(findings, backends, machine, model);
+  checkVectors(findings, backends, parity);
+  for (const cache of caches) checkCache(findings, cache);
+  const { list } = findings;
+  return { ok: !list.some(({ isProblem }) => isProblem), machine, model, backends, parity, caches, findings: list };
 }
 
-const problem = (what: string, fix: string): Finding => ({ isProblem: true, what, fix });
-const note = (what: string, fix: string | null = null): Finding => ({ isProblem: false, what, fix });
+class Findings {
+  readonly list: Finding[] = [];
+
+  problem(what: string, fix: string): void {
+    this.list.push({ isProblem: true, what, fix });
+  }
+
+  note(what: string, fix: string | null = null): void {
+    this.list.push({ isProblem: false, what, fix });
+  }
+}
 
 function backendReport(backend: BackendName, outcome: TrialOutcome): BackendReport {
   if ("failure" in outcome) {
@@ -79,7 +88,7 @@ function backendReport(backend: BackendName, outcome: TrialOutcome): BackendRepo
   return { ...trial, backend, works: true };
 }
 
-/** Each backend that works against the first that does. */
+/** Compares each working backend with the first one. */
 function compareBackends(trials: Trials): Parity[] {
   const working = [...trials].flatMap(([backend, outcome]) =>
     "trial" in outcome ? [{ backend, vectors: outcome.trial.vectors }] : [],
@@ -104,97 +113,80 @@ function cosine(a: readonly number[], b: readonly number[]): number {
   return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
 }
 
-function machineFindings(machine: Machine): Finding[] {
-  const findings: Finding[] = [];
-  if (Number.parseInt(machine.node, 10) < 20) {
-    findings.push(problem(`Node.js ${machine.node} is too old`, "install Node.js 20 or newer"));
+function checkMachine(findings: Findings, machine: Machine): void {
+  const { node, libc, isTranslated, processorLimit, threads, onnxruntimeNode } = machine;
+  if (Number.parseInt(node, 10) < 20) findings.problem(`Node.js ${node} is too old`, "install Node.js 20 or newer");
+  if (libc === "musl") {
+    const what = "this Linux uses musl (Alpine), for which there is no ONNX Runtime library";
+    findings.problem(what, "use an image with glibc, such as node:22-slim");
   }
-  if (machine.libc === "musl") {
-    findings.push(
-      problem(
-        "this Linux has musl (Alpine), for which ONNX Runtime publishes no library",
-        "use an image with glibc, such as node:22-slim",
-      ),
-    );
+  if (isTranslated) {
+    const what = "this Node.js is for x64 and runs emulated on Apple silicon";
+    findings.problem(what, "install Node.js for arm64: MLX needs it");
   }
-  if (machine.isTranslated) {
-    findings.push(
-      problem(
-        "this Node.js is for x64 and runs translated on Apple silicon",
-        "install Node.js for arm64: MLX needs it",
-      ),
-    );
+  if (processorLimit !== null && threads > Math.ceil(processorLimit)) {
+    const what = `computations use ${threads} threads, but the container may use only ${processorLimit} processors`;
+    findings.problem(what, `pass threads: ${Math.max(1, Math.floor(processorLimit))} (--threads)`);
   }
-  if (machine.processorLimit !== null && machine.threads > Math.ceil(machine.processorLimit)) {
-    findings.push(
-      problem(
-        `computations take ${machine.threads} threads, but the container may use ${machine.processorLimit} processors`,
-        `pass threads: ${Math.max(1, Math.floor(machine.processorLimit))} (--threads)`,
-      ),
-    );
+  if (onnxruntimeNode === null) {
+    findings.problem("the package onnxruntime-node is not installed", "npm install onnxruntime-node");
   }
-  if (machine.onnxruntimeNode === null) {
-    findings.push(problem("the package onnxruntime-node is not installed", "npm install onnxruntime-node"));
-  }
-  return findings;
 }
 
-/** Variables that change what everything else here does. */
-function environmentFindings(): Finding[] {
-  const findings: Finding[] = [];
+/** Environment variables that change how everything works. */
+function checkEnvironment(findings: Findings): void {
   const { SEMANTIC_SEARCH_BACKEND: backend, ORT_DYLIB_PATH: library } = process.env;
-  if (backend && !["auto", "mlx", "onnx", "onnx-js"].includes(backend)) {
-    findings.push(
-      problem(
-        `SEMANTIC_SEARCH_BACKEND is ${JSON.stringify(backend)}`,
-        'unset it, or set it to "mlx", "onnx" or "onnx-js"',
-      ),
-    );
+  if (backend && !(BACKENDS as readonly string[]).includes(backend)) {
+    const fix = 'unset it, or set it to "mlx", "onnx" or "onnx-js"';
+    findings.problem(`SEMANTIC_SEARCH_BACKEND is ${JSON.stringify(backend)}`, fix);
   } else if (backend && backend !== "auto") {
-    findings.push(note(`SEMANTIC_SEARCH_BACKEND makes every "auto" mean ${backend}`, "unset it"));
+    findings.note(`SEMANTIC_SEARCH_BACKEND makes every "auto" mean ${backend}`, "unset it");
   }
   if (library && !existsSync(library)) {
-    findings.push(problem(`ORT_DYLIB_PATH names ${library}, which does not exist`, "unset it, or correct the path"));
+    findings.problem(`ORT_DYLIB_PATH names ${library}, which does not exist`, "unset it, or correct the path");
   } else if (library) {
-    findings.push(note(`the addon takes ONNX Runtime from ORT_DYLIB_PATH, ${library}`));
+    findings.note(`the addon takes ONNX Runtime from ORT_DYLIB_PATH, ${library}`);
   }
-  return findings;
 }
 
 const MODEL_FIXES: Record<string, string> = {
-  MODEL_NOT_FOUND: "check the path or name; the README says which files a model folder has",
+  MODEL_NOT_FOUND: "check the path or name; the README lists the files of a model folder",
   ACCESS_DENIED: "see the message: the model is private or gated, or the token in HF_TOKEN is wrong",
   DOWNLOAD_FAILED: "see the message; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT",
   MODEL_INVALID: "fetch the named file again",
-  MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model of the README's table",
+  MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model from the README's table",
 };
 
-function backendFindings(backends: readonly BackendReport[], machine: Machine, model: string | null): Finding[] {
+function checkBackends(
+  findings: Findings,
+  backends: readonly BackendReport[],
+  machine: Machine,
+  model: string | null,
+): void {
   const failed = (name: BackendName) => {
     const report = backends.find(({ backend }) => backend === name);
     return report && !report.works ? report : undefined;
   };
   const [onnx, fallback, mlx] = [failed("onnx"), failed("onnx-js"), failed("mlx")];
   const modelFix = onnx && MODEL_FIXES[onnx.code];
-  // A wrong model is wrong for all backends: one problem, not three.
-  if (onnx && modelFix) return [problem(`the model: ${onnx.reason}`, modelFix)];
-
-  const findings: Finding[] = [];
-  if (onnx) findings.push(problem(`the addon does not work: ${onnx.reason}`, addonFix(onnx, machine)));
-  if (fallback) findings.push(fallbackFinding(fallback, onnx !== undefined, model));
-  if (mlx && !onnx) findings.push(...mlxFindings(mlx, machine));
-  for (const report of backends) {
-    if (report.backend !== "mlx" || !report.works || report.isGpu) continue;
-    findings.push(note('mlx computes on the CPU here, which is for tests: "auto" takes onnx'));
+  // A wrong model is wrong for all backends: this is one problem, not three.
+  if (onnx && modelFix) {
+    findings.problem(`the model: ${onnx.reason}`, modelFix);
+    return;
   }
-  return findings;
+  if (onnx) findings.problem(`the addon does not work: ${onnx.reason}`, addonFix(onnx, machine));
+  if (fallback) checkFallback(findings, fallback, onnx !== undefined, model);
+  if (mlx && !onnx) checkMlx(findings, mlx, machine);
+  if (backends.some((report) => report.backend === "mlx" && report.works && !report.isGpu)) {
+    findings.note('mlx computes on the CPU here, which is for tests: "auto" takes onnx');
+  }
 }
 
 function addonFix({ code, reason }: { code: string; reason: string }, { arch, platform }: Machine): string {
   if (code === "CRASHED") return 'report this with the output of doctor --json; until then pass backend: "onnx-js"';
-  if (code === "TIMEOUT") return "see whether the machine is out of memory or its processors are busy";
+  if (code === "TIMEOUT") return "check whether the machine is out of memory or its processors are busy";
   if (/addon cannot be loaded/.test(reason)) {
-    return `build it for ${platform} ${arch} (npm run build:native in a clone); without it, JavaScript computes, slower`;
+    return `build it for ${platform} ${arch} (npm run build:native in a clone); without it, the slower JavaScript fallback is used`;
   }
   if (/ONNX Runtime|onnxruntime/i.test(reason)) {
     return "npm install onnxruntime-node, or name a libonnxruntime of version 1.24 or newer: ORT_DYLIB_PATH";
@@ -202,63 +194,61 @@ function addonFix({ code, reason }: { code: string; reason: string }, { arch, pl
   return "see the message";
 }
 
-function fallbackFinding(
+function checkFallback(
+  findings: Findings,
   { code, reason }: { code: string; reason: string },
   isNeeded: boolean,
   model: string | null,
-): Finding {
-  const isMissing = code === "MODEL_NOT_FOUND";
-  // The addon would have written the tiny model's graph.
-  if (isMissing && model === null) {
-    return note("the JavaScript fallback was not tried: without the addon the tiny model has no graph", "name a model");
-  }
+): void {
   const what = `the JavaScript fallback does not work: ${reason}`;
-  if (isMissing) {
-    const fix = `semantic-search-native export ${model}${isNeeded ? ", on a machine where the addon works" : ""}`;
-    return isNeeded ? problem(what, fix) : note(`${what}; nobody needs it while the addon works`, fix);
+  if (code !== "MODEL_NOT_FOUND") {
+    const fix = "npm install onnxruntime-node; if it is installed, report this with the output of doctor --json";
+    findings.problem(what, fix);
+  } else if (model === null) {
+    // Only the addon can write the tiny model's graph.
+    const what = "the JavaScript fallback was not tried: without the addon the tiny model has no graph";
+    findings.note(what, "name a model");
+  } else if (isNeeded) {
+    findings.problem(what, `semantic-search-native export ${model}, on a machine where the addon works`);
+  } else {
+    findings.note(`${what}; it is not needed while the addon works`, `semantic-search-native export ${model}`);
   }
-  return problem(
-    what,
-    "npm install onnxruntime-node; if it is installed, report this with the output of doctor --json",
-  );
 }
 
-function mlxFindings({ code, reason }: { code: string; reason: string }, { platform, arch }: Machine): Finding[] {
-  const isApple = platform === "darwin" && arch === "arm64";
-  if (isApple || code !== "BACKEND_UNAVAILABLE") {
+function checkMlx(
+  findings: Findings,
+  { code, reason }: { code: string; reason: string },
+  { platform, arch }: Machine,
+): void {
+  if ((platform === "darwin" && arch === "arm64") || code !== "BACKEND_UNAVAILABLE") {
     const fix = 'report this with the output of doctor --json; until then pass backend: "onnx"';
-    return [problem(`mlx does not work: ${reason}`, fix)];
+    findings.problem(`mlx does not work: ${reason}`, fix);
+  } else if (platform === "linux") {
+    findings.note(`mlx: ${reason}`, "npm run build:native -- --mlx=cuda, for an NVIDIA GPU");
   }
-  return platform === "linux" ? [note(`mlx: ${reason}`, "npm run build:native -- --mlx=cuda, for an NVIDIA GPU")] : [];
 }
 
-function vectorFindings(backends: readonly BackendReport[], parity: readonly Parity[]): Finding[] {
+function checkVectors(findings: Findings, backends: readonly BackendReport[], parity: readonly Parity[]): void {
   const advice = "report this with the output of doctor --json; vectors of these backends must not share an index";
-  const findings = parity
-    .filter(({ isWithinTolerance }) => !isWithinTolerance)
-    .map(({ backend, against, maxDifference: difference, minCosine }) =>
-      problem(
-        `${backend} and ${against} differ by ${difference.toExponential(1)} in a component, by more than ${TOLERANCE} ` +
-          `(lowest cosine ${minCosine.toFixed(6)})`,
-        advice,
-      ),
-    );
-  for (const report of backends) {
-    if (!report.works || report.aloneDifference <= TOLERANCE) continue;
-    const by = report.aloneDifference.toExponential(1);
-    findings.push(problem(`${report.backend}: a text's vector depends on its neighbors, by ${by}`, advice));
+  for (const { backend, against, maxDifference: difference, minCosine, isWithinTolerance } of parity) {
+    if (isWithinTolerance) continue;
+    const what =
+      `${backend} and ${against} differ by ${difference.toExponential(1)} in a component, by more than ${TOLERANCE} ` +
+      `(lowest cosine ${minCosine.toFixed(6)})`;
+    findings.problem(what, advice);
   }
-  const prints = new Map(backends.flatMap((report) => (report.works ? [[report.fingerprint, report.backend]] : [])));
-  if (prints.size > 1) {
-    const names = [...prints.values()].join(", ");
-    findings.push(
-      problem(
-        `backends disagree about what the model is (fingerprints of ${names})`,
-        "the ONNX file of the folder has other weights than its safetensors: semantic-search-native export",
-      ),
-    );
+  const working = backends.flatMap((report) => (report.works ? [report] : []));
+  for (const { backend, aloneDifference } of working) {
+    if (aloneDifference <= TOLERANCE) continue;
+    const by = aloneDifference.toExponential(1);
+    findings.problem(`${backend}: a text's vector depends on the other texts of its batch, by ${by}`, advice);
   }
-  return findings;
+  const fingerprints = new Map(working.map(({ fingerprint, backend }) => [fingerprint, backend]));
+  if (fingerprints.size > 1) {
+    const what = `backends disagree about what the model is (fingerprints of ${[...fingerprints.values()].join(", ")})`;
+    const fix = "the ONNX file of the folder has other weights than its safetensors: semantic-search-native export";
+    findings.problem(what, fix);
+  }
 }
 
 function packageCache(): CacheFolder[] {
@@ -290,10 +280,9 @@ function sizeOfFiles(folder: string): number {
   return sizes.reduce<number>((sum, bytes) => sum + (bytes ?? 0), 0);
 }
 
-function cacheFindings({ use, path: folder, isWritable }: CacheFolder): Finding[] {
-  if (isWritable) return [];
+function checkCache(findings: Findings, { use, path: folder, isWritable }: CacheFolder): void {
+  if (isWritable) return;
   const variable = use === "quantized weights" ? "SEMANTIC_SEARCH_CACHE" : "HF_HUB_CACHE";
-  return [
-    problem(`the folder for ${use} cannot be written: ${folder}`, `make it writable, or name another: ${variable}`),
-  ];
+  const fix = `make it writable, or name another: ${variable}`;
+  findings.problem(`the folder for ${use} cannot be written: ${folder}`, fix);
 }

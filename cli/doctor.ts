@@ -8,7 +8,7 @@ import type { Report, Trials } from "./diagnosis.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
-import { seconds } from "./load_flags.js";
+import { secondsOption } from "./load_flags.js";
 import { clearStatus, onOneLine, printResult, showStatus, table } from "./terminal.js";
 
 interface DoctorFlags {
@@ -21,7 +21,7 @@ interface DoctorFlags {
 const BACKENDS = ["onnx", "onnx-js", "mlx"] as const;
 /** From dist/cli/. It is copied, since its graph is written next to it. */
 const TRIAL_MODEL = path.join(__dirname, "../../cli/trial_model");
-/** Ten texts that between them meet what tokenizers and models stumble over. */
+/** Ten texts with what tokenizers and models get wrong most easily. */
 const TEXTS = [
   "where are tokens validated?",
   "function add(a, b) { return a + b }",
@@ -36,9 +36,9 @@ const TEXTS = [
 ];
 
 const HELP = `
-Looks at the platform, tries every backend in a process of its own on ten texts, compares their vectors in float32, and
-measures how fast they are. Without a model, a tiny one with random weights stands in: what it tells of speed is nothing.
-For each problem there is a fix; the exit code is 1 if there was one.
+Checks the platform, tries every backend on ten texts in a separate process, compares their vectors in float32, and
+measures their speed. Without a model, a tiny one with random weights is tried, and no speed is measured. Each problem is
+reported with a fix; the exit code is 1 if there is a problem.
 
 Examples:
   $ semantic-search-native doctor
@@ -48,15 +48,12 @@ Examples:
 export function addDoctor(program: Command): void {
   program
     .command("doctor")
-    .description("find out what works on this machine, how fast it is, and what is wrong")
+    .description("find out what works on this machine, how fast, and what is wrong")
     .argument("[model]", "a model folder or a name on the Hub (default: SEMANTIC_SEARCH_MODEL, else a tiny one)")
-    .option("--pooling <mode>", "pooling, where the model folder does not say it")
+    .option("--pooling <mode>", "pooling, if the model folder does not declare it")
     .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node")
-    .option(
-      "--measure <seconds>",
-      "how long texts, and queries, are computed per backend; 0 leaves it out",
-      seconds,
-      2000,
+    .addOption(
+      secondsOption("--measure <seconds>", "how long to measure texts, and queries, per backend; 0 skips it", 2),
     )
     .option("--json", "the findings as JSON")
     .addHelpText("after", HELP)
@@ -106,7 +103,7 @@ async function doctor(modelArgument: string | undefined, flags: DoctorFlags): Pr
   throw new CommandLineError("PROBLEMS_FOUND", found);
 }
 
-/** Brings a model of the Hub before it is tried. Resolves to why that did not work. */
+/** Downloads a model of the Hub before it is tried. Resolves to the failure, if any. */
 async function download(model: string, signal: AbortSignal): Promise<TrialFailure | undefined> {
   const [{ modelSource }, { pull }] = await Promise.all([
     import("../lib/model_source.js"),
@@ -142,9 +139,9 @@ function page({ machine, model, backends, parity, caches, findings }: Report): s
     ],
     ...caches.map(({ use, path, exists, bytes }) => [
       use,
-      `${path} (${!exists ? "not there yet" : bytes === null ? "exists" : size(bytes)})`,
+      `${path} (${!exists ? "does not exist yet" : bytes === null ? "exists" : size(bytes)})`,
     ]),
-    ["model", model ?? "a tiny one with random weights, for the occasion"],
+    ["model", model ?? "a tiny one with random weights"],
   ];
   if (works[0]) {
     const { dimension, maxTokens, pooling, fingerprint } = works[0];
@@ -169,7 +166,7 @@ function page({ machine, model, backends, parity, caches, findings }: Report): s
     `${isProblem ? "PROBLEM" : "note"}: ${what}`,
     ...(fix === null ? [] : [`  ${isProblem ? "fix" : "if wanted"}: ${fix}`]),
   ]);
-  // What works has columns, what does not a sentence.
+  // Working backends have columns, others a sentence.
   const working = table(rows.filter(({ length }) => length > 2));
   const failing = rows.filter(({ length }) => length === 2).map((row) => onOneLine(row.join("  ")));
   return [

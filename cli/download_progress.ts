@@ -3,7 +3,7 @@ import { clearStatus, note, showStatus } from "./terminal.js";
 
 const BAR_WIDTH = 24;
 
-/** Shows a download, or how far files are verified, on standard error: a bar on a terminal, else a line per file. */
+/** Shows the progress of a download or verification on standard error: a bar on a terminal, else a line per file. */
 export function downloadProgress(): (progress: PullProgress) => void {
   let last = "";
   return ({ file, isVerification, done, total }) => {

@@ -1,7 +1,7 @@
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import { type Command, Option } from "commander";
-import type { Encoding } from "../lib/engine.js";
+import { ENCODINGS, type Encoding } from "../lib/engine.js";
 import type { StreamedVector } from "../lib/stream.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, fileError } from "./failure.js";
@@ -21,20 +21,20 @@ interface EmbedFlags extends LoadFlags {
   json?: boolean;
 }
 
-/** Texts that are read before their vectors, or those of earlier texts, are written. */
+/** Most texts that are read ahead of the vectors that are written. */
 const MAX_UNWRITTEN = 4096;
 
 const HELP = `
-Every line is a text; an empty line too, so that line n is the text n. With --input-format jsonl every line is a JSON
-object whose --field holds the text; its "id", if it has one, is handed on.
+Every line is a text, including empty lines, so that line n is text n. With --input-format jsonl, every line is a JSON
+object whose --field contains the text; its "id", if it has one, is copied to the output.
 
-Output, a line per text and in the order of the texts:
+Output, one line per text, in the order of the texts:
   {"index":0,"line":1,"vector":[0.0123,…]}
-with "file" where several files are read, "id" as above, and "truncated":true where the text was cut to --max-tokens.
-A file in --output appears when it is complete. A .npy file has a row per text: float32, int8 or (binary) uint8.
+with "file" if several files are read, "id" as above, and "truncated":true if the text was truncated to --max-tokens.
+The file of --output appears when it is complete. A .npy file has one row per text: float32, int8 or (binary) uint8.
 
-A line that holds no text (broken JSON, no such field, not UTF-8) is reported with its number and left out; the others
-are embedded, and the exit code is 1.
+A line without a text (invalid JSON, no such field, not UTF-8) is reported with its number and skipped; the others are
+embedded, and the exit code is 1.
 
 Examples:
   $ git ls-files | semantic-search-native embed ./models/all-MiniLM-L6-v2 > names.jsonl
@@ -45,29 +45,25 @@ Examples:
 export function addEmbed(program: Command): void {
   const command = program
     .command("embed")
-    .description("embed lines of standard input or of files, as JSON lines or a NumPy array")
+    .description("embed lines of standard input or files, as JSON lines or a NumPy array")
     .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
-    .argument("[files...]", 'what to read (default: "-", standard input)')
+    .argument("[files...]", 'files to read (default: "-", standard input)')
     .addOption(new Option("-i, --input-format <format>", "what a line is").choices(["lines", "jsonl"]).default("lines"))
-    .option("-f, --field <name>", "with jsonl: the field that holds the text", "text")
+    .option("-f, --field <name>", "with jsonl: the field that contains the text", "text")
     .addOption(
-      new Option("-k, --kind <kind>", "what the texts are, which chooses the model's prompt")
+      new Option("-k, --kind <kind>", "what the texts are, which selects the model's prompt")
         .choices(["query", "document"])
         .default("document"),
     )
-    .addOption(
-      new Option("-e, --encoding <encoding>", "how numbers are stored")
-        .choices(["float32", "int8", "binary"])
-        .default("float32"),
-    )
-    .option("-o, --output <file>", "write to a file: a NumPy array where its name ends in .npy, else JSON lines")
-    .option("-q, --quiet", "no summary on standard error")
+    .addOption(new Option("-e, --encoding <encoding>", "how numbers are stored").choices(ENCODINGS).default("float32"))
+    .option("-o, --output <file>", "write to a file: a NumPy array if its name ends in .npy, else JSON lines")
+    .option("-q, --quiet", "print no summary on standard error")
     .option("--json", "summary and messages as JSON; the summary goes to standard output if --output is given");
   addLoadOptions(command);
   command.addHelpText("after", HELP).action(embed);
 }
 
-/** Before anything is loaded: what is found out now need not be waited for. */
+/** Runs before the model is loaded, so that mistakes are reported at once. */
 async function checkInput(file: string): Promise<void> {
   if (file === "-") return;
   const found = await stat(file).catch((error) => {
@@ -76,7 +72,7 @@ async function checkInput(file: string): Promise<void> {
   if (found.isDirectory()) throw new CommandLineError("EISDIR", `${file} is a folder: name the files in it`);
 }
 
-/** A file may be a pipe or a device as well. */
+/** The file may also be a pipe or a device. */
 async function* contentOf(file: string): AsyncGenerator<Buffer> {
   try {
     yield* file === "-" ? process.stdin : createReadStream(file);
@@ -94,9 +90,9 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   clearStatus();
   const start = performance.now();
   const output = await vectorOutput(flags.output, flags.encoding, embedder.dimension);
-  /** Where the texts come from that are on their way through the model, in order. */
+  /** The origins of the texts that are being computed, in order. */
   const origins: Omit<VectorRecord, "index">[] = [];
-  /** Vectors that were ready before those of earlier texts. */
+  /** Vectors that became ready before those of earlier texts. */
   const early = new Map<number, StreamedVector<Encoding>>();
   let goOn = () => {};
   let badLines = 0;
@@ -151,7 +147,7 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
     throw error;
   } finally {
     clearStatus();
-    // Else a terminal, or a pipe whose writer is in no hurry, would keep the process.
+    // Otherwise a terminal, or a pipe that its writer keeps open, would keep the process alive.
     process.stdin.destroy();
     await embedder.close();
   }
@@ -161,12 +157,12 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
     ...{ texts, badLines, truncatedTexts, seconds: Number(((performance.now() - start) / 1000).toFixed(3)) },
     ...{ dimension, encoding: flags.encoding, kind: flags.kind, backend, fingerprint, output: flags.output ?? null },
   };
-  const cut = truncatedTexts > 0 ? `, ${grouped(truncatedTexts)} of them cut to ${maxTokens} tokens` : "";
+  const cut = truncatedTexts > 0 ? `, ${grouped(truncatedTexts)} of them truncated to ${maxTokens} tokens` : "";
   const line = `${grouped(texts)} texts in ${summary.seconds.toFixed(1)} s (${grouped(rate())} per second)${cut}`;
   if (flags.json && flags.output !== undefined) await printResult(true, summary, line);
   else if (!flags.quiet) say(flags.json, line, { summary });
   if (badLines > 0) {
     const lines = badLines === 1 ? "1 line was" : `${grouped(badLines)} lines were`;
-    throw new CommandLineError("BAD_LINES", `${lines} left out, see above; the others are embedded`);
+    throw new CommandLineError("BAD_LINES", `${lines} skipped, see above; the others are embedded`);
   }
 }

@@ -11,12 +11,12 @@ interface ExportFlags {
 }
 
 const HELP = `
-Writes the model's graph into its folder and prints the file. It is for the JavaScript fallback of this package, and for
-any other ONNX Runtime: the input is input_ids [batch, length], int64, without padding; the output is last_hidden_state
-[batch, length, hidden], float32, which is still to be pooled and normalized.
+Writes the model's graph into its folder and prints the path. The JavaScript fallback of this package reads it, and so can
+any ONNX Runtime: the input is input_ids [batch, length], int64, without padding; the output is last_hidden_state
+[batch, length, hidden], float32, which still has to be pooled and normalized.
 
-  f32   semantic-search-native.onnx, some twenty kilobytes: its weights stay in model.safetensors beside it
-  int8  semantic-search-native.int8.onnx, which holds the quantized ones
+  f32   semantic-search-native.onnx, some twenty kilobytes: the weights stay in model.safetensors next to it
+  int8  semantic-search-native.int8.onnx, which contains the quantized weights
 
 Examples:
   $ semantic-search-native export ./models/CodeRankEmbed

@@ -3,7 +3,7 @@ import { CommanderError } from "commander";
 /** Exit codes; `--help` and docs/command-line.md list them. */
 export const EXIT_CODES = { ok: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
 
-/** A failure that the command line itself finds. `code` is for programs, as that of `EmbedderError`. */
+/** A failure that the command line itself detects. `code` is for programs, like that of `EmbedderError`. */
 export class CommandLineError extends Error {
   readonly code: string;
   readonly exitCode: number;
@@ -15,14 +15,14 @@ export class CommandLineError extends Error {
   }
 }
 
-/** An error of the file system with the file that it is about: `doing` says what was tried, and with which. */
+/** An error of the file system with its context: `doing` says what failed, and for which file. */
 export function fileError(doing: string, cause: unknown): CommandLineError {
   if (cause instanceof CommandLineError) return cause;
   const { code = "UNEXPECTED", message } = cause as NodeJS.ErrnoException;
   return new CommandLineError(code, `${doing}: ${message}`, { cause });
 }
 
-/** Why a command was told to stop: the reason of its `AbortSignal`. */
+/** The reason of the `AbortSignal` that stops a command. */
 export class Interruption extends Error {
   constructor(readonly signalName: "SIGINT" | "SIGTERM") {
     super(`interrupted by ${signalName}`);
@@ -35,7 +35,7 @@ export interface Failure {
   exitCode: number;
 }
 
-/** What is reported of an error: a code, one line, and how the process ends. */
+/** How an error is reported: a code, a line, and the exit code. */
 export function failureOf(error: unknown): Failure {
   const { code, message, exitCode, cause } = error as Partial<CommandLineError>;
   const interruption = [error, cause].find((candidate) => candidate instanceof Interruption);

@@ -1,34 +1,13 @@
-/** What `doctor` reads of the machine. Whatever cannot be read is `null`, never guessed. */
+/** Facts about the machine for `doctor`. What cannot be read is `null`, never guessed. */
 
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import * as os from "node:os";
 import { availableProcessors, processorQuota } from "../lib/processors.js";
 
-export interface Machine {
-  package: string;
-  onnxruntimeNode: string | null;
-  node: string;
-  platform: string;
-  arch: string;
-  release: string;
-  /** `"glibc 2.36"` or `"musl"`; `null` outside Linux. */
-  libc: string | null;
-  processor: string | null;
-  processors: number;
-  /** What a computation takes by default. */
-  threads: number;
-  /** Processors' worth of time that a control group allows; `null` without a limit. */
-  processorLimit: number | null;
-  memoryBytes: number;
-  memoryLimitBytes: number | null;
-  /** Those that decide how fast int8 is; `null` where they cannot be read. */
-  int8Features: string[] | null;
-  /** An x64 Node.js on Apple silicon. */
-  isTranslated: boolean;
-}
+export type Machine = ReturnType<typeof describeMachine>;
 
-export function describeMachine(): Machine {
+export function describeMachine() {
   const { version } = require("../../package.json") as { version: string };
   return {
     package: version,
@@ -37,14 +16,19 @@ export function describeMachine(): Machine {
     platform: process.platform,
     arch: process.arch,
     release: os.release(),
+    /** `"glibc 2.36"` or `"musl"`; `null` outside Linux. */
     libc: libc(),
     processor: os.cpus()[0]?.model.trim() || null,
     processors: os.cpus().length,
+    /** How many a computation uses by default. */
     threads: availableProcessors(),
+    /** Processor time that a control group allows, in processors; `null` without a limit. */
     processorLimit: processorLimit(),
     memoryBytes: os.totalmem(),
     memoryLimitBytes: memoryLimit(),
+    /** Processor features that make int8 fast; `null` if they cannot be read. */
     int8Features: int8Features(),
+    /** Whether this is an x64 Node.js on Apple silicon. */
     isTranslated: process.platform === "darwin" && sysctl("sysctl.proc_translated") === "1",
   };
 }
@@ -87,11 +71,11 @@ function processorLimit(): number | null {
 function memoryLimit(): number | null {
   const text = read("/sys/fs/cgroup/memory.max") ?? read("/sys/fs/cgroup/memory/memory.limit_in_bytes");
   const limit = Number(text);
-  // Version 1 says "no limit" with a number beyond all memory.
+  // In version 1, "no limit" is a number larger than any memory.
   return text !== undefined && limit > 0 && limit < os.totalmem() ? limit : null;
 }
 
-/** Names as the system has them. */
+/** Names as in the system. */
 const FEATURES: Partial<Record<string, string[]>> = {
   x64: ["avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8"],
   arm64: ["asimddp", "i8mm", "sve"],

@@ -1,7 +1,7 @@
 /**
- * Counters in Prometheus' text format.
+ * Counters in the text format of Prometheus.
  *
- * Written here because prom-client would bring OpenTelemetry's API and a digest library for a handful of numbers.
+ * Why not prom-client: it needs OpenTelemetry's API and a digest library, for a handful of numbers.
  */
 
 import type { Embedder } from "../embedder.js";
@@ -17,14 +17,14 @@ interface Durations {
 
 export type Labels = Readonly<Record<string, string>>;
 
-/** What the server counts; what the embedder counts is asked for when the page is. */
+/** Counters of the server; those of the embedder are read for each page. */
 export class Metrics {
   /** Requests that are being read, computed or answered. */
   requestsInFlight = 0;
   readonly #requests = new Map<string, number>();
   readonly #durations = new Map<string, Durations>();
 
-  /** A request has been answered, or given up by its client (`status` "aborted"). */
+  /** Counts a request that was answered, or that its client gave up (`status` "aborted"). */
   observe(route: string, status: string, seconds: number): void {
     const key = labelled({ route, status });
     this.#requests.set(key, (this.#requests.get(key) ?? 0) + 1);
@@ -44,7 +44,12 @@ export class Metrics {
     return [
       metric("info", "gauge", "The model that is served.", [[labelled(info), 1]]),
       metric("requests_total", "counter", "Answered requests.", requests),
-      metric("request_duration_seconds", "histogram", "From a request's head to its answer's end.", this.#histogram()),
+      metric(
+        "request_duration_seconds",
+        "histogram",
+        "From a request's headers to the end of its answer.",
+        this.#histogram(),
+      ),
       metric("requests_in_flight", "gauge", "Requests that are being read, computed or answered.", [
         ["", this.requestsInFlight],
       ]),
@@ -52,7 +57,7 @@ export class Metrics {
       metric("texts_total", "counter", "Texts computed.", [["", texts]]),
       metric("tokens_total", "counter", "Tokens computed.", [["", tokens]]),
       metric("batches_total", "counter", "Runs of the model.", [["", batches]]),
-      metric("truncated_texts_total", "counter", "Texts cut to the token limit.", [["", truncatedTexts]]),
+      metric("truncated_texts_total", "counter", "Texts truncated to the token limit.", [["", truncatedTexts]]),
       metric("query_cache_hits_total", "counter", "Queries answered from the cache.", [["", queryCacheHits]]),
       metric("process_cpu_seconds_total", "counter", "Processor time.", [["", (user + system) / 1e6]], ""),
       metric("process_resident_memory_bytes", "gauge", "Resident memory.", [["", memory]], ""),
@@ -73,7 +78,7 @@ export class Metrics {
   }
 }
 
-/** Labels as they are written, value, and what follows the name. */
+/** Labels in the text format, the value, and a suffix of the name. */
 type Sample = [labels: string, value: number, suffix?: string];
 
 const PREFIX = "semantic_search_";

@@ -2,8 +2,8 @@ import type { Command } from "commander";
 import { printResult, table } from "./terminal.js";
 
 const HELP = `
-Known models are pinned to a commit and come with the prompts of their authors. Any other model with one of these
-architectures works, too, as long as its folder says what pooling it wants.
+Known models are pinned to a commit and come with the prompts of their authors. Other models with one of these
+architectures also work if their folder declares its pooling.
 
 Examples:
   $ semantic-search-native models
@@ -12,8 +12,8 @@ Examples:
 export function addModels(program: Command): void {
   program
     .command("models")
-    .description("list the models that are known by name")
-    .option("--json", "everything that is known of them, as JSON")
+    .description("list the known models")
+    .option("--json", "all facts about them, as JSON")
     .addHelpText("after", HELP)
     .action(listModels);
 }

@@ -1,9 +1,9 @@
-/** The embeddings request and its answers in OpenAI's words, and errors in OpenAI's shape. */
+/** Requests, answers and errors of OpenAI's embeddings API. */
 
 import type { EmbedOptions, TextOrTokens } from "../embedder.js";
 import { describeValue } from "../lib/errors.js";
 
-/** An answer that says what is wrong. */
+/** An error as an answer. */
 export class ApiError extends Error {
   readonly status: number;
   readonly code: string;
@@ -12,12 +12,13 @@ export class ApiError extends Error {
 
   constructor(
     status: number,
+    code: string,
     message: string,
-    details: { code: string; param?: string; headers?: Record<string, string> },
+    details: { param?: string; headers?: Record<string, string> } = {},
   ) {
     super(message);
     this.status = status;
-    this.code = details.code;
+    this.code = code;
     this.param = details.param ?? null;
     this.headers = { ...(RETRIED.includes(status) && { "retry-after": "1" }), ...details.headers };
   }
@@ -28,7 +29,7 @@ export class ApiError extends Error {
   }
 }
 
-/** Answers to requests that may be sent once more as they are. */
+/** With these, the same request may be sent again. */
 const RETRIED = [429, 503];
 
 const ERROR_TYPES: Record<number, string> = { 429: "rate_limit_error", 500: "server_error", 503: "server_error" };
@@ -37,24 +38,24 @@ export interface EmbeddingsRequest {
   texts: TextOrTokens[];
   kind: NonNullable<EmbedOptions["kind"]>;
   format: "float" | "base64";
-  /** Fewer than the model's own; `undefined` for all. */
+  /** Fewer than the model has; `undefined` for all. */
   dimensions: number | undefined;
-  /** Whether texts beyond the token limit are cut; else they are an error. */
+  /** Whether texts beyond the token limit are truncated; otherwise they are an error. */
   truncation: boolean;
 }
 
 export interface RequestLimits {
-  /** The name that requests call the model by. */
+  /** The name of the model in requests. */
   model: string;
   dimension: number;
-  /** Token ids are below it. */
+  /** Token ids are below this. */
   vocabularySize: number;
-  /** Whether vectors may be cut to what a request's `dimensions` says. */
+  /** Whether requests may ask for fewer dimensions. */
   isMatryoshka: boolean;
   maxBatch: number;
 }
 
-/** Other services' words for the kind of the texts: Voyage and NIM, Cohere. OpenAI has none: all texts are documents. */
+/** The kinds of texts as Voyage, NIM and Cohere name them. OpenAI has none: all texts are documents. */
 const INPUT_TYPES: Record<string, EmbeddingsRequest["kind"]> = {
   query: "query",
   document: "document",
@@ -66,20 +67,18 @@ const INPUT_TYPES: Record<string, EmbeddingsRequest["kind"]> = {
 const FIELDS = ["input", "model", "encoding_format", "dimensions", "user", "input_type", "truncation"];
 
 /**
- * A request's body, checked.
+ * Checks the body of a request.
  *
  * @throws ApiError 400, 404 for another model, 413 for too many texts
  */
 export function parseEmbeddingsRequest(body: unknown, limits: RequestLimits): EmbeddingsRequest {
   if (typeof body !== "object" || body === null || Array.isArray(body)) {
-    throw new ApiError(400, "the body must be a JSON object with input and model", { code: "invalid_value" });
+    throw new ApiError(400, "invalid_value", "the body must be a JSON object with input and model");
   }
   const unknown = Object.keys(body).find((name) => !FIELDS.includes(name));
   if (unknown !== undefined) {
-    throw new ApiError(400, `unknown field ${JSON.stringify(unknown)} (known: ${FIELDS.join(", ")})`, {
-      param: unknown,
-      code: "unknown_parameter",
-    });
+    const message = `unknown field ${JSON.stringify(unknown)} (known: ${FIELDS.join(", ")})`;
+    throw new ApiError(400, "unknown_parameter", message, { param: unknown });
   }
   const { model, input, encoding_format, dimensions, input_type, truncation } = body as Record<string, unknown>;
   checkModel(model, limits.model);
@@ -106,13 +105,11 @@ export function parseEmbeddingsRequest(body: unknown, limits: RequestLimits): Em
 export function checkModel(model: unknown, served: string): void {
   if (typeof model !== "string" || model === "") throw expected("model", `the name of the model, "${served}"`, model);
   if (model === served) return;
-  throw new ApiError(404, `the model ${JSON.stringify(model)} is not served here; this server has "${served}"`, {
-    param: "model",
-    code: "model_not_found",
-  });
+  const message = `the model ${JSON.stringify(model)} is not served here; this server has "${served}"`;
+  throw new ApiError(404, "model_not_found", message, { param: "model" });
 }
 
-/** OpenAI takes a text, several, the token ids of a text, or those of several. */
+/** OpenAI accepts one text or several, or the token ids of one text or several. */
 function parseInput(input: unknown, { vocabularySize, maxBatch }: RequestLimits): TextOrTokens[] {
   if (typeof input === "string") return [input];
   if (!Array.isArray(input)) throw expected("input", "a string, an array of strings or arrays of token ids", input);
@@ -120,14 +117,8 @@ function parseInput(input: unknown, { vocabularySize, maxBatch }: RequestLimits)
   const [first] = input;
   if (typeof first === "number") return [parseTokens("input", input, vocabularySize)];
   if (input.length > maxBatch) {
-    throw new ApiError(
-      413,
-      `input: ${input.length} texts in one request; this server takes ${maxBatch} (--max-batch)`,
-      {
-        param: "input",
-        code: "batch_too_large",
-      },
-    );
+    const message = `input: ${input.length} texts in one request; this server takes ${maxBatch} (--max-batch)`;
+    throw new ApiError(413, "batch_too_large", message, { param: "input" });
   }
   return input.map((text: unknown, index) => {
     const what = `input[${index}]`;
@@ -140,7 +131,7 @@ function parseInput(input: unknown, { vocabularySize, maxBatch }: RequestLimits)
   });
 }
 
-/** @param what Where they stand in the request */
+/** @param what Names them in errors. */
 function parseTokens(what: string, tokens: readonly unknown[], vocabularySize: number): Uint32Array {
   if (tokens.length === 0) throw expected(what, "at least one token id", tokens, "input");
   const isId = (token: unknown) =>
@@ -150,9 +141,10 @@ function parseTokens(what: string, tokens: readonly unknown[], vocabularySize: n
   const expectation = `a token id of the model that is served, a whole number from 0 to ${vocabularySize - 1}`;
   throw new ApiError(
     400,
+    "invalid_value",
     `${what}[${place}]: expected ${expectation}, found ${describeValue(tokens[place])}; token ids differ from model to ` +
       "model, and LangChain's OpenAIEmbeddings sends those of another one unless it has check_embedding_ctx_length=False",
-    { param: "input", code: "invalid_value" },
+    { param: "input" },
   );
 }
 
@@ -162,22 +154,18 @@ function parseDimensions(dimensions: unknown, { dimension, isMatryoshka }: Reque
     throw expected("dimensions", `a whole number from 1 to ${dimension}`, dimensions);
   }
   if (isMatryoshka) return dimensions as number;
-  throw new ApiError(
-    400,
-    `dimensions: this server gives vectors of ${dimension} components; to cut those of a model that was trained for ` +
-      "it (Matryoshka), start the server with --matryoshka",
-    { param: "dimensions", code: "dimensions_not_supported" },
-  );
+  const message =
+    `dimensions: this server gives vectors of ${dimension} components; to shorten those of a model that was trained for ` +
+    "it (Matryoshka), start the server with --matryoshka";
+  throw new ApiError(400, "dimensions_not_supported", message, { param: "dimensions" });
 }
 
 function expected(what: string, expectation: string, found: unknown, param = what): ApiError {
-  return new ApiError(400, `${what}: expected ${expectation}, found ${describeValue(found)}`, {
-    param,
-    code: "invalid_value",
-  });
+  const message = `${what}: expected ${expectation}, found ${describeValue(found)}`;
+  return new ApiError(400, "invalid_value", message, { param });
 }
 
-/** Vectors turned into text at a time: the event loop must not wait for two thousand of them. */
+/** Vectors that are turned into text at once: two thousand would block the event loop. */
 const VECTORS_PER_PIECE = 32;
 
 /** The answer's JSON, in pieces. */
@@ -199,7 +187,7 @@ export function* embeddingsResponse(
   yield `${piece}],"model":${JSON.stringify(model)},"usage":${JSON.stringify(usage)}}`;
 }
 
-/** Little-endian float32, as every platform of this package has it in memory. */
+/** Little-endian float32, which is the byte order of every supported platform. */
 function base64({ buffer, byteOffset, byteLength }: Float32Array): string {
   return Buffer.from(buffer, byteOffset, byteLength).toString("base64");
 }

@@ -9,13 +9,13 @@ interface PullFlags extends Pick<PullOptions, "cacheFolder" | "endpoint" | "offl
 }
 
 const HELP = `
-Brings what this package needs of a model into the cache that all clients of the Hugging Face Hub share, checks it
-against its SHA-256, and prints its folder. What is there already is not downloaded again; what was cut off goes on where
-it stopped. Files that are there count as right, unless --verify has them compared with their hashes. Known models (see
-"models") have a pinned commit; others come from "main" unless @revision says otherwise.
+Downloads the files that this package needs of a model into the cache that all clients of the Hugging Face Hub share,
+checks their hashes, and prints the folder. Files that are already there are not downloaded again, and interrupted
+downloads are resumed. Files in the cache are not checked again unless --verify is given. Known models (see "models") have a
+pinned commit; for others, "main" is downloaded unless @revision is given.
 
-Environment: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT (a mirror), HF_TOKEN (private and gated models), HF_HUB_OFFLINE, proxies
-by HTTPS_PROXY and NO_PROXY.
+Environment: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT (a mirror), HF_TOKEN (private and gated models), HF_HUB_OFFLINE,
+HTTPS_PROXY and NO_PROXY.
 
 Examples:
   $ semantic-search-native pull nomic-ai/CodeRankEmbed
@@ -28,10 +28,10 @@ export function addPull(program: Command): void {
     .command("pull")
     .description("download a model from the Hugging Face Hub")
     .argument("<model>", 'its name, "org/name", or "org/name@revision" with a branch, tag or commit')
-    .option("--onnx", "also the ONNX graph, which the JavaScript fallback needs")
-    .option("--verify", "compare what is in the cache with its hash, and download again what differs")
-    .option("--offline", "do not use the network: find the model in the cache, or fail")
-    .option("--cache-folder <path>", "a cache folder other than the Hub's own")
+    .option("--onnx", "also download the ONNX graph, which the JavaScript fallback needs")
+    .option("--verify", "check the hashes of files in the cache, and download again those that differ")
+    .option("--offline", "do not use the network: fail if the model is not in the cache")
+    .option("--cache-folder <path>", "a cache folder other than the Hub's")
     .option("--endpoint <url>", "a mirror of the Hub")
     .option("--json", "the result as JSON")
     .addHelpText("after", HELP)

@@ -7,7 +7,7 @@ import type { ModelSource } from "../lib/model_source.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, EXIT_CODES, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
-import { addLoadOptions, bytes, count, type LoadFlags, loadOptions, seconds } from "./load_flags.js";
+import { addLoadOptions, bytes, count, type LoadFlags, loadOptions, secondsOption } from "./load_flags.js";
 import { clearStatus, printResult, say } from "./terminal.js";
 
 interface ServeFlags extends LoadFlags {
@@ -30,17 +30,17 @@ interface ServeFlags extends LoadFlags {
 
 const HELP = `
 Routes:
-  POST /v1/embeddings   OpenAI's, with input (a string, an array of strings, or token ids of the model), model,
-                        encoding_format (float, base64), dimensions, user; and input_type ("query" or "document"), which
-                        chooses the model's prompt, and truncation (false: a text beyond the token limit is an error
-                        instead of being cut)
+  POST /v1/embeddings   as OpenAI's, with input (a string, an array of strings, or token ids of the model), model,
+                        encoding_format (float, base64), dimensions, user; also input_type ("query" or "document"),
+                        which selects the model's prompt, and truncation (false: a text beyond the token limit is an
+                        error instead of being truncated)
   GET  /v1/models       the model that is served
-  GET  /health          200 while requests are taken
+  GET  /health          200 while requests are accepted
   GET  /metrics         for Prometheus
 
-The address is printed on standard output once requests are taken. Ctrl-C or SIGTERM lets requests in flight finish.
-The server listens to this machine only, unless --host says otherwise. It then wants an API key, best in the environment
-variable SEMANTIC_SEARCH_API_KEY. It speaks HTTP: for TLS put a proxy in front.
+The address is printed on standard output once requests are accepted. Ctrl-C or SIGTERM lets requests in flight finish.
+The server accepts connections from this machine only, unless --host is given. It then requires an API key, preferably in
+the environment variable SEMANTIC_SEARCH_API_KEY. It speaks HTTP: for TLS, put a proxy in front.
 
 Examples:
   $ semantic-search-native serve ./models/CodeRankEmbed
@@ -51,26 +51,28 @@ Examples:
 export function addServe(program: Command): void {
   const command = program
     .command("serve")
-    .description("answer OpenAI's embeddings requests over HTTP, on this machine")
+    .description("serve OpenAI's embeddings API over HTTP on this machine")
     .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
     .option("--host <address>", "address to listen on", "127.0.0.1")
-    .option("-p, --port <number>", "port to listen on; 0 takes a free one", port, 8080)
-    .option("--api-key <key>", "ask for this key (default: SEMANTIC_SEARCH_API_KEY, else none)")
-    .option("--insecure", "ask for no API key although other machines can connect")
-    .option("--model-name <name>", "what requests call the model (default: its id or the name of its folder)")
+    .option("-p, --port <number>", "port to listen on; 0 for any free one", port, 8080)
+    .option("--api-key <key>", "require this key (default: SEMANTIC_SEARCH_API_KEY, else none)")
+    .option("--insecure", "require no API key although other machines can connect")
+    .option("--model-name <name>", "name of the model in requests (default: its id or the name of its folder)")
     .option("--matryoshka", "let requests ask for fewer dimensions, for models trained for it")
     .option("--max-body <bytes>", "largest request", bytes, 4 << 20)
-    .option("--max-batch <count>", "most texts of a request", count, 2048)
+    .option("--max-batch <count>", "most texts per request", count, 2048)
     .option("--max-requests <count>", "requests at a time; others get 429", count, 128)
     .option(
       "--max-requests-per-client <count>",
-      "the same for one address (default: half of --max-requests; all of them where only this machine can connect)",
+      "the same for one address (default: half of --max-requests; all of them if only this machine can connect)",
       count,
     )
-    .option("--request-timeout <seconds>", "for a request to arrive and its answer to be taken", seconds, 60_000)
-    .option("--stop-timeout <seconds>", "for requests in flight when the server is to stop", seconds, 8000)
+    .addOption(
+      secondsOption("--request-timeout <seconds>", "time for a request to arrive and its answer to be received", 60),
+    )
+    .addOption(secondsOption("--stop-timeout <seconds>", "time for requests in flight when the server stops", 8))
     .option("--allow-host <name...>", "names besides localhost that the Host header may have", [])
-    .option("--idle-timeout <seconds>", "unload the weights after so long without a request", seconds)
+    .addOption(secondsOption("--idle-timeout <seconds>", "unload the weights after this time without a request"))
     .option("--json", "the address and messages as JSON");
   addLoadOptions(command);
   command.addHelpText("after", HELP).action(serve);
@@ -85,27 +87,29 @@ function port(value: string): number {
 async function serve(model: string, flags: ServeFlags): Promise<void> {
   if (flags.matryoshka && (flags.normalize === false || flags.dimensions !== undefined)) {
     const message =
-      "--matryoshka cuts whole vectors and scales them to length 1: not with --dimensions or --no-normalize";
+      "--matryoshka shortens full vectors and scales them to length 1: not with --dimensions or --no-normalize";
     throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
   }
   const apiKey = (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined;
-  const [{ Embedder }, { modelSource }, { EmbeddingServer, isLoopback }] = await Promise.all([
+  const [{ Embedder }, { modelSource }, { isLoopback }, { embeddingServer }] = await Promise.all([
     import("../embedder.js"),
     import("../lib/model_source.js"),
+    import("./admission.js"),
     import("./embedding_server.js"),
   ]);
-  const { address } = await lookup(flags.host);
+  const { host } = flags;
+  const { address } = await lookup(host);
   const isLocal = isLoopback(address);
   if (!isLocal && apiKey === undefined && !flags.insecure) {
     const message =
-      `with --host ${flags.host} other machines can connect: set an API key (SEMANTIC_SEARCH_API_KEY), or --insecure if ` +
+      `with --host ${host} other machines can connect: set an API key (SEMANTIC_SEARCH_API_KEY), or --insecure if ` +
       "whoever can connect may use the server";
     throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
   }
   const signal = interruptionSignal();
   const { layerNorm, ...rest } = loadOptions(flags);
   const options: LoadOptions = rest;
-  // With --matryoshka it is for cuts that requests ask for.
+  // With --matryoshka it applies to what requests ask for.
   if (layerNorm !== undefined && !flags.matryoshka) options.layerNorm = layerNorm;
   if (flags.idleTimeout) options.idleTimeoutMs = flags.idleTimeout;
   const embedder = await Embedder.load(model, { ...options, signal, onProgress: downloadProgress() });
@@ -113,26 +117,26 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   clearStatus();
   const source = modelSource(model);
   const name = flags.modelName ?? ("hub" in source ? source.hub.id : path.basename(source.folder));
-  const server = new EmbeddingServer(embedder, {
-    ...{ host: flags.host, address, port: flags.port, model: name, version, allowedHosts: flags.allowHost },
-    ...{ maxBodyBytes: flags.maxBody, maxBatch: flags.maxBatch, maxRequests: flags.maxRequests },
-    maxRequestsPerClient:
-      flags.maxRequestsPerClient ?? (isLocal ? flags.maxRequests : Math.ceil(flags.maxRequests / 2)),
-    requestTimeoutMs: flags.requestTimeout,
-    apiKey,
-    matryoshka: flags.matryoshka ? { layerNorm: layerNorm ?? (await layerNormOf(source, options)) } : undefined,
-    onFailure: (error) => {
+  const { maxRequests, maxRequestsPerClient = isLocal ? maxRequests : Math.ceil(maxRequests / 2) } = flags;
+  const matryoshka = flags.matryoshka ? { layerNorm: layerNorm ?? (await layerNormOf(source, options)) } : undefined;
+  const server = embeddingServer(
+    { embedder, name, version, maxBatch: flags.maxBatch, matryoshka },
+    {
+      ...{ host, address, apiKey, allowedHosts: flags.allowHost, maxRequests, maxRequestsPerClient },
+      ...{ maxBodyBytes: flags.maxBody, requestTimeoutMs: flags.requestTimeout },
+    },
+    (error) => {
       const { code, message } = failureOf(error);
       say(flags.json, `error [${code}]: ${message}`, { error: { code, message } });
     },
-  });
+  );
   try {
-    const url = await server.listen();
+    const url = await server.listen(host, address, flags.port);
     const { backend, dimension, maxTokens } = embedder;
     await printResult(flags.json, { url, model: name, backend, dimension, maxTokens, pid: process.pid }, url);
     if (!flags.json) say(false, `serving ${name} (${dimension} dimensions, backend ${backend})`, {});
     if (!signal.aborted) await once(signal, "abort");
-    if (!flags.json) say(false, "stopping: waiting for requests in flight; once more ends at once", {});
+    if (!flags.json) say(false, "stopping: waiting for requests in flight; a second signal ends at once", {});
     const cutOff = await server.stop(flags.stopTimeout);
     if (cutOff > 0) throw new CommandLineError("CUT_OFF", `${cutOff} requests were cut off after --stop-timeout`);
   } finally {
@@ -149,7 +153,7 @@ async function layerNormOf(source: ModelSource, { pooling }: LoadOptions): Promi
   ]);
   const known = "hub" in source ? knownModel(source.hub.id) : undefined;
   if (known) return known.layerNorm ?? false;
-  // What has just been loaded is in the cache.
+  // The model was just loaded, so it is in the cache.
   const dir = "hub" in source ? await pullWeights(source.hub, { safetensors: true }, { offline: true }) : source.folder;
   const folder = openModelFolder(dir);
   const options = { dimensions: 1, ...(pooling && { pooling }) };

@@ -1,9 +1,9 @@
-/** Lines of input in bounded memory, as texts to embed. */
+/** Reads lines of input as texts to embed, in bounded memory. */
 
-/** A longer line is not taken into memory. */
+/** Longer lines are skipped. */
 export const MAX_LINE_BYTES = 16 << 20;
 
-/** A line, or why it is none. */
+/** A line, or why it cannot be used. */
 export type Line = { number: number; bytes: Buffer } | { number: number; problem: string };
 
 const NEWLINE = 0x0a;
@@ -11,8 +11,8 @@ const CARRIAGE_RETURN = 0x0d;
 const BYTE_ORDER_MARK = Buffer.from([0xef, 0xbb, 0xbf]);
 
 /**
- * Splits at line feeds only: JSON strings and texts may hold the other separators that Unicode knows. A carriage return
- * before the line feed and a byte order mark at the start are dropped.
+ * Splits at line feeds only: JSON strings and texts may contain other line separators of Unicode. Removes a carriage
+ * return before the line feed and a byte order mark at the start.
  */
 export async function* linesOf(source: AsyncIterable<Buffer>): AsyncGenerator<Line> {
   let number = 1;
@@ -20,7 +20,7 @@ export async function* linesOf(source: AsyncIterable<Buffer>): AsyncGenerator<Li
   let length = 0;
   const take = (piece: Buffer) => {
     length += piece.length;
-    // What is too long is counted, but not kept.
+    // A line that is too long is counted, but not kept.
     if (length > MAX_LINE_BYTES) pieces = [];
     else pieces.push(piece);
   };
@@ -44,18 +44,18 @@ export async function* linesOf(source: AsyncIterable<Buffer>): AsyncGenerator<Li
     }
     if (start < chunk.length) take(chunk.subarray(start));
   }
-  // Whatever follows the last line feed, unless that is nothing.
+  // What follows the last line feed, unless it is empty.
   if (length > 0) yield line();
 }
 
-/** How the text of a line is found. */
+/** How to find the text of a line. */
 export interface TextFormat {
   format: "lines" | "jsonl";
-  /** With `"jsonl"`: the field that holds the text. */
+  /** With `"jsonl"`: the field that contains the text. */
   field: string;
 }
 
-/** The text of a line and, with JSONL, its `id`; why there is none; or `undefined` for a line that counts as nothing. */
+/** The text of a line and, with JSONL, its `id`; or why there is none; or `undefined` for a blank line, which is skipped. */
 export type LineText = { text: string; id?: unknown } | { problem: string } | undefined;
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });

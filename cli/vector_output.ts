@@ -1,28 +1,28 @@
-/** Where `embed` puts vectors, one after the other. */
+/** Where `embed` writes vectors, one after the other. */
 
 import type { EncodedVector, Encoding } from "../lib/engine.js";
 import { print } from "./terminal.js";
 import { WholeFile } from "./whole_file.js";
 
-/** A vector and which text it belongs to. */
+/** Tells which text a vector belongs to. */
 export interface VectorRecord {
-  /** Counts the vectors from 0; the row of a `.npy` file. */
+  /** Index of the vector, from 0; the row of a `.npy` file. */
   index: number;
-  /** Where the text came from; only with several inputs. */
+  /** The input file; only if there are several. */
   file?: string;
   /** Line of the text in its input, from 1. */
   line: number;
   /** The `id` of the JSON line. */
   id?: unknown;
-  /** Set where the text was cut to the token limit. */
+  /** Set if the text was truncated to the token limit. */
   truncated?: true;
 }
 
 export interface VectorOutput {
   write(record: VectorRecord, vector: EncodedVector[Encoding]): Promise<void>;
-  /** All is written. */
+  /** Called after the last vector. */
   complete(): Promise<void>;
-  /** Leaves nothing behind; called instead of `complete`. */
+  /** Called instead of `complete`: leaves nothing behind. */
   discard(): Promise<void>;
 }
 
@@ -55,7 +55,7 @@ function jsonLinesOutput(file: WholeFile): VectorOutput {
   };
 }
 
-/** A NumPy array of one row per vector. How many come is known at the end only: the header is written anew then. */
+/** A NumPy array with one row per vector. Their number is known only at the end, when the header is rewritten. */
 async function npyOutput(file: WholeFile, encoding: Encoding, dimension: number): Promise<VectorOutput> {
   const columns = encoding === "binary" ? Math.ceil(dimension / 8) : dimension;
   let rows = 0;
@@ -73,9 +73,9 @@ async function npyOutput(file: WholeFile, encoding: Encoding, dimension: number)
   };
 }
 
-/** Every platform of this package is little-endian. */
+/** Every supported platform is little-endian. */
 const NPY_TYPES: Record<Encoding, string> = { float32: "<f4", int8: "|i1", binary: "|u1" };
-/** A multiple of 64, as the format asks for, with room for any number of rows. */
+/** A multiple of 64, as the format requires, with space for any number of rows. */
 const NPY_HEADER_BYTES = 128;
 
 /** Version 1.0 of NumPy's format: magic, version, length of the rest, a Python literal padded with spaces to a line. */

@@ -2,10 +2,10 @@ import { type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promi
 import * as path from "node:path";
 import { CommandLineError, fileError } from "./failure.js";
 
-/** Written at once, so that short records do not cost a system call each. */
+/** How much is written at once, so that short records do not cost a system call each. */
 const BUFFER_BYTES = 1 << 18;
 
-/** A file that appears under its name when it is whole, and not at all otherwise: it is written beside and renamed. */
+/** A file that appears under its name only when it is complete: it is written under another name and renamed. */
 export class WholeFile {
   readonly #target: string;
   readonly #partial: string;
@@ -23,13 +23,11 @@ export class WholeFile {
   static async create(name: string): Promise<WholeFile> {
     const existing = await stat(name).catch(() => undefined);
     if (existing && !existing.isFile()) {
-      // A rename would replace a device or a pipe.
-      throw new CommandLineError(
-        "INVALID_OUTPUT",
-        `${name} exists and is not a file; without --output, stdout is used`,
-      );
+      // Renaming would replace a device or a pipe.
+      const message = `${name} exists and is not a file; without --output, stdout is used`;
+      throw new CommandLineError("INVALID_OUTPUT", message);
     }
-    // A link stays one: what it points to is replaced.
+    // A link stays a link: its target is replaced.
     const target = existing ? await realpath(name) : path.resolve(name);
     const partial = path.join(path.dirname(target), `.${path.basename(target)}.${process.pid}.part`);
     const file = await open(partial, "w").catch((error) => {
@@ -45,7 +43,7 @@ export class WholeFile {
     if (this.#pendingBytes >= BUFFER_BYTES) await this.#flush();
   }
 
-  /** Overwrites the first bytes, which must have been appended before. */
+  /** Overwrites the first bytes, which have been appended before. */
   async patchStart(bytes: Uint8Array): Promise<void> {
     await this.#flush();
     await this.#writeAll(bytes, 0);
@@ -55,7 +53,7 @@ export class WholeFile {
   async complete(): Promise<void> {
     await this.#flush();
     await this.#named(async () => {
-      // Before the rename: a crash of the machine must not leave an empty file under the final name.
+      // Before renaming: a crash of the machine must not leave an empty file under the final name.
       await this.#file.sync();
       await this.#file.close();
       await rename(this.#partial, this.#target);

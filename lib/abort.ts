@@ -1,53 +1,22 @@
+import { setMaxListeners } from "node:events";
 import { AbortError } from "./errors.js";
 
-/** What to call when a signal is aborted. */
-const waiting = new WeakMap<AbortSignal, Set<() => void>>();
-
-/**
- * Calls `callback` once the signal is aborted, unless the returned function was called before. A signal gets one listener
- * from this package, however many calls wait for it: Node.js warns of a leak if there are more than ten.
- */
+/** Calls `callback` once the signal is aborted, unless the returned function was called before. */
 export function onAbort(signal: AbortSignal | undefined, callback: () => void): () => void {
   if (!signal) return () => {};
-  const callbacks = waiting.get(signal) ?? listen(signal);
+  // Any number of calls may wait for one signal: Node.js would warn of a leak if there are more than ten.
+  setMaxListeners(0, signal);
   // A new function: two calls may wait with the same one.
-  const entry = () => callback();
-  callbacks.add(entry);
-  return () => {
-    callbacks.delete(entry);
-    if (callbacks.size === 0) forget(signal);
-  };
-}
-
-function listen(signal: AbortSignal): Set<() => void> {
-  const callbacks = new Set<() => void>();
-  waiting.set(signal, callbacks);
-  signal.addEventListener("abort", callAll);
-  return callbacks;
-}
-
-function forget(signal: AbortSignal): void {
-  waiting.delete(signal);
-  signal.removeEventListener("abort", callAll);
-}
-
-function callAll({ target }: Event): void {
-  const signal = target as AbortSignal;
-  const callbacks = waiting.get(signal) ?? [];
-  forget(signal);
-  for (const callback of callbacks) callback();
+  const listener = () => callback();
+  signal.addEventListener("abort", listener, { once: true });
+  return () => signal.removeEventListener("abort", listener);
 }
 
 /** The promise, or an `AbortError` as soon as the signal is aborted. */
-export async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+export function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (!signal) return promise;
-  let stopWaiting = () => {};
-  const aborted = new Promise<never>((_, reject) => {
-    stopWaiting = onAbort(signal, () => reject(new AbortError(signal)));
+  return new Promise((resolve, reject) => {
+    const stopWaiting = onAbort(signal, () => reject(new AbortError(signal)));
+    promise.finally(stopWaiting).then(resolve, reject);
   });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    stopWaiting();
-  }
 }

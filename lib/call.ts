@@ -15,22 +15,21 @@ export async function call(
   const stop = new AbortController();
   const options = { isQuery: kind === "query", encoding, signal: stop.signal };
   if (!signal && !onProgress) return engine.embed(texts, options);
-  let fail: (error: unknown) => void = () => {};
-  const failed = new Promise<never>((_, reject) => {
-    fail = reject;
-  });
-  const report = (progress: EngineProgress) => {
-    // A report may arrive while the call ends.
-    if (stop.signal.aborted) return;
-    try {
-      onProgress?.({ ...progress, total: texts.length });
-    } catch (error) {
-      fail(error);
-    }
-  };
-  try {
+  const computed = new Promise<EngineResult>((resolve, reject) => {
+    const report = (progress: EngineProgress) => {
+      // A report may arrive while the call ends.
+      if (stop.signal.aborted) return;
+      try {
+        onProgress?.({ ...progress, total: texts.length });
+      } catch (error) {
+        reject(error);
+      }
+    };
     const embedded = engine.embed(texts, { ...options, onProgress: onProgress && report });
-    const result = await Promise.race([unlessAborted(embedded, signal), failed]);
+    unlessAborted(embedded, signal).then(resolve, reject);
+  });
+  try {
+    const result = await computed;
     onProgress?.({ done: texts.length, total: texts.length, tokens: result.tokens });
     return result;
   } finally {

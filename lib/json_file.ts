@@ -107,10 +107,8 @@ function parseJson(file: string, bytes: Buffer): unknown {
     value = JSON.parse(text);
   } catch (cause) {
     const { line, column } = positionOf(text, jsonErrorOffset(text));
-    throw invalid(
-      ` is not valid JSON at line ${line}, column ${column}; the file may be cut off: fetch it again`,
-      cause,
-    );
+    const problem = ` is not valid JSON at line ${line}, column ${column}; the file may be cut off: fetch it again`;
+    throw invalid(problem, cause);
   }
   let outer = isContainer(value) ? [value] : [];
   for (let levels = 1; outer.length > 0; levels++) {

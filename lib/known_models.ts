@@ -28,7 +28,9 @@ export interface KnownModel {
  * Models that are known to work. Licenses, prompts and dimensions were checked against the `ModelMeta` tables of mteb, and
  * commits against projects that pin them; `npm test` checks the shape only. The addon reads the same file.
  */
-export const KNOWN_MODELS: readonly KnownModel[] = deepFreeze(known.models as KnownModel[]);
+export const KNOWN_MODELS: readonly KnownModel[] = Object.freeze(
+  (known.models as KnownModel[]).map((model) => Object.freeze(model)),
+);
 
 /**
  * The known model that `config.json` names, for what its folder does not declare: the first whose part of a name occurs in
@@ -45,9 +47,4 @@ export function modelNamedInConfig(config: { [key: string]: unknown }): KnownMod
 /** The known model of this name; as on the Hub, case does not matter. */
 export function knownModel(id: string): KnownModel | undefined {
   return KNOWN_MODELS.find((model) => model.id.toLowerCase() === id.toLowerCase());
-}
-
-function deepFreeze(models: KnownModel[]): readonly KnownModel[] {
-  for (const model of models) Object.freeze(model);
-  return Object.freeze(models);
 }

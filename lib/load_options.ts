@@ -61,11 +61,18 @@ const RULES: Record<keyof LoadOptions, Rule> = {
   onnxRuntimeLibrary: path,
 };
 
+/** Their names. */
+export const LOAD_OPTIONS: readonly string[] = Object.keys(RULES);
+
 /** @throws EmbedderError `INVALID_ARGUMENT`, as `checkOptions`. */
 export function checkLoadOptions(options: unknown): LoadOptions {
   const checked = checkOptions<LoadOptions>(options, RULES);
   if (checked.layerNorm !== undefined && checked.dimensions === undefined) {
-    throw invalid("option layerNorm", "dimensions beside it (without a cut there is no layer norm)", checked.layerNorm);
+    throw invalid(
+      "option layerNorm",
+      "dimensions as well (only shortened vectors have a layer norm)",
+      checked.layerNorm,
+    );
   }
   return checked;
 }

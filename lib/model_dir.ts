@@ -244,10 +244,8 @@ function readMatryoshka(
 ): Matryoshka | undefined {
   if (dimensions === undefined) return undefined;
   if (dimensions > pooledDimension) {
-    throw new EmbedderError(
-      "INVALID_ARGUMENT",
-      `dimensions: expected 1 to ${pooledDimension}, the length of the model's vectors, found ${dimensions}`,
-    );
+    const message = `dimensions: expected 1 to ${pooledDimension}, the length of the model's vectors, found ${dimensions}`;
+    throw new EmbedderError("INVALID_ARGUMENT", message);
   }
   const choice = layerNorm ?? (known && (known.layerNorm ?? false)) ?? layerNormBeforeTruncation;
   if (choice !== undefined) return { dimensions, layerNorm: choice };

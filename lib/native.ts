@@ -12,12 +12,12 @@ import {
   type EngineCall,
   type EngineResult,
   type EngineRows,
-  inSlices,
   PROGRESS_INTERVAL_MS,
   type TextOrTokens,
 } from "./engine.js";
 import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
 import type { LoadOptions } from "./load_options.js";
+import { inSlices } from "./slices.js";
 
 type Addon = typeof import("../index.js");
 

@@ -73,9 +73,8 @@ export function readArgument<T>(what: string, read: () => T): T {
     return read();
   } catch (error) {
     if (error instanceof EmbedderError) throw error;
-    throw new EmbedderError("INVALID_ARGUMENT", `${what}: cannot be read: ${toEmbedderError(error).message}`, {
-      cause: error,
-    });
+    const message = `${what}: cannot be read: ${toEmbedderError(error).message}`;
+    throw new EmbedderError("INVALID_ARGUMENT", message, { cause: error });
   }
 }
 
@@ -87,10 +86,8 @@ function entriesOf(options: unknown, names: readonly string[]): [string, unknown
   for (const name of Object.keys(options)) {
     if (names.includes(name)) continue;
     const hint = nearest(name, names);
-    throw new EmbedderError(
-      "INVALID_ARGUMENT",
-      `unknown option ${JSON.stringify(name)}${hint ? `; did you mean ${JSON.stringify(hint)}?` : ""} (known: ${names.join(", ")})`,
-    );
+    const message = `unknown option ${JSON.stringify(name)}${hint ? `; did you mean ${JSON.stringify(hint)}?` : ""} (known: ${names.join(", ")})`;
+    throw new EmbedderError("INVALID_ARGUMENT", message);
   }
   return Object.entries(options).filter(([, value]) => value !== undefined);
 }

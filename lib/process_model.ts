@@ -1,10 +1,11 @@
 import { checkTexts } from "./call_options.js";
-import { copyOfTokens, rowsOf, type TextOrTokens } from "./engine.js";
+import type { TextOrTokens } from "./engine.js";
 import { codedSync, EmbedderError } from "./errors.js";
 import { checkLoadOptions, chosenBackend, type LoadOptions } from "./load_options.js";
 import { modelSource } from "./model_source.js";
 import { addonOptions, loadAddon } from "./native.js";
 import { invalid } from "./option_rules.js";
+import { copyOfTokens, rowsOf } from "./slices.js";
 
 /**
  * Loads the process-wide model of `embed` and `isGpu`. Synchronous: it blocks until the model is loaded. A second call
@@ -23,10 +24,8 @@ export function init(
     const checked = checkLoadOptions(options);
     const source = modelSource(modelDir);
     if ("hub" in source) {
-      throw new EmbedderError(
-        "MODEL_NOT_FOUND",
-        `there is no folder ${source.hub.id}, and init cannot wait for a download: pull gives the folder of a model on the Hub`,
-      );
+      const message = `there is no folder ${source.hub.id}, and init cannot wait for a download: pull gives the folder of a model on the Hub`;
+      throw new EmbedderError("MODEL_NOT_FOUND", message);
     }
     const backend = chosenBackend(checked.backend);
     if (backend === "onnx-js") {

@@ -1,15 +1,9 @@
 import { onAbort } from "./abort.js";
 import { checkText } from "./call_options.js";
-import {
-  copyOfTokens,
-  type EncodedVector,
-  type Encoding,
-  type EngineRows,
-  rowsOf,
-  type TextOrTokens,
-} from "./engine.js";
+import type { EncodedVector, Encoding, EngineRows, TextOrTokens } from "./engine.js";
 import { AbortError, callersCode, outward, ThrownByCaller } from "./errors.js";
 import { invalid, readArgument } from "./option_rules.js";
+import { copyOfTokens, rowsOf } from "./slices.js";
 
 /**
  * Most texts in progress, from when they are read until their vectors are consumed; and characters, or token ids, since

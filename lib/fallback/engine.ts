@@ -38,10 +38,8 @@ export class FallbackEngine implements Engine {
   static async load(modelDir: string, options: ModelOptions): Promise<FallbackEngine> {
     if (process.env[CHILD_MARKER]) {
       // A packaged program that always runs itself, whatever file it is given, would otherwise do so without end.
-      throw new EmbedderError(
-        "BACKEND_UNAVAILABLE",
-        `the onnx-js backend cannot start its process: ${process.execPath} runs this program instead of the file that it is given`,
-      );
+      const message = `the onnx-js backend cannot start its process: ${process.execPath} runs this program instead of the file that it is given`;
+      throw new EmbedderError("BACKEND_UNAVAILABLE", message);
     }
     const input = { modelDir, options, cwd: process.cwd() };
     return new FallbackEngine(input, await FallbackProcess.load(input));

@@ -51,8 +51,6 @@ export class LoadedFiles {
 }
 
 function changed(path: string): EmbedderError {
-  return new EmbedderError(
-    "MODEL_INVALID",
-    `${path} has changed since the model was loaded from it: load the model again`,
-  );
+  const message = `${path} has changed since the model was loaded from it: load the model again`;
+  return new EmbedderError("MODEL_INVALID", message);
 }

@@ -6,7 +6,7 @@ import { describe, type ModelDir, openModelFolder, readEncoderFacts, readModelDi
 import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
-import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply } from "./protocol.js";
+import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply, type Rows } from "./protocol.js";
 import { TextTokenizer } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
 
@@ -32,10 +32,8 @@ class FallbackModel {
     const tokenizer = new TextTokenizer(model);
     const session = await OnnxSession.load(onnx.path, options.threads);
     if (session.isPooled && (options.pooling !== undefined || model.pooling.length > 1)) {
-      throw new EmbedderError(
-        "MODEL_UNSUPPORTED",
-        `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`,
-      );
+      const message = `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`;
+      throw new EmbedderError("MODEL_UNSUPPORTED", message);
     }
     const loaded = new FallbackModel(model, tokenizer, session, onnx);
     // Checks the width before anything relies on it.
@@ -66,10 +64,8 @@ class FallbackModel {
     this.#files.checkContents();
     const expected = this.#session.isPooled ? width : ids.length * width;
     if (values.length !== expected) {
-      throw new EmbedderError(
-        "MODEL_INVALID",
-        `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but the model's hidden size is ${width}`,
-      );
+      const message = `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but the hidden size is ${width}`;
+      throw new EmbedderError("MODEL_INVALID", message);
     }
     return values;
   }
@@ -96,13 +92,7 @@ interface Computed {
   truncated: boolean;
 }
 
-interface UnsentRows {
-  computed: number[];
-  vectors: Float32Array[];
-  repeated: [index: number, earlier: number][];
-  truncated: number[];
-  tokens: number;
-}
+type UnsentRows = Omit<Rows, "vectors" | "isLast"> & { vectors: Float32Array[] };
 
 /** Most rows of a message: the other side handles it in one turn of its event loop. */
 const MAX_ROWS = 512;
@@ -119,7 +109,7 @@ function fail(error: unknown, call?: number): void {
   reply({ kind: "failed", code, message, ...(call !== undefined && { call }) });
 }
 
-/** Computes the next text of a job. Rows are sent now and then, and after its last text. */
+/** Computes the next text of a job. Sends rows from time to time, and after its last text. */
 async function advance(job: Job, model: FallbackModel): Promise<"more" | "done"> {
   const { unsent } = job;
   const index = job.next++;

@@ -42,10 +42,8 @@ export function findOnnxFile(
   dtype: NonNullable<ModelOptions["dtype"]>,
 ): OnnxFile {
   if (dtype === "f16" || dtype === "bf16") {
-    throw new EmbedderError(
-      "INVALID_ARGUMENT",
-      `dtype: expected "auto", "f32" or "int8" with the backend onnx-js, found "${dtype}"`,
-    );
+    const message = `dtype: expected "auto", "f32" or "int8" with the backend onnx-js, found "${dtype}"`;
+    throw new EmbedderError("INVALID_ARGUMENT", message);
   }
   const names = {
     auto: [...FLOAT_FILES, ...QUANTIZED_FILES],
@@ -72,10 +70,8 @@ export function findOnnxFile(
   for (const name of external) {
     // For ONNX Runtime, a certain name with asterisks is an address in memory.
     if (!isPlainPath(name) || name.includes("*")) {
-      throw new EmbedderError(
-        "MODEL_INVALID",
-        `${found.file}: external data: expected a path inside the model folder, found ${describeValue(name)}`,
-      );
+      const message = `${found.file}: external data: expected a path inside the model folder, found ${describeValue(name)}`;
+      throw new EmbedderError("MODEL_INVALID", message);
     }
   }
   const externalFiles = external.map(beside);
@@ -91,10 +87,8 @@ export function findOnnxFile(
   const weightHashes = weights.map((file) => sha256OfFile(file));
   const foundDtype = QUANTIZED_FILES.includes(found.name) ? "int8" : "f32";
   if (isExported && property(bytes, "weights_sha256") !== weightHashes.join()) {
-    throw new EmbedderError(
-      "MODEL_INVALID",
-      `${found.file} was exported for other weights than those beside it; run ${exportCall(foundDtype)} again`,
-    );
+    const message = `${found.file} was exported for other weights than those beside it; run ${exportCall(foundDtype)} again`;
+    throw new EmbedderError("MODEL_INVALID", message);
   }
   const encoder = isExported ? exportedEncoder(found.file, bytes) : undefined;
   if (encoder && encoder.configHash !== model.configHash) {
@@ -191,10 +185,8 @@ function externalDataLocations(file: string, model: Buffer): string[] {
       }
     }
   } catch (cause) {
-    const reason = (cause as Error).message;
-    throw new EmbedderError("MODEL_INVALID", `${file}: is not a complete ONNX model: ${reason}; fetch it again`, {
-      cause,
-    });
+    const message = `${file}: is not a complete ONNX model: ${(cause as Error).message}; fetch it again`;
+    throw new EmbedderError("MODEL_INVALID", message, { cause });
   }
   return [...locations];
 }

@@ -78,10 +78,6 @@ export class OnnxSession {
       throw new EmbedderError("INFERENCE_FAILED", `inference failed: ${(cause as Error).message}`, { cause });
     }
   }
-
-  async release(): Promise<void> {
-    await this.#session.release();
-  }
 }
 
 function loadRuntime(): typeof import("onnxruntime-node") {
@@ -98,17 +94,13 @@ function inspectInputs(file: string, session: InferenceSession): readonly Input[
   const inputs = session.inputMetadata.map((input) => {
     const fill = ({ input_ids: "ids", attention_mask: 1, token_type_ids: 0 } as const)[input.name];
     if (fill === undefined) {
-      throw new EmbedderError(
-        "MODEL_UNSUPPORTED",
-        `${file}: input ${JSON.stringify(input.name)}; supported are input_ids, attention_mask and token_type_ids`,
-      );
+      const message = `${file}: input ${JSON.stringify(input.name)}; supported are input_ids, attention_mask and token_type_ids`;
+      throw new EmbedderError("MODEL_UNSUPPORTED", message);
     }
     const type = input.isTensor ? input.type : "no tensor";
     if (type !== "int64" && type !== "int32") {
-      throw new EmbedderError(
-        "MODEL_UNSUPPORTED",
-        `${file}: input ${input.name} is ${type}; supported is int64 or int32`,
-      );
+      const message = `${file}: input ${input.name} is ${type}; supported is int64 or int32`;
+      throw new EmbedderError("MODEL_UNSUPPORTED", message);
     }
     return { name: input.name, fill, type } as const;
   });
@@ -133,10 +125,8 @@ function inspectOutputs(file: string, session: InferenceSession): Output {
   const output = states ?? pooled;
   if (output?.type !== "float32") {
     const found = outputs.map(({ name, type, rank }) => `${name} (${type}, rank ${rank})`).join(", ");
-    throw new EmbedderError(
-      "MODEL_UNSUPPORTED",
-      `${file}: expected a float32 output last_hidden_state [batch, tokens, width] or sentence_embedding [batch, width], found ${found || "none"}`,
-    );
+    const message = `${file}: expected a float32 output last_hidden_state [batch, tokens, width] or sentence_embedding [batch, width], found ${found || "none"}`;
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
   }
   return { name: output.name, isPooled: output === pooled };
 }

@@ -1,14 +1,8 @@
 import { type ChildProcess, fork } from "node:child_process";
 import * as path from "node:path";
-import {
-  type Description,
-  type EngineCall,
-  type EngineResult,
-  type EngineRows,
-  inSlices,
-  type TextOrTokens,
-} from "../engine.js";
+import type { Description, EngineCall, EngineResult, EngineRows, TextOrTokens } from "../engine.js";
 import { AbortError, EmbedderError } from "../errors.js";
+import { inSlices } from "../slices.js";
 import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply, type Rows } from "./protocol.js";
 import { emptyVectors } from "./vector.js";
 
@@ -86,26 +80,7 @@ export class FallbackProcess {
     const width = vectors.length / texts.length;
     const truncated: number[] = [];
     let [done, tokens] = [0, 0];
-    const keep = (rows: Rows) => {
-      for (const [row, index] of rows.computed.entries()) {
-        vectors.set(rows.vectors.subarray(row * width, (row + 1) * width), index * width);
-      }
-      for (const [index, earlier] of rows.repeated) {
-        vectors.copyWithin(index * width, earlier * width, (earlier + 1) * width);
-      }
-      for (const index of rows.truncated) truncated.push(index);
-      done += rows.computed.length + rows.repeated.length;
-      tokens += rows.tokens;
-      const given = () => {
-        const indices = Uint32Array.from([...rows.computed, ...rows.repeated.map(([index]) => index)]);
-        const matrix = emptyVectors(indices.length, dimension, encoding);
-        for (const [row, index] of indices.entries()) {
-          matrix.set(vectors.subarray(index * width, (index + 1) * width), row * width);
-        }
-        return { indices, vectors: matrix, truncated: Uint32Array.from(rows.truncated) };
-      };
-      take(given, { texts: rows.computed.length, tokens: rows.tokens });
-    };
+    const rowOf = (index: number) => vectors.subarray(index * width, (index + 1) * width);
     await this.#run(
       signal,
       async (call) => {
@@ -113,7 +88,20 @@ export class FallbackProcess {
         this.#send({ kind: "embed", call, isQuery, encoding });
       },
       (rows) => {
-        keep(rows);
+        for (const [row, index] of rows.computed.entries()) {
+          vectors.set(rows.vectors.subarray(row * width, (row + 1) * width), index * width);
+        }
+        for (const [index, earlier] of rows.repeated) vectors.set(rowOf(earlier), index * width);
+        for (const index of rows.truncated) truncated.push(index);
+        done += rows.computed.length + rows.repeated.length;
+        tokens += rows.tokens;
+        const ready = () => {
+          const indices = Uint32Array.from([...rows.computed, ...rows.repeated.map(([index]) => index)]);
+          const matrix = emptyVectors(indices.length, dimension, encoding);
+          for (const [row, index] of indices.entries()) matrix.set(rowOf(index), row * width);
+          return { indices, vectors: matrix, truncated: Uint32Array.from(rows.truncated) };
+        };
+        take(ready, { texts: rows.computed.length, tokens: rows.tokens });
         if (!rows.isLast) onProgress?.({ done, tokens });
       },
     );

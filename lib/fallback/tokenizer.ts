@@ -77,10 +77,8 @@ export class TextTokenizer {
     this.#checkIds([...this.#before, ...this.#after]);
     const specialTokens = this.#before.length + this.#after.length;
     if (model.maxTokens <= specialTokens) {
-      throw new EmbedderError(
-        "INVALID_ARGUMENT",
-        `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`,
-      );
+      const message = `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`;
+      throw new EmbedderError("INVALID_ARGUMENT", message);
     }
     this.#charactersPerPiece = charactersPerPiece;
   }
@@ -258,8 +256,6 @@ function isCount(value: unknown): value is number {
 }
 
 function otherModel(file: string, token: string, id: number | undefined, rows: number): EmbedderError {
-  return new EmbedderError(
-    "MODEL_INVALID",
-    `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`,
-  );
+  const message = `${file}: token ${JSON.stringify(token)} has id ${id}, but the model embeds only ids below ${rows} (vocab_size); tokenizer and weights are of different models`;
+  return new EmbedderError("MODEL_INVALID", message);
 }

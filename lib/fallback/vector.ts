@@ -53,10 +53,9 @@ function sum(tokens: number, at: (token: number) => number): number {
  */
 export function finish(pooled: Float32Array, matryoshka: Matryoshka | undefined, normalize: boolean): Float32Array {
   if (!pooled.every(Number.isFinite)) {
-    throw new EmbedderError(
-      "INFERENCE_FAILED",
-      "inference failed: the model returned values that are not finite (NaN or infinity); its weights may be damaged",
-    );
+    const message =
+      "inference failed: the model returned values that are not finite (NaN or infinity); its weights may be damaged";
+    throw new EmbedderError("INFERENCE_FAILED", message);
   }
   const full = matryoshka?.layerNorm ? layerNorm(pooled) : pooled;
   const vector = full.subarray(0, matryoshka?.dimensions);

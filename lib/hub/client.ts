@@ -112,10 +112,8 @@ export class HubClient {
       }
       url = next;
     }
-    throw new EmbedderError(
-      "DOWNLOAD_FAILED",
-      `${url.origin} redirects endlessly or to an invalid URL (${named(subject)})`,
-    );
+    const message = `${url.origin} redirects endlessly or to an invalid URL (${named(subject)})`;
+    throw new EmbedderError("DOWNLOAD_FAILED", message);
   }
 
   async *#bytes(body: AsyncIterable<Buffer>, url: URL): AsyncGenerator<Buffer> {
@@ -191,10 +189,9 @@ function named({ model, revision, file }: Subject): string {
 }
 
 function refusedByProxy(): EmbedderError {
-  return new EmbedderError(
-    "ACCESS_DENIED",
-    "the proxy requires a name and password, or rejects those that were sent: HTTPS_PROXY=http://name:password@host:port",
-  );
+  const message =
+    "the proxy requires a name and password, or rejects those that were sent: HTTPS_PROXY=http://name:password@host:port";
+  return new EmbedderError("ACCESS_DENIED", message);
 }
 
 /** The error for an unsuccessful response. `X-Error-Code` distinguishes cases with the same status. */
@@ -210,28 +207,22 @@ function refusal(
   const said = header(headers, "x-error-message");
   const withToken = token ? "the token that was sent does not allow it" : "no token was sent: set HF_TOKEN";
   if (reason === "GatedRepo") {
-    return new EmbedderError(
-      "ACCESS_DENIED",
-      `${model} is a gated model: accept its conditions on ${origin}/${model} and set HF_TOKEN to a token of that account (${withToken})`,
-    );
+    const message = `${model} is a gated model: accept its conditions on ${origin}/${model} and set HF_TOKEN to a token of that account (${withToken})`;
+    return new EmbedderError("ACCESS_DENIED", message);
   }
   if (reason === "RevisionNotFound") {
     return new EmbedderError("MODEL_NOT_FOUND", `${model} has no branch, tag or commit ${JSON.stringify(revision)}`);
   }
   if (reason === "EntryNotFound") return new EmbedderError("MODEL_NOT_FOUND", `${origin} has no ${named(subject)}`);
   if (reason === "RepoNotFound" || (status === 404 && subject.file === undefined)) {
-    return new EmbedderError(
-      "MODEL_NOT_FOUND",
-      `${origin} has no model ${model}, or it is private (${withToken}); to load a folder of this name, write ./${model}`,
-    );
+    const message = `${origin} has no model ${model}, or it is private (${withToken}); to load a folder of this name, write ./${model}`;
+    return new EmbedderError("MODEL_NOT_FOUND", message);
   }
   if (status === 404 || status === 410)
     return new EmbedderError("MODEL_NOT_FOUND", `${origin} has no ${named(subject)}`);
   if (status === 401 || status === 403) {
-    return new EmbedderError(
-      "ACCESS_DENIED",
-      `${origin} refuses ${named(subject)} (${status}${said ? `: ${said}` : ""}): ${withToken}`,
-    );
+    const message = `${origin} refuses ${named(subject)} (${status}${said ? `: ${said}` : ""}): ${withToken}`;
+    return new EmbedderError("ACCESS_DENIED", message);
   }
   const retry = status === 408 || status === 429 || status >= 500;
   const retryAfterMs = retry ? requestedWaitMs(headers) : undefined;

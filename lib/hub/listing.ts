@@ -36,10 +36,8 @@ export async function fetchListing(
   const commit = isObject(answer) ? answer.sha : undefined;
   const siblings = isObject(answer) ? answer.siblings : undefined;
   if (typeof commit !== "string" || !COMMIT.test(commit) || !Array.isArray(siblings)) {
-    throw new EmbedderError(
-      "DOWNLOAD_FAILED",
-      `${path}: expected a Hub's description of a model: its commit and files`,
-    );
+    const message = `${path}: expected a Hub's description of a model: its commit and files`;
+    throw new EmbedderError("DOWNLOAD_FAILED", message);
   }
   if (COMMIT.test(revision) && revision !== commit) {
     throw new EmbedderError("DOWNLOAD_FAILED", `${path}: asked for commit ${revision}, was given ${commit}`);
@@ -57,10 +55,8 @@ export async function fetchListing(
       !Number.isSafeInteger(size) ||
       (size as number) < 0
     ) {
-      throw new EmbedderError(
-        "DOWNLOAD_FAILED",
-        `${path}: ${name} has no size or hash; a mirror of the Hub must pass on the answer to ?blobs=true as it is`,
-      );
+      const message = `${path}: ${name} has no size or hash; a mirror of the Hub must pass on the answer to ?blobs=true as it is`;
+      throw new EmbedderError("DOWNLOAD_FAILED", message);
     }
     files.set(name, { name, size: size as number, etag, blobId });
   }

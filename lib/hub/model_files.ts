@@ -79,10 +79,8 @@ async function weightFiles(
   if (files.has(single)) return [single];
   const index = inTransformer("model.safetensors.index.json");
   if (!files.has(index)) {
-    throw new EmbedderError(
-      "MODEL_UNSUPPORTED",
-      `${name} has no ${single} (pytorch_model.bin is not read); pass a revision that has one, such as a conversion's @refs/pr/1`,
-    );
+    const message = `${name} has no ${single} (pytorch_model.bin is not read); pass a revision that has one, such as a conversion's @refs/pr/1`;
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
   }
   await fetch([index]);
   const file = path.join(folder, index);
@@ -90,10 +88,8 @@ async function weightFiles(
   const shards = [...new Set(isObject(weightMap) ? Object.values(weightMap) : [undefined])];
   for (const shard of shards) {
     if (typeof shard !== "string" || !isPlainPath(shard) || !files.has(inTransformer(shard))) {
-      throw new EmbedderError(
-        "MODEL_INVALID",
-        `${file}: weight_map: expected files of the repository, found ${JSON.stringify(shard ?? null)}`,
-      );
+      const message = `${file}: weight_map: expected files of the repository, found ${JSON.stringify(shard ?? null)}`;
+      throw new EmbedderError("MODEL_INVALID", message);
     }
   }
   return [index, ...shards.map((shard) => inTransformer(shard as string))];

@@ -150,10 +150,8 @@ class Pull {
     }
     if (unreachable) throw unreachable;
     const missing = (await this.#missing(listing)).join(", ");
-    throw new EmbedderError(
-      "MODEL_NOT_FOUND",
-      `${this.#name} is in the cache without ${missing} (${snapshot}), and ${why}`,
-    );
+    const message = `${this.#name} is in the cache without ${missing} (${snapshot}), and ${why}`;
+    throw new EmbedderError("MODEL_NOT_FOUND", message);
   }
 
   async #isWhole(listing: Listing): Promise<boolean> {
@@ -170,10 +168,8 @@ class Pull {
         continue;
       }
       const wrong = file.etag ? `its bytes do not have the hash ${file.etag}` : "the cache does not tell its hash";
-      throw new EmbedderError(
-        "MODEL_INVALID",
-        `${this.#cache.file(listing.commit, file)}: ${wrong}, and it cannot be downloaded again: ${why}`,
-      );
+      const message = `${this.#cache.file(listing.commit, file)}: ${wrong}, and it cannot be downloaded again: ${why}`;
+      throw new EmbedderError("MODEL_INVALID", message);
     }
   }
 
@@ -307,7 +303,6 @@ function downloadError(cause: unknown, cacheFolder: string): unknown {
   const doing = (cause as NodeJS.ErrnoException).syscall
     ? `cannot write into the cache ${cacheFolder}`
     : "the download failed";
-  return new EmbedderError("DOWNLOAD_FAILED", `${doing}: ${message}; HF_HOME or HF_HUB_CACHE name another folder`, {
-    cause,
-  });
+  const advice = "HF_HOME or HF_HUB_CACHE name another folder";
+  return new EmbedderError("DOWNLOAD_FAILED", `${doing}: ${message}; ${advice}`, { cause });
 }
