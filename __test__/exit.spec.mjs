@@ -118,7 +118,7 @@ async function endsSoon(backend, body) {
       let hasEnded = false;
       const end = () => { hasEnded = true; };
       embedder.embed(["a", "b", "c"].map((name) => name + process.env.LONG_TEXT)).then(end, end);
-      await new Promise((resolve) => setTimeout(resolve, 2000));
+      await new Promise((resolve) => setTimeout(resolve, 700));
       if (hasEnded) throw new Error("it must take long");
       return embedder;
     }`;

@@ -75,13 +75,12 @@ export async function changedModel(name, changes) {
 }
 
 /**
- * A deep model: the fixture with its first layer a hundred times more. With 16 heads `LONG_TEXT` takes two minutes, and an
+ * A deep model: the fixture with its first layer many times more. With 16 heads and 100 layers `LONG_TEXT` takes two minutes, and an
  * operator of it a second or two.
  *
- * @param {{ heads?: number }} [options]
+ * @param {{ heads?: number, layers?: number }} [options]
  */
-export async function deepModel({ heads = 2 } = {}) {
-  const layers = 100;
+export async function deepModel({ heads = 2, layers = 100 } = {}) {
   const { header, headerLength, data } = decodeSafetensors(
     readFileSync(path.join(ROOT, "tests/fixtures/nomic_cls/model.safetensors")),
   );
