@@ -23,7 +23,7 @@ import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs"
 import { runNode } from "./support/processes.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
-const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches", "fuzz"].flatMap(markdownIn)];
+const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches/results", "fuzz"].flatMap(markdownIn)];
 const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
 const BENCH = path.join(cacheFolder(), "bench");
 

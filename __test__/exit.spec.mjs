@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import * as path from "node:path";
 import { test } from "node:test";
-import { BACKENDS, deepModel, LONG_TEXT, model, ROOT } from "./support/models.mjs";
+import { BACKENDS, deepModel, model, ROOT } from "./support/models.mjs";
 import { runNode } from "./support/processes.mjs";
 
 const PACKAGE = path.join(ROOT, "dist/embedder.js");
@@ -125,7 +125,8 @@ async function endsSoon(backend, body) {
   const env = {
     ...process.env,
     MODEL: await deepModel({ heads: backend === "mlx" ? 2 : 16 }),
-    LONG_TEXT,
+    // Minutes of work for each text, whose single operators take a second at most: that is how often it can be interrupted.
+    LONG_TEXT: "word ".repeat(backend === "mlx" ? 2000 : 4000),
     COMPUTE: compute,
   };
   const code = `${compute}\n(async () => { ${body} })();`;

@@ -1,12 +1,15 @@
 /**
- * `npm run bench`: how fast and how right is it, here, beside what else one could use? Brings what it needs, peers into the
- * cache folder. Writes `RESULTS.md`, `results.json` and the charts beside this file.
+ * `npm run bench`: how fast is it on this machine and how accurate, compared with the alternatives? Installs what it needs,
+ * peers into the cache folder. Writes `RESULTS.md`, `results.json` and the charts into `results/`.
+ *
+ * `suites/` is what is measured, `contestants/` who is compared and how it is installed and started, `drivers/` the code
+ * that runs in their processes, `models/` and `texts/` what they are given, `report/` what is made of the samples.
  *
  *   --suite=engine,peers,stages,mlx   what to measure
  *   --model=nomic,minilm       on which models
- *   --peers=ours-f32,candle    which peers; see `peers.mjs`
+ *   --peers=ours-f32,candle    which peers; see `contestants/registry.mjs`
  *   --full                     25,000 symbols, more rounds, all suites on all models, large peers too
- *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark itself works
+ *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark works
  *   --package=<folder>         another build of this package
  *   --out=<folder>             where the results go
  */
@@ -24,22 +27,22 @@ import {
   ROOT,
   rustEnvironment,
 } from "../scripts/setup.mjs";
-import { figures } from "./figures.mjs";
-import { cacheFolder } from "./install.mjs";
+import { cacheFolder } from "./contestants/install.mjs";
+import { measured } from "./contestants/registry.mjs";
 import { prepareModel } from "./models/prepare.mjs";
-import { measured } from "./peers.mjs";
-import { describeRun } from "./provenance.mjs";
-import { report } from "./report.mjs";
+import { figures } from "./report/figures.mjs";
+import { report } from "./report/markdown.mjs";
+import { describeRun } from "./report/provenance.mjs";
 import { measureEngine } from "./suites/engine.mjs";
 import { measureMlx } from "./suites/mlx.mjs";
 import { measurePeers } from "./suites/peers.mjs";
 import { measureStages } from "./suites/stages.mjs";
-import { byLimit, manyFunctions, questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
+import { makeLists } from "./texts/lists.mjs";
 
 // For every process that is started from here: ONNX Runtime, which several peers use, would report its use to Microsoft.
 process.env.ORT_DISABLE_TELEMETRY = "1";
 
-const HERE = path.dirname(fileURLToPath(import.meta.url));
+const RESULTS = fileURLToPath(new URL("results", import.meta.url));
 const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
 
 /**
@@ -140,7 +143,7 @@ const { values: options } = parseArgs({
     full: { type: "boolean", default: false },
     smoke: { type: "boolean", default: false },
     package: { type: "string", default: ROOT },
-    out: { type: "string", default: HERE },
+    out: { type: "string", default: RESULTS },
   },
 });
 
@@ -153,30 +156,6 @@ async function setUp() {
   if (!rust) throw new Error("the addon has to be built, which needs a Rust toolchain: see https://rustup.rs");
   console.error("building the native addon");
   await buildAddon(rust);
-}
-
-function makeLists(model, sizes, withSymbols) {
-  const functions = realFunctions(Math.max(sizes.functions, sizes.delayTexts));
-  const { folder } = model;
-  const equal = Object.keys(sizes.equal).map((count) => [
-    `equal-${count}`,
-    textsOfLengths(folder, Array(Number(count)).fill(sizes.equalTokens)),
-  ]);
-  return {
-    ...byLimit(folder, sizes.maxTokens, functions),
-    first: functions[0],
-    functions,
-    ...(withSymbols && { symbols: pickSymbols(functions, sizes.symbols) }),
-    bulk: functions.slice(0, sizes.busyTexts),
-    queries: questionsAbout(functions),
-    random: textsOfLengths(folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
-    ...Object.fromEntries(equal),
-  };
-}
-
-/** Some of `functions`, or where they are too few, of many more. */
-function pickSymbols(functions, count) {
-  return count > functions.length ? manyFunctions(count) : functions.slice(0, count);
 }
 
 async function main() {
@@ -195,8 +174,7 @@ async function main() {
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
       const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
       const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
-      // A large file stays in a driver's memory, and the engine's is measured.
-      const lists = makeLists(model, sizes, suite !== "engine");
+      const lists = makeLists(model.folder, sizes, suite !== "engine");
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
       writeFileSync(texts, JSON.stringify(lists));
       const job = { model, texts, lists, maxTokens: sizes.maxTokens, sizes, progress };

@@ -75,8 +75,8 @@ export async function changedModel(name, changes) {
 }
 
 /**
- * A deep model: the fixture with its first layer many times more. With 16 heads and 100 layers `LONG_TEXT` takes two minutes, and an
- * operator of it a second or two.
+ * A deep model: the fixture with its first layer many times more. With 100 layers a text of some
+ * thousand words takes minutes.
  *
  * @param {{ heads?: number, layers?: number }} [options]
  */
@@ -103,9 +103,6 @@ export async function deepModel({ heads = 2, layers = 100 } = {}) {
   await api.exportOnnx(folder);
   return folder;
 }
-
-export const LONG_TEXT = "word ".repeat(8190);
-
 /** Golden cases of a fixture, texts written out. */
 export function golden(name) {
   const file = JSON.parse(readFileSync(path.join(ROOT, "tests/fixtures/golden", `${name}.json`), "utf8"));

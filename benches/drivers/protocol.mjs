@@ -1,7 +1,7 @@
 /**
  * What every JavaScript driver shares. A driver is started with one argument, its setup as JSON, and first says who it is;
- * then it reads one request a line and answers each with one line of JSON. `driver.py` is the same in Python, and
- * `contestant.mjs` the other side.
+ * then it reads one request a line and answers each with one line of JSON. `protocol.py` is the same in Python, and
+ * `../contestants/contestant.mjs` the other side.
  *
  * A request names a list of texts and a part of it, `{ want, texts, from, to }`. What can be wanted is below.
  */

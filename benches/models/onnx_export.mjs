@@ -46,6 +46,9 @@ function transposed(values, rows, columns) {
  * Writes the encoder as the exporters of PyTorch write it for the Hub: plain operators, one `MatMul` per linear layer with
  * the transposed weight inside the file, inputs `input_ids`, `attention_mask` and `token_type_ids`, all
  * `[batch, length]`, output `last_hidden_state`.
+ *
+ * It is a definition of its own, beside the package's `export`: peers pad their batches and need the mask, which that graph
+ * has no input for, and are to be measured on the operators that they would find on the Hub.
  */
 export function exportEncoder(folder, file) {
   const model = readModel(folder);

@@ -10,7 +10,7 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { installStarterModel, ROOT } from "../../scripts/setup.mjs";
-import { cacheFolder, pythonPeer } from "../install.mjs";
+import { cacheFolder, pythonPeer } from "../contestants/install.mjs";
 import { exportEncoder, exportProducts } from "./onnx_export.mjs";
 import { writeRandomModel } from "./random_model.mjs";
 
@@ -103,7 +103,9 @@ export async function prepareModel(name, { maxTokens, forPeers }) {
 /** The scripts that make models: when they change, so do the folders. */
 function digestOfMakers() {
   const hash = createHash("sha256");
-  for (const file of readdirSync(HERE).sort()) hash.update(readFileSync(path.join(HERE, file)));
+  const shared = ["onnx-graph.mjs", "random.mjs", "safetensors.mjs"].map((name) => path.join(ROOT, "scripts", name));
+  const own = readdirSync(HERE).sort();
+  for (const file of [...own.map((name) => path.join(HERE, name)), ...shared]) hash.update(readFileSync(file));
   return hash.digest("hex");
 }
 
@@ -137,7 +139,7 @@ function derive(folder, pooling) {
       continue;
     }
     const partial = `${target}.part`;
-    const args = [path.join(HERE, "../peers", script), path.join(folder, source), partial, pooling];
+    const args = [path.join(HERE, script), path.join(folder, source), partial, pooling];
     const { status, stderr } = spawnSync(program, args, { encoding: "utf8" });
     if (status === 0) renameSync(partial, target);
     else missing[file] = `${script} failed: ${stderr.trim().split("\n").at(-1)}`;

@@ -4,10 +4,10 @@
  */
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { LIMITS, measured, PEERS, startPeer } from "../peers.mjs";
-import { median, quantile, sum } from "../statistics.mjs";
-import { compareVectors } from "./compare.mjs";
-import { measureQuality } from "./quality.mjs";
+import { LIMITS, measured, PEERS, startPeer } from "../contestants/registry.mjs";
+import { median, quantile, sum } from "../report/statistics.mjs";
+import { compareVectors } from "./agreement.mjs";
+import { measureQuality, qualityTable } from "./quality.mjs";
 import { measureServe } from "./serve.mjs";
 
 /** How long thread pools spin after work, with room: the next contestant shall find the processors free. */
@@ -340,19 +340,19 @@ async function serve({ model, lists, maxTokens, sizes }) {
   return { samples, rows };
 }
 
-function quality({ sizes }) {
+async function quality({ sizes }) {
   if (sizes.qualityPairs === 0) return NOT_ON_THIS_MODEL;
-  const samples = measureQuality(sizes.qualityPairs);
   const row = {
     what: "int8 retrieval, docstring to function",
     target: "MRR@10 within 1 % of float32, every cosine ≥ 0.98",
   };
-  if (samples.missing) return { samples, rows: [{ ...row, value: samples.missing, passed: null }] };
-  const cells = (name) =>
-    samples.table.map((line) => line.split("|").map((cell) => cell.trim())).find(([, first]) => first === name);
-  const column = cells("configuration").indexOf("least cosine");
-  const [, , reference] = cells("float32");
-  const int8 = cells("int8");
-  const value = `MRR@10 ${int8[2]} against ${reference}; least cosine ${int8[column]}`;
-  return { samples, rows: [{ ...row, value, passed: samples.passed }] };
+  try {
+    const { rows } = await measureQuality({ pairs: sizes.qualityPairs, package: measured.package, onlyBounded: true });
+    const [reference, int8] = ["float32", "int8"].map((name) => rows.find((one) => one.name === name));
+    const [mrr, expected, least] = [int8.mrr, reference.mrr, int8.cosine.least].map((value) => value.toFixed(4));
+    const value = `MRR@10 ${mrr} against ${expected}; least cosine ${least}`;
+    return { samples: { table: qualityTable(rows) }, rows: [{ ...row, value, passed: int8.passed }] };
+  } catch ({ message }) {
+    return { samples: { missing: message }, rows: [{ ...row, value: message, passed: null }] };
+  }
 }

@@ -6,7 +6,7 @@
  */
 
 import { spawnSync } from "node:child_process";
-import { measured } from "../peers.mjs";
+import { measured } from "../contestants/registry.mjs";
 import { measurePeers } from "./peers.mjs";
 
 /** In place of the BLAS in MLX's wheel, which is many times slower. */

@@ -1,9 +1,9 @@
 /** What one could use instead, with the same weights, texts and token limit: throughput, latency, start, memory. */
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { PEERS, startPeer } from "../peers.mjs";
-import { sum } from "../statistics.mjs";
-import { compareVectors } from "./compare.mjs";
+import { PEERS, startPeer } from "../contestants/registry.mjs";
+import { sum } from "../report/statistics.mjs";
+import { compareVectors } from "./agreement.mjs";
 
 const PAUSE_MS = 60;
 /** The peer whose vectors are the reference; `npm test` proves them equal to those of `transformers`. */

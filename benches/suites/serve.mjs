@@ -5,8 +5,8 @@ import { once } from "node:events";
 import * as http from "node:http";
 import * as path from "node:path";
 import { createInterface } from "node:readline";
-import { measured } from "../peers.mjs";
-import { quantile } from "../statistics.mjs";
+import { measured } from "../contestants/registry.mjs";
+import { quantile } from "../report/statistics.mjs";
 
 const CONNECTIONS = [1, 16, 128];
 /** The server's own limit is twice as much, so that no client is turned away. */

@@ -1,6 +1,6 @@
 /** Whether everybody computes the same, before anything is timed. */
 
-import { cosine } from "../statistics.mjs";
+import { cosine } from "../report/statistics.mjs";
 
 /**
  * The least cosine of each contestant's vectors to the reference's: of texts within the token limit, and of longer ones,

@@ -2,8 +2,8 @@
 
 import { spawnSync } from "node:child_process";
 import * as os from "node:os";
-import { ROOT } from "../scripts/setup.mjs";
-import { measured } from "./peers.mjs";
+import { ROOT } from "../../scripts/setup.mjs";
+import { measured } from "../contestants/registry.mjs";
 
 function git(...args) {
   return spawnSync("git", args, { cwd: ROOT, encoding: "utf8" }).stdout.trim();

@@ -1,8 +1,8 @@
 /** From results to Markdown. */
 
-import { PEERS } from "./peers.mjs";
+import { PEERS } from "../contestants/registry.mjs";
+import { speedsOf } from "../suites/peers.mjs";
 import { median, quantile } from "./statistics.mjs";
-import { speedsOf } from "./suites/peers.mjs";
 
 const MARKS = new Map([
   [true, "yes"],
