@@ -199,11 +199,11 @@ async function main() {
  */
 function checkSmoke({ engine, peers: rounds }) {
   const drivers = [
-    ...Object.values(engine.models).flatMap(({ samples: { throughput } }) => [
+    ...Object.values(engine?.models ?? {}).flatMap(({ samples: { throughput } }) => [
       ...Object.entries(throughput.refused).map(([name, refused]) => ({ name, refused })),
       ...Object.entries(throughput.cosines).map(([name, cosines]) => ({ name, cosines })),
     ]),
-    ...Object.values(rounds.models).flatMap(({ peers }) =>
+    ...Object.values(rounds?.models ?? {}).flatMap(({ peers }) =>
       Object.entries(peers).map(([name, { introduction, cosines }]) => ({
         name,
         refused: introduction.refused,
