@@ -385,7 +385,7 @@ test("malformed HTTP gets an error in JSON, and nothing hangs", async (t) => {
 test("a body in chunks of one byte takes no more memory than another", async (t) => {
   const { url, metric } = await serve(t);
   const chunk = (byte) => `1\r\n${byte}\r\n`;
-  const body = JSON.stringify({ model: "bert_mean", input: "a", user: "x".repeat(2_000_000) });
+  const body = JSON.stringify({ model: "bert_mean", input: "a", user: "x".repeat(200_000) });
   const head =
     "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n" +
     "transfer-encoding: chunked\r\n\r\n";
@@ -395,7 +395,8 @@ test("a body in chunks of one byte takes no more memory than another", async (t)
   );
   for (const { status, head } of answers) assert.equal(status, 200, head);
   const grown = (await metric("process_resident_memory_bytes")) - before;
-  assert.ok(grown < 250e6, `grew by ${Math.round(grown / 1e6)} MB`);
+  // An object for each byte would be some 330 MB.
+  assert.ok(grown < 100e6, `grew by ${Math.round(grown / 1e6)} MB`);
 });
 
 test("bodies that mean mischief", async (t) => {
