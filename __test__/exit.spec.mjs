@@ -1,4 +1,4 @@
-/** The process ends when it should, cleanly, whatever the model is doing; and its children have models of their own. */
+/** The process ends cleanly and when it should, whatever the model is doing; forked processes have models of their own. */
 
 import assert from "node:assert/strict";
 import * as path from "node:path";
@@ -87,7 +87,7 @@ for (const [first, second] of [
   ["onnx", "mlx"],
   ["mlx", "onnx"],
 ].filter((pair) => pair.every((name) => BACKENDS.includes(name)))) {
-  test(`${second}: the process ends cleanly when it comes after much work of ${first}`, async () => {
+  test(`${second}: the process ends cleanly when it is loaded after much work of ${first}`, async () => {
     for (let run = 0; run < 5; run++) {
       await inChild(
         first,
@@ -140,7 +140,7 @@ for (const backend of BACKENDS) {
   test(`${backend}: exit does not wait for a batch that takes minutes`, () =>
     endsSoon(backend, "await compute(); process.stdout.write(String(Date.now())); process.exit(7);"));
 
-  test(`${backend}: a process that closes first does not wait for such a batch either`, () =>
+  test(`${backend}: closing does not wait for a batch that takes minutes`, () =>
     endsSoon(
       backend,
       `const embedder = await compute();
@@ -149,7 +149,7 @@ for (const backend of BACKENDS) {
        process.exitCode = 7;`,
     ));
 
-  test(`${backend}: neither does a worker thread that is terminated, and the addon goes on in another one`, () =>
+  test(`${backend}: terminating a worker thread does not wait for a batch that takes minutes, and the addon works in another thread`, () =>
     endsSoon(
       backend,
       `const { Worker } = require("node:worker_threads");

@@ -1,4 +1,4 @@
-/** Both backends against vectors of sentence-transformers (see tests/fixtures/README.md). */
+/** Every backend against vectors of sentence-transformers (see tests/fixtures/README.md). */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";

@@ -438,7 +438,7 @@ fn busy_model(backend: Backend) -> (Model, Arc<Ticket>, Outcome) {
     let long = |name: &str| format!("{name} {}", "word ".repeat(words));
     let (ticket, outcome) = submit(&model, vec![long("a"), long("b"), long("c")], false);
     // Tokenizing takes some milliseconds.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_millis(500));
     assert_eq!(model.activity().calls, 1, "{backend:?}: it must take long");
     (model, ticket, outcome)
 }
