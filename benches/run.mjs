@@ -39,16 +39,16 @@ import { measurePeers } from "./suites/peers.mjs";
 import { measureStages } from "./suites/stages.mjs";
 import { makeLists } from "./texts/lists.mjs";
 
-// For every process that is started from here: ONNX Runtime, which several peers use, would report its use to Microsoft.
+// For all processes started from here: ONNX Runtime, which several peers use, sends telemetry to Microsoft.
 process.env.ORT_DISABLE_TELEMETRY = "1";
 
 const RESULTS = fileURLToPath(new URL("results", import.meta.url));
 const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
 
 /**
- * How much is measured. `suites` names the models of each suite; `equal` how often batches of so many texts are embedded;
- * `symbolsSeconds` is what a peer may take for the symbols, ours apart.
- * The usual sizes take less than ten minutes on two processors.
+ * How much is measured. `suites` names the models of each suite; `equal` says how often batches of each size are embedded;
+ * `symbolsSeconds` limits the time for the symbols of every peer but ours. The usual sizes take less than ten minutes on
+ * two processors.
  */
 const SIZES = {
   smoke: {
@@ -97,10 +97,10 @@ const SIZES = {
     serveTexts: 1024,
     qualityPairs: 1000,
     randomLongest: 128,
-    // What the size of the model does not change is measured on the small one.
+    // What does not depend on the model's size is measured on the small one only.
     perModel: {
       nomic: { delayTexts: 0, randomTexts: 0, serveTexts: 0, qualityPairs: 0 },
-      // MLX on a CPU takes its time.
+      // MLX is slow on a CPU.
       "nomic-2-layers": { symbols: 64, symbolsChunk: 32 },
     },
   },
@@ -130,7 +130,7 @@ SIZES.full = {
   functions: 704,
   symbols: 25_000,
   symbolsChunk: 500,
-  // After it a peer rests; how many symbols it has done by then stands beside its figures.
+  // Then a peer stops; the number of symbols that it has embedded is in the report.
   symbolsSeconds: 150,
   randomLongest: 256,
 };
@@ -147,7 +147,7 @@ const { values: options } = parseArgs({
   },
 });
 
-/** As `npm test`: whatever a fresh clone lacks. */
+/** As `npm test`, installs and builds what a fresh clone lacks. */
 async function setUp() {
   await installPackages();
   await compileTypeScript();
@@ -167,7 +167,7 @@ async function main() {
   const begin = performance.now();
   const secondsSince = (start) => (performance.now() - start) / 1000;
   const progress = (line) => console.error(`${secondsSince(begin).toFixed(0).padStart(4)} s  ${line}`);
-  // What is not measured now keeps what was there.
+  // Results that are not measured now are kept.
   const results = options.smoke ? {} : readResults();
   for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
     results[suite] ??= { models: {} };
@@ -184,7 +184,7 @@ async function main() {
       run.seconds = Math.round(secondsSince(start));
       run.load[1] = os.loadavg()[0];
       results[suite].models[name] = { title: model.title, run, ...outcome };
-      // After every part, so that a run that is broken off leaves what it has.
+      // After every part, so that an interrupted run leaves what it has.
       write(results);
     }
   }
@@ -193,7 +193,7 @@ async function main() {
 }
 
 /**
- * In a smoke run nothing may be missing: every driver of this package and of ONNX Runtime starts, and all agree.
+ * Checks that in a smoke run every driver of this package and of ONNX Runtime has started, and that all agree.
  *
  * @throws Error naming what is wrong
  */
@@ -230,7 +230,7 @@ function write(results) {
   const charts = figures(results);
   for (const [file, chart] of Object.entries(charts)) writeFileSync(path.join(options.out, file), chart);
   writeFileSync(path.join(options.out, "RESULTS.md"), report(results, Object.keys(charts)));
-  // Four digits: differences beyond are noise.
+  // Four digits: the rest is noise.
   const short = (_, value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
   writeFileSync(path.join(options.out, "results.json"), `${JSON.stringify(results, short)}\n`);
 }

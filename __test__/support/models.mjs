@@ -14,10 +14,10 @@ const require = createRequire(import.meta.url);
 export const api = require("../../dist/embedder.js");
 
 export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
-/** Whether the addon under test has MLX; `npm test` says so. */
+/** Whether the addon under test has MLX, as `npm test` sets it. */
 export const HAS_MLX = process.env.SEMANTIC_SEARCH_TEST_MLX === "1";
 export const BACKENDS = ["onnx", "onnx-js", ...(HAS_MLX ? ["mlx"] : [])];
-/** `fallbackReason` where "auto" takes the addon: a build with MLX on a machine without a GPU says so. */
+/** Asserts that "auto" took the addon: a build with MLX on a machine without a GPU says so in `fallbackReason`. */
 export function assertNothingFailed({ isGpu, fallbackReason }) {
   if (HAS_MLX && !isGpu) assert.match(fallbackReason, /mlx.*no GPU/);
   else assert.equal(fallbackReason, null);
@@ -42,7 +42,7 @@ export function temporaryFolder() {
 
 const runnable = new Map();
 
-/** A copy of a fixture that both backends can run. It is shared: tests that change it take `changedModel`. */
+/** A copy of a fixture that every backend can run. It is shared: tests that change it use `changedModel`. */
 export function model(name) {
   if (!runnable.has(name)) {
     const folder = path.join(scratch, name);
@@ -75,8 +75,7 @@ export async function changedModel(name, changes) {
 }
 
 /**
- * A deep model: the fixture with its first layer many times more. With 100 layers a text of some
- * thousand words takes minutes.
+ * A deep model: the fixture with copies of its first layer. With 100 layers, a text of some thousand words takes minutes.
  *
  * @param {{ heads?: number, layers?: number }} [options]
  */
@@ -103,7 +102,7 @@ export async function deepModel({ heads = 2, layers = 100 } = {}) {
   await api.exportOnnx(folder);
   return folder;
 }
-/** Golden cases of a fixture, texts written out. */
+/** Golden cases of a fixture, with repeated texts expanded. */
 export function golden(name) {
   const file = JSON.parse(readFileSync(path.join(ROOT, "tests/fixtures/golden", `${name}.json`), "utf8"));
   for (const entry of file.cases ?? []) {
@@ -112,7 +111,7 @@ export function golden(name) {
   return file;
 }
 
-/** Loads, hands the embedder to `use`, and closes it whatever happens. */
+/** Loads a model, passes the embedder to `use`, and closes it whatever happens. */
 export async function withEmbedder(folder, options, use) {
   const embedder = await api.Embedder.load(folder, options);
   try {

@@ -91,7 +91,7 @@ export const PEERS = {
   "mlx-py": { title: "MLX (Python)", driver: "mlx_py.py", install: () => pythonPeer("mlx") },
 };
 
-/** Not peers: what ours is measured against in the engine's table. */
+/** Not peers: the limits that ours is compared with in the engine's table. */
 export const LIMITS = {
   products: { title: "matrix products alone", driver: "products.mjs", install: node },
   "bare-graph": { title: "the exported graph alone", driver: "bare_graph.mjs", install: node },

@@ -1,6 +1,6 @@
 /**
  * ONNX files of a model folder that do not come from this package: the usual export, for peers that need one, and a graph of
- * nothing but the matrix products, as the limit of what this machine can reach.
+ * the matrix products alone, as the limit of what this machine can reach.
  */
 
 import { readFileSync } from "node:fs";
@@ -8,7 +8,7 @@ import * as path from "node:path";
 import { OnnxGraph } from "../../scripts/onnx-graph.mjs";
 import { float32Tensors } from "../../scripts/safetensors.mjs";
 
-/** What the graphs need to know of a model, whichever names its configuration uses. */
+/** What the graphs need to know about a model, under common names. */
 function readModel(folder) {
   const config = JSON.parse(readFileSync(path.join(folder, "config.json"), "utf8"));
   const weights = float32Tensors(path.join(folder, "model.safetensors"));
@@ -28,7 +28,7 @@ function readModel(folder) {
   };
 }
 
-/** [rows, columns] → [columns, rows], in blocks that stay in the cache. */
+/** [rows, columns] → [columns, rows], in blocks that fit into the processor's cache. */
 function transposed(values, rows, columns) {
   const block = 32;
   const result = new Float32Array(values.length);

@@ -9,11 +9,11 @@ const MARKS = new Map([
   [false, "**no**"],
   [null, "not measured"],
 ]);
-/** Below it, a peer's vectors are others than the model's. */
+/** Below it, a peer's vectors count as different. */
 const SAME_COSINE = 0.9999;
 const SYMBOLS = [700, 25_000];
 
-/** The first column is text, the others are figures unless `align` says otherwise. */
+/** The first column is left-aligned, the others right-aligned unless `align` says otherwise. */
 function table(head, rows, align = "r") {
   const line = (cells) => `| ${cells.join(" | ")} |`;
   const rule = head.map((_, i) => (i === 0 || align === "l" ? "---" : "--:"));

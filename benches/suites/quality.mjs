@@ -1,12 +1,12 @@
 /**
  * How well each configuration retrieves, on real code with the real starter model.
  *
- * Queries are docstrings of Python's standard library, documents the functions without them (`../texts/pairs.py`); the one
- * right answer to a query is its own function. A configuration is a row of the table: options for `Embedder.load`, and what
- * is made of the vectors before they are compared. The first row is what the others are measured against.
+ * Queries are docstrings of Python's standard library, documents the functions without them (`../texts/pairs.py`); the
+ * only right answer to a query is its own function. A configuration is a row of the table: options for `Embedder.load`, and
+ * how the vectors are converted before they are compared. All are measured against the first row.
  *
  * The engine's suite runs the rows that have bounds. `node benches/suites/quality.mjs` runs all and writes
- * `results/QUALITY.md`; the exit code is 1 if one falls short of its bounds. Its options: --slow (also what needs a GPU,
+ * `results/QUALITY.md`; the exit code is 1 if one misses its bounds. Its options: --slow (also what needs a GPU,
  * without one) --pairs=1000 --package=<folder with dist and the addon> --python=python3 --out=<folder>
  */
 
@@ -35,7 +35,7 @@ const DEPTH = 10;
  * @property {"int8" | "binary"} [encoding] of `embed`
  * @property {(vector: Float32Array | Int8Array | Uint8Array) => ArrayLike<number>} [numbers] the vector as numbers to compare by
  * dot product
- * @property {boolean} [needsGpu] takes a second a text without, so only where slow rows are wanted
+ * @property {boolean} [needsGpu] takes a second per text without one, so it is skipped unless slow rows are wanted
  * @property {{ mrr: number, cosine: number }} [bounds] least MRR relative to the first row; least cosine of a vector to its
  * own in the first row
  */
@@ -63,7 +63,7 @@ function output(program, args) {
   return stdout;
 }
 
-/** The vectors of a configuration; `null` where it needs what is not here. */
+/** The vectors of a configuration; `null` if it needs what this machine does not have. */
 async function embed(Embedder, model, pairs, { load, encoding, numbers = (vector) => vector, needsGpu }, withSlow) {
   let embedder;
   try {
@@ -100,7 +100,7 @@ function retrieve({ queries, documents }) {
   };
 }
 
-/** `null` where vectors have another length than those of the first row. */
+/** `null` if the vectors have another length than those of the first row. */
 function cosines(ours, reference) {
   if (ours.queries[0].length !== reference.queries[0].length) return null;
   const all = ["queries", "documents"].flatMap((side) =>

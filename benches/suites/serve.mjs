@@ -13,7 +13,7 @@ const CONNECTIONS = [1, 16, 128];
 const MAX_REQUESTS = 2 * Math.max(...CONNECTIONS);
 
 /**
- * @typedef {object} Load one number of connections, each of which asks as soon as it is answered
+ * @typedef {object} Load one number of connections, each of which sends its next request as soon as the last is answered
  * @property {number} connections
  * @property {number} speed texts per second
  * @property {number} p50 seconds from request to answer
@@ -43,7 +43,7 @@ export async function measureServe(model, texts, maxTokens) {
       const { seconds } = await ask(texts, agent);
       const loads = [];
       for (const connections of CONNECTIONS) {
-        // A single one takes its time.
+        // A single connection is slow.
         const some = texts.slice(0, Math.min(texts.length, 16 * connections));
         loads.push({ connections, ...(await load(some, connections, (text) => ask(text, agent))) });
       }

@@ -1,4 +1,4 @@
-/** The texts that are embedded: real functions, questions about them, and texts of an exact length. */
+/** The texts that are embedded: real functions, questions about them, and texts of exact lengths. */
 
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
@@ -29,7 +29,7 @@ const PYTHON_PACKAGES = [
  *
  * @param {string} folder of the model
  * @param {object} sizes see `run.mjs`
- * @param {boolean} withSymbols a large file stays in a driver's memory, and the engine's is measured
+ * @param {boolean} withSymbols whether to add the many symbols, which stay in the memory of a driver
  */
 export function makeLists(folder, sizes, withSymbols) {
   const functions = realFunctions(Math.max(sizes.functions, sizes.delayTexts));
@@ -61,7 +61,7 @@ function pythonLibrary() {
   return stdout?.trim();
 }
 
-/** Distinct functions, spread evenly over everything that was found, in its order. */
+/** Distinct functions, taken evenly from all that were found, in their order. */
 function realFunctions(count) {
   const library = pythonLibrary();
   const distinct = distinctFunctions(PYTHON_PACKAGES.flatMap((name) => (library ? [path.join(library, name)] : [])));
@@ -70,8 +70,8 @@ function realFunctions(count) {
 }
 
 /**
- * The same over the whole of Python's standard library, its tests included where they are installed; fewer where there
- * are not so many.
+ * The same from the whole of Python's standard library, with its tests if they are installed; fewer if there are not
+ * enough.
  */
 function manyFunctions(count) {
   const library = pythonLibrary();
@@ -100,7 +100,7 @@ function questionsAbout(functions) {
   return [...new Set(questions)];
 }
 
-/** Some texts within the token limit, and some that have to be cut. */
+/** Some texts within the token limit, and some that exceed it. */
 function byLimit(modelFolder, maxTokens, texts) {
   const require = createRequire(path.join(ROOT, "dist/lib/"));
   const { TextTokenizer } = require("./tokenizer.js");
@@ -129,7 +129,7 @@ function textsOfLengths(modelFolder, lengths) {
   return lengths.map((tokens) => Array.from({ length: tokens - 2 }, word).join(" "));
 }
 
-/** Lengths from 3 to `longest`, short ones more often, as symbols of code are. */
+/** Lengths from 3 to `longest`, short ones more often, as of symbols in code. */
 function randomLengths(count, longest) {
   const random = new Random("lengths");
   return Array.from({ length: count }, () => Math.floor(3 * (longest / 3) ** random.next()));
