@@ -158,7 +158,7 @@ async function withShortTimeLimit(use) {
     file,
     `const limits = require(${JSON.stringify(path.join(ROOT, "dist/lib/time_limit.js"))});
      const { withinTimeLimit } = limits;
-     limits.withinTimeLimit = (limitMs, work) => withinTimeLimit(limitMs / 20, work);`,
+     limits.withinTimeLimit = (limitMs, work) => withinTimeLimit(Math.ceil(limitMs / 20), work);`,
   );
   process.env.NODE_OPTIONS = `--require ${JSON.stringify(file)}`;
   try {
