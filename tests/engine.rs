@@ -434,7 +434,7 @@ fn busy_model(backend: Backend) -> (Model, Arc<Ticket>, Outcome) {
     };
     let model = Model::load(folder.path(), &options).unwrap();
     // Minutes of work for each text, whose single operators take a second at most: that is how often it can be interrupted.
-    let words = if backend == Backend::Mlx { 2000 } else { 4000 };
+    let words = if backend == Backend::Mlx { 1000 } else { 4000 };
     let long = |name: &str| format!("{name} {}", "word ".repeat(words));
     let (ticket, outcome) = submit(&model, vec![long("a"), long("b"), long("c")], false);
     // Tokenizing takes some milliseconds.
