@@ -1,4 +1,4 @@
-/** Arguments that are hostile or huge: whatever a caller passes, what comes back has a code, and the event loop goes on. */
+/** Hostile and huge arguments: whatever a caller passes, errors have a code, and the event loop is not blocked. */
 
 import assert from "node:assert/strict";
 import { getEventListeners } from "node:events";
@@ -179,7 +179,7 @@ for (const backend of BACKENDS) {
       for (const [what, source] of Object.entries(SOURCES)) await assertRefused(what, () => drain(source));
     });
 
-    test("what a source throws is what the caller gets", async () => {
+    test("an error thrown by a source reaches the caller unchanged", async () => {
       for (const [what, source] of Object.entries(THROWING_SOURCES)) {
         for (const thrown of THROWN) {
           const failure = await failureOf(() => drain(source(thrown)));
@@ -198,7 +198,7 @@ for (const backend of BACKENDS) {
       }
     });
 
-    test("what a callback throws is what the caller gets", async () => {
+    test("an error thrown by a callback reaches the caller unchanged", async () => {
       for (const thrown of THROWN) {
         const callback = () => fail(thrown);
         const long = ["word ".repeat(1000)];
@@ -308,13 +308,13 @@ test("hostile arguments of load, pull, exportOnnx, init and the process-wide emb
   );
 });
 
-test("methods on something that is no embedder", async () => {
+test("methods called on an object that is not an embedder", async () => {
   for (const [method, argument] of [["embed", ["a"]], ["embedQuery", "a"], ["info"]]) {
     await assertRefused(method, () => Embedder.prototype[method].call({}, argument), "INFERENCE_FAILED");
   }
 });
 
-test("a list of holes is refused at once, however long", { timeout: 20_000 }, async () => {
+test("a sparse list is refused at once, however long", { timeout: 20_000 }, async () => {
   const embedder = await Embedder.load(await model("bert_mean"));
   await assert.rejects(embedder.embed(new Array(2 ** 32 - 1)), embedderError("INVALID_ARGUMENT", "stream"));
   await assert.rejects(embedder.embed(new Array(MAX_TEXTS)), embedderError("INVALID_ARGUMENT", "texts[0]"));
@@ -324,8 +324,8 @@ test("a list of holes is refused at once, however long", { timeout: 20_000 }, as
   await embedder.close();
 });
 
-describe("the event loop has its turns", () => {
-  test("while texts are handed on, however short", async () => {
+describe("the event loop is not blocked", () => {
+  test("while texts are handed to the addon, however short", async () => {
     const sizes = [];
     await inSlices(new Array(100_000).fill(""), (slice) => sizes.push(slice.length));
     assert.equal(
@@ -361,7 +361,9 @@ describe("the event loop has its turns", () => {
   });
 });
 
-test("a user without a home folder is told what to set", { skip: process.platform === "win32" }, async () => {
+test("without a home folder, the error says which variable to set", {
+  skip: process.platform === "win32",
+}, async () => {
   const body = `
     require("node:os").homedir = () => { throw new Error("ENOENT: no such file or directory, uv_os_homedir"); };
     require("./dist/embedder.js").pull("org/model", { offline: true })

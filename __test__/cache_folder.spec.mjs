@@ -1,4 +1,4 @@
-/** Where the package keeps what it may lose: one rule for the addon, the scripts, the benchmarks and MLX. */
+/** The cache folder: one rule for the addon, the scripts, the benchmarks and MLX. */
 
 import assert from "node:assert/strict";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
@@ -38,7 +38,7 @@ for (const [platform, env, expected] of [
   });
 }
 
-test("scripts, benchmarks and the addon ask the one rule", async () => {
+test("scripts, benchmarks and the addon use the same rule", async () => {
   const folder = packageCacheFolder();
   assert.equal(cacheFolder(), folder);
   assert.equal(starterModelFolder(), path.join(folder, "models", "all-MiniLM-L6-v2"));
@@ -51,7 +51,7 @@ test("scripts, benchmarks and the addon ask the one rule", async () => {
   assert.equal(readdirSync(path.join(cache, "quantized")).length, 1);
 });
 
-test("no other place computes a cache folder", () => {
+test("the cache folder is computed in one place", () => {
   const sources = ["src", "lib", "cli", "scripts", "benches", "xtask/src"].flatMap((folder) =>
     readdirSync(path.join(ROOT, folder), { recursive: true })
       .map((name) => `${folder}/${String(name).split(path.sep).join("/")}`)

@@ -76,7 +76,7 @@ test("help loads neither the addon nor the package's API", async () => {
   assert.doesNotMatch(loaded, /embedder\.js|native\.js|hub/);
 });
 
-test("wrong calls: exit code 2 and one line that names what is wrong", async () => {
+test("usage errors: exit code 2 and one line that says what is wrong", async () => {
   const folder = await model("bert_mean");
   for (const [args, ...parts] of [
     [["embd"], "unknown command 'embd'", "embed"],
@@ -121,7 +121,7 @@ test("failures: exit code 1, one line, no stack; with --json an object", async (
   assert.match(stderr, /^error \[ENOENT\]: .*nowhere/);
 });
 
-test("embed: lines to JSON lines, equal to the Embedder's vectors and in order", async () => {
+test("embed: turns lines into JSON lines, in order, with the vectors of Embedder", async () => {
   const folder = await model("nomic_mean_dynamic");
   for (const kind of ["document", "query"]) {
     const { status, stdout, stderr } = await run(["embed", folder, `--kind=${kind}`], TEXTS.join("\n"));
@@ -136,7 +136,7 @@ test("embed: lines to JSON lines, equal to the Embedder's vectors and in order",
   }
 });
 
-test("embed: line ends, byte order mark, and what follows the last line", async () => {
+test("embed: line endings, a byte order mark, and text after the last line ending", async () => {
   const folder = await model("bert_mean");
   const vectors = await expected(folder, ["one", "", "two"]);
   for (const input of ["one\n\ntwo\n", "one\r\n\r\ntwo\r\n", "\ufeffone\n\ntwo"]) {
@@ -150,7 +150,7 @@ test("embed: line ends, byte order mark, and what follows the last line", async 
   assert.deepEqual(await run(["embed", folder, "-q"]), { status: 0, signal: null, stdout: "", stderr: "" });
 });
 
-test("embed: JSON lines, ids handed on, bad lines reported by number, exit code 1", async () => {
+test("embed: JSON lines keep their ids, invalid lines are reported by number, exit code 1", async () => {
   const folder = await model("bert_mean");
   const lines = [
     '{"code":"one","id":"a"}',
@@ -185,7 +185,7 @@ test("embed: JSON lines, ids handed on, bad lines reported by number, exit code 
   assert.deepEqual(messages.find(({ summary }) => summary).summary.badLines, 5);
 });
 
-test("embed: a line that is too long is left out without being read into memory", async () => {
+test("embed: a line that is too long is skipped without being read into memory", async () => {
   const folder = await model("bert_mean");
   const input = Buffer.concat([Buffer.from("one\n"), Buffer.alloc(17 << 20, "x"), Buffer.from("\ntwo\n")]);
   const { status, stdout, stderr } = await run(["embed", folder], input);
@@ -237,14 +237,14 @@ for (const encoding of ["float32", "int8", "binary"]) {
   });
 }
 
-test("embed: a .npy file of no texts has a width nevertheless", async () => {
+test("embed: a .npy file of no texts still has a width", async () => {
   const file = path.join(temporaryFolder(), "none.npy");
   assert.equal((await run(["embed", await model("bert_mean"), "-o", file])).status, 0);
   assert.deepEqual(readNpy(file), []);
   assert.match(readFileSync(file, "latin1"), /'shape': \(0, 48\)/);
 });
 
-test("embed: devices are not replaced, links stay links", POSIX, async () => {
+test("embed: an output that is a device or a link is not replaced", POSIX, async () => {
   const folder = await model("bert_mean");
   const { status, stderr } = await run(["embed", folder, "-o", "/dev/null"], "one");
   assert.equal(status, 1);
@@ -301,7 +301,7 @@ test("embed: the order of many texts is kept, in bounded memory", async () => {
   assert.ok(late < 400, `${late} MB`);
 });
 
-test("embed: waits while nobody takes its output", POSIX, async () => {
+test("embed: stops reading while its output is not read", POSIX, async () => {
   const { child, output, ended } = start(["embed", await model("bert_mean"), "-q"]);
   child.stdout.pause();
   // As much as pipes and read-ahead hold is taken, the rest is not.
@@ -324,7 +324,7 @@ test("embed: waits while nobody takes its output", POSIX, async () => {
   assert.equal(records(output.stdout).length, written);
 });
 
-test("embed: a reader that leaves ends it quietly", POSIX, async () => {
+test("embed: ends quietly when the reader of its output goes away", POSIX, async () => {
   const { child, ended, says } = start(["embed", await model("bert_mean"), "-q"]);
   const feed = setInterval(() => child.stdin.writableNeedDrain || child.stdin.write("line\n".repeat(1000)), 1);
   await says(/\n/);
@@ -338,7 +338,7 @@ for (const [signalName, exitCode] of [
   ["SIGINT", 130],
   ["SIGTERM", 143],
 ]) {
-  test(`embed: ${signalName} ends it cleanly and leaves no file`, POSIX, async () => {
+  test(`embed: ends cleanly on ${signalName} and leaves no file`, POSIX, async () => {
     const dir = temporaryFolder();
     const { child, output, ended } = start(["embed", await model("bert_mean"), "-o", path.join(dir, "out.npy")]);
     child.stdin.write("line\n".repeat(2000));
@@ -350,7 +350,7 @@ for (const [signalName, exitCode] of [
   });
 }
 
-test("embed: killed in the middle, it leaves nothing under the final name", async () => {
+test("embed: leaves nothing under the final name when it is killed", async () => {
   const dir = temporaryFolder();
   const target = path.join(dir, "out.npy");
   const args = ["embed", await model("bert_mean"), "-o", target];
@@ -364,7 +364,7 @@ test("embed: killed in the middle, it leaves nothing under the final name", asyn
   assert.equal(readNpy(target).length, 2);
 });
 
-test("models: a table, and all that is known as JSON", async () => {
+test("models: a table, and every fact as JSON", async () => {
   const { status, stdout } = await run(["models"]);
   assert.equal(status, 0);
   for (const { id } of api.KNOWN_MODELS) assert.ok(stdout.includes(id));
@@ -409,7 +409,7 @@ test("export: the graph, float32 and int8", async () => {
   }
 });
 
-test("doctor: finds nothing wrong with a sound model, and compares the backends", async () => {
+test("doctor: finds no problem with a valid model, and compares the backends", async () => {
   const folder = await model("nomic_cls");
   const { status, stdout, stderr } = await run(["doctor", folder, "--json", "--measure=0.1"]);
   assert.equal(status, 0, stdout + stderr);
@@ -439,7 +439,7 @@ test("doctor: finds nothing wrong with a sound model, and compares the backends"
   );
 });
 
-test("doctor: without a model a tiny one stands in, on the same backends", async () => {
+test("doctor: uses a tiny model if none is given, on the same backends", async () => {
   const { status, stdout, stderr } = await run(["doctor"]);
   assert.equal(status, 0, stdout + stderr);
   for (const name of ["onnx", "onnx-js"]) assert.match(stdout, new RegExp(`^${name} +works`, "m"));

@@ -1,4 +1,4 @@
-/** What a command reads and writes, where that is hostile: control characters, odd inputs, outputs that fail. */
+/** Hostile input and output of commands: control characters, odd inputs, outputs that fail. */
 
 import assert from "node:assert/strict";
 import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -29,14 +29,14 @@ async function onTerminal(args, cwd) {
   return stdout.replaceAll("\r\n", "\n").replaceAll("\r\u001b[K", "");
 }
 
-test("control characters are shown as JSON writes them; tabs and line feeds stay", () => {
+test("control characters are shown as JSON escapes; tabs and line feeds stay", () => {
   assert.equal(printable(HOSTILE), "a\\u001b[31mb\\u001b]0;title\\u0007c\\u009b2Jd\\u000de\\u202ef\\u2066\\u007f");
   assert.equal(printable("ü\t日本\n🚀 👩‍👩‍👧"), "ü\t日本\n🚀 👩‍👩‍👧");
   assert.deepEqual(JSON.parse(printable(JSON.stringify({ [HOSTILE]: HOSTILE }))), { [HOSTILE]: HOSTILE });
   assert.equal(table([["a\nb", "c"]]), "a\\nb  c", "a name cannot begin a line");
 });
 
-test("nothing is written but through terminal.ts", () => {
+test("only terminal.ts writes to the terminal", () => {
   const folder = path.join(ROOT, "cli");
   for (const name of readdirSync(folder).filter((file) => file.endsWith(".ts") && file !== "terminal.ts")) {
     assert.doesNotMatch(
@@ -47,7 +47,7 @@ test("nothing is written but through terminal.ts", () => {
   }
 });
 
-test("names of files, models and flags: standard error gets no control characters", POSIX, async () => {
+test("standard error gets no control characters from names of files, models and flags", POSIX, async () => {
   const folder = temporaryFolder();
   const file = path.join(folder, `${HOSTILE}\nerror: a line of its own`);
   writeFileSync(file, "a text\n\xff", "latin1");
@@ -74,7 +74,7 @@ test("names of files, models and flags: standard error gets no control character
   }
 });
 
-test("on a terminal, standard output shows them too; a pipe gets names as they are", LINUX, async (t) => {
+test("standard output escapes control characters on a terminal; a pipe gets names unchanged", LINUX, async (t) => {
   const isThere = await processes.run("script", ["--version"]).catch(() => undefined);
   if (isThere?.status !== 0) return t.skip("script(1) is not installed");
   const folder = temporaryFolder();
@@ -95,7 +95,7 @@ test("on a terminal, standard output shows them too; a pipe gets names as they a
   assert.match(diagnosis, /PROBLEM/);
 });
 
-test("embed: NUL bytes, byte order marks within, separators of Unicode are text; invalid UTF-8 is reported", async () => {
+test("embed: NUL bytes, inner byte order marks and Unicode separators are text; invalid UTF-8 is reported", async () => {
   const folder = await model("bert_mean");
   const input = Buffer.concat([
     Buffer.from("a\0b\r\n"),
@@ -116,7 +116,7 @@ test("embed: NUL bytes, byte order marks within, separators of Unicode are text;
   );
 });
 
-test("embed: a folder, or a file that is gone, is refused before anything is loaded", async () => {
+test("embed: a folder or a missing file is refused before anything is loaded", async () => {
   const folder = temporaryFolder();
   for (const [file, code] of [
     [folder, "EISDIR"],
@@ -129,7 +129,7 @@ test("embed: a folder, or a file that is gone, is refused before anything is loa
   }
 });
 
-test("embed: a pipe is a file to read", POSIX, async () => {
+test("embed: reads from a named pipe", POSIX, async () => {
   const fifo = path.join(temporaryFolder(), "pipe");
   assert.equal((await processes.run("mkfifo", [fifo])).status, 0);
   const writer = processes.start("sh", ["-c", 'printf "a\\nb\\n" > "$0"', fifo]);
@@ -139,34 +139,38 @@ test("embed: a pipe is a file to read", POSIX, async () => {
   assert.equal(stdout.trim().split("\n").length, 2);
 });
 
-test("embed: output that cannot be written is one line with the file's name, and leaves nothing", LINUX, async () => {
-  const fixture = await model("bert_mean");
-  const folder = temporaryFolder();
-  const input = path.join(folder, "input");
-  writeFileSync(input, "a text\n".repeat(2000));
-  for (const [output, message] of [
-    ["/dev/full", /^error \[INVALID_OUTPUT\]: \/dev\/full/],
-    [folder, /^error \[INVALID_OUTPUT\]/],
-    [path.join(folder, "nowhere/x.npy"), /^error \[ENOENT\]: cannot write .*nowhere\/x\.npy/],
-    [path.join(input, "x.npy"), /^error \[ENOTDIR\]: cannot write .*input\/x\.npy/],
-    ["/proc/x.npy", /^error \[E\w+\]: cannot write \/proc\/x\.npy/],
-  ]) {
-    const { status, stdout, stderr } = await run(["embed", fixture, input, "-q", "-o", output]);
-    assert.equal(status, 1, output);
-    assert.equal(stdout, "");
-    assert.match(stderr, message);
-    assert.equal(stderr.trim().split("\n").length, 1);
-  }
-  for (const name of ["x.npy", "x.jsonl"]) {
-    const output = path.join(folder, name);
-    const shell = `ulimit -f 64; exec "$0" "$@"`;
-    const args = ["-c", shell, process.execPath, MAIN, "embed", fixture, input, "-q", "-o", output];
-    const { status, stderr } = await processes.run("bash", args);
-    assert.equal(status, 1, stderr);
-    assert.match(stderr, new RegExp(`^error \\[EFBIG\\]: cannot write .*/${name}: EFBIG`));
-  }
-  assert.deepEqual(readdirSync(folder), ["input"]);
-});
+test(
+  "embed: an output that cannot be written gives a one-line error with its name, and leaves nothing",
+  LINUX,
+  async () => {
+    const fixture = await model("bert_mean");
+    const folder = temporaryFolder();
+    const input = path.join(folder, "input");
+    writeFileSync(input, "a text\n".repeat(2000));
+    for (const [output, message] of [
+      ["/dev/full", /^error \[INVALID_OUTPUT\]: \/dev\/full/],
+      [folder, /^error \[INVALID_OUTPUT\]/],
+      [path.join(folder, "nowhere/x.npy"), /^error \[ENOENT\]: cannot write .*nowhere\/x\.npy/],
+      [path.join(input, "x.npy"), /^error \[ENOTDIR\]: cannot write .*input\/x\.npy/],
+      ["/proc/x.npy", /^error \[E\w+\]: cannot write \/proc\/x\.npy/],
+    ]) {
+      const { status, stdout, stderr } = await run(["embed", fixture, input, "-q", "-o", output]);
+      assert.equal(status, 1, output);
+      assert.equal(stdout, "");
+      assert.match(stderr, message);
+      assert.equal(stderr.trim().split("\n").length, 1);
+    }
+    for (const name of ["x.npy", "x.jsonl"]) {
+      const output = path.join(folder, name);
+      const shell = `ulimit -f 64; exec "$0" "$@"`;
+      const args = ["-c", shell, process.execPath, MAIN, "embed", fixture, input, "-q", "-o", output];
+      const { status, stderr } = await processes.run("bash", args);
+      assert.equal(status, 1, stderr);
+      assert.match(stderr, new RegExp(`^error \\[EFBIG\\]: cannot write .*/${name}: EFBIG`));
+    }
+    assert.deepEqual(readdirSync(folder), ["input"]);
+  },
+);
 
 test("a full standard output is an error with a code, for every command that prints", LINUX, async () => {
   const fixture = await model("bert_mean");

@@ -23,7 +23,7 @@ import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs"
 import { runNode } from "./support/processes.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
-const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches", "fuzz"].flatMap(markdownIn)];
+const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches/results", "fuzz"].flatMap(markdownIn)];
 const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
 const BENCH = path.join(cacheFolder(), "bench");
 
@@ -184,7 +184,7 @@ const ERROR_CODES = [
     .matchAll(/^ {2}"([A-Z_]+)",$/gm),
 ].map(([, code]) => code);
 
-test("troubleshooting has a heading for every error code, and for no other", () => {
+test("troubleshooting has a heading for each error code, and no others", () => {
   const headings = [...read(TROUBLESHOOTING).matchAll(/^## `(.+)`$/gm)].map(([, code]) => code);
   assert.ok(ERROR_CODES.length > 0);
   assert.deepEqual(headings.toSorted(), ERROR_CODES.toSorted());
@@ -208,7 +208,7 @@ function messageSources() {
 const FRAMES =
   /…|: expected |, found |: not found; (?:expected )?| is not supported; |the \S+ backend is not available: |(?:inference|tokenization) failed: /;
 
-test("every message in troubleshooting is one that the sources have", () => {
+test("every message in troubleshooting exists in the sources", () => {
   const sources = messageSources();
   const unknown = [];
   let count = 0;
@@ -229,7 +229,7 @@ async function knownOptions(call) {
   return message.match(/\(known: (.+)\)/)[1].split(", ");
 }
 
-test("every option is in the documents", async () => {
+test("every option is documented", async () => {
   const embedder = await api.Embedder.load(STARTER_MODEL);
   const options = [
     ...(await knownOptions((misspelt) => api.Embedder.load(STARTER_MODEL, misspelt))),
@@ -245,7 +245,7 @@ test("every option is in the documents", async () => {
   );
 });
 
-test("docs/models.md lists the known models as the package has them", () => {
+test("docs/models.md lists the models of KNOWN_MODELS", () => {
   const cell = (prompt) => (prompt === "" ? "" : `\`${prompt}\``);
   const rows = api.KNOWN_MODELS.map(
     ({ id, dimension, maxTokens, pooling, queryPrompt, documentPrompt, license }) =>

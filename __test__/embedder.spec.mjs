@@ -23,7 +23,7 @@ const TEXTS = [
 for (const backend of BACKENDS) {
   const load = async (name, options, use) => withEmbedder(await model(name), { ...options, backend }, use);
 
-  test(`${backend}: a text's vector depends neither on order, nor on its neighbours, nor on repetition`, () =>
+  test(`${backend}: a text's vector does not depend on order, on neighbours or on repetition`, () =>
     load("nomic_cls", {}, async (embedder) => {
       const together = await embedder.embed(TEXTS);
       const reversed = (await embedder.embed(TEXTS.toReversed())).reverse();
@@ -36,7 +36,7 @@ for (const backend of BACKENDS) {
       }
     }));
 
-  test(`${backend}: vectors have length 1, unless normalize is off`, async () => {
+  test(`${backend}: vectors have length 1 unless normalize is off`, async () => {
     const length = (vector) => Math.hypot(...vector);
     await load("bert_mean", {}, async (embedder) => {
       for (const vector of await embedder.embed(TEXTS)) assert.ok(Math.abs(length(vector) - 1) < 1e-6);
@@ -133,7 +133,7 @@ for (const backend of BACKENDS) {
     assert.equal(new Set([plain, ...all]).size, others.length + 1);
   });
 
-  test(`${backend}: several models live side by side, and calls may overlap`, () =>
+  test(`${backend}: several models work side by side, and calls may overlap`, () =>
     load("bert_mean", {}, (one) =>
       load("nomic_cls", {}, async (other) => {
         const calls = Array.from({ length: 8 }, (_, index) => [one, other][index % 2].embed(TEXTS));
@@ -158,7 +158,7 @@ for (const backend of BACKENDS) {
   });
 }
 
-test("the backend says what it is", async () => {
+test("backend and isGpu say what is used", async () => {
   await withEmbedder(await model("bert_cls_f16"), {}, (embedder) => {
     assertNothingFailed(embedder);
     assert.equal(embedder.isGpu, embedder.backend === "mlx");
@@ -171,7 +171,7 @@ test("the backend says what it is", async () => {
   });
 });
 
-test("SEMANTIC_SEARCH_MODEL and SEMANTIC_SEARCH_BACKEND replace the defaults only", async (t) => {
+test("SEMANTIC_SEARCH_MODEL and SEMANTIC_SEARCH_BACKEND replace only the defaults", async (t) => {
   process.env.SEMANTIC_SEARCH_MODEL = await model("bert_mean");
   process.env.SEMANTIC_SEARCH_BACKEND = "onnx-js";
   t.after(() => {

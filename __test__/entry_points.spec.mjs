@@ -74,7 +74,7 @@ for (const how of Object.keys(LOADERS)) {
     assert.deepEqual([loaded.backend, loaded.length], [loaded.isGpu ? "mlx" : "onnx", loaded.dimension]);
   });
 
-  test(`${how}: everything that is documented is exported`, async () => {
+  test(`${how}: everything documented is exported`, async () => {
     const [names] = await child(
       installed(),
       how,
@@ -127,7 +127,7 @@ for (const how of Object.keys(LOADERS)) {
     );
   });
 
-  test(`${how}: with nothing that could compute, the error tells all reasons`, async () => {
+  test(`${how}: without any backend, the error gives all reasons`, async () => {
     const { code, message } = await load(installed({ addon: "hidden", dependencies: ["@huggingface/tokenizers"] }));
     assert.equal(code, "BACKEND_UNAVAILABLE");
     assert.match(message, /onnxruntime-node/);
@@ -180,7 +180,7 @@ for (const how of Object.keys(LOADERS)) {
   });
 }
 
-test("ONNX Runtime's library is taken from what was unpacked beside an Electron archive", async () => {
+test("ONNX Runtime's library is loaded from the unpacked files of an Electron archive", async () => {
   const user = path.join(temporaryFolder(), "app.asar");
   cpSync(installed({ dependencies: ["@huggingface/tokenizers"] }), user, { recursive: true, verbatimSymlinks: true });
   // In the archive only what JavaScript reads, as the linker would see it.
@@ -195,7 +195,7 @@ test("ONNX Runtime's library is taken from what was unpacked beside an Electron 
   assert.equal(backend, "onnx");
 });
 
-test("the command line, through the link that npm makes", {
+test("the command line works through the link that npm creates", {
   skip: process.platform === "win32" ? "npm writes a script instead there" : false,
 }, async () => {
   const folder = await model("bert_mean");
@@ -229,7 +229,7 @@ test("the command line, through the link that npm makes", {
   }
 });
 
-test("worker threads load, embed and end without harm to each other or the main thread", async () => {
+test("worker threads load, embed and end without affecting each other or the main thread", async () => {
   const body = `
     const { Worker } = require("node:worker_threads");
     const source = \`

@@ -1,4 +1,4 @@
-/** One test per error: its code, what its message names, and that the process lives on. */
+/** One test per error: its code, what its message names, and that the process survives. */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -26,7 +26,7 @@ for (const backend of BACKENDS) {
       await assert.rejects(Embedder.load(folder, { ...options, backend }), embedderError(...expected));
     });
 
-  test(`${backend}: texts that are no array`, async () => {
+  test(`${backend}: texts that are not an array`, async () => {
     for (const [texts, found] of [
       ["text", '"text"'],
       [undefined, "undefined"],
@@ -39,7 +39,7 @@ for (const backend of BACKENDS) {
     }
   });
 
-  test(`${backend}: a text that is no string is named by its index`, async () => {
+  test(`${backend}: a text that is not a string is named by its index`, async () => {
     await assert.rejects(embedder.embed(["a", "b", 7]), embedderError("INVALID_ARGUMENT", "texts[2]", "a string", "7"));
     // biome-ignore lint/suspicious/noSparseArray: the hole is the point.
     await assert.rejects(embedder.embed(["a", , "c"]), embedderError("INVALID_ARGUMENT", "texts[1]", "undefined"));
@@ -66,7 +66,7 @@ for (const backend of BACKENDS) {
     await assert.rejects(embedder.embed(["word ".repeat(1000)], { onTruncated }), /mine/);
   });
 
-  test(`${backend}: an unknown option, with the nearest known one`, async () => {
+  test(`${backend}: an unknown option is refused with the closest known one`, async () => {
     const folder = await model("bert_mean");
     for (const [name, hint] of [
       ["maxtoken", "maxTokens"],
@@ -357,14 +357,14 @@ test("damaged safetensors are refused, with tensor, expected and found", async (
   await assert.rejects(Embedder.load(folder, { backend: "onnx" }), embedderError("MODEL_INVALID", "model.safetensors"));
 });
 
-test("the fallback says which ONNX files it looked for", async () => {
+test("the fallback lists the ONNX files that it looked for", async () => {
   const folder = await changedModel("bert_mean", { "semantic-search-native.onnx": null });
   const load = (options) => Embedder.load(folder, { backend: "onnx-js", ...options });
   await assert.rejects(load(), embedderError("MODEL_NOT_FOUND", folder, "onnx/model.onnx", "exportOnnx"));
   await assert.rejects(load({ dtype: "int8" }), embedderError("MODEL_NOT_FOUND", "model_quantized.onnx"));
 });
 
-test("the fallback refuses a file that is no ONNX model", async () => {
+test("the fallback refuses a file that is not an ONNX model", async () => {
   const folder = await changedModel("bert_mean", { "semantic-search-native.onnx": "not a protobuf" });
   await assert.rejects(
     Embedder.load(folder, { backend: "onnx-js" }),
@@ -383,7 +383,7 @@ test("the fallback refuses a graph that was exported for other weights", async (
   await withEmbedder(folder, { backend: "onnx-js" }, (embedder) => embedder.embed(["works again"]));
 });
 
-test("a wrong model is an error at once: no fallback", async () => {
+test("an invalid model is an error at once, without falling back", async () => {
   const folder = await changedModel("bert_mean", { "config.json": null });
   await assert.rejects(
     Embedder.load(folder),

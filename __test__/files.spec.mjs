@@ -1,4 +1,4 @@
-/** Files of a model folder that are none, and names in files that lead out of it, for the JavaScript fallback. */
+/** For the JavaScript fallback: what is not a regular file, and names in a model's files that lead out of its folder. */
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -42,7 +42,7 @@ async function load(folder) {
   }
 }
 
-test("what is no regular file is refused by name, not waited for", async () => {
+test("what is not a regular file is refused by name, without waiting for it", async () => {
   const external = tableModel({ table, width: WIDTH, externalData: "table.bin" });
   const files = { "semantic-search-native.onnx": null, "model.onnx": external, "table.bin": Buffer.from(table.buffer) };
   const settings = ["config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"];
@@ -59,7 +59,7 @@ test("what is no regular file is refused by name, not waited for", async () => {
   }
 });
 
-test("a pipe in the Hub's cache is no file of it", { skip: process.platform === "win32" }, async () => {
+test("a pipe in the Hub's cache does not count as a file", { skip: process.platform === "win32" }, async () => {
   const cache = new ModelCache(temporaryFolder(), "org/model", true);
   mkdirSync(path.join(cache.folder, "refs"), { recursive: true });
   REPLACEMENTS["a named pipe"].replace(path.join(cache.folder, "refs", "main"));
@@ -119,7 +119,7 @@ const PLACES = {
   "a step of a training": [20, 2, 1, 5, 5],
 };
 
-test("external data stays inside the folder, wherever in the graph it hides", () => {
+test("external data outside the folder is refused, wherever the graph refers to it", () => {
   const dir = temporaryFolder();
   const graph = tableModel({ table: table.subarray(0, WIDTH), width: WIDTH });
   const find = (bytes) => {
@@ -147,7 +147,7 @@ test("external data stays inside the folder, wherever in the graph it hides", ()
   for (const bytes of twice) assert.throws(() => find(hidden([7, 5], bytes)), refused);
 });
 
-test("what is no ONNX model from its first byte to its last is refused", () => {
+test("a file that is not an ONNX model from first to last byte is refused", () => {
   const dir = temporaryFolder();
   const graph = tableModel({ table: table.subarray(0, WIDTH), width: WIDTH });
   const outside = field(5, field(13, Buffer.concat([field(1, "location"), field(2, "../x")])));

@@ -1,4 +1,4 @@
-/** Both backends against vectors of sentence-transformers (see tests/fixtures/README.md). */
+/** Every backend against vectors of sentence-transformers (see tests/fixtures/README.md). */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -33,20 +33,26 @@ for (const backend of BACKENDS) {
   }
 
   test(`all-MiniLM-L6-v2 gives its golden vectors on ${backend}`, async () => {
-    const { texts, truncated, vectors } = golden("all-MiniLM-L6-v2");
+    const { texts: all, truncated, vectors } = golden("all-MiniLM-L6-v2");
     const bytes = Buffer.from(vectors, "base64");
     const expected = new Float32Array(new Uint8Array(bytes).buffer);
     await withEmbedder(STARTER_MODEL, { backend }, async (embedder) => {
+      // On a CPU, MLX takes a second or more for each long text: two of them are enough.
+      const isSlow = backend === "mlx" && !embedder.isGpu;
+      const long = [...all.keys()].filter((index) => all[index].length > 500);
+      const chosen = [...all.keys()].filter((index) => !isSlow || !long.slice(2).includes(index));
       const cut = new Set();
-      const actual = await embedder.embed(texts, {
-        onTruncated: (indices) => indices.forEach((index) => void cut.add(index)),
-      });
-      for (const [index, vector] of actual.entries()) {
-        assertClose(vector, expected.subarray(index * 384, (index + 1) * 384), 1e-5, texts[index]);
+      const actual = await embedder.embed(
+        chosen.map((index) => all[index]),
+        { onTruncated: (rows) => rows.forEach((row) => void cut.add(chosen[row])) },
+      );
+      for (const [row, vector] of actual.entries()) {
+        const index = chosen[row];
+        assertClose(vector, expected.subarray(index * 384, (index + 1) * 384), 1e-5, all[index]);
       }
       assert.deepEqual(
-        [...texts.keys()].map((index) => cut.has(index)),
-        truncated,
+        chosen.map((index) => cut.has(index)),
+        chosen.map((index) => truncated[index]),
       );
     });
   });

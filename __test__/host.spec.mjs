@@ -1,4 +1,4 @@
-/** Nothing brings the host down: what a model's files, the system or a limit refuse is an error, and the process goes on. */
+/** Nothing crashes the host process: panics, refused threads, and lack of files or memory are errors. */
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
@@ -59,7 +59,7 @@ const PANICKING_TOKENIZER = (json) => ({
 });
 
 for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
-  test(`${backend}: a panic of a library while a model is loaded is an error`, async () => {
+  test(`${backend}: a panic in a library while loading is an error`, async () => {
     const folder = await changedModel("bert_mean", { "tokenizer.json": PANICKING_TOKENIZER });
     const [loaded, initialized] = await inChild(
       folder,
@@ -73,7 +73,9 @@ for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
   });
 
   // Rust asks the system for a stack of this size, and the system refuses.
-  test(`${backend}: a refused thread is an error, and the process ends`, { skip: !IS_LINUX }, async () => {
+  test(`${backend}: a thread that cannot be started is an error, and the process ends`, {
+    skip: !IS_LINUX,
+  }, async () => {
     const outcomes = await inChild(
       await model("bert_mean"),
       `report(await outcome(() => Embedder.load(MODEL, { backend: "${backend}" })));
@@ -89,7 +91,7 @@ for (const backend of BACKENDS.filter((name) => name !== "onnx-js")) {
   });
 }
 
-test("want of open files while the addon is loaded is not remembered", { skip: !IS_LINUX }, async () => {
+test("running out of file descriptors while the addon is loaded is not remembered", { skip: !IS_LINUX }, async () => {
   const [refused, loaded] = await inChild(
     await model("bert_mean"),
     `const { closeSync, openSync } = require("node:fs");
@@ -108,7 +110,7 @@ test("want of open files while the addon is loaded is not remembered", { skip: !
   assert.ok(BACKENDS.filter((name) => name !== "onnx-js").includes(loaded), loaded);
 });
 
-test("more vectors than there is memory for are an error, and the next call works", { skip: !IS_LINUX }, async () => {
+test("vectors that do not fit into memory are an error, and the next call works", { skip: !IS_LINUX }, async () => {
   // A million vectors of six times 48 dimensions are 1.1 GB, more than is left once a model is loaded.
   const [start] = await inChild(
     "",
@@ -135,7 +137,7 @@ test("more vectors than there is memory for are an error, and the next call work
   assert.equal(next, 1);
 });
 
-test("the addon refuses what is no text with a code, whoever calls it", () => {
+test("the addon refuses what is not a text with a code, whoever calls it", () => {
   const { Call } = createRequire(import.meta.url)("../index.js");
   // biome-ignore lint/suspicious/noSparseArray: the hole is the point.
   for (const texts of ["text", undefined, { length: 1 }, [7], ["a", null], ["a", , "c"], new Array(5)]) {

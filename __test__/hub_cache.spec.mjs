@@ -27,7 +27,7 @@ function assertRight(folder) {
   }
 }
 
-describe("refs that cannot both have a file", () => {
+describe("refs whose files are in each other's way", () => {
   for (const [first, second] of [
     ["a", "a/b"],
     ["a/b", "a"],
@@ -56,7 +56,7 @@ describe("refs that cannot both have a file", () => {
     });
   }
 
-  test("the ref gets its own place as soon as that is free, and the old one counts no more", async () => {
+  test("a ref moves to its own place as soon as that is free, and the old file is ignored", async () => {
     const { hub, options } = await hubWith({}, { branches: { a: COMMIT, "a/b": COMMIT } });
     await pull(`${ID}@a`, options);
     await pull(`${ID}@a/b`, options);
@@ -71,7 +71,7 @@ describe("refs that cannot both have a file", () => {
   });
 });
 
-describe("whatever the file system answers has a code", () => {
+describe("file system errors have a code", () => {
   for (const inTheWay of [
     "refs",
     "blobs",
@@ -80,7 +80,7 @@ describe("whatever the file system answers has a code", () => {
     "trees",
     `snapshots/${COMMIT}/config.json/x`,
   ]) {
-    test(`${inTheWay} is taken`, async () => {
+    test(`a file is in the way of ${inTheWay}`, async () => {
       const { options } = await hubWith();
       mkdirSync(path.dirname(path.join(repository(options), inTheWay)), { recursive: true });
       writeFileSync(path.join(repository(options), inTheWay), "in the way");
@@ -88,7 +88,7 @@ describe("whatever the file system answers has a code", () => {
     });
   }
 
-  test("an error that onProgress throws is the caller's, even where it looks like one of the file system", async () => {
+  test("an error thrown by onProgress reaches the caller, even if it looks like a file system error", async () => {
     const { options } = await hubWith();
     const mine = Object.assign(new Error("EACCES: mine"), { code: "EACCES", syscall: "open" });
     const onProgress = () => {
@@ -104,8 +104,8 @@ describe("whatever the file system answers has a code", () => {
   });
 });
 
-describe("verify", () => {
-  test("a flipped byte is found, and its file alone downloaded again", async () => {
+describe("pull with verify", () => {
+  test("finds a flipped byte and downloads only that file again", async () => {
     for (const revision of ["main", COMMIT]) {
       for (const name of [WEIGHTS, "tokenizer.json", "config.json", "modules.json", "1_Pooling/config.json"]) {
         const { hub, options } = await hubWith();
@@ -125,7 +125,7 @@ describe("verify", () => {
     }
   });
 
-  test("what is right is read and not downloaded; a pinned commit needs no network", async () => {
+  test("downloads nothing that is intact; a pinned commit needs no network", async () => {
     const { hub, options } = await hubWith();
     const folder = await pull(`${ID}@${COMMIT}`, options);
     hub.requests.length = 0;
@@ -136,7 +136,7 @@ describe("verify", () => {
     assert.deepEqual(hub.fileRequests(), []);
   });
 
-  test("offline, the damaged file is named", async () => {
+  test("names the damaged file when offline", async () => {
     const { hub, options } = await hubWith();
     const folder = await pull(ID, options);
     flipByte(path.join(folder, WEIGHTS));
@@ -149,7 +149,7 @@ describe("verify", () => {
     assert.equal(await pull(ID, { ...options, offline: true }), folder);
   });
 
-  test("copies instead of links, and blobs that a new snapshot would take over", async (t) => {
+  test("checks copies instead of links, and blobs that a new snapshot would reuse", async (t) => {
     process.env.HF_HUB_DISABLE_SYMLINKS = "1";
     t.after(() => delete process.env.HF_HUB_DISABLE_SYMLINKS);
     const { hub, options } = await hubWith({}, { branches: { main: COMMIT } });
@@ -161,7 +161,7 @@ describe("verify", () => {
     assertRight(await pull(`${ID}@${OTHER}`, { ...options, offline: true, verify: true }));
   });
 
-  test("a cache without lists of files, as older libraries leave it, is verified by the names of its blobs", async () => {
+  test("checks a cache without lists of files, as left by older libraries, by the names of its blobs", async () => {
     const { options } = await hubWith();
     const folder = await pull(ID, options);
     rmSync(path.join(repository(options), "trees"), { recursive: true });
@@ -179,7 +179,7 @@ describe("verify", () => {
     );
   });
 
-  test("can be given up", async () => {
+  test("can be aborted", async () => {
     const { options } = await hubWith();
     await pull(ID, options);
     const controller = new AbortController();
@@ -189,7 +189,7 @@ describe("verify", () => {
     });
   });
 
-  test("on the command line", async () => {
+  test("works on the command line", async () => {
     const { options } = await hubWith();
     const args = ["pull", ID, "--endpoint", options.endpoint, "--cache-folder", options.cacheFolder];
     const folder = (await run(args)).stdout.trim();

@@ -1,4 +1,4 @@
-/** Which files of a model are downloaded, and what may name them. No test reaches the real Hub. */
+/** Which files of a model are downloaded, and what their names may be. No test reaches the real Hub. */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";

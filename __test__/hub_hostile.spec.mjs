@@ -86,7 +86,7 @@ describe("a list of files", TOGETHER, () => {
     "a second file of the name": { rfilename: "README.md", size: 7 },
   };
   for (const [what, file] of Object.entries(HARMLESS)) {
-    test(`${what} is of no consequence`, async () => {
+    test(`${what} has no effect`, async () => {
       const { hub, options } = await hubWith();
       hub.fault("hub", /api/, (response) => sendJson(response, withFile(file)), 10);
       const snapshot = await pull(ID, options);
@@ -98,7 +98,7 @@ describe("a list of files", TOGETHER, () => {
     });
   }
 
-  test("twenty thousand files are read; more bytes than any list has are not", async () => {
+  test("a list of twenty thousand files is read; one that is too large is not", async () => {
     const { hub, options } = await hubWith();
     const many = (count) => {
       const more = Array.from({ length: count }, (_, index) => ({
@@ -119,7 +119,7 @@ describe("a list of files", TOGETHER, () => {
     ["spaces without end", "", " "],
     ["brackets without end", "", "["],
   ]) {
-    test(`${what} is given up`, async () => {
+    test(`${what} is given up on`, async () => {
       const { hub, options } = await hubWith();
       let sent = 0;
       hub.fault("hub", /api/, (response) => {
@@ -138,7 +138,7 @@ describe("a list of files", TOGETHER, () => {
     });
   }
 
-  test("JSON of great depth is no description of a model", async () => {
+  test("deeply nested JSON is refused", async () => {
     for (const depth of [100_000, 4_000_000]) {
       const { hub, options } = await hubWith();
       hub.fault("hub", /api/, (response) => response.end(`${"[".repeat(depth)}${"]".repeat(depth)}`));
@@ -196,7 +196,7 @@ describe("an answer", TOGETHER, () => {
     "no bytes": (response) => response.end(),
   };
   for (const [what, reply] of Object.entries(ONCE)) {
-    test(`${what} for a file, once, is mended by another attempt`, async () => {
+    test(`${what} for a file, once, is fixed by another attempt`, async () => {
       const { hub, options } = await hubWith();
       hub.fault("hub", /resolve.*tokenizer\.json/, reply, 1);
       const folder = await pull(ID, options);

@@ -1,4 +1,4 @@
-/** `Embedder.load` with a model's name, and the models that are known. No test reaches the real Hub. */
+/** `Embedder.load` with a model's name, and the table of known models. No test reaches the real Hub. */
 
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, symlinkSync } from "node:fs";

@@ -230,7 +230,7 @@ for (const [stage, arrange] of Object.entries(stages)) {
     arrange(hub, () => controller.abort("enough"));
     const started = Date.now();
     await assert.rejects(pull(ID, { ...options, signal: controller.signal }), aborted);
-    assert.ok(Date.now() - started < 5000);
+    assert.ok(Date.now() - started < 20_000);
     assertComplete(await pull(ID, options));
   });
 }

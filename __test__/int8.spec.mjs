@@ -1,4 +1,4 @@
-/** `dtype: "int8"` as users see it, with the real starter model; `tests/int8.rs` has what Rust can test closer by. */
+/** `dtype: "int8"` as users see it, with the real starter model; `tests/int8.rs` has the rest. */
 
 import assert from "node:assert/strict";
 import { chmodSync, copyFileSync, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
@@ -38,7 +38,7 @@ function starterModelCopy() {
   return folder;
 }
 
-test("every vector of the real model has a cosine of at least 0.98 to its float32 one, and is no copy of it", async () => {
+test("every vector of the real model has a cosine of at least 0.98 to its float32 one, and not a copy of it", async () => {
   const float = await withEmbedder(STARTER_MODEL, { backend: "onnx" }, (embedder) => embedder.embed(texts));
   const int8 = await withEmbedder(STARTER_MODEL, INT8, (embedder) => embedder.embed(texts));
   for (const index of texts.keys()) {
@@ -47,7 +47,7 @@ test("every vector of the real model has a cosine of at least 0.98 to its float3
   }
 });
 
-test("a vector is bitwise the same whatever else is in the call, and on any number of threads", async () => {
+test("a vector is bitwise the same whatever else is in the call, with any number of threads", async () => {
   const copies = [...texts, texts[3], "a", "b", texts[0]];
   let expected;
   for (const threads of [1, 2, 4]) {
@@ -76,7 +76,7 @@ test("the number format is part of the fingerprint, and the weights are kept in 
   assert.ok(kept.length >= 1 && kept.every((name) => /^int8-v\d+-[0-9a-f]{64}\.safetensors$/.test(name)), String(kept));
 });
 
-test("several processes may quantize the same model at once", async () => {
+test("several processes can quantize the same model at once", async () => {
   const cache = temporaryFolder();
   const code = `
     const { Embedder } = require(${JSON.stringify(path.join(ROOT, "dist/embedder.js"))});
@@ -119,7 +119,7 @@ test("the fallback gives the same vectors under the same fingerprint, over the e
   }
 });
 
-test("on the real model the fallback's vectors differ in rounding only", async () => {
+test("on the real model, the fallback's vectors differ only by rounding", async () => {
   const folder = starterModelCopy();
   await api.exportOnnx(folder, { dtype: "int8" });
   const vectors = (backend) => withEmbedder(folder, { dtype: "int8", backend }, (embedder) => embedder.embed(texts));
@@ -127,7 +127,7 @@ test("on the real model the fallback's vectors differ in rounding only", async (
   for (const index of texts.keys()) assertClose(js[index], rust[index], 1e-6, texts[index].slice(0, 80));
 });
 
-test("the fallback takes the exported file before others, and float32 where int8 is not asked for", async () => {
+test("the fallback prefers the exported file, and uses float32 unless int8 is requested", async () => {
   const folder = await changedModel("bert_mean", {});
   mkdirSync(path.join(folder, "onnx"));
   writeFileSync(path.join(folder, "onnx/model_quantized.onnx"), "no model");
@@ -142,7 +142,7 @@ test("the fallback takes the exported file before others, and float32 where int8
   assert.notEqual(int8, float);
 });
 
-test("an exported file of other weights is refused, also where it does not point into them", async () => {
+test("a file exported for other weights is refused, even if it does not point into them", async () => {
   const shard = "model-00002-of-00002.safetensors";
   const folder = await changedModel("bert_cls_f16", {});
   await api.exportOnnx(folder, { dtype: "int8" });
@@ -157,7 +157,7 @@ test("an exported file of other weights is refused, also where it does not point
   await assert.rejects(api.Embedder.load(other, js), embedderError("MODEL_NOT_FOUND", shard));
 });
 
-test("where int8 cannot be computed, the message says where it can", async () => {
+test("where int8 is not supported, the error says where it is", async () => {
   const folder = await model("bert_mean");
   await assert.rejects(
     api.Embedder.load(folder, { dtype: "int8", backend: "mlx" }),
@@ -174,7 +174,7 @@ test("where int8 cannot be computed, the message says where it can", async () =>
   await assert.rejects(api.exportOnnx(folder, { dtype: "bf16" }), embedderError("INVALID_ARGUMENT", "dtype"));
 });
 
-test("a cache that others may write to is not used, and a warning says so once", {
+test("a cache that others can write to is not used, with one warning", {
   skip: process.platform === "win32" && "Windows has access rights instead of modes",
 }, async () => {
   const warnings = [];

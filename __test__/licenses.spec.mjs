@@ -1,4 +1,4 @@
-/** What the check of licenses takes and what it refuses. */
+/** What the license check accepts and refuses. */
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { isAllowed, readPolicy } from "../scripts/licenses.mjs";
 import { ROOT } from "./support/models.mjs";
 
-test("licenses: an SPDX expression is met by licenses that are allowed", () => {
+test("licenses: an SPDX expression is satisfied by allowed licenses", () => {
   const allowed = ["MIT", "Unicode-3.0", "Apache-2.0 WITH LLVM-exception"];
   for (const expression of [
     "MIT",
@@ -34,7 +34,7 @@ test("licenses: an SPDX expression is met by licenses that are allowed", () => {
   }
 });
 
-test("licenses: the policy is read as cargo deny reads it", () => {
+test("licenses: the policy is read as cargo-deny reads it", () => {
   const { allowed, exceptions } = readPolicy(readFileSync(path.join(ROOT, "deny.toml"), "utf8"));
   assert.ok(allowed.includes("MIT") && allowed.includes("Zlib") && !allowed.includes("argparse"));
   assert.ok(allowed.every((license) => !/GPL|NCSA/.test(license)));

@@ -1,4 +1,4 @@
-/** Long texts are tokenized piece by piece: with the tokens of the whole, and in little memory. */
+/** Long texts are tokenized piece by piece: into the tokens of the whole, in little memory. */
 
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
@@ -15,7 +15,7 @@ const { loadAddon, addonOptions } = require("../dist/lib/native.js");
 
 const FIXTURE = path.join(ROOT, "tests/fixtures/bert_mean/tokenizer.json");
 
-/** What must not be torn, and what is cut at. */
+/** What must not be split, and where texts are split. */
 const FRAGMENTS = [
   ..." |  |\t|\n|\r\n|\v|\f|\x85|\xa0|\u2028|\u3000|\0|\u200b|\u200d|\ufeff|\ufffd|\ue000|\xad|!|.|'|_|-|[|]|+".split(
     "|",
@@ -120,7 +120,7 @@ for (const [title, file] of FILES) {
   });
 }
 
-test("the addon and the fallback cut long texts alike", async () => {
+test("the addon and the fallback truncate long texts alike", async () => {
   const random = new Random(11);
   const options = { maxTokens: 400 };
   const rust = await loadAddon().Model.load(STARTER_MODEL, addonOptions(options));
@@ -132,7 +132,7 @@ test("the addon and the fallback cut long texts alike", async () => {
   await rust.close();
 });
 
-/** Run in a process of its own: how much more memory it has needed at most after tokenizing 20 MB of each, in MiB. */
+/** Runs in a process of its own: by how many MiB the peak memory grew while 20 MB of each unit were tokenized. */
 const MEASURE = `
   const { TextTokenizer } = require(process.argv[1]);
   const model = JSON.parse(process.argv[2]);
@@ -151,7 +151,7 @@ const MEASURE = `
   console.log(JSON.stringify(rows));
 `;
 
-test("memory does not grow with the text", async () => {
+test("memory does not grow with the length of a text", async () => {
   const tokenizer = require.resolve("../dist/lib/fallback/tokenizer.js");
   const args = ["-e", MEASURE, tokenizer, JSON.stringify(modelOf(FIXTURE))];
   const rows = (await reportsOf(args))[0];

@@ -32,7 +32,7 @@ if (HAS_MLX) {
     }
   });
 
-  test("info() tells MLX's memory, and closing returns it", async () => {
+  test("info() reports MLX's memory, and closing releases it", async () => {
     const folder = await model("bert_mean");
     const memory = async (embedder) => (await embedder.info()).memory;
     await withEmbedder(folder, MLX, async (outer) => {
@@ -55,7 +55,7 @@ if (HAS_MLX) {
     });
   });
 
-  test("half precision is for MLX", async () => {
+  test("half precision works with MLX only", async () => {
     const folder = await model("bert_mean");
     const [exact] = await withEmbedder(folder, MLX, (embedder) => embedder.embed(["some words"]));
     for (const [dtype, least] of [
@@ -71,7 +71,7 @@ if (HAS_MLX) {
     }
   });
 
-  test("eight worker threads at once", async () => {
+  test("eight worker threads work at the same time", async () => {
     const folder = await model("nomic_cls");
     const expected = await withEmbedder(folder, MLX, (embedder) => embedder.embed(TEXTS));
     const source = `

@@ -1,4 +1,4 @@
-/** Vectors that are cut (`dimensions`) and vectors that are stored in fewer bits (`encoding`), on every backend. */
+/** Vectors with fewer dimensions (`dimensions`) and with fewer bits (`encoding`), on every backend. */
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
@@ -24,7 +24,7 @@ const ARRAYS = { float32: Float32Array, int8: Int8Array, binary: Uint8Array };
 for (const backend of BACKENDS) {
   const load = async (name, options, use) => withEmbedder(await model(name), { ...options, backend }, use);
 
-  test(`${backend}: cut vectors are those of sentence-transformers`, async () => {
+  test(`${backend}: vectors with fewer dimensions are those of sentence-transformers`, async () => {
     for (const { folder, options, vectors } of cuts) {
       await load(folder, options, async (embedder) => {
         assert.equal(embedder.dimension, options.dimensions);
@@ -76,7 +76,7 @@ for (const backend of BACKENDS) {
       assert.equal((await embedder.info()).queryCacheHits, 3);
     }));
 
-  test(`${backend}: without normalization there are signs, but no int8`, () =>
+  test(`${backend}: without normalization, binary works and int8 is refused`, () =>
     load("bert_mean", { normalize: false }, async (embedder) => {
       const refused = embedderError("INVALID_ARGUMENT", "encoding", '"float32" or "binary"', "normalize", '"int8"');
       await assert.rejects(embedder.embed(TEXTS, { encoding: "int8" }), refused);
@@ -119,7 +119,7 @@ for (const backend of BACKENDS) {
   });
 }
 
-test("the addon and the fallback agree on what is cut and how, and the fingerprint tells", async () => {
+test("the addon and the fallback agree on fewer dimensions, which the fingerprint covers", async () => {
   const named = (name) =>
     changedModel("nomic_cls", { "config.json": (config) => ({ ...config, _name_or_path: name }) });
   const [v15, v1] = [await named("nomic-ai/nomic-embed-text-v1.5"), await named("nomic-ai/nomic-embed-text-v1")];

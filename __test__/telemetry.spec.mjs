@@ -1,4 +1,4 @@
-/** Nothing is reported to anybody: no socket is opened and no file is written, on any backend, in any thread. */
+/** No telemetry: no socket is opened and no file is written, on any backend, in any thread. */
 
 import assert from "node:assert/strict";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";

@@ -39,7 +39,7 @@ async function failureOf(call) {
 for (const backend of BACKENDS) {
   const load = async (options, use) => withEmbedder(await model(NAME), { ...options, backend }, use);
 
-  test(`${backend}: the ids of a text give its vector, whatever the kind; mixed with texts, in order, equal ones once`, () =>
+  test(`${backend}: the ids of a text give its vector, whatever the kind, also mixed with texts`, () =>
     load({}, async (embedder) => {
       for (const kind of ["document", "query"]) {
         const expected = await embedder.embed(TEXTS, { kind });
@@ -65,7 +65,7 @@ for (const backend of BACKENDS) {
       }
     }));
 
-  test(`${backend}: stream takes ids, also from a source that writes them to the same memory`, () =>
+  test(`${backend}: stream takes ids, even from a source that reuses their memory`, () =>
     load({}, async (embedder) => {
       const expected = await embedder.embed(TEXTS);
       const order = Array.from({ length: 1500 }, (_, index) => index % TEXTS.length);
@@ -84,7 +84,7 @@ for (const backend of BACKENDS) {
       assert.equal(count, order.length);
     }));
 
-  test(`${backend}: ids beyond the limit are cut off on the side that the model says, and reported`, async () => {
+  test(`${backend}: ids beyond the limit are truncated on the model's side, and reported`, async () => {
     const tokens = Uint32Array.from({ length: 12 }, (_, index) => 100 + index);
     const left = await changedModel("bert_mean", {
       "tokenizer_config.json": (config) => ({ ...config, truncation_side: "left" }),
@@ -108,7 +108,7 @@ for (const backend of BACKENDS) {
     }
   });
 
-  test(`${backend}: ids that are none of the model's are refused, and the embedder lives on`, () =>
+  test(`${backend}: ids outside the vocabulary are refused, and the next call works`, () =>
     load({}, async (embedder) => {
       const { vocabularySize } = embedder;
       assert.ok(vocabularySize > Math.max(...ids.document.flatMap((tokens) => [...tokens])));
@@ -134,11 +134,11 @@ for (const backend of BACKENDS) {
       assert.deepEqual(await embedder.embed([largest]), [vector]);
     }));
 
-  test(`${backend}: whatever object the ids are in, they are read`, () =>
+  test(`${backend}: ids are read from any Uint32Array, whatever its methods and its memory`, () =>
     load({}, async (embedder) => {
       const [tokens] = ids.document;
       const [expected] = await embedder.embed([tokens]);
-      const boom = () => assert.fail("it was asked");
+      const boom = () => assert.fail("a method was called");
       class Odd extends Uint32Array {
         slice = boom;
         subarray = boom;
@@ -167,7 +167,7 @@ for (const backend of BACKENDS) {
       }
     }));
 
-  test(`${backend}: ids are taken for no text, neither in a call nor in the query cache, which keeps texts alone`, () =>
+  test(`${backend}: ids are never confused with texts, and the query cache keeps only texts`, () =>
     load({}, async (embedder) => {
       const [tokens] = ids.query;
       const expected = await embedder.embedQuery(TEXTS[0]);
@@ -184,7 +184,7 @@ for (const backend of BACKENDS) {
       assert.equal((await embedder.info()).queryCacheHits, 2);
     }));
 
-  test(`${backend}: many ids cross in slices and keep their order`, () =>
+  test(`${backend}: many lists of ids cross in slices and keep their order`, () =>
     load({ maxTokens: 4 }, async (embedder) => {
       const list = Array.from({ length: 12 }, (_, index) => new Uint32Array(300_000).fill(index + 5));
       const vectors = await embedder.embed(list);
@@ -203,7 +203,7 @@ for (const backend of BACKENDS) {
     }));
 }
 
-test("ids are handed on in pieces, however short or long the lists are", async () => {
+test("ids are handed to the addon in slices, however short or long the lists are", async () => {
   for (const [count, length, most] of [
     [100_000, 1, 2048],
     [20, 300_000, 4],
@@ -219,7 +219,7 @@ test("ids are handed on in pieces, however short or long the lists are", async (
   }
 });
 
-test("all backends say the same about wrong ids, and about the vocabulary", async () => {
+test("all backends report invalid ids and the vocabulary alike", async () => {
   const said = [];
   for (const backend of BACKENDS) {
     await withEmbedder(await model(NAME), { backend }, async (embedder) => {

@@ -1,12 +1,15 @@
 /**
- * `npm run bench`: how fast and how right is it, here, beside what else one could use? Brings what it needs, peers into the
- * cache folder. Writes `RESULTS.md`, `results.json` and the charts beside this file.
+ * `npm run bench`: how fast is it on this machine and how accurate, compared with the alternatives? Installs what it needs,
+ * peers into the cache folder. Writes `RESULTS.md`, `results.json` and the charts into `results/`.
+ *
+ * `suites/` is what is measured, `contestants/` who is compared and how it is installed and started, `drivers/` the code
+ * that runs in their processes, `models/` and `texts/` what they are given, `report/` what is made of the samples.
  *
  *   --suite=engine,peers,stages,mlx   what to measure
  *   --model=nomic,minilm       on which models
- *   --peers=ours-f32,candle    which peers; see `peers.mjs`
+ *   --peers=ours-f32,candle    which peers; see `contestants/registry.mjs`
  *   --full                     25,000 symbols, more rounds, all suites on all models, large peers too
- *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark itself works
+ *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark works
  *   --package=<folder>         another build of this package
  *   --out=<folder>             where the results go
  */
@@ -24,28 +27,28 @@ import {
   ROOT,
   rustEnvironment,
 } from "../scripts/setup.mjs";
-import { figures } from "./figures.mjs";
-import { cacheFolder } from "./install.mjs";
+import { cacheFolder } from "./contestants/install.mjs";
+import { measured } from "./contestants/registry.mjs";
 import { prepareModel } from "./models/prepare.mjs";
-import { measured } from "./peers.mjs";
-import { describeRun } from "./provenance.mjs";
-import { report } from "./report.mjs";
+import { figures } from "./report/figures.mjs";
+import { report } from "./report/markdown.mjs";
+import { describeRun } from "./report/provenance.mjs";
 import { measureEngine } from "./suites/engine.mjs";
 import { measureMlx } from "./suites/mlx.mjs";
 import { measurePeers } from "./suites/peers.mjs";
 import { measureStages } from "./suites/stages.mjs";
-import { byLimit, manyFunctions, questionsAbout, randomLengths, realFunctions, textsOfLengths } from "./texts.mjs";
+import { makeLists } from "./texts/lists.mjs";
 
-// For every process that is started from here: ONNX Runtime, which several peers use, would report its use to Microsoft.
+// For all processes started from here: ONNX Runtime, which several peers use, sends telemetry to Microsoft.
 process.env.ORT_DISABLE_TELEMETRY = "1";
 
-const HERE = path.dirname(fileURLToPath(import.meta.url));
+const RESULTS = fileURLToPath(new URL("results", import.meta.url));
 const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
 
 /**
- * How much is measured. `suites` names the models of each suite; `equal` how often batches of so many texts are embedded;
- * `symbolsSeconds` is what a peer may take for the symbols, ours apart.
- * The usual sizes take less than ten minutes on two processors.
+ * How much is measured. `suites` names the models of each suite; `equal` says how often batches of each size are embedded;
+ * `symbolsSeconds` limits the time for the symbols of every peer but ours. The usual sizes take less than ten minutes on
+ * two processors.
  */
 const SIZES = {
   smoke: {
@@ -94,10 +97,10 @@ const SIZES = {
     serveTexts: 1024,
     qualityPairs: 1000,
     randomLongest: 128,
-    // What the size of the model does not change is measured on the small one.
+    // What does not depend on the model's size is measured on the small one only.
     perModel: {
       nomic: { delayTexts: 0, randomTexts: 0, serveTexts: 0, qualityPairs: 0 },
-      // MLX on a CPU takes its time.
+      // MLX is slow on a CPU.
       "nomic-2-layers": { symbols: 64, symbolsChunk: 32 },
     },
   },
@@ -127,7 +130,7 @@ SIZES.full = {
   functions: 704,
   symbols: 25_000,
   symbolsChunk: 500,
-  // After it a peer rests; how many symbols it has done by then stands beside its figures.
+  // Then a peer stops; the number of symbols that it has embedded is in the report.
   symbolsSeconds: 150,
   randomLongest: 256,
 };
@@ -140,11 +143,11 @@ const { values: options } = parseArgs({
     full: { type: "boolean", default: false },
     smoke: { type: "boolean", default: false },
     package: { type: "string", default: ROOT },
-    out: { type: "string", default: HERE },
+    out: { type: "string", default: RESULTS },
   },
 });
 
-/** As `npm test`: whatever a fresh clone lacks. */
+/** As `npm test`, installs and builds what a fresh clone lacks. */
 async function setUp() {
   await installPackages();
   await compileTypeScript();
@@ -153,30 +156,6 @@ async function setUp() {
   if (!rust) throw new Error("the addon has to be built, which needs a Rust toolchain: see https://rustup.rs");
   console.error("building the native addon");
   await buildAddon(rust);
-}
-
-function makeLists(model, sizes, withSymbols) {
-  const functions = realFunctions(Math.max(sizes.functions, sizes.delayTexts));
-  const { folder } = model;
-  const equal = Object.keys(sizes.equal).map((count) => [
-    `equal-${count}`,
-    textsOfLengths(folder, Array(Number(count)).fill(sizes.equalTokens)),
-  ]);
-  return {
-    ...byLimit(folder, sizes.maxTokens, functions),
-    first: functions[0],
-    functions,
-    ...(withSymbols && { symbols: pickSymbols(functions, sizes.symbols) }),
-    bulk: functions.slice(0, sizes.busyTexts),
-    queries: questionsAbout(functions),
-    random: textsOfLengths(folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
-    ...Object.fromEntries(equal),
-  };
-}
-
-/** Some of `functions`, or where they are too few, of many more. */
-function pickSymbols(functions, count) {
-  return count > functions.length ? manyFunctions(count) : functions.slice(0, count);
 }
 
 async function main() {
@@ -188,15 +167,14 @@ async function main() {
   const begin = performance.now();
   const secondsSince = (start) => (performance.now() - start) / 1000;
   const progress = (line) => console.error(`${secondsSince(begin).toFixed(0).padStart(4)} s  ${line}`);
-  // What is not measured now keeps what was there.
+  // Results that are not measured now are kept.
   const results = options.smoke ? {} : readResults();
   for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
     results[suite] ??= { models: {} };
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
       const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
       const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
-      // A large file stays in a driver's memory, and the engine's is measured.
-      const lists = makeLists(model, sizes, suite !== "engine");
+      const lists = makeLists(model.folder, sizes, suite !== "engine");
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
       writeFileSync(texts, JSON.stringify(lists));
       const job = { model, texts, lists, maxTokens: sizes.maxTokens, sizes, progress };
@@ -206,7 +184,7 @@ async function main() {
       run.seconds = Math.round(secondsSince(start));
       run.load[1] = os.loadavg()[0];
       results[suite].models[name] = { title: model.title, run, ...outcome };
-      // After every part, so that a run that is broken off leaves what it has.
+      // After every part, so that an interrupted run leaves what it has.
       write(results);
     }
   }
@@ -215,17 +193,17 @@ async function main() {
 }
 
 /**
- * In a smoke run nothing may be missing: every driver of this package and of ONNX Runtime starts, and all agree.
+ * Checks that in a smoke run every driver of this package and of ONNX Runtime has started, and that all agree.
  *
  * @throws Error naming what is wrong
  */
 function checkSmoke({ engine, peers: rounds }) {
   const drivers = [
-    ...Object.values(engine.models).flatMap(({ samples: { throughput } }) => [
+    ...Object.values(engine?.models ?? {}).flatMap(({ samples: { throughput } }) => [
       ...Object.entries(throughput.refused).map(([name, refused]) => ({ name, refused })),
       ...Object.entries(throughput.cosines).map(([name, cosines]) => ({ name, cosines })),
     ]),
-    ...Object.values(rounds.models).flatMap(({ peers }) =>
+    ...Object.values(rounds?.models ?? {}).flatMap(({ peers }) =>
       Object.entries(peers).map(([name, { introduction, cosines }]) => ({
         name,
         refused: introduction.refused,
@@ -252,7 +230,7 @@ function write(results) {
   const charts = figures(results);
   for (const [file, chart] of Object.entries(charts)) writeFileSync(path.join(options.out, file), chart);
   writeFileSync(path.join(options.out, "RESULTS.md"), report(results, Object.keys(charts)));
-  // Four digits: differences beyond are noise.
+  // Four digits: the rest is noise.
   const short = (_, value) => (typeof value === "number" ? Number(value.toPrecision(4)) : value);
   writeFileSync(path.join(options.out, "results.json"), `${JSON.stringify(results, short)}\n`);
 }

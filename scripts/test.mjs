@@ -35,7 +35,10 @@ const isAppleSilicon = process.platform === "darwin" && process.arch === "arm64"
 /** Makes tests of MLX fail where they would be skipped without MLX. */
 const mlxRequired = { SEMANTIC_SEARCH_TEST_MLX: mlxVariant || isAppleSilicon ? "1" : undefined };
 const XTASK = ["--manifest-path", "xtask/Cargo.toml"];
-const BENCHES = ["candle", "stages"].map((name) => ["--manifest-path", `benches/${name}/Cargo.toml`]);
+const BENCHES = ["drivers/candle", "suites/stage_timer"].map((crate) => [
+  "--manifest-path",
+  `benches/${crate}/Cargo.toml`,
+]);
 const FUZZ = ["--manifest-path", "fuzz/Cargo.toml"];
 const LOOM = ["--manifest-path", "tests/loom/Cargo.toml"];
 const committed = new Map(GENERATED.map((name) => [name, readIfPresent(name)]));

@@ -1,7 +1,6 @@
 /**
- * A server that speaks as much of the Hugging Face Hub's protocol as a download needs, from memory, and misbehaves on
- * demand: `/api/models/<id>/revision/<revision>` and `/<id>/resolve/<revision>/<file>`, the latter with a redirect to
- * another host for large files, as the Hub has it.
+ * A server that speaks as much of the Hugging Face Hub's protocol as a download needs, and misbehaves on demand: `/api/models/<id>/revision/<revision>` and `/<id>/resolve/<revision>/<file>`, the latter with a redirect to
+ * another host for large files, as on the Hub.
  */
 
 import { createHash } from "node:crypto";
@@ -12,7 +11,7 @@ import * as https from "node:https";
 import * as net from "node:net";
 import * as path from "node:path";
 
-/** Files of this size are large ones: named by their SHA-256 and served by the other host. */
+/** Files of at least this size are large: named by their SHA-256 and served by the other host. */
 const LFS_BYTES = 50_000;
 
 export const COMMIT = "1".repeat(40);
@@ -36,9 +35,9 @@ export const etagOf = (bytes) => (isLarge(bytes) ? sha256(bytes) : gitHash(bytes
  * @param {{ tls?: { key: string, cert: string }, prefix?: string }} options
  */
 export async function startHub(models, { tls, prefix = "" } = {}) {
-  /** What was asked for: `{ host: "hub" | "cdn", path, range, authorization }`. */
+  /** The requests so far: `{ host: "hub" | "cdn", path, range, authorization }`. */
   const requests = [];
-  /** Faults that are still to come: `{ host, pattern, times, reply }`. */
+  /** Faults still to come: `{ host, pattern, times, reply }`. */
   const faults = [];
   const sockets = new Set();
   const scheme = tls ? "https" : "http";
@@ -90,7 +89,7 @@ export async function startHub(models, { tls, prefix = "" } = {}) {
       if (!bytes) return refuse(response, 404, "EntryNotFound", "Entry not found");
       const headers = { "x-repo-commit": commit, "accept-ranges": "bytes", etag: `"${gitHash(bytes)}"` };
       if (!isLarge(bytes)) return sendBytes(request, response, bytes, headers);
-      // "localhost" is another host than "127.0.0.1" for whoever compares names, and the same machine.
+      // "localhost" and "127.0.0.1" are the same machine, but different hosts by name.
       const other = `${scheme}://localhost:${cdn.address().port}${prefix}`;
       const location = `${other}/cdn/${id}/${commit}/${name}?X-Amz-Signature=abc`;
       response.writeHead(302, {
@@ -169,7 +168,7 @@ export function refuse(response, status, code, message, headers = {}) {
   response.end(message ?? "");
 }
 
-/** Sends what is left from the range's start up to `length` bytes of the file, then does what `then` says. */
+/** Sends the file from the start of the range up to its first `length` bytes, then calls `then`. */
 export function sendUntil(length, then) {
   return (response, { request, file }) => {
     const start = Number(/^bytes=(\d+)-$/.exec(request.headers.range ?? "")?.[1] ?? 0);
@@ -179,12 +178,12 @@ export function sendUntil(length, then) {
   };
 }
 
-/** Breaks the connection off in the middle of a file. */
+/** Breaks the connection in the middle of a file. */
 export const cutAfter = (length) => sendUntil(length, (response) => setTimeout(() => response.destroy(), 50));
-/** Goes silent in the middle of a file. */
+/** Stalls in the middle of a file. */
 export const stallAfter = (length) => sendUntil(length, () => {});
 
-/** A proxy for `http:` (the whole URL as the path) and `https:` (CONNECT); `asked` tells for what. */
+/** A proxy for `http:` (the whole URL as the path) and `https:` (CONNECT); `asked` lists its requests. */
 export async function startProxy({ login } = {}) {
   const asked = [];
   const expected = login && `Basic ${Buffer.from(login).toString("base64")}`;

@@ -1,17 +1,16 @@
 /**
- * Model folders that say something else than the fixtures they are made from: `changedFolder` alters one to three of a
- * folder's settings files at random. To have more tried, add to the tables: a key of a file with the values that mean
- * something there, or a way to spoil a whole file.
+ * Model folders that differ from the fixtures they are made from: `changedFolder` changes one to three of a folder's settings
+ * files at random. To try more, add to the tables: a key of a file with meaningful values, or a way to spoil a whole file.
  */
 
-/** Text that stands in a JSON file as it is, for what no JavaScript value is written as. */
+/** Text that is put into a JSON file as it is, for what no JavaScript value serializes to. */
 class Raw {
   constructor(text) {
     this.text = text;
   }
 }
 
-/** A key that stands twice in its object. */
+/** The values of a key that occurs twice in its object. */
 class Twice {
   constructor(first, second) {
     Object.assign(this, { first, second });
@@ -37,7 +36,7 @@ function written(value) {
 
 const nested = (levels) => raw(`${"[".repeat(levels)}${"]".repeat(levels)}`);
 
-/** What may stand anywhere. */
+/** Values for any key. */
 const ANYTHING = [
   ...[null, true, false, 0, 1, -1, 0.5, 2 ** 31, 2 ** 32 - 1, 2 ** 32, 2 ** 53, -(2 ** 53), 1e18, 1e300],
   ...["1e999", "-1e999", "-0", "1.0", "48.0", "1E2", "18446744073709551616", "1e-320", "0.1e1"].map(raw),
@@ -68,7 +67,7 @@ const PROMPTS = [
 ];
 const PROMPT_NAMES = ["query", "document", "passage", "corpus", "web", "Query", "__proto__", "toString", ""];
 
-/** A function in a table is given the generator of random numbers, and returns a value. */
+/** A function in a table gets the random generator and returns a value. */
 const PROMPT_OBJECT = (random) =>
   Object.fromEntries(Array.from({ length: random.below(4) }, () => [random.of(PROMPT_NAMES), random.of(PROMPTS)]));
 const MODE_LIST = (random) =>
@@ -104,7 +103,7 @@ const MODULE = (random) => {
   return module;
 };
 
-/** Of each file, the paths of keys that a reader looks at, or might, and values that mean something there. */
+/** For each file, paths of keys that a reader may look at, with meaningful values. */
 const KEYS = {
   "config.json": {
     // The others are the encoder's, which the addon alone reads.
@@ -166,9 +165,9 @@ const KEYS = {
 const OF_ANY_TYPE = {
   "tokenizer.json": ["added_tokens/0/id", "model/vocab/time", "model/max_input_chars_per_word"],
 };
-/** JavaScript does not tell 100.0 from 100, and the tokenizer's own reader does. */
+/** JavaScript does not distinguish 100.0 from 100; the tokenizer's own reader does. */
 const isWholeFraction = (value) => value instanceof Raw && Number.isInteger(Number(value.text));
-/** Of a key that stands twice `JSON.parse` does not show the first value. */
+/** For a key that occurs twice, `JSON.parse` does not show the first value. */
 const isPlain = (value) => !(value instanceof Raw);
 
 const SPOILED = [
@@ -251,7 +250,7 @@ function changedModules(random, modules) {
 /**
  * @param {import("../../scripts/random.mjs").Random} random
  * @param {{ [file: string]: string }} files of a fixture; those of the Transformer may lie in a folder of their own
- * @returns {{ [file: string]: string | Buffer | null }} the files that are changed; `null`: to be removed
+ * @returns {{ [file: string]: string | Buffer | null }} the changed files; `null` removes one
  */
 export function changedFolder(random, files) {
   const changed = {};
@@ -269,7 +268,7 @@ export function changedFolder(random, files) {
   return changed;
 }
 
-/** Options that meet the folder's settings; what they must be themselves, other tests see to. */
+/** Valid options that interact with a folder's settings; other tests check invalid ones. */
 export const OPTIONS = [
   ...[{}, {}, {}, {}, { maxTokens: 3 }, { maxTokens: 100_000 }, { normalize: false }],
   ...[{ pooling: "max" }, { queryPrompt: "", documentPrompt: "" }, { queryPrompt: "q: " }, { documentPrompt: "d: " }],

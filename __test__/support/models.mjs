@@ -14,10 +14,10 @@ const require = createRequire(import.meta.url);
 export const api = require("../../dist/embedder.js");
 
 export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
-/** Whether the addon under test has MLX; `npm test` says so. */
+/** Whether the addon under test has MLX, as `npm test` sets it. */
 export const HAS_MLX = process.env.SEMANTIC_SEARCH_TEST_MLX === "1";
 export const BACKENDS = ["onnx", "onnx-js", ...(HAS_MLX ? ["mlx"] : [])];
-/** `fallbackReason` where "auto" takes the addon: a build with MLX on a machine without a GPU says so. */
+/** Asserts that "auto" took the addon: a build with MLX on a machine without a GPU says so in `fallbackReason`. */
 export function assertNothingFailed({ isGpu, fallbackReason }) {
   if (HAS_MLX && !isGpu) assert.match(fallbackReason, /mlx.*no GPU/);
   else assert.equal(fallbackReason, null);
@@ -37,7 +37,7 @@ export function temporaryFolder() {
 
 const runnable = new Map();
 
-/** A copy of a fixture that both backends can run. It is shared: tests that change it take `changedModel`. */
+/** A copy of a fixture that every backend can run. It is shared: tests that change it use `changedModel`. */
 export function model(name) {
   if (!runnable.has(name)) {
     const folder = path.join(scratch, name);
@@ -77,13 +77,11 @@ export function modelDir(folder, options) {
 }
 
 /**
- * A deep model: the fixture with its first layer a hundred times more. With 16 heads `LONG_TEXT` takes two minutes, and an
- * operator of it a second or two.
+ * A deep model: the fixture with copies of its first layer. With 100 layers, a text of some thousand words takes minutes.
  *
- * @param {{ heads?: number }} [options]
+ * @param {{ heads?: number, layers?: number }} [options]
  */
-export async function deepModel({ heads = 2 } = {}) {
-  const layers = 100;
+export async function deepModel({ heads = 2, layers = 100 } = {}) {
   const { header, headerLength, data } = decodeSafetensors(
     readFileSync(path.join(ROOT, "tests/fixtures/nomic_cls/model.safetensors")),
   );
@@ -106,10 +104,7 @@ export async function deepModel({ heads = 2 } = {}) {
   await api.exportOnnx(folder);
   return folder;
 }
-
-export const LONG_TEXT = "word ".repeat(8190);
-
-/** Golden cases of a fixture, texts written out. */
+/** Golden cases of a fixture, with repeated texts expanded. */
 export function golden(name) {
   const file = JSON.parse(readFileSync(path.join(ROOT, "tests/fixtures/golden", `${name}.json`), "utf8"));
   for (const entry of file.cases ?? []) {
@@ -118,7 +113,7 @@ export function golden(name) {
   return file;
 }
 
-/** Loads, hands the embedder to `use`, and closes it whatever happens. */
+/** Loads a model, passes the embedder to `use`, and closes it whatever happens. */
 export async function withEmbedder(folder, options, use) {
   const embedder = await api.Embedder.load(folder, options);
   try {

@@ -1,7 +1,7 @@
 /**
- * What a model folder means is read twice: by the addon (`src/model_dir.rs`) and by the JavaScript fallback
- * (`lib/model_dir.ts`). This asks both about generated folders and compares what they answer. What an encoder's settings
- * mean is read by the addon alone.
+ * Model folders have two readers: the addon (`src/model_dir.rs`) and the JavaScript fallback (`lib/model_dir.ts`). This asks
+ * both about generated folders and compares their answers. What an encoder's settings mean is read by
+ * the addon alone.
  */
 
 import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
@@ -18,7 +18,7 @@ const { loadAddon } = require("../../dist/lib/native.js");
 const { describe } = require("../../dist/lib/model_dir.js");
 const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer.js");
 
-// Most of the time goes into writing files: where there is one, into a file system in memory.
+// Most of the time goes into writing files, so a file system in memory is used where there is one.
 const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : os.tmpdir();
 const FIXTURES = fileURLToPath(new URL("../../tests/fixtures", import.meta.url));
 const NAMES = ["bert_mean", "bert_cls_bf16", "bert_cls_f16", "nomic_cls", "nomic_mean_dynamic", "nomic_partial"];
@@ -103,7 +103,7 @@ export class Readers {
     return this.#models.find((model) => model.name === fixture).files[name];
   }
 
-  /** @returns what the readers disagree about, `undefined` if nothing */
+  /** @returns what the readers disagree about, or `undefined` */
   async run(random) {
     const { name, files } = random.of(this.#models);
     const changed = changedFolder(random, files);

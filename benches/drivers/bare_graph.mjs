@@ -1,6 +1,6 @@
 /**
- * The graph that this package exports, run by onnxruntime-node with all threads on ids that lie ready, one text at a time:
- * what a query costs at least.
+ * The graph that this package exports, run by onnxruntime-node with all threads on prepared ids, one text at a time:
+ * the least that a query costs.
  */
 
 import { createRequire } from "node:module";

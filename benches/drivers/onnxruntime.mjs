@@ -1,5 +1,5 @@
 /**
- * Plain onnxruntime-node with the loop that one writes by hand: 32 texts in order, padded to the longest, pooled in
+ * Plain onnxruntime-node with a hand-written loop: 32 texts in order, padded to the longest, pooled in
  * JavaScript. The tokenizer is the one that this package's fallback uses.
  */
 

@@ -28,8 +28,8 @@ await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
       return seconds;
     },
     /**
-     * Seconds of a call with as many texts of as many letters, less those of a call with one: what it costs to hand texts
-     * over and vectors back. The texts are blank and equal, so that there is hardly anything to compute.
+     * Seconds of a call with many texts minus those of a call with one: the cost of passing texts in and vectors out. The
+     * texts are as long as the given ones on average, but blank and equal, so that there is little to compute.
      */
     boundary: async (_, texts) => {
       const time = async (list) => {

@@ -1,7 +1,7 @@
 /**
  * The limit of this machine: the matrix products that the texts need and nothing else, on as many worker threads as there
  * are processors, each with a session of one thread. Texts of equal length run together up to 512 tokens, and the next
- * batch goes to whoever is free, as in this package.
+ * batch goes to the next free thread, as in this package.
  */
 
 import { createRequire } from "node:module";

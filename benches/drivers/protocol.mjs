@@ -1,9 +1,9 @@
 /**
- * What every JavaScript driver shares. A driver is started with one argument, its setup as JSON, and first says who it is;
- * then it reads one request a line and answers each with one line of JSON. `driver.py` is the same in Python, and
- * `contestant.mjs` the other side.
+ * What every JavaScript driver shares. A driver is started with one argument, its setup as JSON, and first introduces itself;
+ * then it reads one request per line and answers each with one line of JSON. `protocol.py` is the same in Python, and
+ * `../contestants/contestant.mjs` the other side.
  *
- * A request names a list of texts and a part of it, `{ want, texts, from, to }`. What can be wanted is below.
+ * A request names a list of texts and a part of it, `{ want, texts, from, to }`. `WANTED` has what it can ask for.
  */
 
 import { once } from "node:events";
@@ -50,7 +50,7 @@ const WANTED = {
 
   /**
    * Seconds of each text while one call with `bulk` texts runs; the next one is due `pauseMs` after an answer. Counted from
-   * when it is due: where the event loop is blocked, it cannot even be asked.
+   * when it is due, since a blocked event loop delays the query itself.
    */
   busy: (driver, texts, { bulk, pauseMs }) => queriesDuring(driver, texts, pauseMs, driver.embed(bulk)),
 

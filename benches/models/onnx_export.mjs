@@ -1,6 +1,6 @@
 /**
  * ONNX files of a model folder that do not come from this package: the usual export, for peers that need one, and a graph of
- * nothing but the matrix products, as the limit of what this machine can reach.
+ * the matrix products alone, as the limit of what this machine can reach.
  */
 
 import { readFileSync } from "node:fs";
@@ -8,7 +8,7 @@ import * as path from "node:path";
 import { OnnxGraph } from "../../scripts/onnx-graph.mjs";
 import { float32Tensors } from "../../scripts/safetensors.mjs";
 
-/** What the graphs need to know of a model, whichever names its configuration uses. */
+/** What the graphs need to know about a model, under common names. */
 function readModel(folder) {
   const config = JSON.parse(readFileSync(path.join(folder, "config.json"), "utf8"));
   const weights = float32Tensors(path.join(folder, "model.safetensors"));
@@ -28,7 +28,7 @@ function readModel(folder) {
   };
 }
 
-/** [rows, columns] → [columns, rows], in blocks that stay in the cache. */
+/** [rows, columns] → [columns, rows], in blocks that fit into the processor's cache. */
 function transposed(values, rows, columns) {
   const block = 32;
   const result = new Float32Array(values.length);
@@ -46,6 +46,9 @@ function transposed(values, rows, columns) {
  * Writes the encoder as the exporters of PyTorch write it for the Hub: plain operators, one `MatMul` per linear layer with
  * the transposed weight inside the file, inputs `input_ids`, `attention_mask` and `token_type_ids`, all
  * `[batch, length]`, output `last_hidden_state`.
+ *
+ * It is a definition of its own, beside the package's `export`: peers pad their batches and need the mask, which that graph
+ * has no input for, and are to be measured on the operators that they would find on the Hub.
  */
 export function exportEncoder(folder, file) {
   const model = readModel(folder);

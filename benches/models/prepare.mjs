@@ -1,5 +1,5 @@
 /**
- * The models that are measured, each a folder in the cache with everything that any peer reads: the layout of
+ * The models that are measured, each a folder in the cache with everything that a peer reads: the layout of
  * sentence-transformers, an ONNX export as on the Hub in float32 and int8, GGUF, and the graph of matrix products.
  */
 
@@ -10,7 +10,7 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { installStarterModel, ROOT } from "../../scripts/setup.mjs";
-import { cacheFolder, pythonPeer } from "../install.mjs";
+import { cacheFolder, pythonPeer } from "../contestants/install.mjs";
 import { exportEncoder, exportProducts } from "./onnx_export.mjs";
 import { writeRandomModel } from "./random_model.mjs";
 
@@ -46,7 +46,7 @@ const MODELS = {
   },
   "nomic-2-layers": {
     title: "NomicBert, random weights (2 layers, 768 wide, mean pooling)",
-    // Among few layers the last one, which CLS pooling cuts short, would weigh far more than among a real model's twelve.
+    // CLS pooling shortens the last layer, which among two would weigh far more than among a real model's twelve.
     pooling: "mean",
     make: (folder) => makeRandom(folder, { layers: 2, pooling: "mean" }),
   },
@@ -64,13 +64,13 @@ const MODELS = {
 
 async function makeRandom(folder, settings) {
   writeRandomModel({ folder, ...settings });
-  // BERT's vocabulary, as NomicBert's.
+  // NomicBert has BERT's vocabulary.
   const starter = await installStarterModel();
   for (const file of TOKENIZER_FILES) cpSync(path.join(starter, file), path.join(folder, file));
 }
 
 /**
- * Makes a model's folder, or takes the one that is there.
+ * Makes a model's folder unless it exists.
  *
  * @param {keyof typeof MODELS} name
  * @param {object} settings
@@ -93,17 +93,19 @@ export async function prepareModel(name, { maxTokens, forPeers }) {
     exportProducts(folder, path.join(folder, "products.onnx"), { cls: pooling === "cls" });
     const { Embedder, exportOnnx } = createRequire(import.meta.url)("../../dist/embedder.js");
     await exportOnnx(folder);
-    // Quantizes the weights into the cache, which is done once and belongs to no start.
+    // Quantizes the weights into the cache now, so that no measured start includes it.
     await (await Embedder.load(folder, { backend: "onnx", dtype: "int8" })).close();
     writeFileSync(stamp, maker);
   }
   return { name, title, folder, pooling, missing: forPeers ? derive(folder, pooling) : {} };
 }
 
-/** The scripts that make models: when they change, so do the folders. */
+/** Digest of the scripts that make models: when they change, models are made again. */
 function digestOfMakers() {
   const hash = createHash("sha256");
-  for (const file of readdirSync(HERE).sort()) hash.update(readFileSync(path.join(HERE, file)));
+  const shared = ["onnx-graph.mjs", "random.mjs", "safetensors.mjs"].map((name) => path.join(ROOT, "scripts", name));
+  const own = readdirSync(HERE).sort();
+  for (const file of [...own.map((name) => path.join(HERE, name)), ...shared]) hash.update(readFileSync(file));
   return hash.digest("hex");
 }
 
@@ -119,13 +121,13 @@ function completeTokenizer(folder, maxTokens) {
   change("special_tokens_map.json", SPECIAL_TOKENS);
 }
 
-/** Files that a script of a peer makes: its Python environment, the script, and its arguments after the target. */
+/** Files made by a script for a peer: its Python environment, the script, and what it reads. */
 const DERIVED = {
   "onnx/model_quantized.onnx": { python: "quantize", script: "quantize.py", source: "onnx/model.onnx" },
   "model.gguf": { python: "gguf", script: "write_gguf.py", source: "." },
 };
 
-/** Makes what is not there yet; returns, by file, why it could not be made. */
+/** Makes the missing ones; returns, by file, why one could not be made. */
 function derive(folder, pooling) {
   const missing = {};
   for (const [file, { python, script, source }] of Object.entries(DERIVED)) {
@@ -137,7 +139,7 @@ function derive(folder, pooling) {
       continue;
     }
     const partial = `${target}.part`;
-    const args = [path.join(HERE, "../peers", script), path.join(folder, source), partial, pooling];
+    const args = [path.join(HERE, script), path.join(folder, source), partial, pooling];
     const { status, stderr } = spawnSync(program, args, { encoding: "utf8" });
     if (status === 0) renameSync(partial, target);
     else missing[file] = `${script} failed: ${stderr.trim().split("\n").at(-1)}`;

@@ -1,4 +1,4 @@
-/** A NomicBert of CodeRankEmbed's shape with random weights: as much work as the real one, and nothing to download. */
+/** A NomicBert of CodeRankEmbed's shape with random weights: as much work as the real one, without a download. */
 
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
@@ -53,7 +53,7 @@ function normalNumbers(count, { mean = 0, deviation, random }) {
 
 function tensors(layers) {
   const random = new Random("weights");
-  // As wide as a trained model's: values keep their size from layer to layer, and attention is not uniform.
+  // Spread like a trained model's: values keep their magnitude from layer to layer, and attention is not uniform.
   const matrix = (name, rows, columns, gain = 1) => ({
     name,
     shape: [rows, columns],
@@ -88,7 +88,7 @@ function tensors(layers) {
 }
 
 /**
- * Writes the folder, without a tokenizer; the weights only where they are not there yet.
+ * Writes the folder without a tokenizer, and the weights unless they exist.
  *
  * @param {object} settings
  * @param {string} settings.folder

@@ -1,19 +1,19 @@
 /**
- * What the engine promises, each promise measured against its target: throughput beside transformers.js and beside the
- * limit of the machine, the event loop, queries, memory.
+ * The engine against its targets: throughput compared with transformers.js and with the limit of the machine, event-loop
+ * delay, queries, memory.
  */
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { LIMITS, measured, PEERS, startPeer } from "../peers.mjs";
-import { median, quantile, sum } from "../statistics.mjs";
-import { compareVectors } from "./compare.mjs";
-import { measureQuality } from "./quality.mjs";
+import { LIMITS, measured, PEERS, startPeer } from "../contestants/registry.mjs";
+import { median, quantile, sum } from "../report/statistics.mjs";
+import { compareVectors } from "./agreement.mjs";
+import { measureQuality, qualityTable } from "./quality.mjs";
 import { measureServe } from "./serve.mjs";
 
-/** How long thread pools spin after work, with room: the next contestant shall find the processors free. */
+/** Longer than thread pools spin after work, so that the next contestant finds the processors free. */
 const PAUSE_MS = 60;
 
-/** Of the one the median counts; the other is repeated until there are queries enough, at most so often. */
+/** `DELAY_RUNS` runs of which the median counts; at most `BUSY_RUNS` until there are enough queries. */
 const DELAY_RUNS = 3;
 const BUSY_RUNS = 5;
 
@@ -54,7 +54,7 @@ function start(job, peer, settings) {
   return startPeer(peer, { model, texts, maxTokens, ...settings });
 }
 
-/** Starts several, hands those that work to `use` and ends them. */
+/** Starts several contestants, passes those that work to `use`, and ends them. */
 async function withContestants(job, peers, use) {
   const started = {};
   const refused = {};
@@ -70,7 +70,7 @@ async function withContestants(job, peers, use) {
   }
 }
 
-/** Who is timed beside whom, by the part that each plays. */
+/** Who is compared in the throughput rows, by role. */
 export const CONTESTANTS = {
   ours: "ours-f32",
   int8: "ours-int8",
@@ -85,7 +85,7 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const milliseconds = (seconds) => `${(1000 * seconds).toFixed(seconds < 0.1 ? 2 : 0)} ms`;
 const megabytes = (bytes) => `${Math.round(bytes / 2 ** 20)} MB`;
 
-/** Each contestant by turns embeds the same part of the functions, part after part. */
+/** The contestants take turns at the same part of the functions, part after part. */
 async function throughput(job) {
   const { functions: texts, chunk, npm } = job.sizes;
   const names = Object.entries(CONTESTANTS).filter(([, name]) => npm || !name.startsWith("transformers"));
@@ -102,7 +102,7 @@ async function throughput(job) {
         const request = { want: "seconds", texts: "functions", from, to: Math.min(from + chunk, texts) };
         chunks[role].push(await contestants[role].ask(request));
       }
-      // Whoever begins changes.
+      // Another one begins each time.
       order.push(order.shift());
     }
     return { samples: { texts, chunks, refused, cosines }, rows: throughputRows(chunks, refused, texts) };
@@ -116,11 +116,11 @@ function throughputRows(samples, refused, functions) {
     const missing = [name, other].find((one) => !samples[one]);
     const row = { what, target: `≥ ${asRatio(target)}` };
     if (missing) return { ...row, value: refused[missing] ?? "not in this run", passed: null };
-    // Above 1: `name` is the faster one.
+    // Above 1, `name` is faster.
     const ratio = total(other) / total(name);
     const parts = samples[name].map(({ wall }, i) => samples[other][i].wall / wall);
     const spread = `${asRatio(Math.min(...parts))} to ${asRatio(Math.max(...parts))}`;
-    // Other work on the machine disturbs it less.
+    // Less affected by other work on the machine.
     const cpu = asRatio(total(other, "cpu") / total(name, "cpu"));
     const value = `${asRatio(ratio)} (parts: ${spread}; of processor time ${cpu}; ${speed(name)} against ${speed(other)})`;
     return { ...row, value, passed: ratio >= target };
@@ -180,7 +180,7 @@ async function queries(job) {
       }
     }
     samples.cached = await ours.ask({ want: "cached", texts: "queries", to: 1, runs: 200 });
-    // Other queries than before, which the cache knows. A small model is done with the bulk call after few of them.
+    // Not the queries from before, which are cached. A small model finishes the bulk call after few queries.
     samples.busy = [];
     let asked = count;
     const pauseMs = job.sizes.busyPauseMs;
@@ -258,7 +258,7 @@ async function workers(job) {
   };
 }
 
-/** Resident memory without JavaScript's garbage. */
+/** Resident memory after garbage collection. */
 async function settledMemory(contestant) {
   await contestant.ask({ want: "collect", texts: "functions", to: 0 });
   return contestant.memory().now;
@@ -294,10 +294,10 @@ async function close(job) {
   return withContestants(job, { ours: PEERS["ours-f32"] }, async ({ ours }) => {
     const samples = [];
     let before = ours.introduction.memoryBeforeLoad;
-    // The second time, the libraries are there already.
+    // The second time, the libraries are loaded already.
     for (const isFirst of [true, false]) {
       if (!isFirst) await ours.ask({ want: "load", texts: "functions", to: 0 });
-      // Loading may go on in the background while the first texts are computed.
+      // Loading may continue in the background while the first texts are computed.
       await ours.ask({ want: "seconds", texts: "functions", to: job.sizes.memoryTexts });
       const loaded = await settledMemory(ours);
       await ours.ask({ want: "close", texts: "functions", to: 0 });
@@ -340,19 +340,19 @@ async function serve({ model, lists, maxTokens, sizes }) {
   return { samples, rows };
 }
 
-function quality({ sizes }) {
+async function quality({ sizes }) {
   if (sizes.qualityPairs === 0) return NOT_ON_THIS_MODEL;
-  const samples = measureQuality(sizes.qualityPairs);
   const row = {
     what: "int8 retrieval, docstring to function",
     target: "MRR@10 within 1 % of float32, every cosine ≥ 0.98",
   };
-  if (samples.missing) return { samples, rows: [{ ...row, value: samples.missing, passed: null }] };
-  const cells = (name) =>
-    samples.table.map((line) => line.split("|").map((cell) => cell.trim())).find(([, first]) => first === name);
-  const column = cells("configuration").indexOf("least cosine");
-  const [, , reference] = cells("float32");
-  const int8 = cells("int8");
-  const value = `MRR@10 ${int8[2]} against ${reference}; least cosine ${int8[column]}`;
-  return { samples, rows: [{ ...row, value, passed: samples.passed }] };
+  try {
+    const { rows } = await measureQuality({ pairs: sizes.qualityPairs, package: measured.package, onlyBounded: true });
+    const [reference, int8] = ["float32", "int8"].map((name) => rows.find((one) => one.name === name));
+    const [mrr, expected, least] = [int8.mrr, reference.mrr, int8.cosine.least].map((value) => value.toFixed(4));
+    const value = `MRR@10 ${mrr} against ${expected}; least cosine ${least}`;
+    return { samples: { table: qualityTable(rows) }, rows: [{ ...row, value, passed: int8.passed }] };
+  } catch ({ message }) {
+    return { samples: { missing: message }, rows: [{ ...row, value: message, passed: null }] };
+  }
 }

@@ -1,15 +1,15 @@
 /**
- * The addon on MLX beside Python's MLX, with the same BLAS where both compute on a CPU. Needs a build with MLX.
+ * The addon on MLX compared with Python's MLX, with the same BLAS where both compute on a CPU. Needs a build with MLX.
  *
  * Node.js prints "pthread_create: Invalid argument" where OpenBLAS is preloaded: the thread that would wait for a debugger
  * has too small a stack for OpenBLAS. It is harmless.
  */
 
 import { spawnSync } from "node:child_process";
-import { measured } from "../peers.mjs";
+import { measured } from "../contestants/registry.mjs";
 import { measurePeers } from "./peers.mjs";
 
-/** In place of the BLAS in MLX's wheel, which is many times slower. */
+/** Replaces the BLAS in MLX's wheel, which is many times slower. */
 const BLAS = "libopenblas.so.0";
 
 export async function measureMlx(job) {

@@ -1,9 +1,9 @@
-/** What one could use instead, with the same weights, texts and token limit: throughput, latency, start, memory. */
+/** The alternatives, with the same weights, texts and token limit: throughput, latency, start, memory. */
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { PEERS, startPeer } from "../peers.mjs";
-import { sum } from "../statistics.mjs";
-import { compareVectors } from "./compare.mjs";
+import { PEERS, startPeer } from "../contestants/registry.mjs";
+import { sum } from "../report/statistics.mjs";
+import { compareVectors } from "./agreement.mjs";
 
 const PAUSE_MS = 60;
 /** The peer whose vectors are the reference; `npm test` proves them equal to those of `transformers`. */
@@ -12,8 +12,8 @@ export const REFERENCE = "ours-f32";
 const EVERYBODY = Object.keys(PEERS).filter((name) => !name.includes("mlx"));
 
 /**
- * Every round starts all peers as fresh processes; then each task is done by one after the other, so that what else the
- * machine does meets all of them.
+ * Every round starts all peers as fresh processes. They take turns at each task, so that other work on the machine
+ * affects all of them alike.
  *
  * @param {object} job see `engine.mjs`
  * @param {string[]} [names] the peers
@@ -33,11 +33,11 @@ export async function measurePeers(
 }
 
 /**
- * How fast each peer embedded symbols, those excepted that embedded none. One that did not do all of them is compared with
- * what the reference took for the same ones.
+ * How fast each peer embedded symbols; peers that embedded none are left out. One that did not embed all of them is compared
+ * with the reference's time for the same ones.
  *
  * @returns {{ [name: string]: { embedded: number, speed: number, ratio: number, ratios: number[] } }} `speed` in symbols
- *   per second, `ratio` the time of the reference's, `ratios` the same of each part
+ *   per second, `ratio` its time divided by the reference's, `ratios` the same for each part
  */
 export function speedsOf(peers) {
   const present = Object.entries(peers).filter(([, { symbols }]) => symbols.length > 0);
@@ -88,7 +88,7 @@ async function measureRound({ model, texts, lists, maxTokens, sizes, progress },
         return undefined;
       }
     };
-    // The first to be there, where ours is not: then at least their differences show.
+    // Without ours, the first one: then at least the differences between the others show.
     const reference = contestants.has(REFERENCE) ? REFERENCE : [...contestants.keys()][0];
     const cosines = await compareVectors([...contestants.keys()], reference, ask);
     for (const name of contestants.keys()) peers[name].cosines = cosines[name];
@@ -102,7 +102,7 @@ async function measureRound({ model, texts, lists, maxTokens, sizes, progress },
           const answer = await ask(name, request);
           if (answer) keep(peers[name], answer);
         }
-        // Whoever begins changes.
+        // Another one begins each time.
         order.push(order.shift());
       }
     };
@@ -126,14 +126,14 @@ async function measureRound({ model, texts, lists, maxTokens, sizes, progress },
         const keep = ({ symbols }, { wall }) => symbols.push({ texts: request.to - from, wall });
         await inTurn(request, 1, keep, resting);
         for (const [name, { symbols }] of Object.entries(peers)) {
-          // All others are compared with what the reference took.
+          // The reference never rests: the others are compared with its times.
           if (name !== reference && sum(symbols.map(({ wall }) => wall)) > sizes.symbolsSeconds) resting.add(name);
         }
       }
     }
     progress(`${model.name}: queries during indexing`);
     for (const name of order) {
-      // The others are synchronous: there is nobody who could ask meanwhile.
+      // The others are synchronous and cannot take a query meanwhile.
       if (!PEERS[name].driver?.endsWith(".mjs")) continue;
       const range = { from: sizes.queries, to: sizes.queries + sizes.busyQueries };
       const request = { want: "busy", texts: "queries", ...range, bulk: "bulk", pauseMs: sizes.busyPauseMs };

@@ -5,15 +5,15 @@ import { once } from "node:events";
 import * as http from "node:http";
 import * as path from "node:path";
 import { createInterface } from "node:readline";
-import { measured } from "../peers.mjs";
-import { quantile } from "../statistics.mjs";
+import { measured } from "../contestants/registry.mjs";
+import { quantile } from "../report/statistics.mjs";
 
 const CONNECTIONS = [1, 16, 128];
 /** The server's own limit is twice as much, so that no client is turned away. */
 const MAX_REQUESTS = 2 * Math.max(...CONNECTIONS);
 
 /**
- * @typedef {object} Load one number of connections, each of which asks as soon as it is answered
+ * @typedef {object} Load one number of connections, each of which sends its next request as soon as the last is answered
  * @property {number} connections
  * @property {number} speed texts per second
  * @property {number} p50 seconds from request to answer
@@ -43,7 +43,7 @@ export async function measureServe(model, texts, maxTokens) {
       const { seconds } = await ask(texts, agent);
       const loads = [];
       for (const connections of CONNECTIONS) {
-        // A single one takes its time.
+        // A single connection is slow.
         const some = texts.slice(0, Math.min(texts.length, 16 * connections));
         loads.push({ connections, ...(await load(some, connections, (text) => ask(text, agent))) });
       }

@@ -4,9 +4,9 @@ import { spawnSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
-import { cacheFolder, stagesProgram } from "../install.mjs";
-import { LIMITS, measured, PEERS, startPeer } from "../peers.mjs";
-import { median } from "../statistics.mjs";
+import { cacheFolder, stageTimer } from "../contestants/install.mjs";
+import { LIMITS, measured, PEERS, startPeer } from "../contestants/registry.mjs";
+import { median } from "../report/statistics.mjs";
 
 const RUNS = 9;
 
@@ -15,7 +15,7 @@ const RUNS = 9;
  * attention's softmax, norms, activations and moving data.
  */
 export async function measureStages(job) {
-  const { program, missing } = stagesProgram();
+  const { program, missing } = stageTimer();
   if (missing) return { missing };
   const calls = {};
   for (const count of job.sizes.stageTexts) {

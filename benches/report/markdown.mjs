@@ -1,19 +1,19 @@
 /** From results to Markdown. */
 
-import { PEERS } from "./peers.mjs";
+import { PEERS } from "../contestants/registry.mjs";
+import { speedsOf } from "../suites/peers.mjs";
 import { median, quantile } from "./statistics.mjs";
-import { speedsOf } from "./suites/peers.mjs";
 
 const MARKS = new Map([
   [true, "yes"],
   [false, "**no**"],
   [null, "not measured"],
 ]);
-/** Below it, a peer's vectors are others than the model's. */
+/** Below it, a peer's vectors count as different. */
 const SAME_COSINE = 0.9999;
 const SYMBOLS = [700, 25_000];
 
-/** The first column is text, the others are figures unless `align` says otherwise. */
+/** The first column is left-aligned, the others right-aligned unless `align` says otherwise. */
 function table(head, rows, align = "r") {
   const line = (cells) => `| ${cells.join(" | ")} |`;
   const rule = head.map((_, i) => (i === 0 || align === "l" ? "---" : "--:"));

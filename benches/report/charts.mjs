@@ -1,4 +1,4 @@
-/** SVG charts that are readable on light and dark pages. No library: bars, dots and text are all there is. */
+/** SVG charts that are readable on light and dark pages. Bars, dots and text need no library. */
 
 const LABEL_WIDTH = 300;
 const PLOT_WIDTH = 400;
@@ -36,7 +36,7 @@ function rectangle(x, y, width, kind) {
   return `<rect x="${at(x)}" y="${at(y)}" width="${at(Math.max(width, 1))}" height="${BAR}" rx="2" class="${kind}" stroke="none"/>`;
 }
 
-/** Rows under a title; `draw` gives the marks of each row. */
+/** Rows under a title; `draw` returns the marks of each row. */
 function chart({ title, note, rows, draw, extra = [] }) {
   const width = LABEL_WIDTH + PLOT_WIDTH + VALUE_WIDTH;
   const height = TOP + rows.length * ROW + extra.length * 20 + 10;
@@ -101,7 +101,7 @@ export function rangeChart({ title, note, rows, format }) {
 }
 
 /**
- * Bars of parts, each bar as wide as the others: shares of a whole.
+ * Stacked bars of equal width: shares of a whole.
  *
  * @param {{ title: string, note: string, parts: string[], rows: { label: string, values: number[] }[], format: (value: number) => string }} content
  */

@@ -1,7 +1,7 @@
 //! The stages of a call, each timed alone on one thread: tokenize, plan, forward, finish.
 //!
-//! `stages --bench`, with the model folder in `BENCH_MODEL`, a JSON list of texts in `BENCH_TEXTS` and the token limit in
-//! `BENCH_MAX_TOKENS`. The boundary to JavaScript is timed from there, by `../suites/stages.mjs`, which runs this.
+//! `stage-timer --bench`, with the model folder in `BENCH_MODEL`, a JSON list of texts in `BENCH_TEXTS` and the token limit in
+//! `BENCH_MAX_TOKENS`. The boundary to JavaScript is timed from there, by `../stages.mjs`, which runs this.
 
 use std::hint::black_box;
 use std::path::Path;

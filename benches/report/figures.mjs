@@ -1,10 +1,10 @@
 /** From results to charts: file names and their SVG. */
 
+import { LIMITS, PEERS } from "../contestants/registry.mjs";
+import { CONTESTANTS } from "../suites/engine.mjs";
+import { speedsOf } from "../suites/peers.mjs";
 import { barChart, rangeChart, stackedChart } from "./charts.mjs";
-import { LIMITS, PEERS } from "./peers.mjs";
 import { median, quantile, sum } from "./statistics.mjs";
-import { CONTESTANTS } from "./suites/engine.mjs";
-import { speedsOf } from "./suites/peers.mjs";
 
 const isOurs = (name) => name.startsWith("ours");
 const perSecond = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)}`;

@@ -1,10 +1,10 @@
-/** Whether everybody computes the same, before anything is timed. */
+/** Checks that all compute the same vectors, before anything is timed. */
 
-import { cosine } from "../statistics.mjs";
+import { cosine } from "../report/statistics.mjs";
 
 /**
  * The least cosine of each contestant's vectors to the reference's: of texts within the token limit, and of longer ones,
- * where peers differ in how they cut.
+ * where peers differ in how they truncate.
  *
  * @param {string[]} names the contestants
  * @param {string} reference one of them

@@ -1,4 +1,4 @@
-/** The process of one driver, seen from the benchmark; see `drivers/protocol.mjs` for what it is asked. */
+/** The process of one driver, seen from the benchmark; see `../drivers/protocol.mjs` for what it is asked. */
 
 import { spawn, spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";

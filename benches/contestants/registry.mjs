@@ -1,16 +1,16 @@
 /**
- * Who is compared. Each peer is a driver in `drivers/` and what it is started with; a new one is an entry here and a
+ * Who is compared. Each peer is a driver in `../drivers/` and what it is started with; a new one is an entry here and a
  * file there.
  */
 
 import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
-import { ROOT } from "../scripts/setup.mjs";
+import { ROOT } from "../../scripts/setup.mjs";
 import { Contestant } from "./contestant.mjs";
 import { candlePeer, llamaPeer, npmPeers, pythonPeer } from "./install.mjs";
 
-const DRIVERS = fileURLToPath(new URL("drivers", import.meta.url));
+const DRIVERS = fileURLToPath(new URL("../drivers", import.meta.url));
 const node = () => ({ program: process.execPath });
 
 /**
@@ -91,7 +91,7 @@ export const PEERS = {
   "mlx-py": { title: "MLX (Python)", driver: "mlx_py.py", install: () => pythonPeer("mlx") },
 };
 
-/** Not peers: what ours is measured against in the engine's table. */
+/** Not peers: the limits that ours is compared with in the engine's table. */
 export const LIMITS = {
   products: { title: "matrix products alone", driver: "products.mjs", install: node },
   "bare-graph": { title: "the exported graph alone", driver: "bare_graph.mjs", install: node },
@@ -105,7 +105,7 @@ export const measured = { package: ROOT, threads: os.availableParallelism(), wit
  *
  * @param {Peer} peer
  * @param {object} job
- * @param {import("./models/prepare.mjs").Model} job.model
+ * @param {import("../models/prepare.mjs").Model} job.model
  * @param {string} job.texts file with the lists of texts
  * @param {number} job.maxTokens
  * @param {object} [job.options] added to those of our `Embedder.load`

@@ -1,4 +1,4 @@
-//! candle as a peer: the protocol of `drivers/protocol.mjs` around `candle-transformers`.
+//! candle as a peer: the protocol of `../protocol.mjs` around `candle-transformers`.
 //!
 //! Texts are sorted by length and run 32 at a time, padded to the longest, as candle's own example does it.
 

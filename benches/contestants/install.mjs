@@ -4,9 +4,10 @@ import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
-import { cacheFolder as packageCacheFolder } from "../scripts/starter-model.mjs";
+import { cacheFolder as packageCacheFolder } from "../../scripts/starter-model.mjs";
 
-const HERE = path.dirname(fileURLToPath(import.meta.url));
+const BENCHES = fileURLToPath(new URL("..", import.meta.url));
+const REQUIREMENTS = fileURLToPath(new URL("requirements", import.meta.url));
 
 /** Where peers and models lie. */
 export function cacheFolder() {
@@ -49,12 +50,12 @@ function once(key, list, target, install) {
  * The npm packages of a list, in a folder of their own.
  *
  * @param {string} name
- * @param {string} list file below `peers/`
+ * @param {string} list file below `requirements/`
  * @param {string[]} more arguments
  * @returns {Installed}
  */
 function npmPackages(name, list, more) {
-  const source = path.join(HERE, "peers", list);
+  const source = path.join(REQUIREMENTS, list);
   const folder = path.join(cacheFolder(), name);
   // No scripts: onnxruntime-node's would download CUDA parts, and none of the others is needed.
   const args = ["install", "--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund", ...more];
@@ -65,7 +66,7 @@ function npmPackages(name, list, more) {
       : failure("npm", args, folder);
   });
   return reason
-    ? { missing: `npm ${args.join(" ")} (benches/peers/${list}): ${reason}` }
+    ? { missing: `npm ${args.join(" ")} (benches/contestants/requirements/${list}): ${reason}` }
     : { program: process.execPath, folder };
 }
 
@@ -77,44 +78,51 @@ export function npmPeers() {
 /** node-llama-cpp with the binaries of this platform for the CPU: those for GPUs take hundreds of megabytes. */
 export function llamaPeer() {
   const list = "llama.json";
-  const { dependencies } = JSON.parse(readFileSync(path.join(HERE, "peers", list), "utf8"));
+  const { dependencies } = JSON.parse(readFileSync(path.join(REQUIREMENTS, list), "utf8"));
   const system = { darwin: "mac", win32: "win" }[process.platform] ?? process.platform;
   const binaries = `${system}-${process.arch}${system === "mac" && process.arch === "arm64" ? "-metal" : ""}`;
   const more = ["--omit=optional", `@node-llama-cpp/${binaries}@${dependencies["node-llama-cpp"]}`];
   return npmPackages("llama", list, more);
 }
 
-/** @returns {Installed} a program of this folder, compiled into the cache */
-function compiled(name, executable) {
-  const target = path.join(cacheFolder(), name);
+/**
+ * Compiles a crate into the cache.
+ *
+ * @param {string} crate its folder below `benches/`
+ * @returns {Installed}
+ */
+function compiled(crate, executable) {
+  const target = path.join(cacheFolder(), path.basename(crate));
   const program = path.join(target, "release", process.platform === "win32" ? `${executable}.exe` : executable);
-  const line = `cargo build --release --manifest-path benches/${name}/Cargo.toml`;
+  const line = `cargo build --release --manifest-path benches/${crate}/Cargo.toml`;
   const [cargo, ...args] = line.split(" ");
-  const manifest = path.join(HERE, name, "Cargo.toml");
+  const manifest = path.join(BENCHES, crate, "Cargo.toml");
   const reason = failure(cargo, [...args.slice(0, -1), manifest, "--target-dir", target]);
   return reason ? { missing: `${line}: ${reason}` } : { program };
 }
 
 /** @param {boolean} isWanted it takes minutes to compile, and it is slow */
 export function candlePeer(isWanted) {
-  return isWanted ? compiled("candle", "candle-peer") : { missing: "slow, so only with --full or --peers=candle" };
+  return isWanted
+    ? compiled("drivers/candle", "candle-peer")
+    : { missing: "slow, so only with --full or --peers=candle" };
 }
 
-/** What times this package's stages. */
-export function stagesProgram() {
-  return compiled("stages", "stages");
+/** The program that times this package's stages. */
+export function stageTimer() {
+  return compiled("suites/stage_timer", "stage-timer");
 }
 
 /**
- * A Python environment of its own for `peers/<name>.txt`.
+ * A Python environment of its own for `requirements/<name>.txt`.
  *
  * @param {boolean} isWanted whether it may be installed and measured
  * @returns {Installed}
  */
 export function pythonPeer(name, isWanted = true) {
-  const list = path.join(HERE, "peers", `${name}.txt`);
+  const list = path.join(REQUIREMENTS, `${name}.txt`);
   const folder = path.join(cacheFolder(), "python", name);
-  const line = `python3 -m venv ${name} && ${name}/bin/pip install -r benches/peers/${name}.txt`;
+  const line = `python3 -m venv ${name} && ${name}/bin/pip install -r benches/contestants/requirements/${name}.txt`;
   if (!isWanted) return { missing: `large, so only with --full or if named by --peers: ${line}` };
   const pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", list];
   const bin = process.platform === "win32" ? "Scripts" : "bin";

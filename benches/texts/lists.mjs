@@ -1,12 +1,12 @@
-/** The texts that are embedded: real functions, questions about them, and texts of an exact length. */
+/** The texts that are embedded: real functions, questions about them, and texts of exact lengths. */
 
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
-import { functionsBelow } from "../scripts/functions.mjs";
-import { Random } from "../scripts/random.mjs";
-import { ROOT } from "../scripts/setup.mjs";
+import { functionsBelow } from "../../scripts/functions.mjs";
+import { Random } from "../../scripts/random.mjs";
+import { ROOT } from "../../scripts/setup.mjs";
 
 /** Packages of Python's standard library that are read beside this repository. */
 const PYTHON_PACKAGES = [
@@ -24,6 +24,36 @@ const PYTHON_PACKAGES = [
   "zoneinfo",
 ];
 
+/**
+ * The lists of texts that a model is measured on, by their names in requests to drivers.
+ *
+ * @param {string} folder of the model
+ * @param {object} sizes see `run.mjs`
+ * @param {boolean} withSymbols whether to add the many symbols, which stay in the memory of a driver
+ */
+export function makeLists(folder, sizes, withSymbols) {
+  const functions = realFunctions(Math.max(sizes.functions, sizes.delayTexts));
+  const equal = Object.keys(sizes.equal).map((count) => [
+    `equal-${count}`,
+    textsOfLengths(folder, Array(Number(count)).fill(sizes.equalTokens)),
+  ]);
+  return {
+    ...byLimit(folder, sizes.maxTokens, functions),
+    first: functions[0],
+    functions,
+    ...(withSymbols && { symbols: pickSymbols(functions, sizes.symbols) }),
+    bulk: functions.slice(0, sizes.busyTexts),
+    queries: questionsAbout(functions),
+    random: textsOfLengths(folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
+    ...Object.fromEntries(equal),
+  };
+}
+
+/** Some of `functions`, or where they are too few, of many more. */
+function pickSymbols(functions, count) {
+  return count > functions.length ? manyFunctions(count) : functions.slice(0, count);
+}
+
 function pythonLibrary() {
   const { stdout } = spawnSync("python3", ["-c", "import sysconfig; print(sysconfig.get_paths()['stdlib'])"], {
     encoding: "utf8",
@@ -31,8 +61,8 @@ function pythonLibrary() {
   return stdout?.trim();
 }
 
-/** Distinct functions, spread evenly over everything that was found, in its order. */
-export function realFunctions(count) {
+/** Distinct functions, taken evenly from all that were found, in their order. */
+function realFunctions(count) {
   const library = pythonLibrary();
   const distinct = distinctFunctions(PYTHON_PACKAGES.flatMap((name) => (library ? [path.join(library, name)] : [])));
   if (distinct.length < count) throw new Error(`${distinct.length} functions were found, ${count} are needed`);
@@ -40,10 +70,10 @@ export function realFunctions(count) {
 }
 
 /**
- * The same over the whole of Python's standard library, its tests included where they are installed; fewer where there
- * are not so many.
+ * The same from the whole of Python's standard library, with its tests if they are installed; fewer if there are not
+ * enough.
  */
-export function manyFunctions(count) {
+function manyFunctions(count) {
   const library = pythonLibrary();
   const distinct = distinctFunctions(library ? [library] : []);
   return spread(distinct, Math.min(count, distinct.length));
@@ -60,7 +90,7 @@ function spread(items, count) {
 }
 
 /** A question about each function: the words of its name. */
-export function questionsAbout(functions) {
+function questionsAbout(functions) {
   const name = /(?:function\*?|fn|def)\s+(\w+)|^\s*(?:async |static |get |set )*#?(\w+)\(/m;
   const questions = functions.map((text) => {
     const [, declared, method] = name.exec(text) ?? [];
@@ -70,8 +100,8 @@ export function questionsAbout(functions) {
   return [...new Set(questions)];
 }
 
-/** Some texts within the token limit, and some that have to be cut. */
-export function byLimit(modelFolder, maxTokens, texts) {
+/** Some texts within the token limit, and some that exceed it. */
+function byLimit(modelFolder, maxTokens, texts) {
   const require = createRequire(path.join(ROOT, "dist/lib/"));
   const { TextTokenizer } = require("./fallback/tokenizer.js");
   const { readModelDir } = require("./model_dir.js");
@@ -92,15 +122,15 @@ function wordsOf(modelFolder) {
  * @param {string} modelFolder
  * @param {number[]} lengths in tokens, two special ones included
  */
-export function textsOfLengths(modelFolder, lengths) {
+function textsOfLengths(modelFolder, lengths) {
   const words = wordsOf(modelFolder);
   const random = new Random("words");
   const word = () => random.of(words);
   return lengths.map((tokens) => Array.from({ length: tokens - 2 }, word).join(" "));
 }
 
-/** Lengths from 3 to `longest`, short ones more often, as symbols of code are. */
-export function randomLengths(count, longest) {
+/** Lengths from 3 to `longest`, short ones more often, as of symbols in code. */
+function randomLengths(count, longest) {
   const random = new Random("lengths");
   return Array.from({ length: count }, () => Math.floor(3 * (longest / 3) ** random.next()));
 }

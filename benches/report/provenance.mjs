@@ -1,15 +1,15 @@
-/** On what and of what the figures are. */
+/** Where figures come from: command, machine and code. */
 
 import { spawnSync } from "node:child_process";
 import * as os from "node:os";
-import { ROOT } from "../scripts/setup.mjs";
-import { measured } from "./peers.mjs";
+import { ROOT } from "../../scripts/setup.mjs";
+import { measured } from "../contestants/registry.mjs";
 
 function git(...args) {
   return spawnSync("git", args, { cwd: ROOT, encoding: "utf8" }).stdout.trim();
 }
 
-/** The code that was measured; changes beside it do not count. */
+/** The commit of the measured code; changes elsewhere do not count. */
 export function commit() {
   const changed = git("status", "--porcelain", "--", "src", "lib", "cli", "embedder.ts", "Cargo.toml", "Cargo.lock");
   return git("rev-parse", "--short=12", "HEAD") + (changed === "" ? "" : ", with uncommitted changes");
@@ -17,7 +17,7 @@ export function commit() {
 
 export function describeRun(mode) {
   const [{ model }] = os.cpus();
-  // Where results and packages lie is nobody's business.
+  // Paths of this machine do not belong in the report.
   const args = process.argv.slice(2).filter((argument) => !/^--(out|package)=/.test(argument));
   return {
     command: ["npm run bench", ...(args.length > 0 ? ["--", ...args] : [])].join(" "),
