@@ -23,7 +23,8 @@ import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs"
 import { runNode } from "./support/processes.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
-const LINKING_PAGES = [...PAGES, ...["examples/code-search", "benches/results", "fuzz"].flatMap(markdownIn)];
+const OTHER_FOLDERS = ["examples/code-search", "benches", "benches/quality", "fuzz", "tests/fixtures"];
+const LINKING_PAGES = [...PAGES, "CONTRIBUTING.md", "CHANGELOG.md", ...OTHER_FOLDERS.flatMap(markdownIn)];
 const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
 const BENCH = path.join(cacheFolder(), "bench");
 
@@ -194,8 +195,11 @@ test("troubleshooting has a heading for each error code, and no others", () => {
 function messageSources() {
   const below = (folder) =>
     readdirSync(path.join(ROOT, folder), { recursive: true }).map((name) => path.join(folder, String(name)));
-  return ["embedder.ts", ...below("cli"), ...below("lib"), ...below("src")]
-    .filter((file) => /\.(ts|rs)$/.test(file))
+  return [
+    "embedder.ts",
+    ...["cli", "lib", "src"].filter((folder) => existsSync(path.join(ROOT, folder))).flatMap(below),
+  ]
+    .filter((file) => /\.(ts|js|rs)$/.test(file))
     .map(read)
     .join("\n")
     .replace(/(["'`])\s*\+\s*["'`]/g, "")
@@ -229,20 +233,38 @@ async function knownOptions(call) {
   return message.match(/\(known: (.+)\)/)[1].split(", ");
 }
 
-test("every option is documented", async () => {
+const OPTIONS = "docs/options.md";
+
+/** The names in the first column of the table below a heading. */
+function namesInTable(page, heading) {
+  const cells = section(page, heading).matchAll(/^\| (`.+?) \|/gm);
+  return [...cells].flatMap(([, cell]) => [...cell.matchAll(/`(\w+)/g)].map(([, name]) => name));
+}
+
+test("docs/options.md has a table with every option of each function, and no other", async () => {
   const embedder = await api.Embedder.load(STARTER_MODEL);
-  const options = [
-    ...(await knownOptions((misspelt) => api.Embedder.load(STARTER_MODEL, misspelt))),
-    ...(await knownOptions((misspelt) => embedder.embed([], misspelt))),
-    ...(await knownOptions((misspelt) => api.pull("org/name", misspelt))),
-  ];
+  const functions = {
+    "## Loading a model": (options) => api.Embedder.load(STARTER_MODEL, options),
+    "## Embedding": (options) => embedder.embed([], options),
+    "## Downloading": (options) => api.pull("org/name", options),
+  };
+  for (const [heading, call] of Object.entries(functions)) {
+    const options = await knownOptions(call);
+    assert.ok(options.includes("onProgress"));
+    assert.deepEqual(namesInTable(OPTIONS, heading).toSorted(), options.toSorted(), heading);
+  }
   await embedder.close();
-  const text = PAGES.map(read).join("\n");
-  assert.ok(options.includes("maxTokens") && options.includes("onTruncated"));
-  assert.deepEqual(
-    options.filter((name) => !text.includes(`\`${name}\``)),
-    [],
-  );
+});
+
+test("docs/options.md has every environment variable of this package, ONNX Runtime and the Hub that the sources read", () => {
+  const names = /^(SEMANTIC_SEARCH|ORT|HF|TRANSFORMERS)_/;
+  const sources = messageSources();
+  const variables = [...sources.matchAll(/\benv\.([A-Z_]+)|\bvar(?:_os)?\("([A-Z_]+)"\)/g)]
+    .map(([, javascript, rust]) => javascript ?? rust)
+    .filter((name) => names.test(name));
+  const documented = namesInTable(OPTIONS, "## Environment variables").filter((name) => names.test(name));
+  assert.ok(variables.includes("SEMANTIC_SEARCH_MODEL") && variables.includes("ORT_DYLIB_PATH"));
+  assert.deepEqual([...new Set(documented)].toSorted(), [...new Set(variables)].toSorted());
 });
 
 test("docs/models.md lists the models of KNOWN_MODELS", () => {
