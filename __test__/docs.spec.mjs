@@ -23,7 +23,7 @@ import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs"
 import { runNode } from "./support/processes.mjs";
 
 const PAGES = ["README.md", ...markdownIn("docs")];
-const OTHER_FOLDERS = ["examples/code-search", "benches", "benches/quality", "fuzz", "tests/fixtures"];
+const OTHER_FOLDERS = ["examples/code-search", "benches", "benches/results", "fuzz", "tests/fixtures"];
 const LINKING_PAGES = [...PAGES, "CONTRIBUTING.md", "CHANGELOG.md", ...OTHER_FOLDERS.flatMap(markdownIn)];
 const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
 const BENCH = path.join(cacheFolder(), "bench");

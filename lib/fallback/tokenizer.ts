@@ -4,6 +4,7 @@ import { isObject, type JsonObject, parseJsonObject } from "../json_file.js";
 import type { ModelDir } from "../model_dir.js";
 import { MOST_TOKENIZER, readRegularFile } from "../regular_file.js";
 import { PieceRules, pieces } from "./pieces.js";
+import { precompiledNormalizer } from "./precompiled.js";
 import { withinTimeLimit } from "./time_limit.js";
 
 /** The part of `@huggingface/tokenizers` that is used: its own types cannot be resolved from CommonJS. */
@@ -54,10 +55,7 @@ export class TextTokenizer {
       // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
       this.#tokenizer = new Tokenizer({ ...json, added_tokens: json.added_tokens ?? [] }, {});
       const { pre_tokenizer: splitIntoWords } = this.#tokenizer;
-      let normalize = this.#tokenizer.normalizer ?? ((text: string) => text);
-      if (isObject(json.normalizer) && json.normalizer.type === "BertNormalizer") {
-        normalize = bertNormalizer(json.normalizer);
-      }
+      const normalize = normalizerOf(json.normalizer);
       this.#pieceRules = PieceRules.of(json, (text) => splitIntoWords?.(text) ?? [text], normalize, model.lowerCase);
       // The library mistakes a text for an added token if normalization makes them equal. A space, at which BERT splits
       // anyway, prevents that.
@@ -178,6 +176,20 @@ function templateIds(postProcessor: unknown): [before: number[], after: number[]
  * BERT's normalization exactly as in the Rust tokenizer. The JavaScript library differs: it does not separate CJK
  * characters beyond the basic plane, and lower-cases a word-final capital sigma to ς instead of σ.
  */
+/** The library's normalizers, but for those that differ from the addon's. */
+function normalizerOf(config: unknown): (text: string) => string {
+  const { type, normalizers, precompiled_charsmap } = isObject(config) ? config : {};
+  if (type === "BertNormalizer") return bertNormalizer(config as JsonObject);
+  if (type === "Precompiled") return precompiledNormalizer(precompiled_charsmap);
+  if (type === "Sequence" && Array.isArray(normalizers)) {
+    const steps = normalizers.map(normalizerOf);
+    return (text) => steps.reduce((result, normalize) => normalize(result), text);
+  }
+  const model = { type: "BPE", vocab: {}, merges: [] };
+  const parts = { pre_tokenizer: null, post_processor: null, decoder: null, added_tokens: [] };
+  return new Tokenizer({ normalizer: config, model, ...parts }, {}).normalizer ?? ((text) => text);
+}
+
 function bertNormalizer(config: JsonObject): (text: string) => string {
   for (const key of ["clean_text", "handle_chinese_chars", "lowercase"]) {
     if (typeof config[key] !== "boolean") throw new Error(`normalizer.${key}: expected true or false`);
