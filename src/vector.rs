@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::options::named;
 
 /// For errors: what memory is allocated for.
 pub(crate) const VECTORS: &str = "the vectors";
@@ -132,16 +133,12 @@ impl FromStr for Encoding {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "float32" => Ok(Self::Float32),
-            "int8" => Ok(Self::Int8),
-            "binary" => Ok(Self::Binary),
-            _ => Err(Error::argument(
-                "encoding",
-                r#""float32", "int8" or "binary""#,
-                format!("{name:?}"),
-            )),
-        }
+        let all = [
+            ("float32", Self::Float32),
+            ("int8", Self::Int8),
+            ("binary", Self::Binary),
+        ];
+        named("encoding", name, &all)
     }
 }
 
