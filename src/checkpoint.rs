@@ -314,7 +314,7 @@ fn to_f32(dtype: WeightType, bytes: &[u8], values: &mut [f32]) {
 
 /// The bytes of one file. Its length is compared with its header before memory is allocated.
 fn read_weights(path: &Path) -> Result<Pages> {
-    let failed = |error| file::unreadable(path, error);
+    let failed = |error| Error::invalid_from(path, "cannot be read", error);
     let (mut file, length) = file::open(path).map_err(failed)?;
     let mut start = Vec::new();
     let mut prefix = file.by_ref().take(8);

@@ -7,8 +7,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
-use crate::error::Error as ModelError;
-
 /// Most bytes of a settings file. The largest in use, the index of a large model's shards, has a few hundred kilobytes.
 pub const MOST_SETTINGS: u64 = 16 << 20;
 
@@ -56,11 +54,6 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
         return Err(Error::new(ErrorKind::InvalidData, problem));
     }
     Ok(bytes)
-}
-
-/// The error for a model's file that cannot be read.
-pub fn unreadable(path: &Path, error: Error) -> ModelError {
-    ModelError::invalid_from(path, "cannot be read", error)
 }
 
 #[cfg(test)]

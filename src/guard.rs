@@ -1,7 +1,7 @@
 //! Keeps panics from leaving this crate, and from being printed to the host's standard error.
 //!
 //! A panic that reaches a caller in another language ends the process. So everything that other code calls goes through
-//! [`catch`], and every thread is started by [`spawn`] or [`spawn_scoped`]; `tests/boundary.rs` looks for exceptions.
+//! [`catch`], and every thread is started by [`spawn`] or [`side_by_side`]; `tests/boundary.rs` looks for exceptions.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -9,7 +9,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::path::Path;
 use std::sync::Once;
-use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
+use std::thread::{Builder, JoinHandle};
 
 use crate::error::{Error, Result};
 
@@ -69,36 +69,25 @@ pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
     thread.spawn(life).map_err(|error| Error::no_thread(&error))
 }
 
-/// A thread of [`spawn_scoped`].
-pub(crate) struct ScopedThread<'scope, T>(ScopedJoinHandle<'scope, Result<T>>);
-
-impl<T> ScopedThread<'_, T> {
-    /// Waits for the result of the thread's work.
-    ///
-    /// # Errors
-    /// Those of [`run`].
-    pub(crate) fn join(self) -> Result<T> {
-        // The thread's work runs in [`run`], so that this is not expected to be a panic.
-        self.0
-            .join()
-            .unwrap_or_else(|payload| Err(Panic::new(&*payload).into()))
-    }
-}
-
-/// Starts a thread within a scope.
+/// Does two things at once, the first of them on a thread of its own. Waits for both.
 ///
 /// # Errors
-/// The operating system refuses the thread.
-pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
+/// Those of [`run`], or the operating system refuses the thread.
+pub(crate) fn side_by_side<A: Send, B>(
     name: &str,
-    work: impl FnOnce() -> Result<T> + Send + 'scope,
-) -> Result<ScopedThread<'scope, T>> {
-    let thread = Builder::new().name(name.to_owned());
-    thread
-        .spawn_scoped(scope, || run(work))
-        .map(ScopedThread)
-        .map_err(|error| Error::no_thread(&error))
+    on_thread: impl FnOnce() -> Result<A> + Send,
+    here: impl FnOnce() -> Result<B>,
+) -> Result<(A, B)> {
+    std::thread::scope(|scope| {
+        let thread = Builder::new().name(name.to_owned());
+        let thread = thread.spawn_scoped(scope, || run(on_thread));
+        let thread = thread.map_err(|error| Error::no_thread(&error))?;
+        let here = here();
+        let on_thread = thread.join();
+        // [`run`] catches panics, so that the thread itself is not expected to have one.
+        let on_thread = on_thread.unwrap_or_else(|payload| Err(Panic::new(&*payload).into()));
+        Ok((on_thread?, here?))
+    })
 }
 
 /// Silences panics that [`catch`] catches. All others are reported as before.

@@ -78,7 +78,7 @@ impl JsonFile {
         }
     }
 
-    pub(crate) fn invalid(&self, problem: impl Into<String>) -> Error {
+    pub(crate) fn invalid(&self, problem: impl std::fmt::Display) -> Error {
         Error::invalid(&self.path, problem)
     }
 
@@ -101,7 +101,7 @@ pub(crate) fn read_bytes(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) => match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(None),
-            _ => Err(file::unreadable(path, error)),
+            _ => Err(Error::invalid_from(path, "cannot be read", error)),
         },
     }
 }

@@ -27,7 +27,7 @@ use napi::{Env, JsError, ValueType, check_status, sys, type_of};
 use napi_derive::napi;
 
 use self::stream::{Channel, Sender};
-use crate::engine::{self, Ticket};
+use crate::engine::{self, Request, Ticket};
 use crate::error::Error;
 use crate::guard;
 use crate::memory;
@@ -37,7 +37,7 @@ use crate::options::Options;
 use crate::runtime;
 use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
-use crate::vector::{Encoding, Vectors};
+use crate::vector::Vectors;
 
 /// Runs first, on the thread that loads the addon, where changing the environment is as safe as it can be.
 #[napi_derive::module_init]
@@ -201,16 +201,6 @@ pub struct Memory {
     pub peak_bytes: f64,
 }
 
-impl From<runtime::Memory> for Memory {
-    fn from(memory: runtime::Memory) -> Self {
-        Self {
-            active_bytes: memory.active_bytes as f64,
-            cache_bytes: memory.cache_bytes as f64,
-            peak_bytes: memory.peak_bytes as f64,
-        }
-    }
-}
-
 /// What a model has done since it was loaded, and what is queued.
 #[napi(object)]
 pub struct Activity {
@@ -222,17 +212,6 @@ pub struct Activity {
     pub tokens: f64,
     /// Batches computed.
     pub batches: f64,
-}
-
-impl From<engine::Activity> for Activity {
-    fn from(activity: engine::Activity) -> Self {
-        Self {
-            calls: activity.calls as u32,
-            texts: activity.texts as f64,
-            tokens: activity.tokens as f64,
-            batches: activity.batches as f64,
-        }
-    }
 }
 
 /// How far a call has come.
@@ -391,6 +370,17 @@ impl Call {
     }
 }
 
+impl Call {
+    /// What the call asks for; takes its texts.
+    fn request(&mut self, is_query: bool, encoding: Option<&str>) -> Result<Request, Error> {
+        Ok(Request {
+            encoding: encoding.unwrap_or("float32").parse()?,
+            texts: std::mem::take(&mut self.texts),
+            is_query,
+        })
+    }
+}
+
 /// A loaded model. A process may hold several, in any of its threads.
 #[napi]
 pub struct Model {
@@ -432,9 +422,8 @@ impl Model {
         encoding: Option<String>,
     ) -> napi::Result<Object<'env>, Code> {
         guarded(|| {
-            let encoding = parse_encoding(encoding.as_deref())?;
+            let request = call.request(is_query, encoding.as_deref())?;
             let (deferred, promise) = env.create_deferred().map_err(node_error)?;
-            let texts = std::mem::take(&mut call.texts);
             let reply = move |result| {
                 deferred.resolve(settlement(
                     result,
@@ -447,8 +436,7 @@ impl Model {
                     },
                 ));
             };
-            let ticket = (self.model).submit(texts, is_query, encoding, Box::new(reply));
-            call.ticket = Some(ticket);
+            call.ticket = Some(self.model.submit(request, Box::new(reply)));
             Ok(promise)
         })
     }
@@ -462,10 +450,9 @@ impl Model {
         encoding: Option<String>,
     ) -> napi::Result<(), Code> {
         guarded(|| {
-            let encoding = parse_encoding(encoding.as_deref())?;
+            let request = call.request(is_query, encoding.as_deref())?;
             let sink = Box::new(Sender(Arc::clone(&call.channel)));
-            let texts = std::mem::take(&mut call.texts);
-            call.ticket = Some(self.model.stream(texts, is_query, encoding, sink));
+            call.ticket = Some(self.model.stream(request, sink));
             Ok(())
         })
     }
@@ -500,7 +487,13 @@ impl Model {
             promise(
                 env,
                 move || model.memory(),
-                |_, memory| Ok(memory.map(Memory::from)),
+                |_, memory| {
+                    Ok(memory.map(|memory| Memory {
+                        active_bytes: memory.active_bytes as f64,
+                        cache_bytes: memory.cache_bytes as f64,
+                        peak_bytes: memory.peak_bytes as f64,
+                    }))
+                },
             )
         })
     }
@@ -508,7 +501,15 @@ impl Model {
     /// What the model has done since it was loaded, and what is queued.
     #[napi(getter)]
     pub fn activity(&self) -> napi::Result<Activity, Code> {
-        guarded(|| Ok(self.model.activity().into()))
+        guarded(|| {
+            let activity = self.model.activity();
+            Ok(Activity {
+                calls: activity.calls as u32,
+                texts: activity.texts as f64,
+                tokens: activity.tokens as f64,
+                batches: activity.batches as f64,
+            })
+        })
     }
 
     /// Why a faster backend of the addon is not used; `null` if none was tried.
@@ -666,10 +667,6 @@ fn close_with_environment(env: Env, model: &Arc<LoadedModel>) -> Result<(), Erro
     })
     .map_err(node_error)?;
     Ok(())
-}
-
-fn parse_encoding(name: Option<&str>) -> Result<Encoding, Error> {
-    name.unwrap_or("float32").parse()
 }
 
 /// The status of a thrown error, which napi uses as the JavaScript error's `code`.

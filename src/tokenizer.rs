@@ -368,7 +368,7 @@ fn check_added_tokens(path: &Path, tokenizer: &HfTokenizer, file: &[u8]) -> Resu
 fn other_model(token: &str, id: u32, rows: usize) -> String {
     format!(
         "token {token:?} has id {id}, but the model embeds only ids below {rows} (vocab_size); \
-         tokenizer and weights belong to different models"
+         tokenizer and weights are of different models"
     )
 }
 

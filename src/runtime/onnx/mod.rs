@@ -32,7 +32,6 @@ use super::{MakeWorker, Runtime, Worker};
 use crate::batch::Limits;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Cause, Error, Result};
-use crate::file;
 use crate::graph::Graph;
 use crate::int8::Int8Weights;
 use crate::options::{Dtype, Options};
@@ -112,10 +111,9 @@ pub fn load(
     builder.hold_single_numbers(&checkpoint)?;
     let (int8, warning) = quantized(&builder, &checkpoint, options)?;
     // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside of the folder.
-    let file = checkpoint.files()[0]
-        .path
-        .canonicalize()
-        .map_err(|error| file::unreadable(&checkpoint.files()[0].path, error))?;
+    let file = checkpoint.files()[0].path.canonicalize().map_err(|error| {
+        Error::invalid_from(&checkpoint.files()[0].path, "cannot be read", error)
+    })?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
     let layers: Vec<_> = int8.iter().flat_map(Int8Weights::layers).collect();
@@ -243,18 +241,11 @@ pub fn disable_telemetry() {
     }
 }
 
+/// `ORT_DYLIB_PATH`, or the name by which the dynamic linker finds ONNX Runtime.
 fn default_library() -> PathBuf {
-    std::env::var_os("ORT_DYLIB_PATH")
-        .map_or_else(|| PathBuf::from(libloading_name()), PathBuf::from)
-}
-
-/// The name by which the dynamic linker finds ONNX Runtime.
-fn libloading_name() -> String {
-    format!(
-        "{}onnxruntime{}",
-        std::env::consts::DLL_PREFIX,
-        std::env::consts::DLL_SUFFIX
-    )
+    use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+    let name = || format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}").into();
+    std::env::var_os("ORT_DYLIB_PATH").map_or_else(name, PathBuf::from)
 }
 
 /// How sessions are made.
