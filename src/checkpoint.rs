@@ -243,16 +243,15 @@ impl Checkpoint {
     pub fn check_finite(&self) -> Result<()> {
         for tensor in self.tensors.values() {
             let bytes = self.bytes(tensor);
+            let is_special = |bits: u32, exponent: u32| bits & exponent == exponent;
+            let half =
+                |exponent| move |value| is_special(u16::from_le_bytes(value).into(), exponent);
             let finite = match tensor.dtype {
                 WeightType::F32 => is_finite(bytes, |value| {
-                    u32::from_le_bytes(value) & 0x7f80_0000 == 0x7f80_0000
+                    is_special(u32::from_le_bytes(value), 0x7f80_0000)
                 }),
-                WeightType::F16 => {
-                    is_finite(bytes, |value| u16::from_le_bytes(value) & 0x7c00 == 0x7c00)
-                }
-                WeightType::BF16 => {
-                    is_finite(bytes, |value| u16::from_le_bytes(value) & 0x7f80 == 0x7f80)
-                }
+                WeightType::F16 => is_finite(bytes, half(0x7c00)),
+                WeightType::BF16 => is_finite(bytes, half(0x7f80)),
             };
             if !finite {
                 let path = &self.files[tensor.file].path;
@@ -292,23 +291,19 @@ fn in_place(dtype: WeightType, bytes: &[u8]) -> Option<&[f32]> {
 }
 
 fn to_f32(dtype: WeightType, bytes: &[u8], values: &mut [f32]) {
-    let halves = bytes.as_chunks::<2>().0;
+    fn convert<const N: usize>(bytes: &[u8], values: &mut [f32], from: impl Fn([u8; N]) -> f32) {
+        for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<N>().0) {
+            *value = from(*bytes);
+        }
+    }
     match dtype {
-        WeightType::F32 => {
-            for (value, word) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *value = f32::from_le_bytes(*word);
-            }
-        }
-        WeightType::F16 => {
-            for (value, half) in values.iter_mut().zip(halves) {
-                *value = half::f16::from_le_bytes(*half).to_f32();
-            }
-        }
-        WeightType::BF16 => {
-            for (value, half) in values.iter_mut().zip(halves) {
-                *value = half::bf16::from_le_bytes(*half).to_f32();
-            }
-        }
+        WeightType::F32 => convert(bytes, values, f32::from_le_bytes),
+        WeightType::F16 => convert(bytes, values, |half| {
+            half::f16::from_le_bytes(half).to_f32()
+        }),
+        WeightType::BF16 => convert(bytes, values, |half| {
+            half::bf16::from_le_bytes(half).to_f32()
+        }),
     }
 }
 

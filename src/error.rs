@@ -135,8 +135,6 @@ impl Error {
         }
     }
 
-    // Constructors. Those with `_from` keep another error as the source.
-
     pub(crate) fn argument(
         argument: &'static str,
         expected: impl Display,
@@ -195,34 +193,16 @@ impl Error {
         }
     }
 
-    pub(crate) fn unavailable(backend: &'static str, reason: impl Display) -> Self {
+    pub(crate) fn unavailable(backend: &'static str, cause: impl Into<Cause>) -> Self {
+        let cause = cause.into();
         Self::BackendUnavailable {
             backend,
-            reason: reason.to_string(),
-            source: None,
+            reason: cause.to_string(),
+            source: Some(cause),
         }
     }
 
-    pub(crate) fn unavailable_from(
-        backend: &'static str,
-        reason: impl Display,
-        cause: impl Into<Cause>,
-    ) -> Self {
-        Self::BackendUnavailable {
-            backend,
-            reason: reason.to_string(),
-            source: Some(cause.into()),
-        }
-    }
-
-    pub(crate) fn inference(reason: impl Display) -> Self {
-        Self::InferenceFailed {
-            reason: reason.to_string(),
-            source: None,
-        }
-    }
-
-    pub(crate) fn inference_from(cause: impl Into<Cause>) -> Self {
+    pub(crate) fn inference(cause: impl Into<Cause>) -> Self {
         let cause = cause.into();
         Self::InferenceFailed {
             reason: cause.to_string(),

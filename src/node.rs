@@ -362,9 +362,10 @@ impl Call {
     pub fn progress(&self) -> napi::Result<Progress, Code> {
         guarded(|| {
             let progress = self.ticket.as_ref().map(|ticket| ticket.progress());
+            let engine::Progress { done, tokens } = progress.unwrap_or_default();
             Ok(Progress {
-                done: progress.map_or(0, |progress| progress.done as u32),
-                tokens: progress.map_or(0, |progress| progress.tokens as u32),
+                done: done as u32,
+                tokens: tokens as u32,
             })
         })
     }

@@ -4,7 +4,7 @@
 //! special tokens always survive it. Token ids from the caller are used as they are.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokenizers::{
     Encoding, PostProcessor, Tokenizer as HfTokenizer, TruncationDirection, TruncationParams,
@@ -53,18 +53,13 @@ pub struct TokenizedText {
 /// A tokenizer with the model's prompts and token limit.
 pub struct Tokenizer {
     inner: HfTokenizer,
+    model: ModelDir,
     /// SHA-256 of `tokenizer.json`.
     digest: String,
-    path: PathBuf,
     /// Rows of the embedding table; every id has to be below.
     rows: usize,
-    max_tokens: usize,
     /// Most tokens of a text, without special ones.
     max_text_tokens: usize,
-    truncate_left: bool,
-    lower_case: bool,
-    query_prompt: String,
-    document_prompt: String,
     /// How long texts are split; `None` if they are tokenized whole.
     piece_rules: Option<PieceRules>,
     bytes_per_piece: usize,
@@ -121,15 +116,10 @@ impl Tokenizer {
         let tokenizer = Self {
             piece_rules: guard::read(path, || Ok(PieceRules::of(&inner, model.lower_case)))?,
             inner,
+            model: model.clone(),
             digest,
-            path: path.clone(),
             rows: model.encoder.facts().vocabulary,
-            max_tokens: model.max_tokens,
             max_text_tokens: model.max_tokens - special_tokens,
-            truncate_left: model.truncate_left,
-            lower_case: model.lower_case,
-            query_prompt: model.query_prompt.clone(),
-            document_prompt: model.document_prompt.clone(),
             bytes_per_piece: BYTES_PER_PIECE,
         };
         // Special tokens are checked with an empty text, so that a model that cannot embed them is refused when it is loaded.
@@ -162,14 +152,14 @@ impl Tokenizer {
         should_stop: &dyn Fn() -> bool,
     ) -> Result<TokenizedText> {
         let prompt = if is_query {
-            &self.query_prompt
+            &self.model.query_prompt
         } else {
-            &self.document_prompt
+            &self.model.document_prompt
         };
         let mut ids = match &self.piece_rules {
             Some(rules) if prompt.len() + text.len() > self.bytes_per_piece => {
                 // The lower-case form of a capital sigma depends on its neighbours, which a piece may lack.
-                if self.lower_case && (prompt.contains('Σ') || text.contains('Σ')) {
+                if self.model.lower_case && (prompt.contains('Σ') || text.contains('Σ')) {
                     let text = format!("{prompt}{text}").to_lowercase();
                     self.ids_of_pieces(rules, "", &text, should_stop)?
                 } else {
@@ -179,7 +169,7 @@ impl Tokenizer {
             _ => self.ids_of_whole(prompt, text)?,
         };
         let truncated = ids.len() > self.max_text_tokens;
-        if truncated && self.truncate_left {
+        if truncated && self.model.truncate_left {
             ids.drain(..ids.len() - self.max_text_tokens);
         }
         ids.truncate(self.max_text_tokens);
@@ -215,8 +205,8 @@ impl Tokenizer {
             let found = format!("{} at texts[{index}][{place}]", ids[place]);
             return Err(Error::argument("texts", expected, found));
         }
-        let excess = ids.len().saturating_sub(self.max_tokens);
-        let kept = if self.truncate_left {
+        let excess = ids.len().saturating_sub(self.model.max_tokens);
+        let kept = if self.model.truncate_left {
             &ids[excess..]
         } else {
             &ids[..ids.len() - excess]
@@ -232,7 +222,7 @@ impl Tokenizer {
         if !prompt.is_empty() {
             text = Cow::Owned(format!("{prompt}{text}"));
         }
-        if self.lower_case {
+        if self.model.lower_case {
             text = Cow::Owned(text.to_lowercase());
         }
         self.encode(&text)
@@ -247,7 +237,7 @@ impl Tokenizer {
         should_stop: &dyn Fn() -> bool,
     ) -> Result<Vec<u32>> {
         let characters = prompt.chars().chain(text.chars());
-        let characters: Box<dyn Iterator<Item = char>> = if self.truncate_left {
+        let characters: Box<dyn Iterator<Item = char>> = if self.model.truncate_left {
             Box::new(characters.rev())
         } else {
             Box::new(characters)
@@ -256,7 +246,7 @@ impl Tokenizer {
             rules,
             &self.inner,
             characters,
-            self.truncate_left,
+            self.model.truncate_left,
             self.bytes_per_piece,
         );
         let mut ids = Vec::new();
@@ -264,7 +254,7 @@ impl Tokenizer {
             && let Some(piece) = pieces.next(should_stop)?
         {
             let of_piece = self.encode(&piece)?;
-            if self.truncate_left {
+            if self.model.truncate_left {
                 ids.splice(..0, of_piece);
             } else {
                 ids.extend(of_piece);
@@ -301,14 +291,14 @@ impl Tokenizer {
                 ids[place],
                 self.rows,
             ),
-            None if ids.len() > self.max_tokens => format!(
+            None if ids.len() > self.model.max_tokens => format!(
                 "gives {} tokens where at most {} were asked for",
                 ids.len(),
-                self.max_tokens
+                self.model.max_tokens
             ),
             None => return Ok(()),
         };
-        Err(Error::invalid(&self.path, problem))
+        Err(Error::invalid(&self.model.tokenizer, problem))
     }
 
     /// The place of the first id that has no row in the embedding table.

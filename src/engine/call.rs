@@ -60,7 +60,7 @@ pub struct Call {
 /// The texts of a call without repetitions. Each is known by its place in the list.
 pub struct Distinct {
     /// For each distinct text, its first index in the call.
-    firsts: Vec<usize>,
+    pub firsts: Vec<usize>,
     /// The other indices of texts that occur again, by place.
     repetitions: HashMap<usize, Vec<usize>>,
     tokenized: Vec<OnceLock<TokenizedText>>,
@@ -119,7 +119,7 @@ impl Call {
     pub fn deduplicate(&self) -> Result<&Distinct> {
         let distinct = Distinct::of(&self.request.texts)?;
         let distinct = self.distinct.get_or_init(|| distinct);
-        self.ticket.expect(distinct.len());
+        self.ticket.expect(distinct.firsts.len());
         Ok(distinct)
     }
 
@@ -169,15 +169,6 @@ impl Distinct {
         })
     }
 
-    pub fn len(&self) -> usize {
-        self.firsts.len()
-    }
-
-    /// The first index of a text in the call.
-    pub fn first(&self, place: usize) -> usize {
-        self.firsts[place]
-    }
-
     /// The other indices of a text in the call.
     pub fn repetitions(&self, place: usize) -> &[usize] {
         self.repetitions.get(&place).map_or(&[], Vec::as_slice)
@@ -222,7 +213,7 @@ impl Distinct {
     }
 
     fn window(&self, index: usize) -> Range<usize> {
-        let end = |index: usize| self.len().min(index * TEXTS_PER_WINDOW);
+        let end = |index: usize| self.firsts.len().min(index * TEXTS_PER_WINDOW);
         end(index)..end(index + 1)
     }
 }

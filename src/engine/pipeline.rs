@@ -67,7 +67,7 @@ impl Pipeline {
         let distinct = call.distinct();
         let is_unwanted = || call.has_ended();
         for place in places {
-            let index = distinct.first(place);
+            let index = distinct.firsts[place];
             let tokens = match &call.request.texts[index] {
                 Input::Text(text) => {
                     self.tokenizer
@@ -180,7 +180,7 @@ fn with_repetitions(distinct: &Distinct, places: &[usize], vectors: Vectors) -> 
     let mut rows = Rows {
         indices: places
             .iter()
-            .map(|&place| distinct.first(place) as u32)
+            .map(|&place| distinct.firsts[place] as u32)
             .collect(),
         vectors,
         truncated: Vec::new(),

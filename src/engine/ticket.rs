@@ -11,7 +11,7 @@ use crate::runtime::stop::Stop;
 use crate::sync::{Arc, Mutex, lock};
 
 /// How far a call has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Texts whose vectors are ready; equal texts are ready together.
     pub done: usize,

@@ -64,13 +64,10 @@ impl Int8Weights {
     ) -> Result<(Self, Option<String>)> {
         let source = source_digest(checkpoint);
         let file = cache_folder.map(|folder| cache::file(folder, &source));
-        let (found, warning) = match file
-            .as_deref()
-            .map(|file| cache::read(file, most_bytes(layers)))
-        {
-            Some(Ok(found)) => (found, None),
-            Some(Err(warning)) => (None, Some(warning)),
-            None => (None, None),
+        let read = |file| cache::read(file, most_bytes(layers));
+        let (found, warning) = match file.as_deref().map(read).transpose() {
+            Ok(found) => (found.flatten(), None),
+            Err(warning) => (None, Some(warning)),
         };
         if let Some(weights) = found.and_then(|bytes| Self::read(bytes, &source, layers)) {
             return Ok((weights, None));
@@ -177,7 +174,7 @@ fn quantize(checkpoint: &Checkpoint, layers: &[TensorSlice], source: &str) -> Re
     }
     let digest = hexadecimal(&content.finalize());
     let metadata = HashMap::from([(DIGEST.to_owned(), digest)]);
-    safetensors::serialize(tensors, Some(metadata)).map_err(Error::inference_from)
+    safetensors::serialize(tensors, Some(metadata)).map_err(Error::inference)
 }
 
 /// Most bytes that a file with these layers may have.

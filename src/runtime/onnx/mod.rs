@@ -204,12 +204,13 @@ fn environment(library: Option<&Path>) -> Result<Environment> {
     }
     disable_telemetry();
     let path = library.map_or_else(default_library, Path::to_owned);
-    let unavailable = |error: Cause| {
-        let reason = format!(
+    let unavailable = |error: Cause| Error::BackendUnavailable {
+        backend: "onnx",
+        reason: format!(
             "{error}; install the npm package onnxruntime-node, or name a libonnxruntime of version 1.24 or newer with \
              the option `onnxRuntimeLibrary` or the environment variable ORT_DYLIB_PATH"
-        );
-        Error::unavailable_from("onnx", reason, error)
+        ),
+        source: Some(error),
     };
     let environment = ort::init_from(&path)
         .map_err(|error| unavailable(error.into()))?
@@ -344,13 +345,13 @@ impl Worker for OnnxWorker {
     fn forward(&mut self, texts: &[&[u32]], stop: &Arc<Stop>) -> Result<Vec<f32>> {
         let _inside = shutdown::ONNX.enter();
         // New for each batch, which costs nothing in comparison: a late interruption must not harm a later run.
-        let options = Arc::new(RunOptions::new().map_err(Error::inference_from)?);
+        let options = Arc::new(RunOptions::new().map_err(Error::inference)?);
         let run: Arc<dyn Interrupt> = options.clone();
         let mut vectors = Vec::new();
         let may_group = self.precision == Precision::Float;
         for group in texts.chunk_by(|a, b| may_group && a.len() == b.len()) {
             let part = shutdown::interruptible(stop, &run, || self.run(group, &options))?;
-            vectors.extend(part.map_err(Error::inference_from)?);
+            vectors.extend(part.map_err(Error::inference)?);
         }
         Ok(vectors)
     }

@@ -89,7 +89,7 @@ fn ignores_its_matrix(
     let mut run = {
         let mut session = sessions
             .make(&graph, &initializers, 1)
-            .map_err(Error::inference_from)?;
+            .map_err(Error::inference)?;
         move || -> Result<Vec<f32>, ort::Error> {
             let ids = vec![1_i64; inputs];
             let input = TensorRef::from_array_view(([1, inputs], &*ids))?;
@@ -98,8 +98,8 @@ fn ignores_its_matrix(
             Ok(product.to_vec())
         }
     };
-    let before = run().map_err(Error::inference_from)?;
+    let before = run().map_err(Error::inference)?;
     pages[..].fill(BYTES[1]);
-    let after = run().map_err(Error::inference_from)?;
+    let after = run().map_err(Error::inference)?;
     Ok(before == after && before.iter().all(|number| *number > 0.0))
 }

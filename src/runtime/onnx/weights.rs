@@ -55,7 +55,7 @@ impl Initializers {
             std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<f32>())
         };
         let tensor =
-            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference_from)?;
+            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference)?;
         self.add(name, Tensor::Float(tensor))
     }
 
@@ -68,12 +68,12 @@ impl Initializers {
         let values: &'static [i8] =
             unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) };
         let tensor =
-            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference_from)?;
+            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference)?;
         self.add(name, Tensor::Int8(tensor))
     }
 
     fn add(&mut self, name: &str, tensor: Tensor) -> Result<()> {
-        let name = CString::new(name).map_err(Error::inference_from)?;
+        let name = CString::new(name).map_err(Error::inference)?;
         self.tensors.push((name, tensor));
         Ok(())
     }
