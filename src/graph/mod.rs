@@ -1,7 +1,7 @@
 //! What an encoder computes, recorded once as plain data. Architectures write graphs, runtimes read them.
 //!
 //! A [`Graph`] is a list of operations, each after those whose results it takes; the last one is the result of the whole.
-//! What a runtime, an estimate or a test wants to know about an encoder is read off this list.
+//! Whatever a runtime, an estimate or a test needs to know about an encoder is read from this list.
 //!
 //! Shapes: every value has rows of `width` numbers, one row for each token of each text of a batch, or one for each text
 //! (see [`Rows`]). Each text has its own positions, starting at 0.

@@ -65,7 +65,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, NtkScaling};
 use crate::options::{Dtype, Options};
 
-/// Padded tokens of a batch on a GPU, which wants many at once, and on a CPU, which gains nothing from more.
+/// Padded tokens of a batch: on a GPU, which needs many at once, and on a CPU, which gains nothing from more.
 const BUDGET_TOKENS_GPU: usize = 8192;
 const BUDGET_TOKENS_CPU: usize = 1024;
 
