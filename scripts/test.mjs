@@ -93,7 +93,11 @@ function withMlx() {
 async function clippy() {
   const tests = ["--all-targets", "--no-default-features"];
   // The Node boundary as it is built here; without it all tests, which link without Node.
-  const beside = [...BENCHES, [...FUZZ, "--no-default-features"], [...LOOM, "--all-targets"]].map((crate) => [...crate, "--target-dir", "target"]);
+  const beside = [...BENCHES, [...FUZZ, "--no-default-features"], [...LOOM, "--all-targets"]].map((crate) => [
+    ...crate,
+    "--target-dir",
+    "target",
+  ]);
   const variants = mlxVariant
     ? [["--lib", ...withMlx()], tests, [...tests, ...withMlx()], ["--all-targets", ...XTASK], ...beside]
     : [["--lib"], tests, ...beside];
