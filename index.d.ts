@@ -10,19 +10,19 @@
 export declare const __napiBindingTarget: 'native' | 'wasm32-wasi' | 'wasm32-wasip1'
 
 /**
- * One call of `Model.embed` or `Model.stream`: first its texts on their way in, then its progress. Copying strings out of
- * JavaScript takes time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
+ * One call of `Model.embed` or `Model.stream`: first it collects the texts, then it shows the progress. Copying strings
+ * takes time on the JavaScript thread, so a long list is pushed in slices, with turns of the event loop between them.
  */
 export declare class Call {
   /** A call without texts. */
   constructor()
   /** Appends a copy of texts, each a string or its token ids. */
   push(texts: Array<string | Uint32Array>): void
-  /** The vectors of `Model.stream` that come next; `null` after the last. To be asked again when it has answered. */
+  /** The next vectors of `Model.stream`; `null` after the last ones. May be called again when the promise is settled. */
   next(): Promise<Rows | null>
-  /** Ends the call with `ABORT_ERR`, unless it has ended, and what is computed for it. */
+  /** Ends the call with `ABORT_ERR`, unless it has ended, and interrupts what is computed for it. */
   cancel(): void
-  /** How far the call is. */
+  /** How far the call has come. */
   get progress(): Progress
 }
 
@@ -35,24 +35,21 @@ export declare class Model {
    * engine's threads, which also encode.
    */
   embed(call: Call, isQuery: boolean, encoding?: string | undefined | null): Promise<Embeddings>
-  /** Embeds the texts of a call, whose `next` gives the vectors of each batch when it is done. */
+  /** Embeds the texts of a call; its `next` gives the vectors of each batch as soon as it is computed. */
   stream(call: Call, isQuery: boolean, encoding?: string | undefined | null): void
-  /**
-   * The token ids of a text as the model would see them: behind its prompt, special tokens included, truncated.
-   * Synchronous.
-   */
+  /** The token ids of a text as the model would see them: with its prompt and special tokens, truncated. Synchronous. */
   tokenize(text: string, isQuery: boolean): Uint32Array
-  /** Ends the model: calls in progress fail with `CLOSED`, its memory is returned. Closing again does nothing. */
+  /** Ends the model: calls in progress fail with `CLOSED` and its memory is freed. Closing again does nothing. */
   close(): Promise<void>
-  /** The backend's memory; `null` for a backend that leaves memory to the system. */
+  /** The backend's memory; `null` for a backend that does not manage its own. */
   memory(): Promise<Memory | null>
-  /** What the model has done since it was loaded, and what is before it. */
+  /** What the model has done since it was loaded, and what is queued. */
   get activity(): Activity
-  /** Why a faster backend of the addon was not taken; `null` where none was tried. */
+  /** Why a faster backend of the addon is not used; `null` if none was tried. */
   get fallbackReason(): string | null
-  /** What the user should know although everything works; `null` mostly. */
+  /** What the user should know although the model works; usually `null`. */
   get warning(): string | null
-  /** What the model is. */
+  /** The model's resolved settings. */
   get description(): Description
   /** The backend that computes. */
   get backend(): string
@@ -60,11 +57,11 @@ export declare class Model {
   get isGpu(): boolean
 }
 
-/** What a model has done since it was loaded, and what is before it. */
+/** What a model has done since it was loaded, and what is queued. */
 export interface Activity {
   /** Calls that are queued or being computed. */
   calls: number
-  /** Texts computed; a repetition within a call does not count. */
+  /** Texts computed; repetitions within a call do not count. */
   texts: number
   /** Tokens computed. */
   tokens: number
@@ -76,18 +73,18 @@ export interface Activity {
 export declare function checkConfig(file: string): void
 
 /**
- * Reads settings and tokenizer of a model folder, but no weights: the fingerprint is that of a model without any.
- * Synchronous; for tests that compare the addon's reading with the JavaScript fallback's.
+ * Reads settings and tokenizer of a model folder, but no weights: the fingerprint is that of a model without weights.
+ * Synchronous; for tests that compare the addon with the JavaScript fallback.
  */
 export declare function describe(modelDir: string, options?: ModelOptions | undefined | null): Description
 
-/** What a model folder and the options come to. The JavaScript fallback resolves the same. */
+/** What a model folder and the options resolve to. The JavaScript fallback resolves the same. */
 export interface Description {
   /** Length of a vector. */
   dimension: number
   /** Most tokens of a text, special tokens included. */
   maxTokens: number
-  /** How token states become a vector; several are concatenated. */
+  /** How token states become a vector; the results of several poolings are concatenated. */
   pooling: Array<string>
   /** Text put in front of queries. */
   queryPrompt: string
@@ -95,15 +92,15 @@ export interface Description {
   documentPrompt: string
   /** Whether vectors are scaled to length 1. */
   normalize: boolean
-  /** Where vectors are cut: whether a layer norm comes before. */
+  /** If vectors are truncated to `dimensions`: whether they are layer-normalized first. */
   layerNorm?: boolean
   /** Whether texts are lower-cased before tokenization. */
   lowerCase: boolean
-  /** The side on which a text that is too long loses tokens: "left" or "right". */
+  /** The side on which texts that are too long are truncated: "left" or "right". */
   truncationSide: string
-  /** Rows of the embedding table: token ids are below. */
+  /** Rows of the embedding table; token ids are below this. */
   vocabularySize: number
-  /** A name for everything that decides what vectors the model gives. */
+  /** Identifies everything that decides what vectors the model gives. */
   fingerprint: string
 }
 
@@ -139,13 +136,13 @@ export declare function init(modelDir: string, options?: ModelOptions | undefine
 /** Whether the process-wide model computes on a GPU. */
 export declare function isGpu(): boolean
 
-/** What the backend's own memory management says, in bytes. MLX counts all its models of the process together. */
+/** Memory that the backend manages itself, in bytes. MLX counts all its models of the process together. */
 export interface Memory {
   /** In arrays that are in use: weights and running batches. */
   activeBytes: number
-  /** Freed, and kept for reuse. */
+  /** Freed, but kept for reuse. */
   cacheBytes: number
-  /** Most that was ever in use. */
+  /** The most that was ever in use. */
   peakBytes: number
 }
 
@@ -163,13 +160,13 @@ export interface ModelOptions {
   normalize?: boolean
   /** Keeps this many of the first components of each vector. */
   dimensions?: number
-  /** With `dimensions`: whether a layer norm comes before the cut; default: what the model asks for. */
+  /** With `dimensions`: whether the full vector is layer-normalized first; default: what the model asks for. */
   layerNorm?: boolean
   /** Number format of the weights while computing: "auto", "f32", "int8" (ONNX Runtime), "f16" or "bf16" (MLX). */
   dtype?: string
   /** "auto", "mlx" or "onnx". */
   backend?: string
-  /** Threads that compute; default: what the machine, or its cgroup, offers. */
+  /** Threads that compute; default: as many as the machine, or its cgroup, offers. */
   threads?: number
   /** Most bytes that the activations of one batch may take. */
   memoryBudget?: number
@@ -179,9 +176,9 @@ export interface ModelOptions {
   onnxRuntimeLibrary?: string
 }
 
-/** How far a call is. */
+/** How far a call has come. */
 export interface Progress {
-  /** Texts whose vectors are there. */
+  /** Texts whose vectors are ready. */
   done: number
   /** Tokens computed. */
   tokens: number

@@ -91,6 +91,7 @@ const modelOf = (tokenizerFile, properties) => ({
 const FILES = [
   ...Object.entries(TOKENIZERS).map(([title, change]) => [title, tokenizerFile(change)]),
   ["the starter model's", path.join(STARTER_MODEL, "tokenizer.json")],
+  ...["roberta", "xlm_roberta"].map((name) => [name, path.join(ROOT, "tests/fixtures", name, "tokenizer.json")]),
 ];
 
 for (const [title, file] of FILES) {

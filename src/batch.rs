@@ -16,7 +16,7 @@ pub struct Limits {
     pub budget_bytes: usize,
     /// Bytes of activations per token, an upper estimate.
     pub token_bytes: usize,
-    /// Bytes per pair of tokens of a text: attention scores of all heads, where they are kept.
+    /// Bytes per pair of tokens of a text: attention scores of all heads, if the runtime keeps them.
     pub score_bytes: usize,
 }
 
@@ -24,20 +24,20 @@ impl Limits {
     /// Default of [`Limits::budget_bytes`].
     pub const DEFAULT_BUDGET_BYTES: usize = 1 << 30;
 
-    /// Bytes that the activations of so many texts of this padded length take, an upper estimate.
+    /// Bytes that the activations of `texts` texts of this padded length take, an upper estimate.
     #[must_use]
     pub const fn bytes(&self, texts: usize, length: usize) -> usize {
         texts * length * (self.token_bytes + length * self.score_bytes)
     }
 
-    /// The length that texts of this length are padded to when they are alone.
+    /// The length that a text of this length is padded to in a batch of its own.
     const fn padded(&self, length: usize) -> usize {
         if self.buckets { bucket(length) } else { length }
     }
 }
 
-/// The length that a batch is padded to where shapes should repeat: rounded up by at most an eighth, or 3 tokens, to one of
-/// eight lengths per doubling.
+/// The length that a batch is padded to if shapes should repeat: rounded up by at most an eighth, or 3 tokens, to one of
+/// eight fixed lengths per doubling.
 #[must_use]
 pub const fn bucket(length: usize) -> usize {
     let step = length.next_power_of_two() / 16;

@@ -1,16 +1,16 @@
-//! The weights of a model folder: safetensors files, read once into memory of our own, tensors found by name. A
+//! The weights of a model folder: safetensors files, read once into private memory, with tensors found by name. A
 //! [`TensorSlice`] says where the bytes lie, and runtimes point there.
 //!
 //! # Why not mapped
 //!
-//! A mapped file stays the file: shortened in place (`cp`, `truncate`, a synchronised folder), it ends the process with
-//! SIGBUS, overwritten in place it changes the vectors of a loaded model, whose fingerprint goes on naming the former
-//! weights. `MAP_PRIVATE` is no remedy, since pages that were not written to still come from the file. To compare the
-//! file's identity before a run leaves the time of the run, and times can be set; a handler for SIGBUS would be the whole
-//! host's. So the bytes are copied, and the copy is what is hashed, checked, packed and computed with.
+//! A mapped file can still change. If it is shortened in place (`cp`, `truncate`, a synchronised folder), the process ends
+//! with SIGBUS; if it is overwritten in place, the vectors of a loaded model change while its fingerprint still names the
+//! old weights. `MAP_PRIVATE` does not help, since pages that were not written to still come from the file. Comparing the
+//! file's identity before a run does not cover the run itself, and file times can be set; a handler for SIGBUS would affect
+//! the whole host. So the bytes are copied, and the copy is hashed, checked, packed and computed with.
 //!
-//! The copy does not last: MLX has arrays of its own after loading, and of what ONNX Runtime's kernels have packed the
-//! pages are given back (`runtime/onnx/weights.rs`). What stays is what a mapping would have kept in use anyway.
+//! The copy does not last: MLX has arrays of its own after loading, and the pages of what ONNX Runtime's kernels have packed
+//! are returned to the system (`runtime/onnx/weights.rs`). What stays would have stayed in use with a mapping, too.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -25,7 +25,7 @@ use crate::error::{Cause, Error, Result};
 use crate::pages::Pages;
 use crate::{file, memory};
 
-/// Longest header of a safetensors file, as the format has it.
+/// The format's limit on the header of a safetensors file, in bytes.
 const MOST_HEADER: u64 = 100_000_000;
 
 /// For errors: what memory is allocated for.
@@ -117,7 +117,7 @@ impl Checkpoint {
     /// Reads the files.
     ///
     /// # Errors
-    /// A file that is missing, no regular file, truncated, larger than memory, or whose header lies about its contents.
+    /// A file is missing, not a regular file, truncated, larger than memory, or its header contradicts its contents.
     pub fn open(folder: &Path, paths: &[PathBuf]) -> Result<Self> {
         let mut files = Vec::new();
         let mut tensors = HashMap::new();
@@ -200,10 +200,10 @@ impl Checkpoint {
         &self.files[tensor.file].bytes[tensor.offset..tensor.offset + length]
     }
 
-    /// The values of a tensor: in place where they are stored as float32, else converted.
+    /// The values of a tensor: in place if they are stored as float32, otherwise converted.
     ///
     /// # Errors
-    /// There is no memory for the converted ones.
+    /// There is no memory for the converted values.
     pub fn floats(&self, tensor: &TensorSlice) -> Result<Cow<'_, [f32]>> {
         let bytes = self.bytes(tensor);
         if let Some(values) = in_place(tensor.dtype, bytes) {
@@ -214,8 +214,8 @@ impl Checkpoint {
         Ok(Cow::Owned(values))
     }
 
-    /// The values of a tensor that [`Self::floats`] has to convert, in memory that can be given back; `None` where they
-    /// are stored as float32.
+    /// The values of a tensor that [`Self::floats`] has to convert, in pages of their own; `None` if they are stored as
+    /// float32.
     pub(crate) fn converted(&self, tensor: &TensorSlice) -> Result<Option<Pages>> {
         let bytes = self.bytes(tensor);
         if in_place(tensor.dtype, bytes).is_some() {
@@ -243,16 +243,15 @@ impl Checkpoint {
     pub fn check_finite(&self) -> Result<()> {
         for tensor in self.tensors.values() {
             let bytes = self.bytes(tensor);
+            let is_special = |bits: u32, exponent: u32| bits & exponent == exponent;
+            let half =
+                |exponent| move |value| is_special(u16::from_le_bytes(value).into(), exponent);
             let finite = match tensor.dtype {
                 WeightType::F32 => is_finite(bytes, |value| {
-                    u32::from_le_bytes(value) & 0x7f80_0000 == 0x7f80_0000
+                    is_special(u32::from_le_bytes(value), 0x7f80_0000)
                 }),
-                WeightType::F16 => {
-                    is_finite(bytes, |value| u16::from_le_bytes(value) & 0x7c00 == 0x7c00)
-                }
-                WeightType::BF16 => {
-                    is_finite(bytes, |value| u16::from_le_bytes(value) & 0x7f80 == 0x7f80)
-                }
+                WeightType::F16 => is_finite(bytes, half(0x7c00)),
+                WeightType::BF16 => is_finite(bytes, half(0x7f80)),
             };
             if !finite {
                 let path = &self.files[tensor.file].path;
@@ -281,7 +280,7 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
     })
 }
 
-/// The bytes as they are, where they are aligned little-endian float32.
+/// The bytes as float32, if they are aligned and little-endian.
 fn in_place(dtype: WeightType, bytes: &[u8]) -> Option<&[f32]> {
     if dtype != WeightType::F32 || cfg!(target_endian = "big") {
         return None;
@@ -292,29 +291,25 @@ fn in_place(dtype: WeightType, bytes: &[u8]) -> Option<&[f32]> {
 }
 
 fn to_f32(dtype: WeightType, bytes: &[u8], values: &mut [f32]) {
-    let halves = bytes.as_chunks::<2>().0;
+    fn convert<const N: usize>(bytes: &[u8], values: &mut [f32], from: impl Fn([u8; N]) -> f32) {
+        for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<N>().0) {
+            *value = from(*bytes);
+        }
+    }
     match dtype {
-        WeightType::F32 => {
-            for (value, word) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *value = f32::from_le_bytes(*word);
-            }
-        }
-        WeightType::F16 => {
-            for (value, half) in values.iter_mut().zip(halves) {
-                *value = half::f16::from_le_bytes(*half).to_f32();
-            }
-        }
-        WeightType::BF16 => {
-            for (value, half) in values.iter_mut().zip(halves) {
-                *value = half::bf16::from_le_bytes(*half).to_f32();
-            }
-        }
+        WeightType::F32 => convert(bytes, values, f32::from_le_bytes),
+        WeightType::F16 => convert(bytes, values, |half| {
+            half::f16::from_le_bytes(half).to_f32()
+        }),
+        WeightType::BF16 => convert(bytes, values, |half| {
+            half::bf16::from_le_bytes(half).to_f32()
+        }),
     }
 }
 
-/// The bytes of one file, which are as many as its header says: found out before memory is taken for them.
+/// The bytes of one file. Its length is compared with its header before memory is allocated.
 fn read_weights(path: &Path) -> Result<Pages> {
-    let failed = |error| file::unreadable(path, error);
+    let failed = |error| Error::invalid_from(path, "cannot be read", error);
     let (mut file, length) = file::open(path).map_err(failed)?;
     let mut start = Vec::new();
     let mut prefix = file.by_ref().take(8);
@@ -355,7 +350,7 @@ fn read_header(
             Dtype::F32 => WeightType::F32,
             Dtype::F16 => WeightType::F16,
             Dtype::BF16 => WeightType::BF16,
-            // A buffer of old checkpoints that every implementation recomputes.
+            // A buffer in old checkpoints that every implementation recomputes.
             _ if name.ends_with("position_ids") => continue,
             other => {
                 let expected = "dtype F32, F16 or BF16";
@@ -382,8 +377,8 @@ fn read_header(
     Ok(())
 }
 
-/// Whether no number in `bytes` is `special` (has all exponent bits set). Blocks are scanned without an early exit,
-/// so that the loop compiles to vector code.
+/// Whether no number in `bytes` is `special` (has all exponent bits set). Blocks are scanned without an early exit, so that
+/// the loop is vectorized.
 fn is_finite<const N: usize>(bytes: &[u8], special: impl Fn([u8; N]) -> bool) -> bool {
     bytes.chunks(1 << 16).all(|block| {
         let (values, _) = block.as_chunks::<N>();

@@ -1,6 +1,7 @@
 //! The crate's only error type. Each variant is something a caller can act on: it says what was wrong, what was expected and
 //! what to do.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 /// The cause of an error, kept for `source()`.
@@ -134,37 +135,33 @@ impl Error {
         }
     }
 
-    /// An argument or option has an unusable value.
     pub(crate) fn argument(
         argument: &'static str,
-        expected: impl Into<String>,
-        found: impl Into<String>,
+        expected: impl Display,
+        found: impl Display,
     ) -> Self {
         Self::InvalidArgument {
             argument,
-            expected: expected.into(),
-            found: found.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
         }
     }
 
-    /// A file or folder does not exist.
-    pub(crate) fn not_found(path: &Path, hint: impl Into<String>) -> Self {
+    pub(crate) fn not_found(path: &Path, hint: impl Display) -> Self {
         Self::ModelNotFound {
             path: path.to_owned(),
-            hint: hint.into(),
+            hint: hint.to_string(),
         }
     }
 
-    /// A file is damaged or contradicts another one.
-    pub(crate) fn invalid(path: &Path, problem: impl Into<String>) -> Self {
+    pub(crate) fn invalid(path: &Path, problem: impl Display) -> Self {
         Self::ModelInvalid {
             path: path.to_owned(),
-            problem: problem.into(),
+            problem: problem.to_string(),
             source: None,
         }
     }
 
-    /// [`Self::invalid`] because of another error, which is appended to the problem.
     pub(crate) fn invalid_from(path: &Path, problem: &str, cause: impl Into<Cause>) -> Self {
         let cause = cause.into();
         Self::ModelInvalid {
@@ -174,66 +171,38 @@ impl Error {
         }
     }
 
-    /// A tensor of a checkpoint is not what was expected.
     pub(crate) fn tensor(
         path: &Path,
         tensor: &str,
-        expected: impl Into<String>,
-        found: impl Into<String>,
+        expected: impl Display,
+        found: impl Display,
     ) -> Self {
         Self::TensorInvalid {
             path: path.to_owned(),
             tensor: tensor.to_owned(),
-            expected: expected.into(),
-            found: found.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
         }
     }
 
-    /// A file asks for something that is not computed here.
-    pub(crate) fn unsupported(
-        path: &Path,
-        feature: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
+    pub(crate) fn unsupported(path: &Path, feature: impl Display, hint: impl Display) -> Self {
         Self::ModelUnsupported {
             path: path.to_owned(),
-            feature: feature.into(),
-            hint: hint.into(),
+            feature: feature.to_string(),
+            hint: hint.to_string(),
         }
     }
 
-    /// A runtime cannot be started.
-    pub(crate) fn unavailable(backend: &'static str, reason: impl Into<String>) -> Self {
+    pub(crate) fn unavailable(backend: &'static str, cause: impl Into<Cause>) -> Self {
+        let cause = cause.into();
         Self::BackendUnavailable {
             backend,
-            reason: reason.into(),
-            source: None,
+            reason: cause.to_string(),
+            source: Some(cause),
         }
     }
 
-    /// [`Self::unavailable`] because of another error.
-    pub(crate) fn unavailable_from(
-        backend: &'static str,
-        reason: impl Into<String>,
-        cause: impl Into<Cause>,
-    ) -> Self {
-        Self::BackendUnavailable {
-            backend,
-            reason: reason.into(),
-            source: Some(cause.into()),
-        }
-    }
-
-    /// A runtime failed.
-    pub(crate) fn inference(reason: impl Into<String>) -> Self {
-        Self::InferenceFailed {
-            reason: reason.into(),
-            source: None,
-        }
-    }
-
-    /// [`Self::inference`] because of another error.
-    pub(crate) fn inference_from(cause: impl Into<Cause>) -> Self {
+    pub(crate) fn inference(cause: impl Into<Cause>) -> Self {
         let cause = cause.into();
         Self::InferenceFailed {
             reason: cause.to_string(),

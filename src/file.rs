@@ -1,29 +1,26 @@
-//! The files of a model, as they are opened: regular ones only, each read once, up to a limit.
+//! How a model's files are opened: regular files only, each read once, up to a size limit.
 //!
-//! A named pipe would keep a reader waiting for ever and a device never ends, so neither is read, whatever links lead to
-//! it. What is hashed, parsed and computed with are the bytes of one read: a file that changes meanwhile, or afterwards,
-//! cannot make them differ.
+//! A named pipe would keep a reader waiting for ever and a device never ends, so neither is read, even through links. The
+//! same bytes are hashed, parsed and computed with: a file that changes during or after the read cannot make them differ.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
 
-use crate::error::Error as ModelError;
-
-/// Most bytes of a file of settings. The largest in use, an index of a large model's shards, has some hundred kilobytes.
+/// Most bytes of a settings file. The largest in use, the index of a large model's shards, has a few hundred kilobytes.
 pub const MOST_SETTINGS: u64 = 16 << 20;
 
-/// Most bytes of a `tokenizer.json`. Those of the largest multilingual vocabularies have 33 MB.
+/// Most bytes of a `tokenizer.json`. The largest multilingual vocabularies take 33 MB.
 pub const MOST_TOKENIZER: u64 = 256 << 20;
 
-/// Opens a regular file, or a link to one, and tells its length.
+/// Opens a regular file, or a link to one. Also returns its length in bytes.
 pub fn open(path: &Path) -> Result<(File, u64)> {
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt as _;
-        // Opening a named pipe waits for its writer, otherwise. On a regular file the flag has no effect.
+        // Otherwise, opening a named pipe waits for its writer. On a regular file the flag has no effect.
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     }
     let file = options.open(path)?;
@@ -40,12 +37,12 @@ pub fn open(path: &Path) -> Result<(File, u64)> {
     Ok((file, metadata.len()))
 }
 
-/// The bytes of a regular file that has at most so many.
+/// The bytes of a regular file that has at most `most`.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let (file, length) = open(path)?;
     let mut bytes = Vec::new();
     if length <= most {
-        // One more than it has now: a file may grow while it is read, and some tell no length.
+        // One more than its length: a file may grow while it is read, and some report no length.
         bytes
             .try_reserve_exact(length as usize + 1)
             .map_err(|_| Error::from(ErrorKind::OutOfMemory))?;
@@ -57,11 +54,6 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
         return Err(Error::new(ErrorKind::InvalidData, problem));
     }
     Ok(bytes)
-}
-
-/// The error for a model's file that cannot be read.
-pub fn unreadable(path: &Path, error: Error) -> ModelError {
-    ModelError::invalid_from(path, "cannot be read", error)
 }
 
 #[cfg(test)]

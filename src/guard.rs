@@ -1,7 +1,7 @@
-//! What keeps a panic from leaving this crate, and from leaving a trace on the host's standard error.
+//! Keeps panics from leaving this crate, and from being printed to the host's standard error.
 //!
-//! A panic that reaches a caller in another language ends the process. So whatever others call goes through [`catch`],
-//! and every thread is started by [`spawn`] or [`spawn_scoped`]: `tests/boundary.rs` looks for those that do not.
+//! A panic that reaches a caller in another language ends the process. So everything that other code calls goes through
+//! [`catch`], and every thread is started by [`spawn`] or [`side_by_side`]; `tests/boundary.rs` looks for exceptions.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -9,11 +9,11 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::path::Path;
 use std::sync::Once;
-use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
+use std::thread::{Builder, JoinHandle};
 
 use crate::error::{Error, Result};
 
-/// A panic that was caught: what it said and where it was.
+/// A caught panic: its message and its place.
 #[derive(Debug)]
 pub(crate) struct Panic(String);
 
@@ -24,28 +24,28 @@ thread_local! {
     static LOCATION: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs `work`; a panic comes back instead of being reported on standard error.
+/// Runs `work`; a panic is returned instead of being printed to standard error.
 pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
     install_hook();
     DEPTH.set(DEPTH.get() + 1);
-    // Whoever gets the panic gives up what `work` was about.
+    // Unwind safe: whoever gets the panic drops what `work` was about.
     let outcome = catch_unwind(AssertUnwindSafe(work));
     DEPTH.set(DEPTH.get() - 1);
     outcome.map_err(|payload| Panic::new(&*payload))
 }
 
-/// [`catch`] for work that may fail anyway.
+/// [`catch`] for work that may fail.
 ///
 /// # Errors
-/// Those of `work`; a panic is an internal error.
+/// Those of `work`; a panic becomes an internal error.
 pub(crate) fn run<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch(work).map_err(Error::from).flatten()
 }
 
-/// [`run`] for work that reads a file of a model: libraries that cannot cope with its contents panic.
+/// [`run`] for work that reads a file of a model: some libraries panic on unexpected contents.
 ///
 /// # Errors
-/// Those of `work`; a panic says that the file cannot be read.
+/// Those of `work`; a panic becomes an error that says that the file cannot be read.
 pub(crate) fn read<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let invalid = |panic| {
         Error::invalid_from(
@@ -57,10 +57,10 @@ pub(crate) fn read<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T
     catch(work).map_err(invalid).flatten()
 }
 
-/// Starts a thread. It ends quietly if `work` panics.
+/// Starts a thread. It ends silently if `work` panics.
 ///
 /// # Errors
-/// The operating system gives no thread.
+/// The operating system refuses the thread.
 pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let life = move || {
         let _ = catch(work);
@@ -69,45 +69,34 @@ pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<
     thread.spawn(life).map_err(|error| Error::no_thread(&error))
 }
 
-/// A thread of [`spawn_scoped`].
-pub(crate) struct ScopedThread<'scope, T>(ScopedJoinHandle<'scope, Result<T>>);
-
-impl<T> ScopedThread<'_, T> {
-    /// Waits for what the thread's work gives.
-    ///
-    /// # Errors
-    /// Those of [`run`].
-    pub(crate) fn join(self) -> Result<T> {
-        // Nothing that [`run`] lets through is a panic.
-        self.0
-            .join()
-            .unwrap_or_else(|payload| Err(Panic::new(&*payload).into()))
-    }
-}
-
-/// Starts a thread within a scope.
+/// Does two things at once, the first of them on a thread of its own. Waits for both.
 ///
 /// # Errors
-/// The operating system gives no thread.
-pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
+/// Those of [`run`], or the operating system refuses the thread.
+pub(crate) fn side_by_side<A: Send, B>(
     name: &str,
-    work: impl FnOnce() -> Result<T> + Send + 'scope,
-) -> Result<ScopedThread<'scope, T>> {
-    let thread = Builder::new().name(name.to_owned());
-    thread
-        .spawn_scoped(scope, || run(work))
-        .map(ScopedThread)
-        .map_err(|error| Error::no_thread(&error))
+    on_thread: impl FnOnce() -> Result<A> + Send,
+    here: impl FnOnce() -> Result<B>,
+) -> Result<(A, B)> {
+    std::thread::scope(|scope| {
+        let thread = Builder::new().name(name.to_owned());
+        let thread = thread.spawn_scoped(scope, || run(on_thread));
+        let thread = thread.map_err(|error| Error::no_thread(&error))?;
+        let here = here();
+        let on_thread = thread.join();
+        // [`run`] catches panics, so that the thread itself is not expected to have one.
+        let on_thread = on_thread.unwrap_or_else(|payload| Err(Panic::new(&*payload).into()));
+        Ok((on_thread?, here?))
+    })
 }
 
-/// Silences panics that [`catch`] catches. Those of others are reported as they were before.
+/// Silences panics that [`catch`] catches. All others are reported as before.
 fn install_hook() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            // A thread that is ending has no thread-locals any more, and is not in here either.
+            // A thread that is ending has no thread-locals any more, but then it is not inside of `catch` either.
             if DEPTH.try_with(Cell::get).unwrap_or(0) == 0 {
                 previous(panic);
             } else {
@@ -117,7 +106,7 @@ fn install_hook() {
     });
 }
 
-/// File and line, the file from its crate's folder on: what comes before is of the machine that built it.
+/// File and line; the path starts at the crate's folder, since the rest belongs to the machine that built it.
 fn place(panic: &PanicHookInfo) -> Option<String> {
     let location = panic.location()?;
     let parts: Vec<&str> = location.file().split(['/', '\\']).collect();

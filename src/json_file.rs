@@ -1,4 +1,4 @@
-//! Settings files of a model folder. `lib/json_file.ts` takes and refuses the same.
+//! Settings files of a model folder. `lib/json_file.ts` accepts and refuses the same.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,27 +8,27 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::file;
 
-/// A file that holds a JSON object. Under a key, null is as good as nothing.
+/// A file that holds a JSON object. A key whose value is null counts as missing.
 pub(crate) struct JsonFile {
     pub(crate) path: PathBuf,
     pub(crate) json: Value,
 }
 
 impl JsonFile {
-    /// Reads a file that has to be there; `what` it is, for the message where it is not.
+    /// Reads a file that must exist; if it does not, the error says `what` was expected.
     pub(crate) fn read(path: PathBuf, what: &str) -> Result<Self> {
         let bytes = read_bytes(&path, file::MOST_SETTINGS)?
             .ok_or_else(|| Error::not_found(&path, format!("expected {what}")))?;
         Self::parse(path, &bytes)
     }
 
-    /// Reads a file that may be absent, and then is as good as an empty object.
+    /// Reads a file that may be absent; then it counts as an empty object.
     pub(crate) fn read_optional(path: PathBuf) -> Result<Self> {
         let bytes = read_bytes(&path, file::MOST_SETTINGS)?;
         Self::parse(path, bytes.as_deref().unwrap_or(b"{}"))
     }
 
-    /// What the bytes of a file say.
+    /// Parses the bytes of a file.
     pub(crate) fn parse(path: PathBuf, bytes: &[u8]) -> Result<Self> {
         let json = parse(&path, bytes)?;
         let file = Self { path, json };
@@ -62,7 +62,7 @@ impl JsonFile {
         self.typed(key, "a string", Value::as_str)
     }
 
-    /// What `read` makes of the value, which is wrong where that is nothing.
+    /// The value as `read` reads it; an error if `read` returns `None`.
     pub(crate) fn typed<'a, T>(
         &'a self,
         key: &str,
@@ -78,7 +78,7 @@ impl JsonFile {
         }
     }
 
-    pub(crate) fn invalid(&self, problem: impl Into<String>) -> Error {
+    pub(crate) fn invalid(&self, problem: impl std::fmt::Display) -> Error {
         Error::invalid(&self.path, problem)
     }
 
@@ -87,7 +87,7 @@ impl JsonFile {
     }
 }
 
-/// What a file says, whatever it is.
+/// The contents of a file, of any type.
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value> {
     let mut json = serde_json::from_slice(bytes)
         .map_err(|error| Error::invalid_from(path, "is not valid JSON", error))?;
@@ -95,18 +95,18 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value> {
     Ok(json)
 }
 
-/// The bytes of a file; `None` where there is none.
+/// The bytes of a file; `None` if it does not exist.
 pub(crate) fn read_bytes(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
     match file::read(path, most) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) => match error.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Ok(None),
-            _ => Err(file::unreadable(path, error)),
+            _ => Err(Error::invalid_from(path, "cannot be read", error)),
         },
     }
 }
 
-/// 384.0 and 3.84e2 are 384: JavaScript, and JSON itself, know no difference.
+/// Writes 384.0 and 3.84e2 as 384: JavaScript, and JSON itself, do not distinguish them.
 fn write_whole_numbers_alike(json: &mut Value) {
     const MOST: f64 = (1_u64 << 53) as f64;
     match json {

@@ -6,31 +6,32 @@
 //! texts     →  TypeScript   checks arguments, chooses the backend
 //!           →  node         texts cross into Rust; everything below runs off the JavaScript thread
 //!           →  engine       one queue per model, queries before bulk work, one thread per worker
-//!           →  tokenizer    texts → ids, cut to the token limit, counted; or ids of the caller's, checked
+//!           →  tokenizer    texts → token ids, truncated to the limit; or the caller's ids, checked
 //!           →  batch        lengths → batches (pure)
-//!           →  runtime      ids → pooled vectors, [texts, dimension]
-//!           →  vector       NaN check, cut to fewer dimensions, L2 normalization, encoding (pure)
-//!           →  one typed array, handed out as one view per text
+//!           →  runtime      ids → pooled vectors, [texts, width]
+//!           →  vector       NaN scan, truncation to fewer dimensions, L2 normalization, encoding (pure)
+//!           →  one typed array, returned as one view per text
 //! ```
 //!
 //! # Where things are
 //!
-//! - [`model_dir`] reads a model folder (`json_file` its settings files), [`options`] what the caller may decide, [`checkpoint`] the weights.
-//! - [`arch`] holds the encoders: an architecture is one file and one line of a table. It records what it computes into a
+//! - [`model_dir`] reads a model folder and `json_file` its settings files; [`checkpoint`] reads the weights. [`options`] is
+//!   what callers may decide.
+//! - [`arch`] holds the encoders: an architecture is one file and one line in a table. It records what it computes into a
 //!   [`graph`], which is plain data.
-//! - [`runtime`] reads such a graph. [`runtime::onnx`] makes an ONNX graph of it, whose initializers point into the
+//! - [`runtime`] reads such a graph. [`runtime::onnx`] turns it into an ONNX graph, whose initializers point into the
 //!   safetensors file as it was read; `runtime::mlx` computes it batch by batch.
 //! - [`int8`] quantizes weights for the ONNX backend and keeps them in the cache folder.
-//! - `pieces` cuts long texts, so that no more is tokenized than the limit can take.
+//! - `pieces` splits long texts, so that no more is tokenized than the limit allows.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
-//! - [`engine`] owns the threads. [`model`] puts all of it together; it is the Rust API.
-//! - `guard` catches panics and starts threads; `memory` allocates what may be too much.
-//! - `node` is the only code that knows Node.js. It is behind the default feature `node`, so that tests link without.
+//! - [`engine`] owns the queue and the threads. [`model`] puts everything together; it is the Rust API.
+//! - `guard` catches panics and starts threads; `memory` allocates what may not fit; `sync` is locks without poisoning.
+//! - `node` is the only code that knows Node.js. It is behind the default feature `node`, so that tests link without it.
 //!
 //! # Promises
 //!
-//! - The vector of a text does not depend on the texts beside it: batches are never padded on the CPU.
-//! - Pooling, prompts and limits come from the model folder or from the caller. Where neither says, that is an error.
+//! - The vector of a text does not depend on the other texts of a call: batches are never padded on the CPU.
+//! - Pooling, prompts and limits come from the model folder or from the caller. If neither says, that is an error.
 //! - No panic and no NaN leaves this crate.
 
 pub mod arch;

@@ -1,9 +1,9 @@
-//! Allocations that may be refused: those whose size follows the caller's texts or the model. Rust ends the process when
-//! an allocation of its collections fails; where a limit on memory can be met, these return an error instead.
+//! Allocations whose size depends on the caller's texts or on the model. If there is no memory for them, these functions
+//! return an error; Rust's collections would end the process.
 
 use crate::error::{Error, Result};
 
-/// An empty vector with room for `capacity` values.
+/// An empty vector with room for `capacity` values. `what` says in an error what they are for.
 ///
 /// # Errors
 /// There is no memory for them.
@@ -15,7 +15,7 @@ pub(crate) fn room<T>(capacity: usize, what: &str) -> Result<Vec<T>> {
     Ok(values)
 }
 
-/// Makes room for more values at the end of a vector that grows.
+/// Makes room for more values at the end of a growing vector.
 ///
 /// # Errors
 /// There is no memory for them.
@@ -36,7 +36,7 @@ pub(crate) fn filled<T: Clone>(count: usize, value: T, what: &str) -> Result<Vec
     Ok(values)
 }
 
-/// All that an iterator gives, which has to know how much that is.
+/// All items of an iterator.
 ///
 /// # Errors
 /// There is no memory for it.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use crate::checkpoint::Checkpoint;
-use crate::engine::{Activity, Embeddings, Engine, Reply, Sink, Ticket};
+use crate::engine::{Activity, Embeddings, Engine, Reply, Request, Sink, Ticket};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::guard;
@@ -54,16 +54,11 @@ impl Model {
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
         // Reading every weight once, for the fingerprint and to scan for NaN, overlaps the runtime's start.
-        let (fingerprint, (mut runtime, fallback_reason)) =
-            std::thread::scope(|scope| -> Result<_> {
-                let check = guard::spawn_scoped(scope, "embedder-check", || {
-                    checkpoint.check_finite().map(|()| checkpoint.digests())
-                })?;
-                let loaded = runtime::load(&graph, &checkpoint, options, threads);
-                let (digests, loaded) = (check.join()?, loaded?);
-                let dtype = loaded.0.dtype;
-                Ok((dir.fingerprint(digests, tokenizer.digest(), dtype), loaded))
-            })?;
+        let check = || (checkpoint.check_finite()).map(|()| checkpoint.digests());
+        let load = || runtime::load(&graph, &checkpoint, options, threads);
+        let (digests, (mut runtime, fallback_reason)) =
+            guard::side_by_side("embedder-check", check, load)?;
+        let fingerprint = dir.fingerprint(digests, tokenizer.digest(), runtime.dtype);
         // From here on only the runtime holds the checkpoint, and may free what it no longer reads.
         drop(checkpoint);
         Ok(Self {
@@ -96,7 +91,12 @@ impl Model {
             // The receiver waits below; it cannot be gone.
             let _ = sender.send(result);
         };
-        self.submit(texts, is_query, Encoding::Float32, Box::new(reply));
+        let request = Request {
+            texts,
+            is_query,
+            encoding: Encoding::Float32,
+        };
+        self.submit(request, Box::new(reply));
         receiver
             .recv()
             .unwrap_or(Err(Error::Closed))
@@ -104,25 +104,13 @@ impl Model {
     }
 
     /// See [`Engine::submit`].
-    pub fn submit(
-        &self,
-        texts: Vec<Input>,
-        is_query: bool,
-        encoding: Encoding,
-        reply: Reply,
-    ) -> Arc<Ticket> {
-        self.engine.submit(texts, is_query, encoding, reply)
+    pub fn submit(&self, request: Request, reply: Reply) -> Arc<Ticket> {
+        self.engine.submit(request, reply)
     }
 
     /// See [`Engine::stream`].
-    pub fn stream(
-        &self,
-        texts: Vec<Input>,
-        is_query: bool,
-        encoding: Encoding,
-        sink: Box<dyn Sink>,
-    ) -> Arc<Ticket> {
-        self.engine.stream(texts, is_query, encoding, sink)
+    pub fn stream(&self, request: Request, sink: Box<dyn Sink>) -> Arc<Ticket> {
+        self.engine.stream(request, sink)
     }
 
     /// What the model's threads have done and what is queued.

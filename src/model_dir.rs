@@ -203,7 +203,7 @@ impl ModelDir {
             .ok_or_else(|| Error::not_found(&self.tokenizer, TOKENIZER))
     }
 
-    /// A name for everything that decides what vectors this model gives: two indexes may be mixed if, and only if,
+    /// Identifies everything that decides what vectors this model gives: two indexes may be mixed if, and only if,
     /// their fingerprints are equal. Lower-case hexadecimal SHA-256; the JavaScript fallback computes the same.
     /// `weights` and `tokenizer` are the SHA-256 of the bytes that are computed with.
     #[must_use]

@@ -1,6 +1,6 @@
 //! The Node.js boundary: the only code that knows JavaScript.
 //!
-//! Arguments arrive valid from TypeScript and are copied at once; promises are settled from the engine's threads, so no
+//! TypeScript validates arguments, which are copied here at once. Promises are settled from the engine's threads, so that no
 //! thread of Node's own pool ever waits for a model. Every error is a JavaScript `Error` with a `code`.
 
 #![allow(
@@ -10,7 +10,7 @@
 #![allow(
     clippy::missing_errors_doc,
     clippy::unnecessary_wraps,
-    reason = "whatever JavaScript calls may throw a panic that was caught; which errors there are is said in TypeScript"
+    reason = "every function may throw a caught panic; TypeScript documents the errors"
 )]
 
 mod stream;
@@ -28,7 +28,7 @@ use napi_derive::napi;
 
 use self::stream::{Channel, Sender};
 use crate::arch;
-use crate::engine::{self, Ticket};
+use crate::engine::{self, Request, Ticket};
 use crate::error::Error;
 use crate::guard;
 use crate::json_file::JsonFile;
@@ -39,10 +39,9 @@ use crate::options::Options;
 use crate::runtime;
 use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
-use crate::vector::{Encoding, Vectors};
+use crate::vector::Vectors;
 
-/// The first thing that happens, on the thread that loads the addon: here it is as safe as anywhere to change the
-/// environment.
+/// Runs first, on the thread that loads the addon, where changing the environment is as safe as it can be.
 #[napi_derive::module_init]
 fn on_load() {
     let _ = guarded(|| {
@@ -66,13 +65,13 @@ pub struct ModelOptions {
     pub normalize: Option<bool>,
     /// Keeps this many of the first components of each vector.
     pub dimensions: Option<u32>,
-    /// With `dimensions`: whether a layer norm comes before the cut; default: what the model asks for.
+    /// With `dimensions`: whether the full vector is layer-normalized first; default: what the model asks for.
     pub layer_norm: Option<bool>,
     /// Number format of the weights while computing: "auto", "f32", "int8" (ONNX Runtime), "f16" or "bf16" (MLX).
     pub dtype: Option<String>,
     /// "auto", "mlx" or "onnx".
     pub backend: Option<String>,
-    /// Threads that compute; default: what the machine, or its cgroup, offers.
+    /// Threads that compute; default: as many as the machine, or its cgroup, offers.
     pub threads: Option<u32>,
     /// Most bytes that the activations of one batch may take.
     pub memory_budget: Option<f64>,
@@ -107,14 +106,14 @@ impl TryFrom<Option<ModelOptions>> for Options {
     }
 }
 
-/// What a model folder and the options come to. The JavaScript fallback resolves the same.
+/// What a model folder and the options resolve to. The JavaScript fallback resolves the same.
 #[napi(object)]
 pub struct Description {
     /// Length of a vector.
     pub dimension: u32,
     /// Most tokens of a text, special tokens included.
     pub max_tokens: u32,
-    /// How token states become a vector; several are concatenated.
+    /// How token states become a vector; the results of several poolings are concatenated.
     pub pooling: Vec<String>,
     /// Text put in front of queries.
     pub query_prompt: String,
@@ -122,15 +121,15 @@ pub struct Description {
     pub document_prompt: String,
     /// Whether vectors are scaled to length 1.
     pub normalize: bool,
-    /// Where vectors are cut: whether a layer norm comes before.
+    /// If vectors are truncated to `dimensions`: whether they are layer-normalized first.
     pub layer_norm: Option<bool>,
     /// Whether texts are lower-cased before tokenization.
     pub lower_case: bool,
-    /// The side on which a text that is too long loses tokens: "left" or "right".
+    /// The side on which texts that are too long are truncated: "left" or "right".
     pub truncation_side: String,
-    /// Rows of the embedding table: token ids are below.
+    /// Rows of the embedding table; token ids are below this.
     pub vocabulary_size: u32,
-    /// A name for everything that decides what vectors the model gives.
+    /// Identifies everything that decides what vectors the model gives.
     pub fingerprint: String,
 }
 
@@ -153,8 +152,8 @@ impl Description {
     }
 }
 
-/// Reads settings and tokenizer of a model folder, but no weights: the fingerprint is that of a model without any.
-/// Synchronous; for tests that compare the addon's reading with the JavaScript fallback's.
+/// Reads settings and tokenizer of a model folder, but no weights: the fingerprint is that of a model without weights.
+/// Synchronous; for tests that compare the addon with the JavaScript fallback.
 #[napi]
 pub fn describe(
     model_dir: String,
@@ -195,7 +194,7 @@ pub struct Embeddings {
     pub tokens: u32,
 }
 
-/// Vectors as a typed array of their own kind, which takes the memory over.
+/// Vectors as a typed array of the same kind, which takes over the memory.
 fn typed_array(vectors: Vectors) -> Either3<Float32Array, Int8Array, Uint8Array> {
     match vectors {
         Vectors::Float32(vectors) => Either3::A(Float32Array::new(vectors)),
@@ -204,34 +203,24 @@ fn typed_array(vectors: Vectors) -> Either3<Float32Array, Int8Array, Uint8Array>
     }
 }
 
-/// What the backend's own memory management says, in bytes. MLX counts all its models of the process together.
+/// Memory that the backend manages itself, in bytes. MLX counts all its models of the process together.
 #[napi(object)]
 #[allow(clippy::struct_field_names, reason = "units belong in names")]
 pub struct Memory {
     /// In arrays that are in use: weights and running batches.
     pub active_bytes: f64,
-    /// Freed, and kept for reuse.
+    /// Freed, but kept for reuse.
     pub cache_bytes: f64,
-    /// Most that was ever in use.
+    /// The most that was ever in use.
     pub peak_bytes: f64,
 }
 
-impl From<runtime::Memory> for Memory {
-    fn from(memory: runtime::Memory) -> Self {
-        Self {
-            active_bytes: memory.active_bytes as f64,
-            cache_bytes: memory.cache_bytes as f64,
-            peak_bytes: memory.peak_bytes as f64,
-        }
-    }
-}
-
-/// What a model has done since it was loaded, and what is before it.
+/// What a model has done since it was loaded, and what is queued.
 #[napi(object)]
 pub struct Activity {
     /// Calls that are queued or being computed.
     pub calls: u32,
-    /// Texts computed; a repetition within a call does not count.
+    /// Texts computed; repetitions within a call do not count.
     pub texts: f64,
     /// Tokens computed.
     pub tokens: f64,
@@ -239,29 +228,18 @@ pub struct Activity {
     pub batches: f64,
 }
 
-impl From<engine::Activity> for Activity {
-    fn from(activity: engine::Activity) -> Self {
-        Self {
-            calls: activity.calls as u32,
-            texts: activity.texts as f64,
-            tokens: activity.tokens as f64,
-            batches: activity.batches as f64,
-        }
-    }
-}
-
-/// How far a call is.
+/// How far a call has come.
 #[napi(object)]
 pub struct Progress {
-    /// Texts whose vectors are there.
+    /// Texts whose vectors are ready.
     pub done: u32,
     /// Tokens computed.
     pub tokens: u32,
 }
 
-/// An array of texts, copied. napi's own conversion ends the process where there is no memory for a copy.
+/// A copied array of texts. napi's own conversion ends the process if there is no memory for the copy.
 pub struct Texts {
-    /// A refusal is kept for the function's body, which throws it with its code.
+    /// An error is kept for the function's body, which throws it with its code.
     copied: Result<Vec<Input>, Error>,
 }
 
@@ -303,11 +281,11 @@ impl FromNapiValue for Texts {
 /// `env` is the running call's, `value` one of its values.
 unsafe fn copy_text(env: sys::napi_env, value: sys::napi_value) -> Result<Input, Error> {
     if type_of!(env, value).map_err(not_texts)? != ValueType::Object {
-        // SAFETY: as demanded of the caller.
+        // SAFETY: by the contract of this function.
         return unsafe { copy_string(env, value) }.map(Input::Text);
     }
-    // SAFETY: as above. Nothing writes to the ids until they are copied: this package's TypeScript hands over copies that it
-    // shares with no other thread.
+    // SAFETY: as above. Nothing writes to the ids until they are copied: this package's TypeScript passes copies that no
+    // other thread has.
     let ids = unsafe { <&[u32]>::from_napi_value(env, value) }.map_err(not_texts)?;
     memory::collected(ids.iter().copied(), TEXTS).map(Input::Tokens)
 }
@@ -324,24 +302,24 @@ unsafe fn copy_string(env: sys::napi_env, value: sys::napi_value) -> Result<Stri
             unsafe { sys::napi_get_value_string_utf8(env, value, target, size, &raw mut length) };
         check_status!(status).map(|()| length).map_err(not_texts)
     };
-    // Behind the text comes a zero.
+    // The text is followed by a zero.
     let size = copy_to(std::ptr::null_mut(), 0)? + 1;
     let mut bytes: Vec<u8> = memory::filled(size, 0, TEXTS)?;
     let length = copy_to(bytes.as_mut_ptr().cast(), size)?;
     bytes.truncate(length);
-    // Node.js replaces lone surrogates by itself; other hosts of Node-API need not.
+    // Node.js replaces lone surrogates itself; other hosts of Node-API need not.
     let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(String::from_utf8(bytes).unwrap_or_else(|error| lossy(error.as_bytes())))
 }
 
-/// Callers other than this package's TypeScript, which names the element that is none.
+/// For callers other than this package's TypeScript, which names the element that is not a text.
 fn not_texts(error: napi::Error) -> Error {
     let expected = "an array of strings or of Uint32Arrays of token ids";
     Error::argument("texts", expected, error.reason.clone())
 }
 
-/// One call of `Model.embed` or `Model.stream`: first its texts on their way in, then its progress. Copying strings out of
-/// JavaScript takes time on its thread, so a long list is pushed in slices, with turns of the event loop between them.
+/// One call of `Model.embed` or `Model.stream`: first it collects the texts, then it shows the progress. Copying strings
+/// takes time on the JavaScript thread, so a long list is pushed in slices, with turns of the event loop between them.
 #[napi]
 #[derive(Default)]
 pub struct Call {
@@ -367,7 +345,7 @@ impl Call {
     ) -> napi::Result<(), Code> {
         guarded(|| {
             let texts = texts.copied?;
-            // Many small calls: room grows by halves, not by as much as is needed.
+            // Not `try_reserve_exact`: there may be many small slices.
             self.texts.try_reserve(texts.len()).map_err(|_| {
                 Error::no_memory(size_of_val(&*self.texts) + size_of_val(&*texts), TEXTS)
             })?;
@@ -376,13 +354,13 @@ impl Call {
         })
     }
 
-    /// The vectors of `Model.stream` that come next; `null` after the last. To be asked again when it has answered.
+    /// The next vectors of `Model.stream`; `null` after the last ones. May be called again when the promise is settled.
     #[napi(ts_return_type = "Promise<Rows | null>")]
     pub fn next<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>, Code> {
         guarded(|| self.channel.next(env))
     }
 
-    /// Ends the call with `ABORT_ERR`, unless it has ended, and what is computed for it.
+    /// Ends the call with `ABORT_ERR`, unless it has ended, and interrupts what is computed for it.
     #[napi]
     pub fn cancel(&self) -> napi::Result<(), Code> {
         guarded(|| {
@@ -393,15 +371,27 @@ impl Call {
         })
     }
 
-    /// How far the call is.
+    /// How far the call has come.
     #[napi(getter)]
     pub fn progress(&self) -> napi::Result<Progress, Code> {
         guarded(|| {
             let progress = self.ticket.as_ref().map(|ticket| ticket.progress());
+            let engine::Progress { done, tokens } = progress.unwrap_or_default();
             Ok(Progress {
-                done: progress.map_or(0, |progress| progress.done as u32),
-                tokens: progress.map_or(0, |progress| progress.tokens as u32),
+                done: done as u32,
+                tokens: tokens as u32,
             })
+        })
+    }
+}
+
+impl Call {
+    /// What the call asks for; takes its texts.
+    fn request(&mut self, is_query: bool, encoding: Option<&str>) -> Result<Request, Error> {
+        Ok(Request {
+            encoding: encoding.unwrap_or("float32").parse()?,
+            texts: std::mem::take(&mut self.texts),
+            is_query,
         })
     }
 }
@@ -447,9 +437,8 @@ impl Model {
         encoding: Option<String>,
     ) -> napi::Result<Object<'env>, Code> {
         guarded(|| {
-            let encoding = parse_encoding(encoding.as_deref())?;
+            let request = call.request(is_query, encoding.as_deref())?;
             let (deferred, promise) = env.create_deferred().map_err(node_error)?;
-            let texts = std::mem::take(&mut call.texts);
             let reply = move |result| {
                 deferred.resolve(settlement(
                     result,
@@ -462,13 +451,12 @@ impl Model {
                     },
                 ));
             };
-            let ticket = (self.model).submit(texts, is_query, encoding, Box::new(reply));
-            call.ticket = Some(ticket);
+            call.ticket = Some(self.model.submit(request, Box::new(reply)));
             Ok(promise)
         })
     }
 
-    /// Embeds the texts of a call, whose `next` gives the vectors of each batch when it is done.
+    /// Embeds the texts of a call; its `next` gives the vectors of each batch as soon as it is computed.
     #[napi]
     pub fn stream(
         &self,
@@ -477,16 +465,14 @@ impl Model {
         encoding: Option<String>,
     ) -> napi::Result<(), Code> {
         guarded(|| {
-            let encoding = parse_encoding(encoding.as_deref())?;
+            let request = call.request(is_query, encoding.as_deref())?;
             let sink = Box::new(Sender(Arc::clone(&call.channel)));
-            let texts = std::mem::take(&mut call.texts);
-            call.ticket = Some(self.model.stream(texts, is_query, encoding, sink));
+            call.ticket = Some(self.model.stream(request, sink));
             Ok(())
         })
     }
 
-    /// The token ids of a text as the model would see them: behind its prompt, special tokens included, truncated.
-    /// Synchronous.
+    /// The token ids of a text as the model would see them: with its prompt and special tokens, truncated. Synchronous.
     #[napi]
     pub fn tokenize(&self, text: String, is_query: bool) -> napi::Result<Uint32Array, Code> {
         guarded(|| {
@@ -495,7 +481,7 @@ impl Model {
         })
     }
 
-    /// Ends the model: calls in progress fail with `CLOSED`, its memory is returned. Closing again does nothing.
+    /// Ends the model: calls in progress fail with `CLOSED` and its memory is freed. Closing again does nothing.
     #[napi(ts_return_type = "Promise<void>")]
     pub fn close<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>, Code> {
         guarded(|| {
@@ -508,7 +494,7 @@ impl Model {
         })
     }
 
-    /// The backend's memory; `null` for a backend that leaves memory to the system.
+    /// The backend's memory; `null` for a backend that does not manage its own.
     #[napi(ts_return_type = "Promise<Memory | null>")]
     pub fn memory<'env>(&self, env: &'env Env) -> napi::Result<Object<'env>, Code> {
         guarded(|| {
@@ -516,30 +502,44 @@ impl Model {
             promise(
                 env,
                 move || model.memory(),
-                |_, memory| Ok(memory.map(Memory::from)),
+                |_, memory| {
+                    Ok(memory.map(|memory| Memory {
+                        active_bytes: memory.active_bytes as f64,
+                        cache_bytes: memory.cache_bytes as f64,
+                        peak_bytes: memory.peak_bytes as f64,
+                    }))
+                },
             )
         })
     }
 
-    /// What the model has done since it was loaded, and what is before it.
+    /// What the model has done since it was loaded, and what is queued.
     #[napi(getter)]
     pub fn activity(&self) -> napi::Result<Activity, Code> {
-        guarded(|| Ok(self.model.activity().into()))
+        guarded(|| {
+            let activity = self.model.activity();
+            Ok(Activity {
+                calls: activity.calls as u32,
+                texts: activity.texts as f64,
+                tokens: activity.tokens as f64,
+                batches: activity.batches as f64,
+            })
+        })
     }
 
-    /// Why a faster backend of the addon was not taken; `null` where none was tried.
+    /// Why a faster backend of the addon is not used; `null` if none was tried.
     #[napi(getter)]
     pub fn fallback_reason(&self) -> napi::Result<Option<String>, Code> {
         guarded(|| Ok(self.model.fallback_reason().map(str::to_owned)))
     }
 
-    /// What the user should know although everything works; `null` mostly.
+    /// What the user should know although the model works; usually `null`.
     #[napi(getter)]
     pub fn warning(&self) -> napi::Result<Option<String>, Code> {
         guarded(|| Ok(self.model.warning().map(str::to_owned)))
     }
 
-    /// What the model is.
+    /// The model's resolved settings.
     #[napi(getter)]
     pub fn description(&self) -> napi::Result<Description, Code> {
         guarded(|| {
@@ -646,7 +646,7 @@ fn process_model() -> Result<&'static LoadedModel, Error> {
     Ok(&loaded.model)
 }
 
-/// A promise for what `work` does on a thread of its own and `finish` makes of it on the JavaScript thread.
+/// A promise of the result of `work`, which runs on a thread of its own, converted by `finish` on the JavaScript thread.
 fn promise<T, J>(
     env: &Env,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -656,7 +656,7 @@ where
     T: Send + 'static,
     J: ToNapiValue + 'static,
 {
-    // The thread first: a promise that nobody settles would keep the process alive for ever.
+    // The thread first: a promise that is never settled would keep the process alive for ever.
     let (sender, receiver) = mpsc::sync_channel::<Box<dyn FnOnce(Result<T, Error>) + Send>>(1);
     guard::spawn("embedder-call", move || {
         if let Ok(settle) = receiver.recv() {
@@ -670,8 +670,8 @@ where
     Ok(promise)
 }
 
-/// Ends the model's threads before the environment that loaded it is torn down (a worker thread that exits, or the
-/// process): a thread must not compute while the libraries below it are being unloaded.
+/// Ends the model's threads before the environment that loaded it is torn down (when a worker thread or the process
+/// exits): no thread may compute while the libraries that it uses are being unloaded.
 fn close_with_environment(env: Env, model: &Arc<LoadedModel>) -> Result<(), Error> {
     env.add_env_cleanup_hook(Arc::downgrade(model), |model: Weak<LoadedModel>| {
         let _ = guard::catch(|| {
@@ -684,19 +684,15 @@ fn close_with_environment(env: Env, model: &Arc<LoadedModel>) -> Result<(), Erro
     Ok(())
 }
 
-fn parse_encoding(name: Option<&str>) -> Result<Encoding, Error> {
-    name.unwrap_or("float32").parse()
-}
-
-/// The status of an error that is thrown: napi makes it the JavaScript error's `code`.
+/// The status of a thrown error, which napi uses as the JavaScript error's `code`.
 type Code = &'static str;
 
-/// The body of every function that JavaScript calls: no panic gets past it.
+/// Wraps the body of every function that JavaScript calls, so that no panic escapes.
 fn guarded<T>(body: impl FnOnce() -> Result<T, Error>) -> napi::Result<T, Code> {
     guard::run(body).map_err(|error| thrown(&error))
 }
 
-/// How a promise is settled on the JavaScript thread: with what `finish` makes of `result` there, or rejected.
+/// Settles a promise on the JavaScript thread: with `result` as converted by `finish`, or by rejecting it.
 fn settlement<T, J>(
     result: Result<T, Error>,
     finish: impl FnOnce(Env, T) -> Result<J, Error> + Send + 'static,
@@ -707,7 +703,7 @@ where
 {
     move |env| {
         guard::run(|| finish(env, result?)).map_err(|error| {
-            // Rejections carry only napi's own statuses: the error is made here and passed by reference.
+            // napi rejects with its own statuses only, so the error object is created here and passed by reference.
             napi::Error::from(JsError::from(thrown(&error)).into_unknown(env))
         })
     }

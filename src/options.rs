@@ -1,6 +1,7 @@
-//! What a caller may decide about a model. Everything else comes from the model folder.
+//! What callers may decide about a model. Everything else comes from the model folder.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 #[cfg(doc)]
 use crate::batch::Limits;
@@ -10,7 +11,7 @@ use crate::graph::Pooling;
 /// Options of [`crate::Model::load`]. The default follows the model folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
-    /// Overrides the folder's pooling; needed where the folder does not say.
+    /// Overrides the folder's pooling; required if the folder does not say.
     pub pooling: Option<Pooling>,
     /// Overrides the text put in front of queries.
     pub query_prompt: Option<String>,
@@ -23,20 +24,20 @@ pub struct Options {
     pub normalize: Option<bool>,
     /// Keeps this many of the first components of each vector, for models that were trained for it.
     pub dimensions: Option<usize>,
-    /// With `dimensions`: whether a layer norm over the full vector comes before the cut. Default: what the model asks
-    /// for; needed where the folder does not tell.
+    /// With `dimensions`: whether the full vector is layer-normalized first. Default: what the model asks for; required if
+    /// the folder does not say.
     pub layer_norm: Option<bool>,
     /// Number format of the weights while computing.
     pub dtype: Dtype,
     /// Which runtime computes.
     pub backend: Backend,
-    /// Threads of the ONNX backend. Default: what the machine, or its cgroup, offers.
+    /// Threads of the ONNX backend. Default: as many as the machine, or its cgroup, offers.
     pub threads: Option<usize>,
-    /// Most bytes that the activations of one batch may take; texts that are long together are computed in several. A
-    /// single text always fits. Default [`Limits::DEFAULT_BUDGET_BYTES`].
+    /// Most bytes that the activations of one batch may take; smaller batches take less. A single text is always computed.
+    /// Default [`Limits::DEFAULT_BUDGET_BYTES`].
     pub memory_budget: Option<usize>,
-    /// Where quantized weights are kept between processes, by [`crate::int8::cache`]. Default: nowhere; in Node.js
-    /// `lib/cache_folder.js` says where.
+    /// Where [`crate::int8::cache`] keeps quantized weights between processes. Default: nowhere; in Node.js
+    /// `lib/cache_folder.js` decides.
     pub cache_folder: Option<PathBuf>,
     /// ONNX Runtime's shared library. Default: the environment variable `ORT_DYLIB_PATH`, then the system's
     /// `libonnxruntime`.
@@ -44,7 +45,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Token limit where neither the caller nor the model asks for less.
+    /// Token limit if neither the caller nor the model asks for less.
     pub const DEFAULT_MAX_TOKENS: usize = 512;
 }
 
@@ -64,64 +65,68 @@ pub enum Dtype {
     Int8,
 }
 
-impl std::str::FromStr for Dtype {
+impl FromStr for Dtype {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "f32" => Ok(Self::F32),
-            "f16" => Ok(Self::F16),
-            "bf16" => Ok(Self::BF16),
-            "int8" => Ok(Self::Int8),
-            _ => Err(Error::InvalidArgument {
-                argument: "dtype",
-                expected: "\"auto\", \"f32\", \"f16\", \"bf16\" or \"int8\"".to_owned(),
-                found: format!("{name:?}"),
-            }),
-        }
+        let all = [
+            ("auto", Self::Auto),
+            ("f32", Self::F32),
+            ("f16", Self::F16),
+            ("bf16", Self::BF16),
+            ("int8", Self::Int8),
+        ];
+        named("dtype", name, &all)
     }
 }
 
-/// A runtime, by the name users give it.
+/// A runtime, by its name for users.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// MLX where it has a GPU, else ONNX Runtime.
+    /// MLX if it has a GPU, otherwise ONNX Runtime.
     #[default]
     Auto,
-    /// MLX, on a GPU or, where there is none, on the CPU.
+    /// MLX, on a GPU or, if there is none, on the CPU.
     Mlx,
     /// ONNX Runtime on the CPU.
     Onnx,
 }
 
-impl std::str::FromStr for Backend {
+impl FromStr for Backend {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            "mlx" => Ok(Self::Mlx),
-            "onnx" => Ok(Self::Onnx),
-            _ => Err(Error::InvalidArgument {
-                argument: "backend",
-                expected: "\"auto\", \"mlx\" or \"onnx\"".to_owned(),
-                found: format!("{name:?}"),
-            }),
-        }
+        let all = [
+            ("auto", Self::Auto),
+            ("mlx", Self::Mlx),
+            ("onnx", Self::Onnx),
+        ];
+        named("backend", name, &all)
     }
 }
 
-impl std::str::FromStr for Pooling {
+impl FromStr for Pooling {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::from_name(name).ok_or_else(|| Error::InvalidArgument {
-            argument: "pooling",
-            expected: Self::ALL
-                .map(|pooling| format!("{:?}", pooling.name()))
-                .join(", "),
-            found: format!("{name:?}"),
-        })
+        named(
+            "pooling",
+            name,
+            &Self::ALL.map(|pooling| (pooling.name(), pooling)),
+        )
     }
+}
+
+/// The value with this name.
+///
+/// # Errors
+/// There is none; the error lists the names.
+pub(crate) fn named<T: Copy>(argument: &'static str, name: &str, all: &[(&str, T)]) -> Result<T> {
+    let found = all.iter().find(|(known, _)| *known == name);
+    found.map(|&(_, value)| value).ok_or_else(|| {
+        let names: Vec<String> = all.iter().map(|(known, _)| format!("{known:?}")).collect();
+        let (last, others) = names.split_last().expect("every table has several values");
+        let expected = format!("{} or {last}", others.join(", "));
+        Error::argument(argument, expected, format!("{name:?}"))
+    })
 }

@@ -1,5 +1,5 @@
-//! Memory of this process alone, in whole pages: what is loaded into it nobody else can change, and parts that are not
-//! read any more can be given back while the rest stays where it is.
+//! Private memory in whole pages. Nobody else can change what is loaded into it, and parts that are no longer read can be
+//! returned to the system while the rest stays in place.
 
 use std::io::{ErrorKind, Read};
 use std::ops::{Deref, DerefMut, Range};
@@ -14,10 +14,10 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Zeros, which take memory once they are written or read.
+    /// Zeros, which take memory only when they are accessed.
     ///
     /// # Errors
-    /// There is no memory for them; the message says what for.
+    /// There is no memory for them; the message says `what` it was needed for.
     pub fn zeroed(length: usize, what: &str) -> Result<Self> {
         match MmapMut::map_anon(length) {
             Ok(map) => Ok(Self { map }),
@@ -38,11 +38,11 @@ impl Pages {
             })
     }
 
-    /// Gives the system back whatever lies in none of the ranges of addresses, as far as that is whole pages. It reads as
-    /// anything from now on. Where the system does not take it, it stays.
+    /// Returns all whole pages that overlap none of the ranges of addresses to the system. From then on their contents are
+    /// undefined. If the system does not take them, they stay.
     ///
     /// # Safety
-    /// What lies outside of the ranges is neither referred to nor read any more, on any thread.
+    /// Nothing outside of the ranges is referred to or read any more, on any thread.
     pub unsafe fn keep_only(&self, kept: &[Range<usize>]) {
         let own = self.map.as_ptr_range();
         let own = own.start as usize..own.end as usize;
@@ -57,7 +57,7 @@ impl Pages {
             unsafe { give_back(from..range.start) };
             from = from.max(range.end);
         }
-        // SAFETY: as above. The mapping itself goes on to the end of its last page.
+        // SAFETY: as above. The mapping itself extends to the end of its last page.
         unsafe { give_back(from..own.end.next_multiple_of(page_size())) };
     }
 }
@@ -87,13 +87,13 @@ fn page_size() -> usize {
     4096
 }
 
-/// Gives back the whole pages of a range of addresses.
+/// Returns the whole pages in a range of addresses to the system.
 ///
 /// # Safety
 /// They belong to one anonymous mapping, and nobody reads them any more.
 #[cfg(unix)]
 unsafe fn give_back(range: Range<usize>) {
-    // Others than Linux take `MADV_DONTNEED` for a hint about what will be read next.
+    // Systems other than Linux take `MADV_DONTNEED` as a hint about what will be read next.
     const ADVICE: libc::c_int = if cfg!(target_os = "linux") {
         libc::MADV_DONTNEED
     } else {
@@ -107,7 +107,7 @@ unsafe fn give_back(range: Range<usize>) {
     }
 }
 
-/// Windows backs this memory by its paging file, to which it moves what nobody reads.
+/// Windows backs this memory by its paging file, and moves what nobody reads there.
 #[cfg(not(unix))]
 unsafe fn give_back(_: Range<usize>) {}
 

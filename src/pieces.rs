@@ -1,14 +1,19 @@
-//! Pieces of a long text that give the same tokens one by one as together.
+//! Splits a long text into pieces that give the same tokens separately as together.
 //!
-//! Truncation keeps a few hundred tokens of a text, which may be of any length. Cut into pieces, no more of it is
-//! tokenized than the limit can take. A piece leaves out what cannot change a token: repeated whitespace and characters
-//! that the normalizer removes, and the middle of words that are too long for WordPiece, which makes one unknown token of
-//! them. So a piece has a bounded size, whatever the text.
+//! Truncation keeps a few hundred tokens of a text of any length. Piece by piece, no more of it is tokenized than the limit
+//! allows. A piece leaves out what cannot change a token: repeated whitespace, characters that the normalizer removes, and
+//! the middle of words that are too long for WordPiece, which turns them into one unknown token. So the size of a piece is
+//! bounded, whatever the text.
+//!
+//! That takes a tokenizer which looks at characters one by one, as BERT's does. SentencePiece's and byte-level ones look at
+//! the neighbors of a character, but never beyond the space that ends a word: their texts are split there, and nothing is
+//! left out.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::iter::Peekable;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{
     AddedToken, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType,
@@ -17,10 +22,10 @@ use tokenizers::{
 
 use crate::error::{Error, Result};
 
-/// Characters looked at between two questions whether to stop.
+/// Characters read between two checks whether to stop.
 const CHARACTERS_PER_CHECK: usize = 1 << 16;
 
-/// What a tokenizer makes of a character, as bits.
+/// How a tokenizer treats a character, as bits.
 #[derive(Clone, Copy)]
 struct Character(u8);
 
@@ -31,11 +36,15 @@ impl Character {
     const IN_WORD: u8 = 1 << 1;
     /// No word reaches across it.
     const ENDS_WORD: u8 = 1 << 2;
-    /// The text may be cut before it.
-    const CUT_BEFORE: u8 = 1 << 3;
-    /// The text may be cut after it.
-    const CUT_AFTER: u8 = 1 << 4;
-    /// Every other bit is right.
+    /// The text may be split before it.
+    const SPLIT_BEFORE: u8 = 1 << 3;
+    /// The text may be split after it.
+    const SPLIT_AFTER: u8 = 1 << 4;
+    /// A letter: the text may be split between it and a space.
+    const LETTER: u8 = 1 << 5;
+    /// A space.
+    const SPACE: u8 = 1 << 6;
+    /// The other bits are valid.
     const KNOWN: u8 = 1 << 7;
 
     fn is(self, bit: u8) -> bool {
@@ -43,34 +52,40 @@ impl Character {
     }
 }
 
-/// Where the texts of a tokenizer may be cut, and what of them may be left out.
+/// Where a tokenizer's texts may be split, and what may be left out of them.
 pub(crate) struct PieceRules {
     lower_case: bool,
-    /// Characters that some added token has behind its first one: it could reach across a cut before them.
+    /// Whether texts are split between words only.
+    keeps_words: bool,
+    /// Characters of added tokens except their first ones: a split before such a character could tear a token.
     behind_first: HashSet<char>,
-    /// Characters that some added token has ahead of its last one.
+    /// Characters of added tokens except their last ones: a split after such a character could tear a token.
     ahead_of_last: HashSet<char>,
     /// Longest added token, in characters.
     longest_added_token: usize,
-    /// Of a word with more letters than this, any letters beyond may be left out; `None` if every letter counts.
+    /// In a word with more letters than this, the letters beyond may be left out; `None` if every letter counts.
     letters_of_word: Option<usize>,
-    /// By code point; 0 where not asked for yet.
+    /// [`Character`] by code point; 0 if not known yet.
     characters: Vec<AtomicU8>,
 }
 
 impl PieceRules {
-    /// `None` for a tokenizer whose texts must be tokenized whole, for all that is known of it here.
+    /// `None` for a tokenizer whose texts have to be tokenized whole because nothing else is known to be safe.
     pub fn of(tokenizer: &HfTokenizer, lower_case: bool) -> Option<Self> {
-        if !takes_characters_one_by_one(tokenizer) {
+        let keeps_words = !takes_characters_one_by_one(tokenizer);
+        if keeps_words && !takes_words_one_by_one(tokenizer) {
             return None;
         }
         let mut rules = Self {
             lower_case,
+            keeps_words,
             behind_first: HashSet::new(),
             ahead_of_last: HashSet::new(),
             longest_added_token: 0,
             letters_of_word: match tokenizer.get_model() {
-                ModelWrapper::WordPiece(model) => Some(model.max_input_chars_per_word),
+                ModelWrapper::WordPiece(model) if !keeps_words => {
+                    Some(model.max_input_chars_per_word)
+                }
                 _ => None,
             },
             characters: std::iter::repeat_with(AtomicU8::default)
@@ -79,9 +94,9 @@ impl PieceRules {
         };
         let added_tokens = tokenizer.get_added_tokens_decoder();
         for token in added_tokens.values() {
-            rules.forbid_cuts_within(tokenizer, token)?;
+            rules.forbid_splits_within(tokenizer, token)?;
         }
-        // Asked only now: the answers depend on all added tokens.
+        // Only now, since the answers depend on all added tokens.
         for token in added_tokens.values() {
             let is_any = |bit| {
                 let mut characters = token.content.chars();
@@ -90,7 +105,7 @@ impl PieceRules {
             if is_any(Character::BLANK) {
                 return None;
             }
-            // A word that is nothing but letters could hold the token anywhere.
+            // A word of letters only could contain the token anywhere.
             if token.normalized || !is_any(Character::ENDS_WORD) {
                 rules.letters_of_word = None;
             }
@@ -98,15 +113,16 @@ impl PieceRules {
         Some(rules)
     }
 
-    /// Added tokens are found before the text is split into words. `None` if one of them looks at more than its own
-    /// characters, or takes whitespace.
-    fn forbid_cuts_within(&mut self, tokenizer: &HfTokenizer, token: &AddedToken) -> Option<()> {
+    /// Added tokens are found before the text is split into words. `None` if the token depends on more than its own
+    /// characters, or contains whitespace.
+    fn forbid_splits_within(&mut self, tokenizer: &HfTokenizer, token: &AddedToken) -> Option<()> {
         let content = if token.normalized {
             words(tokenizer, &token.content)?.0
         } else {
             token.content.clone()
         };
-        if token.single_word || content.contains(char::is_whitespace) {
+        let reaches_on = token.rstrip && self.keeps_words;
+        if token.single_word || reaches_on || content.contains(char::is_whitespace) {
             return None;
         }
         let length = content.chars().count();
@@ -127,15 +143,22 @@ impl PieceRules {
         Character(bits)
     }
 
-    /// Whether texts may be cut on both sides of a character.
+    /// Whether texts may be split on both sides of a character.
     #[cfg(test)]
-    pub fn may_be_cut_at(&self, tokenizer: &HfTokenizer, c: char) -> bool {
+    pub fn may_be_split_at(&self, tokenizer: &HfTokenizer, c: char) -> bool {
         let character = self.character(tokenizer, c);
-        character.is(Character::CUT_BEFORE) && character.is(Character::CUT_AFTER)
+        character.is(Character::SPLIT_BEFORE) && character.is(Character::SPLIT_AFTER)
     }
 
-    /// Asks the tokenizer itself, with a word around the character.
+    /// Tries the tokenizer itself, with a word around the character.
     fn find_out(&self, tokenizer: &HfTokenizer, c: char) -> u8 {
+        if self.keeps_words {
+            return match c {
+                ' ' => Character::SPACE,
+                'a'..='z' | 'A'..='Z' => Character::LETTER,
+                _ => 0,
+            };
+        }
         let own = self.prepare(c.to_string());
         let Some((normalized, _)) = words(tokenizer, &own) else {
             return Character::ENDS_WORD;
@@ -146,7 +169,7 @@ impl PieceRules {
             [word] if word.starts_with('a') && word.ends_with('a') => return Character::IN_WORD,
             ["a", "a"] => Character::BLANK,
             ["a", .., "a"] => 0,
-            // Splits the word at one of its sides only, or nothing that was thought of.
+            // It splits the word on one side only, or does something unforeseen.
             _ => return Character::ENDS_WORD,
         };
         let is_in = |set: &HashSet<char>| {
@@ -156,10 +179,10 @@ impl PieceRules {
         };
         let mut bits = bits | Character::ENDS_WORD;
         if !is_in(&self.behind_first) {
-            bits |= Character::CUT_BEFORE;
+            bits |= Character::SPLIT_BEFORE;
         }
         if !is_in(&self.ahead_of_last) {
-            bits |= Character::CUT_AFTER;
+            bits |= Character::SPLIT_AFTER;
         }
         bits
     }
@@ -173,19 +196,64 @@ impl PieceRules {
     }
 }
 
-/// Whether the tokenizer decides by each character alone how it is normalized and where words end.
+/// Whether the tokenizer normalizes each character, and finds the ends of words, independently of the neighbours.
 fn takes_characters_one_by_one(tokenizer: &HfTokenizer) -> bool {
     let normalizes_them = match tokenizer.get_normalizer() {
-        // Its canonical decomposition sorts combining marks, but moves none out of its word.
+        // Its canonical decomposition sorts combining marks, but moves none out of their word.
         None | Some(NormalizerWrapper::BertNormalizer(_)) => true,
         Some(_) => false,
     };
     let splits_at_them = match tokenizer.get_pre_tokenizer() {
         Some(PreTokenizerWrapper::BertPreTokenizer(_)) => true,
-        // Byte-level pre-tokenizers and Metaspace look at what is beside a character.
+        // Byte-level pre-tokenizers and Metaspace depend on neighbours.
         Some(_) | None => false,
     };
     normalizes_them && splits_at_them
+}
+
+/// Whether a text gives the same tokens in two parts, if the first ends with an ASCII letter and the second begins with a
+/// space.
+fn takes_words_one_by_one(tokenizer: &HfTokenizer) -> bool {
+    let normalizer = tokenizer.get_normalizer();
+    let normalizer = normalizer.map(|part| serde_json::to_value(part).unwrap_or_default());
+    let pre_tokenizer = tokenizer.get_pre_tokenizer();
+    let pre_tokenizer = pre_tokenizer.map(|part| serde_json::to_value(part).unwrap_or_default());
+    normalizer.is_none_or(|part| keeps_spaces(&part))
+        && pre_tokenizer.is_some_and(|part| begins_words_with_spaces(&part))
+}
+
+/// Whether a normalizer treats what is before a space and what follows independently.
+fn keeps_spaces(normalizer: &Value) -> bool {
+    match normalizer["type"].as_str() {
+        Some("Precompiled" | "NFC" | "NFKC") => true,
+        Some("Replace") => {
+            normalizer["pattern"]["Regex"] == " {2,}" && normalizer["content"] == " "
+        }
+        Some("Sequence") => {
+            let steps = normalizer["normalizers"].as_array();
+            steps.is_some_and(|steps| steps.iter().all(keeps_spaces))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a pre-tokenizer begins a word at a space behind a letter, and would do so at the beginning of a text.
+fn begins_words_with_spaces(pre_tokenizer: &Value) -> bool {
+    match pre_tokenizer["type"].as_str() {
+        Some("Metaspace") => {
+            pre_tokenizer["prepend_scheme"] != "first" && pre_tokenizer["split"] == true
+        }
+        Some("ByteLevel") => pre_tokenizer["use_regex"] == true,
+        Some("Sequence") => match pre_tokenizer["pretokenizers"].as_array().map(Vec::as_slice) {
+            Some([first, second]) => {
+                first["type"] == "WhitespaceSplit"
+                    && second["type"] == "Metaspace"
+                    && second["prepend_scheme"] != "first"
+            }
+            _ => false,
+        },
+        _ => false,
+    }
 }
 
 /// A text without added tokens, normalized, and its words; `None` if the tokenizer refuses it.
@@ -213,11 +281,11 @@ pub(crate) struct Pieces<'a, I: Iterator<Item = char>> {
     /// From the first character to the last, or from the last to the first.
     characters: Peekable<I>,
     is_backward: bool,
-    /// Bytes after which a piece ends as soon as it may.
+    /// Bytes after which a piece ends at the next opportunity.
     length: usize,
     /// Runs of blank characters so far.
     blank_runs: usize,
-    /// For each blank character, the latest run that it was kept in.
+    /// For each blank character, the latest run in which it was kept.
     latest_runs: HashMap<char, usize>,
     looked_at: usize,
 }
@@ -246,17 +314,17 @@ impl<'a, I: Iterator<Item = char>> Pieces<'a, I> {
     /// The next piece; `None` when there is no more text.
     ///
     /// # Errors
-    /// [`Error::Aborted`] if `should_stop` says so.
+    /// [`Error::Aborted`] if `should_stop` returns true.
     pub fn next(&mut self, should_stop: &dyn Fn() -> bool) -> Result<Option<String>> {
         let mut piece = String::new();
         let mut latest: Option<(char, Character)> = None;
         let mut letters = 0;
-        // The latest characters of a word after as many letters as count.
+        // The latest characters of a word beyond the letters that count.
         let mut end_of_word = VecDeque::new();
         while let Some(&c) = self.characters.peek() {
             let character = self.rules.character(self.tokenizer, c);
             if piece.len() >= self.length
-                && latest.is_some_and(|(_, latest)| self.may_cut_between(latest, character))
+                && latest.is_some_and(|(_, latest)| self.may_split_between(latest, character))
             {
                 break;
             }
@@ -273,7 +341,7 @@ impl<'a, I: Iterator<Item = char>> Pieces<'a, I> {
             }
             letters += usize::from(character.is(Character::IN_WORD));
             if character.is(Character::BLANK) {
-                // One of each is left, since a removed mark may keep others from being sorted.
+                // One of each is kept, since a removed mark may keep others from being sorted.
                 if is_repeated
                     || self.latest_runs.insert(c, self.blank_runs) == Some(self.blank_runs)
                 {
@@ -282,7 +350,7 @@ impl<'a, I: Iterator<Item = char>> Pieces<'a, I> {
             } else {
                 self.blank_runs += 1;
             }
-            if self.is_beyond_what_counts(letters) {
+            if self.is_beyond_limit(letters) {
                 end_of_word.push_back(c);
                 if end_of_word.len() > self.rules.longest_added_token {
                     end_of_word.pop_front();
@@ -298,19 +366,20 @@ impl<'a, I: Iterator<Item = char>> Pieces<'a, I> {
         Ok(latest.map(|_| self.rules.prepare(piece)))
     }
 
-    /// Whether a word has more letters than WordPiece looks at, and than an added token beside it could have in common
-    /// with it.
-    fn is_beyond_what_counts(&self, letters: usize) -> bool {
+    /// Whether a word has more letters than WordPiece reads, and more than it could share with an added token next to it.
+    fn is_beyond_limit(&self, letters: usize) -> bool {
         let limit = self.rules.letters_of_word;
         limit.is_some_and(|limit| letters > (limit + 1).max(self.rules.longest_added_token))
     }
 
-    fn may_cut_between(&self, latest: Character, next: Character) -> bool {
+    fn may_split_between(&self, latest: Character, next: Character) -> bool {
         let (left, right) = if self.is_backward {
             (next, latest)
         } else {
             (latest, next)
         };
-        left.is(Character::CUT_AFTER) || right.is(Character::CUT_BEFORE)
+        left.is(Character::SPLIT_AFTER)
+            || right.is(Character::SPLIT_BEFORE)
+            || left.is(Character::LETTER) && right.is(Character::SPACE)
     }
 }

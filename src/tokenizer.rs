@@ -1,10 +1,10 @@
 //! Texts to token ids.
 //!
-//! The token limit comes from the model folder and the caller, never from the truncation that `tokenizer.json`
-//! happens to carry, and special tokens always survive it. Ids that the caller has already are taken as they are.
+//! The token limit comes from the model folder and the caller, never from the truncation settings in `tokenizer.json`, and
+//! special tokens always survive it. Token ids from the caller are used as they are.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tokenizers::{
     Encoding, PostProcessor, Tokenizer as HfTokenizer, TruncationDirection, TruncationParams,
@@ -17,13 +17,13 @@ use crate::guard;
 use crate::model_dir::ModelDir;
 use crate::pieces::{PieceRules, Pieces};
 
-/// Longest text, in bytes, that is tokenized at once. More than most limits take, little enough to take no time.
+/// Longest text, in bytes, that is tokenized at once. Most texts at the token limit are shorter, and it takes no time.
 const BYTES_PER_PIECE: usize = 4096;
 
 /// A text of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// The text itself, which its kind's prompt is put in front of.
+    /// The text itself; the prompt for queries or documents is put in front of it.
     Text(String),
     /// Its token ids, of the model's own vocabulary, special tokens included.
     Tokens(Vec<u32>),
@@ -53,19 +53,14 @@ pub struct TokenizedText {
 /// A tokenizer with the model's prompts and token limit.
 pub struct Tokenizer {
     inner: HfTokenizer,
-    /// SHA-256 of the bytes that it was made from.
+    model: ModelDir,
+    /// SHA-256 of `tokenizer.json`.
     digest: String,
-    path: PathBuf,
     /// Rows of the embedding table; every id has to be below.
     rows: usize,
-    max_tokens: usize,
     /// Most tokens of a text, without special ones.
     max_text_tokens: usize,
-    truncate_left: bool,
-    lower_case: bool,
-    query_prompt: String,
-    document_prompt: String,
-    /// How long texts are cut; `None` where they are tokenized whole.
+    /// How long texts are split; `None` if they are tokenized whole.
     piece_rules: Option<PieceRules>,
     bytes_per_piece: usize,
 }
@@ -103,7 +98,7 @@ impl Tokenizer {
             ));
         }
         let truncation = TruncationParams {
-            // One more than there is room for, which tells that there are too many.
+            // One more than the limit, which shows that there are too many.
             max_length: model.max_tokens + 1,
             strategy: TruncationStrategy::LongestFirst,
             stride: 0,
@@ -121,29 +116,24 @@ impl Tokenizer {
         let tokenizer = Self {
             piece_rules: guard::read(path, || Ok(PieceRules::of(&inner, model.lower_case)))?,
             inner,
+            model: model.clone(),
             digest,
-            path: path.clone(),
             rows: model.encoder.facts().vocabulary,
-            max_tokens: model.max_tokens,
             max_text_tokens: model.max_tokens - special_tokens,
-            truncate_left: model.truncate_left,
-            lower_case: model.lower_case,
-            query_prompt: model.query_prompt.clone(),
-            document_prompt: model.document_prompt.clone(),
             bytes_per_piece: BYTES_PER_PIECE,
         };
-        // What is around every text shows in an empty one: a model that cannot embed it is refused when it is loaded.
+        // Special tokens are checked with an empty text, so that a model that cannot embed them is refused when it is loaded.
         tokenizer.with_special_tokens(Vec::new())?;
         Ok(tokenizer)
     }
 
-    /// SHA-256 of the bytes that it was made from, as lower-case hexadecimal.
+    /// SHA-256 of `tokenizer.json`, as lower-case hexadecimal.
     #[must_use]
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// The ids of `text` behind the prompt of its kind.
+    /// The ids of `text`, after the prompt for queries or documents.
     ///
     /// # Errors
     /// The tokenizer refuses the text, or finds no token in it.
@@ -151,10 +141,10 @@ impl Tokenizer {
         self.tokenize_unless(text, is_query, &|| false)
     }
 
-    /// [`Tokenizer::tokenize`], which asks now and then whether to give up.
+    /// [`Tokenizer::tokenize`], which asks from time to time whether to stop.
     ///
     /// # Errors
-    /// The tokenizer refuses the text, or finds no token in it; [`Error::Aborted`] if `should_stop` says so.
+    /// The tokenizer refuses the text, or finds no token in it; [`Error::Aborted`] if `should_stop` returns true.
     pub fn tokenize_unless(
         &self,
         text: &str,
@@ -162,14 +152,14 @@ impl Tokenizer {
         should_stop: &dyn Fn() -> bool,
     ) -> Result<TokenizedText> {
         let prompt = if is_query {
-            &self.query_prompt
+            &self.model.query_prompt
         } else {
-            &self.document_prompt
+            &self.model.document_prompt
         };
         let mut ids = match &self.piece_rules {
             Some(rules) if prompt.len() + text.len() > self.bytes_per_piece => {
-                // The small form of a capital sigma depends on what is around it, so that it is lost in a piece.
-                if self.lower_case && (prompt.contains('Σ') || text.contains('Σ')) {
+                // The lower-case form of a capital sigma depends on its neighbours, which a piece may lack.
+                if self.model.lower_case && (prompt.contains('Σ') || text.contains('Σ')) {
                     let text = format!("{prompt}{text}").to_lowercase();
                     self.ids_of_pieces(rules, "", &text, should_stop)?
                 } else {
@@ -179,7 +169,7 @@ impl Tokenizer {
             _ => self.ids_of_whole(prompt, text)?,
         };
         let truncated = ids.len() > self.max_text_tokens;
-        if truncated && self.truncate_left {
+        if truncated && self.model.truncate_left {
             ids.drain(..ids.len() - self.max_text_tokens);
         }
         ids.truncate(self.max_text_tokens);
@@ -194,11 +184,10 @@ impl Tokenizer {
         Ok(TokenizedText { ids, truncated })
     }
 
-    /// Ids of the caller's, as they are: no prompt and no special tokens are added. Those beyond the token limit are cut off
-    /// like those of a text.
+    /// Token ids from the caller: no prompt and no special tokens are added. They are truncated like those of a text.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if there is none, or one of them is no id of the model; it names text number `index`.
+    /// [`Error::InvalidArgument`] if there are none, or one is not in the model's vocabulary; it names text number `index`.
     pub fn take(&self, ids: &[u32], index: usize) -> Result<TokenizedText> {
         if ids.is_empty() {
             let expected = "at least one token id for a text";
@@ -216,8 +205,8 @@ impl Tokenizer {
             let found = format!("{} at texts[{index}][{place}]", ids[place]);
             return Err(Error::argument("texts", expected, found));
         }
-        let excess = ids.len().saturating_sub(self.max_tokens);
-        let kept = if self.truncate_left {
+        let excess = ids.len().saturating_sub(self.model.max_tokens);
+        let kept = if self.model.truncate_left {
             &ids[excess..]
         } else {
             &ids[..ids.len() - excess]
@@ -233,13 +222,13 @@ impl Tokenizer {
         if !prompt.is_empty() {
             text = Cow::Owned(format!("{prompt}{text}"));
         }
-        if self.lower_case {
+        if self.model.lower_case {
             text = Cow::Owned(text.to_lowercase());
         }
         self.encode(&text)
     }
 
-    /// The ids of as many pieces as it takes to have more than there is room for.
+    /// The ids of enough pieces to exceed the token limit.
     fn ids_of_pieces(
         &self,
         rules: &PieceRules,
@@ -248,7 +237,7 @@ impl Tokenizer {
         should_stop: &dyn Fn() -> bool,
     ) -> Result<Vec<u32>> {
         let characters = prompt.chars().chain(text.chars());
-        let characters: Box<dyn Iterator<Item = char>> = if self.truncate_left {
+        let characters: Box<dyn Iterator<Item = char>> = if self.model.truncate_left {
             Box::new(characters.rev())
         } else {
             Box::new(characters)
@@ -257,7 +246,7 @@ impl Tokenizer {
             rules,
             &self.inner,
             characters,
-            self.truncate_left,
+            self.model.truncate_left,
             self.bytes_per_piece,
         );
         let mut ids = Vec::new();
@@ -265,7 +254,7 @@ impl Tokenizer {
             && let Some(piece) = pieces.next(should_stop)?
         {
             let of_piece = self.encode(&piece)?;
-            if self.truncate_left {
+            if self.model.truncate_left {
                 ids.splice(..0, of_piece);
             } else {
                 ids.extend(of_piece);
@@ -274,7 +263,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Without special tokens. Beyond one more than there is room for, ids may be missing on the side that is cut off.
+    /// The ids of a text without special tokens. Beyond the limit plus one, ids may be missing on the truncated side.
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = run_library(|| self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
@@ -293,8 +282,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Runtimes look ids and positions up in tables, and not all of them look whether there is such a row. A vocabulary
-    /// does not hold every id: a post-processor writes its own.
+    /// Checks ids before runtimes look them up in tables, some of them without a bounds check. The vocabulary does not
+    /// contain every id: a post-processor writes ids of its own.
     fn check(&self, ids: &[u32]) -> Result<()> {
         let problem = match self.beyond_vocabulary(ids) {
             Some(place) => other_model(
@@ -302,17 +291,17 @@ impl Tokenizer {
                 ids[place],
                 self.rows,
             ),
-            None if ids.len() > self.max_tokens => format!(
-                "gives {} tokens where {} were asked for",
+            None if ids.len() > self.model.max_tokens => format!(
+                "gives {} tokens where at most {} were asked for",
                 ids.len(),
-                self.max_tokens
+                self.model.max_tokens
             ),
             None => return Ok(()),
         };
-        Err(Error::invalid(&self.path, problem))
+        Err(Error::invalid(&self.model.tokenizer, problem))
     }
 
-    /// Where the first id is that has no row in the embedding table.
+    /// The place of the first id that has no row in the embedding table.
     fn beyond_vocabulary(&self, ids: &[u32]) -> Option<usize> {
         ids.iter().position(|&id| id as usize >= self.rows)
     }
@@ -326,7 +315,7 @@ fn run_library<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
         .map_err(|error| failed(error.to_string(), Some(error)))
 }
 
-/// No token of the vocabulary may have an id without a row in the embedding table, whether or not a text has it.
+/// Checks that every token of the vocabulary has a row in the embedding table, whether or not a text contains it.
 fn check_vocabulary(path: &Path, tokenizer: &HfTokenizer, rows: usize) -> Result<()> {
     let vocabulary = tokenizer.get_vocab(true);
     match vocabulary.iter().max_by_key(|(_, id)| **id) {
@@ -337,7 +326,8 @@ fn check_vocabulary(path: &Path, tokenizer: &HfTokenizer, rows: usize) -> Result
     }
 }
 
-/// An added token has the id of the vocabulary, or the next one after it, whatever `added_tokens` says.
+/// Checks the ids in `added_tokens`. The library ignores them: an added token has the id that the vocabulary gives it, or
+/// the next one after the vocabulary.
 fn check_added_tokens(path: &Path, tokenizer: &HfTokenizer, file: &[u8]) -> Result<()> {
     #[derive(serde::Deserialize)]
     struct File {
@@ -385,7 +375,7 @@ mod tests {
     use super::*;
     use crate::options::Options;
 
-    /// What must not be torn, and what is cut at, between bars.
+    /// What must not be split, and where texts are split, between bars.
     const FRAGMENTS: [&str; 7] = [
         " |  |\t|\n|\r\n|\u{b}|\u{c}|\u{85}|\u{a0}|\u{2028}|\u{3000}|\0|\u{200b}|\u{200d}|\u{feff}",
         "\u{fffd}|\u{e000}|\u{ad}|!|.|'|_|-|[|]|[SEP]|[MASK]|[sep]|[SE|SEP]|P]|[\u{200b}SEP]|<mask>",
@@ -427,6 +417,16 @@ mod tests {
             tokens.push(added(content, &properties));
             changed
         };
+        let other = |name: &str| -> Value {
+            let file = fixture().join("..").join(name).join("tokenizer.json");
+            serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+        };
+        let mut metaspace = other("xlm_roberta");
+        metaspace["pre_tokenizer"] = metaspace["pre_tokenizer"]["pretokenizers"][1].clone();
+        metaspace["normalizer"] = json!({"type": "Sequence", "normalizers": [
+            metaspace["normalizer"],
+            {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
+        ]});
         let files = [
             plain.clone(),
             with("/model/max_input_chars_per_word", json!(4)),
@@ -441,6 +441,9 @@ mod tests {
             with_token("C++", json!({"normalized": true})),
             with_token("newword", json!({})),
             with_token("NewWord", json!({"normalized": true})),
+            other("xlm_roberta"),
+            metaspace,
+            other("roberta"),
             with_token("Ab", json!({"single_word": true})),
             with_token("the time", json!({})),
             with_token("\u{6f22}", json!({"normalized": true})),
@@ -451,14 +454,14 @@ mod tests {
         files.iter().map(load).collect()
     });
 
-    /// Of how many the texts are cut.
-    const CUT: std::ops::Range<usize> = 0..13;
+    /// The tokenizers whose texts are split.
+    const SPLIT: std::ops::Range<usize> = 0..16;
 
     fn model() -> ModelDir {
         ModelDir::read(&fixture(), &Options::default()).unwrap()
     }
 
-    /// Tokenization without cutting, by the tokenizer alone.
+    /// Tokenization without splitting, by the tokenizer alone.
     fn whole(inner: &HfTokenizer, model: &ModelDir, text: &str) -> TokenizedText {
         let mut inner = inner.clone();
         inner.with_padding(None);
@@ -514,7 +517,7 @@ mod tests {
             let mut tokenizer = Tokenizer::new(inner.clone(), String::new(), &model).unwrap();
             tokenizer.bytes_per_piece = bytes_per_piece;
             tokenizer.rows = usize::MAX;
-            prop_assert_eq!(tokenizer.piece_rules.is_some(), CUT.contains(&which));
+            prop_assert_eq!(tokenizer.piece_rules.is_some(), SPLIT.contains(&which));
             let expected = whole(inner, &model, &text);
             match tokenizer.tokenize(&text, false) {
                 Ok(tokenized) => prop_assert_eq!(tokenized, expected),
@@ -523,9 +526,9 @@ mod tests {
         }
     }
 
-    /// Each character beside those that normalization could move across a cut.
+    /// Each character next to those that normalization could move across a split.
     #[test]
-    fn a_cut_beside_any_character_changes_no_token() {
+    fn a_split_beside_any_character_changes_no_token() {
         let neighbours = ["b", "\u{301}", "\u{302e}", "\u{1d165}", "\u{200b}", "!"];
         let is_one_of_many = |c: char| ('\u{3400}'..='\u{9fff}').contains(&c) || c > '\u{20000}';
         let tokenizer = Tokenizer::new(TOKENIZERS[0].clone(), String::new(), &model()).unwrap();
@@ -533,7 +536,7 @@ mod tests {
         let characters = '\0'..=char::MAX;
         let characters =
             characters.filter(|&c| !is_one_of_many(c) || (c as u32).is_multiple_of(499));
-        for c in characters.filter(|&c| rules.may_be_cut_at(&tokenizer.inner, c)) {
+        for c in characters.filter(|&c| rules.may_be_split_at(&tokenizer.inner, c)) {
             for (index, left) in neighbours.iter().enumerate() {
                 let right = neighbours[(index + 1) % neighbours.len()];
                 let (left, right) = (format!("a{left}"), format!("{right}a"));

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::options::named;
 
 /// For errors: what memory is allocated for.
 pub(crate) const VECTORS: &str = "the vectors";
@@ -132,16 +133,12 @@ impl FromStr for Encoding {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "float32" => Ok(Self::Float32),
-            "int8" => Ok(Self::Int8),
-            "binary" => Ok(Self::Binary),
-            _ => Err(Error::argument(
-                "encoding",
-                r#""float32", "int8" or "binary""#,
-                format!("{name:?}"),
-            )),
-        }
+        let all = [
+            ("float32", Self::Float32),
+            ("int8", Self::Int8),
+            ("binary", Self::Binary),
+        ];
+        named("encoding", name, &all)
     }
 }
 
@@ -270,8 +267,8 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_keeps_the_first_components_of_every_row() {
-        let cut = |dimensions, layer_norm| {
+    fn truncation_keeps_the_first_components_of_every_row() {
+        let truncated = |dimensions, layer_norm| {
             let mut vectors = vec![1.0, 2.0, 3.0, 5.0, 5.0, 5.0];
             Matryoshka {
                 dimensions,
@@ -280,16 +277,16 @@ mod tests {
             .apply(&mut vectors, 3);
             vectors
         };
-        assert_eq!(cut(1, false), [1.0, 5.0]);
-        assert_eq!(cut(2, false), [1.0, 2.0, 5.0, 5.0]);
-        assert_eq!(cut(3, false), [1.0, 2.0, 3.0, 5.0, 5.0, 5.0]);
+        assert_eq!(truncated(1, false), [1.0, 5.0]);
+        assert_eq!(truncated(2, false), [1.0, 2.0, 5.0, 5.0]);
+        assert_eq!(truncated(3, false), [1.0, 2.0, 3.0, 5.0, 5.0, 5.0]);
         // Mean 2, variance 2/3; a constant row has no direction that the norm could keep.
         let first = (-1.0 / (2.0 / 3.0 + 1e-5_f64).sqrt()) as f32;
-        assert_eq!(cut(2, true), [first, 0.0, 0.0, 0.0]);
+        assert_eq!(truncated(2, true), [first, 0.0, 0.0, 0.0]);
     }
 
     #[test]
-    fn a_row_that_is_not_a_number_is_refused() {
+    fn a_row_with_nan_or_infinity_is_refused() {
         assert!(check_finite(&[1.0, 2.0], 2).is_ok());
         let error = check_finite(&[1.0, 2.0, f32::NAN, 0.0, f32::INFINITY, 1.0], 2).unwrap_err();
         assert_eq!(error.code(), "INFERENCE_FAILED");

@@ -16,7 +16,7 @@ use semantic_search_native::options::{Backend, Options};
 use semantic_search_native::runtime::stop::Stop;
 use semantic_search_native::runtime::{MakeWorker, Runtime, Worker};
 use semantic_search_native::tokenizer::Tokenizer;
-use semantic_search_native::vector::{Encoding, Finish, Vectors};
+use semantic_search_native::vector::{Finish, Vectors};
 use semantic_search_native::{Error, Model, Result};
 
 /// One worker for bulk work, or the two that MLX always has.
@@ -62,9 +62,7 @@ impl Occupation {
             // One batch, but no call of one text, which would share a thread with others.
             let texts = vec![format!("equal {index}"); 2];
             model.stream(
-                setup::inputs(texts),
-                true,
-                Encoding::Float32,
+                setup::request(texts, true),
                 Box::new(Occupied { entered, left }),
             );
             has_entered.recv().unwrap();
@@ -87,11 +85,8 @@ fn submit(model: &Model, texts: Vec<String>, is_query: bool) -> (Arc<Ticket>, Ou
     let (sender, receiver) = mpsc::sync_channel(1);
     let reply =
         move |result: Result<Embeddings<_>>| sender.send(result.map(Embeddings::floats)).unwrap();
-    let texts = setup::inputs(texts);
-    (
-        model.submit(texts, is_query, Encoding::Float32, Box::new(reply)),
-        receiver,
-    )
+    let request = setup::request(texts, is_query);
+    (model.submit(request, Box::new(reply)), receiver)
 }
 
 /// The names of calls in the order in which they end.
@@ -108,12 +103,7 @@ fn order_of_ends(
             result.unwrap();
             sender.send(name).unwrap();
         };
-        model.submit(
-            setup::inputs(texts),
-            is_query,
-            Encoding::Float32,
-            Box::new(reply),
-        );
+        model.submit(setup::request(texts, is_query), Box::new(reply));
     }
     drop(occupation);
     receiver.iter().take(count).collect()
@@ -284,12 +274,7 @@ fn vectors_leave_with_their_batch_and_are_those_of_a_whole_call() {
             model: Arc::downgrade(&model),
             events,
         };
-        model.stream(
-            setup::inputs(all.clone()),
-            false,
-            Encoding::Float32,
-            Box::new(recorder),
-        );
+        model.stream(setup::request(all.clone(), false), Box::new(recorder));
         let (mut seen, mut truncated, mut last, mut deliveries) =
             (vec![0; all.len()], vec![], before, 0);
         let outcome = loop {
@@ -339,9 +324,7 @@ fn vectors_of_a_stream_come_in_the_order_of_the_texts() {
         events,
     };
     model.stream(
-        setup::inputs(texts("order", 900)),
-        false,
-        Encoding::Float32,
+        setup::request(texts("order", 900), false),
         Box::new(recorder),
     );
     let firsts: Vec<u32> = received
@@ -376,9 +359,7 @@ fn a_sink_that_fails_ends_its_call() {
         let model = model(backend);
         let (sender, outcome) = mpsc::channel();
         model.stream(
-            setup::inputs(texts("full", 3000)),
-            false,
-            Encoding::Float32,
+            setup::request(texts("full", 3000), false),
             Box::new(Full(sender, 0)),
         );
         let error = outcome.recv().unwrap().unwrap_err();

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::{Backend, Dtype, Options};
-use semantic_search_native::vector::Encoding;
 use semantic_search_native::{Embeddings, Error, Model};
 use serde_json::{Value, json};
 
@@ -671,14 +670,12 @@ fn closing_answers_every_call() {
     let model = Model::load(&setup::fixture("nomic_cls"), &setup::options()).unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     for call in 0..50 {
-        let texts = (0..20)
-            .map(|text| format!("call {call} text {text} {}", "word ".repeat(100)).into())
+        let texts: Vec<String> = (0..20)
+            .map(|text| format!("call {call} text {text} {}", "word ".repeat(100)))
             .collect();
         let sender = sender.clone();
         model.submit(
-            texts,
-            false,
-            Encoding::Float32,
+            setup::request(texts, false),
             Box::new(move |result| sender.send(result).unwrap()),
         );
     }
@@ -722,8 +719,8 @@ fn a_text_that_fails_fails_no_other() {
             let reply = move |result: Result<Embeddings<_>, Error>| {
                 sender.send(result.map(Embeddings::floats)).unwrap();
             };
-            let text = text.clone().into();
-            model.submit(vec![text], false, Encoding::Float32, Box::new(reply));
+            let request = setup::request(vec![text.clone()], false);
+            model.submit(request, Box::new(reply));
             receiver
         })
         .collect();

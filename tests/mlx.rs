@@ -90,7 +90,7 @@ proptest! {
     }
 }
 
-/// Texts of several stretches in one call: each is rotated by its own length, whatever its neighbours.
+/// Texts beyond the trained length in one call: each is rotated by its own length, whatever its neighbours.
 #[test]
 fn dynamic_scaling_depends_on_a_text_alone() {
     let options = |backend| Options {
@@ -107,7 +107,7 @@ fn dynamic_scaling_depends_on_a_text_alone() {
     let actual = mlx.embed(texts.clone(), false).unwrap();
     let expected = onnx.embed(texts, false).unwrap();
     for (row, other) in rows(&mlx, &actual).iter().zip(rows(&onnx, &expected)) {
-        setup::assert_equal("stretched", row, other);
+        setup::assert_equal("scaled", row, other);
     }
 }
 

@@ -158,19 +158,19 @@ proptest! {
     #[test]
     fn a_cut_row_depends_on_its_row_alone((dimension, vectors) in rows(), part in 0.0..1.0_f64, layer_norm: bool) {
         let dimensions = 1 + (part * dimension as f64) as usize;
-        let cut = Matryoshka { dimensions: dimensions.min(dimension), layer_norm };
+        let matryoshka = Matryoshka { dimensions: dimensions.min(dimension), layer_norm };
         let mut together = vectors.clone();
-        cut.apply(&mut together, dimension);
+        matryoshka.apply(&mut together, dimension);
         let mut alone = Vec::new();
         for row in vectors.chunks_exact(dimension) {
             let mut row = row.to_vec();
-            cut.apply(&mut row, dimension);
-            prop_assert_eq!(row.len(), cut.dimensions);
+            matryoshka.apply(&mut row, dimension);
+            prop_assert_eq!(row.len(), matryoshka.dimensions);
             alone.extend(row);
         }
         prop_assert_eq!(&together, &alone);
         if !layer_norm {
-            let firsts = vectors.chunks_exact(dimension).flat_map(|row| &row[..cut.dimensions]);
+            let firsts = vectors.chunks_exact(dimension).flat_map(|row| &row[..matryoshka.dimensions]);
             prop_assert!(firsts.eq(&together));
         }
     }

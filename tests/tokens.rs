@@ -7,7 +7,6 @@ mod setup;
 use std::path::Path;
 
 use semantic_search_native::options::{Backend, Options};
-use semantic_search_native::vector::Encoding;
 use semantic_search_native::{Embeddings, Error, Input, Model};
 
 const TEXTS: [&str; 6] = [
@@ -187,12 +186,7 @@ fn ids_that_are_none_are_refused_and_harm_nobody() {
                 let result = result.map(Embeddings::floats);
                 sender.send((call, result)).unwrap();
             };
-            model.submit(
-                vec![tokens.into()],
-                false,
-                Encoding::Float32,
-                Box::new(reply),
-            );
+            model.submit(setup::request(vec![tokens], false), Box::new(reply));
         }
         for (call, result) in receiver.iter().take(200) {
             if call % 10 == 0 {

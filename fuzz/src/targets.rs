@@ -19,8 +19,8 @@ use semantic_search_native::checkpoint::Checkpoint;
 use semantic_search_native::graph::Pooling;
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Dtype, Options};
-use semantic_search_native::runtime::onnx;
 use semantic_search_native::runtime::onnx::proto::{GraphProto, ModelProto};
+use semantic_search_native::runtime::onnx::{self, ExportedEncoder};
 use semantic_search_native::{Error, Model, Result, export_onnx};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -167,7 +167,11 @@ fn checkpoint(data: &[u8]) -> bool {
     let Some(graph) = accepted(graph) else {
         return false;
     };
-    let graph = onnx::export(&graph, &checkpoint, &options());
+    let encoder = ExportedEncoder {
+        facts: encoder.facts(),
+        config_sha256: "",
+    };
+    let graph = onnx::export(&graph, &encoder, &checkpoint, &options());
     check_graph(
         &graph.expect("an encoder with all its weights can be recorded"),
         &folder,

@@ -6,6 +6,8 @@ const IN_WORD = 2; // Part of a word, as a letter is.
 const ENDS_WORD = 4; // No word extends across it.
 const SPLIT_BEFORE = 8; // The text may be split before it.
 const SPLIT_AFTER = 16; // The text may be split after it.
+const LETTER = 32; // The text may be split between it and a space.
+const SPACE = 64;
 const KNOWN = 128; // The other bits are valid.
 
 interface AddedToken {
@@ -13,6 +15,7 @@ interface AddedToken {
   normalized?: boolean;
   special?: boolean;
   single_word?: boolean;
+  rstrip?: boolean;
 }
 
 /** Where texts may be split, and what may be left out, without changing their tokens; `src/pieces.rs` explains it. */
@@ -20,6 +23,8 @@ export class PieceRules {
   readonly #normalize: (text: string) => string;
   readonly #splitIntoWords: (text: string) => string[];
   readonly #lowerCase: boolean;
+  /** Whether texts are split between words only. */
+  readonly #keepsWords: boolean;
   readonly #behindFirst = new Set<string>();
   readonly #aheadOfLast = new Set<string>();
   readonly #characters = new Uint8Array(0x11_0000);
@@ -38,6 +43,7 @@ export class PieceRules {
     this.#splitIntoWords = splitIntoWords;
     this.#normalize = normalize;
     this.#lowerCase = lowerCase;
+    this.#keepsWords = !takesCharactersOneByOne(json);
     for (const content of contents) {
       for (const character of content.slice(1)) this.#behindFirst.add(character);
       for (const character of content.slice(0, -1)) this.#aheadOfLast.add(character);
@@ -46,6 +52,7 @@ export class PieceRules {
     const { model } = json as { model: { type: string; max_input_chars_per_word?: number } };
     const canLeaveOut =
       model.type === "WordPiece" &&
+      !this.#keepsWords &&
       addedTokens(json).every((token) => !isNormalized(token)) &&
       contents.every((content) => content.some((character) => this.of(character) & ENDS_WORD));
     this.lettersOfWord = canLeaveOut ? (model.max_input_chars_per_word ?? 100) : Number.POSITIVE_INFINITY;
@@ -58,10 +65,11 @@ export class PieceRules {
     normalize: (text: string) => string,
     lowerCase: boolean,
   ): PieceRules | undefined {
-    if (!takesCharactersOneByOne(json)) return undefined;
+    const keepsWords = !takesCharactersOneByOne(json);
+    if (keepsWords && !takesWordsOneByOne(json)) return undefined;
     const tokens = addedTokens(json);
     const contents = tokens.map((token) => [...(isNormalized(token) ? normalize(token.content) : token.content)]);
-    if (tokens.some(({ single_word }) => single_word)) return undefined;
+    if (tokens.some(({ single_word, rstrip }) => single_word || (rstrip && keepsWords))) return undefined;
     if (contents.flat().some((character) => /\s|\x85/.test(character))) return undefined;
     const rules = new PieceRules(json, splitIntoWords, normalize, lowerCase, contents);
     const isBlank = (character: string) => rules.of(character) & BLANK;
@@ -81,6 +89,7 @@ export class PieceRules {
 
   /** Tries the tokenizer with the character inside a word. */
   #findOut(character: string): number {
+    if (this.#keepsWords) return character === " " ? SPACE : /[a-zA-Z]/.test(character) ? LETTER : 0;
     const own = this.prepare(character);
     const words = this.#splitIntoWords(this.#normalize(`a${own}a`));
     const [first] = words;
@@ -117,6 +126,32 @@ function takesCharactersOneByOne({ normalizer, pre_tokenizer }: JsonObject): boo
 }
 
 /**
+ * Whether a text gives the same tokens in two parts, if the first ends with an ASCII letter and the second begins with a
+ * space.
+ */
+function takesWordsOneByOne({ normalizer, pre_tokenizer }: JsonObject): boolean {
+  return (normalizer === null || keepsSpaces(normalizer)) && beginsWordsWithSpaces(pre_tokenizer);
+}
+
+/** Whether a normalizer treats what is before a space and what follows independently. */
+function keepsSpaces(normalizer: unknown): boolean {
+  const { type, pattern, content, normalizers } = isObject(normalizer) ? normalizer : {};
+  if (type === "Replace") return isObject(pattern) && pattern.Regex === " {2,}" && content === " ";
+  if (type === "Sequence") return Array.isArray(normalizers) && normalizers.every(keepsSpaces);
+  return type === "Precompiled" || type === "NFC" || type === "NFKC";
+}
+
+/** Whether a pre-tokenizer begins a word at a space behind a letter, and would do so at the beginning of a text. */
+function beginsWordsWithSpaces(preTokenizer: unknown): boolean {
+  const { type, use_regex, split, prepend_scheme, pretokenizers } = isObject(preTokenizer) ? preTokenizer : {};
+  if (type === "ByteLevel") return use_regex !== false;
+  if (type === "Metaspace") return (prepend_scheme ?? "always") !== "first" && split !== false;
+  if (type !== "Sequence" || !Array.isArray(pretokenizers) || pretokenizers.length !== 2) return false;
+  const [first, second] = pretokenizers as JsonObject[];
+  return first?.type === "WhitespaceSplit" && second?.type === "Metaspace" && second.prepend_scheme !== "first";
+}
+
+/**
  * The pieces of a text, starting at the side that truncation keeps, without what does not change tokens. Each but the last
  * is at least `length` long. Tokenized one by one, they give the same tokens as the whole text.
  */
@@ -143,7 +178,7 @@ export function* pieces(rules: PieceRules, text: string, fromEnd: boolean, lengt
       const bits = rules.of(character);
       if (latest && piece.length >= length) {
         const [left, right] = fromEnd ? [bits, latest] : [latest, bits];
-        if (left & SPLIT_AFTER || right & SPLIT_BEFORE) break;
+        if (left & SPLIT_AFTER || right & SPLIT_BEFORE || (left & LETTER && right & SPACE)) break;
       }
       position += fromEnd ? -character.length : character.length;
       const isRepeated = character === latestCharacter;

@@ -36,13 +36,22 @@ pub enum Step {
     Compute(Vec<usize>),
 }
 
+/// What a caller wants.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// Texts to embed.
+    pub texts: Vec<Input>,
+    /// Whether they are queries instead of documents.
+    pub is_query: bool,
+    /// How the vectors are stored.
+    pub encoding: Encoding,
+}
+
 /// A submitted call.
 pub struct Call {
-    pub texts: Vec<Input>,
-    pub is_query: bool,
+    pub request: Request,
     /// Whether batches are computed roughly in the order of their texts, instead of longest first.
     pub is_streamed: bool,
-    pub encoding: Encoding,
     pub ticket: Arc<Ticket>,
     steps: Mutex<VecDeque<Step>>,
     distinct: OnceLock<Distinct>,
@@ -51,7 +60,7 @@ pub struct Call {
 /// The texts of a call without repetitions. Each is known by its place in the list.
 pub struct Distinct {
     /// For each distinct text, its first index in the call.
-    firsts: Vec<usize>,
+    pub firsts: Vec<usize>,
     /// The other indices of texts that occur again, by place.
     repetitions: HashMap<usize, Vec<usize>>,
     tokenized: Vec<OnceLock<TokenizedText>>,
@@ -63,7 +72,7 @@ impl Job for Call {
     type Step = Step;
 
     fn priority(&self) -> Priority {
-        if self.is_query {
+        if self.request.is_query {
             Priority::Query
         } else if self.is_single() {
             Priority::Single
@@ -73,7 +82,7 @@ impl Job for Call {
     }
 
     fn is_single(&self) -> bool {
-        self.texts.len() == 1
+        self.request.texts.len() == 1
     }
 
     fn steps(&self) -> &Mutex<VecDeque<Step>> {
@@ -86,18 +95,10 @@ impl Job for Call {
 }
 
 impl Call {
-    pub fn new(
-        texts: Vec<Input>,
-        is_query: bool,
-        is_streamed: bool,
-        encoding: Encoding,
-        ticket: Arc<Ticket>,
-    ) -> Self {
+    pub fn new(request: Request, is_streamed: bool, ticket: Arc<Ticket>) -> Self {
         Self {
-            texts,
-            is_query,
+            request,
             is_streamed,
-            encoding,
             ticket,
             steps: Mutex::new(VecDeque::from([Step::Deduplicate])),
             distinct: OnceLock::new(),
@@ -116,9 +117,9 @@ impl Call {
     /// # Errors
     /// There is no memory for the list.
     pub fn deduplicate(&self) -> Result<&Distinct> {
-        let distinct = Distinct::of(&self.texts)?;
+        let distinct = Distinct::of(&self.request.texts)?;
         let distinct = self.distinct.get_or_init(|| distinct);
-        self.ticket.expect(distinct.len());
+        self.ticket.expect(distinct.firsts.len());
         Ok(distinct)
     }
 
@@ -168,15 +169,6 @@ impl Distinct {
         })
     }
 
-    pub fn len(&self) -> usize {
-        self.firsts.len()
-    }
-
-    /// The first index of a text in the call.
-    pub fn first(&self, place: usize) -> usize {
-        self.firsts[place]
-    }
-
     /// The other indices of a text in the call.
     pub fn repetitions(&self, place: usize) -> &[usize] {
         self.repetitions.get(&place).map_or(&[], Vec::as_slice)
@@ -221,7 +213,7 @@ impl Distinct {
     }
 
     fn window(&self, index: usize) -> Range<usize> {
-        let end = |index: usize| self.len().min(index * TEXTS_PER_WINDOW);
+        let end = |index: usize| self.firsts.len().min(index * TEXTS_PER_WINDOW);
         end(index)..end(index + 1)
     }
 }

@@ -25,12 +25,12 @@ mod queue;
 mod sink;
 mod ticket;
 
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use self::call::Call;
-use self::pipeline::{Counters, Pipeline};
+pub use self::call::Request;
+use self::pipeline::Pipeline;
 use self::queue::{Queue, Role};
 use self::sink::Gather;
 pub use self::sink::{Embeddings, Reply, Rows, Sink};
@@ -40,8 +40,8 @@ use crate::error::{Error, Result};
 use crate::guard;
 use crate::runtime::{Runtime, shutdown};
 use crate::sync::{Arc, Mutex, lock};
-use crate::tokenizer::{Input, Tokenizer};
-use crate::vector::{Encoding, Finish};
+use crate::tokenizer::Tokenizer;
+use crate::vector::Finish;
 
 /// What an engine has done since it was started, and what is queued.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,7 +75,7 @@ impl Engine {
                 finish,
                 queue: Queue::new(),
                 open_calls: Arc::default(),
-                counters: Counters::default(),
+                activity: Mutex::default(),
             }),
             threads: Mutex::default(),
         };
@@ -107,40 +107,21 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Embeds `texts`; returns at once. `reply` is called exactly once, even if the engine is closed first.
-    pub fn submit(
-        &self,
-        texts: Vec<Input>,
-        is_query: bool,
-        encoding: Encoding,
-        reply: Reply,
-    ) -> Arc<Ticket> {
-        let sink = Gather::new(texts.len(), encoding, reply);
-        self.open(texts, is_query, false, encoding, Box::new(sink))
+    /// Opens a call; returns at once. `reply` is called exactly once, even if the engine is closed first.
+    pub fn submit(&self, request: Request, reply: Reply) -> Arc<Ticket> {
+        let sink = Gather::new(request.texts.len(), request.encoding, reply);
+        self.open(request, false, Box::new(sink))
     }
 
-    /// Embeds `texts`; returns at once. `sink` is given the vectors of each batch as soon as it is computed, roughly in the
+    /// Opens a call; returns at once. `sink` is given the vectors of each batch as soon as it is computed, roughly in the
     /// order of the texts.
-    pub fn stream(
-        &self,
-        texts: Vec<Input>,
-        is_query: bool,
-        encoding: Encoding,
-        sink: Box<dyn Sink>,
-    ) -> Arc<Ticket> {
-        self.open(texts, is_query, true, encoding, sink)
+    pub fn stream(&self, request: Request, sink: Box<dyn Sink>) -> Arc<Ticket> {
+        self.open(request, true, sink)
     }
 
-    fn open(
-        &self,
-        texts: Vec<Input>,
-        is_query: bool,
-        is_streamed: bool,
-        encoding: Encoding,
-        sink: Box<dyn Sink>,
-    ) -> Arc<Ticket> {
+    fn open(&self, request: Request, is_streamed: bool, sink: Box<dyn Sink>) -> Arc<Ticket> {
         let ticket = OpenCalls::open(&self.pipeline.open_calls, sink);
-        let call = Call::new(texts, is_query, is_streamed, encoding, Arc::clone(&ticket));
+        let call = Call::new(request, is_streamed, Arc::clone(&ticket));
         if !self.pipeline.queue.add(Arc::new(call)) {
             ticket.end(Err(Error::Closed));
         }
@@ -156,12 +137,9 @@ impl Engine {
     /// What the engine has done and what is queued.
     #[must_use]
     pub fn activity(&self) -> Activity {
-        let counters = &self.pipeline.counters;
         Activity {
             calls: self.pipeline.open_calls.count(),
-            texts: counters.texts.load(Ordering::Relaxed),
-            tokens: counters.tokens.load(Ordering::Relaxed),
-            batches: counters.batches.load(Ordering::Relaxed),
+            ..*lock(&self.pipeline.activity)
         }
     }
 

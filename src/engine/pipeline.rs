@@ -1,8 +1,8 @@
 //! What workers do for a call, one function per step: deduplicate, tokenize, plan, compute, deliver.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::Activity;
 use super::call::{Call, Distinct, Step};
 use super::queue::{Job, Queue, Role, Work};
 use super::sink::Rows;
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::guard;
 use crate::memory;
 use crate::runtime::Worker;
-use crate::sync::Arc;
+use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
 use crate::vector::{Finish, VECTORS, Vectors};
 
@@ -23,14 +23,7 @@ pub struct Pipeline {
     pub finish: Finish,
     pub queue: Queue<Call>,
     pub open_calls: Arc<OpenCalls>,
-    pub counters: Counters,
-}
-
-#[derive(Default)]
-pub struct Counters {
-    pub texts: AtomicU64,
-    pub tokens: AtomicU64,
-    pub batches: AtomicU64,
+    pub activity: Mutex<Activity>,
 }
 
 impl Pipeline {
@@ -74,11 +67,11 @@ impl Pipeline {
         let distinct = call.distinct();
         let is_unwanted = || call.has_ended();
         for place in places {
-            let index = distinct.first(place);
-            let tokens = match &call.texts[index] {
+            let index = distinct.firsts[place];
+            let tokens = match &call.request.texts[index] {
                 Input::Text(text) => {
                     self.tokenizer
-                        .tokenize_unless(text, call.is_query, &is_unwanted)?
+                        .tokenize_unless(text, call.request.is_query, &is_unwanted)?
                 }
                 Input::Tokens(ids) => self.tokenizer.take(ids, index)?,
             };
@@ -150,7 +143,7 @@ impl Pipeline {
             _ => Arc::default(),
         };
         let mut pooled = worker.forward(&texts, &stop)?;
-        self.counters.batches.fetch_add(1, Ordering::Relaxed);
+        lock(&self.activity).batches += 1;
         // From the last part on: each is split off, and the first takes over what remains without a copy.
         for (call, places) in parts.iter().rev() {
             let own = pooled.split_off(pooled.len() - places.len() * self.finish.pooled);
@@ -165,14 +158,14 @@ impl Pipeline {
             return Ok(());
         }
         let distinct = call.distinct();
-        let tokens = places.iter().map(|&place| distinct.tokens(place).ids.len());
-        let tokens = tokens.sum();
-        let counters = &self.counters;
-        counters
-            .texts
-            .fetch_add(places.len() as u64, Ordering::Relaxed);
-        counters.tokens.fetch_add(tokens as u64, Ordering::Relaxed);
-        let vectors = self.finish.apply(pooled, call.encoding)?;
+        let lengths = places.iter().map(|&place| distinct.tokens(place).ids.len());
+        let tokens = lengths.sum();
+        {
+            let mut activity = lock(&self.activity);
+            activity.texts += places.len() as u64;
+            activity.tokens += tokens as u64;
+        }
+        let vectors = self.finish.apply(pooled, call.request.encoding)?;
         let rows = with_repetitions(distinct, places, vectors)?;
         call.ticket.deliver(rows, places.len(), tokens);
         Ok(())
@@ -187,7 +180,7 @@ fn with_repetitions(distinct: &Distinct, places: &[usize], vectors: Vectors) -> 
     let mut rows = Rows {
         indices: places
             .iter()
-            .map(|&place| distinct.first(place) as u32)
+            .map(|&place| distinct.firsts[place] as u32)
             .collect(),
         vectors,
         truncated: Vec::new(),

@@ -48,7 +48,7 @@ pub trait Job {
     /// Steps that no worker has taken yet. For the queue only, which holds its own lock meanwhile.
     fn steps(&self) -> &Mutex<VecDeque<Self::Step>>;
 
-    /// Whether nobody wants the call's remaining steps.
+    /// Whether the remaining steps can be dropped.
     fn has_ended(&self) -> bool;
 }
 

@@ -11,7 +11,7 @@ use crate::runtime::stop::Stop;
 use crate::sync::{Arc, Mutex, lock};
 
 /// How far a call has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Texts whose vectors are ready; equal texts are ready together.
     pub done: usize,
@@ -104,20 +104,13 @@ impl Ticket {
 
 /// The calls of an engine that have not ended.
 #[derive(Default)]
-pub struct OpenCalls(Mutex<Numbered>);
-
-#[derive(Default)]
-struct Numbered {
-    next: u64,
-    tickets: BTreeMap<u64, Arc<Ticket>>,
-}
+pub struct OpenCalls(Mutex<BTreeMap<u64, Arc<Ticket>>>);
 
 impl OpenCalls {
     /// Opens a call whose vectors go to `sink`.
     pub fn open(this: &Arc<Self>, sink: Box<dyn Sink>) -> Arc<Ticket> {
         let mut calls = lock(&this.0);
-        let number = calls.next;
-        calls.next += 1;
+        let number = calls.last_key_value().map_or(0, |(last, _)| last + 1);
         let ticket = Arc::new(Ticket {
             sink: Mutex::new(Some(sink)),
             done: AtomicUsize::new(0),
@@ -127,24 +120,24 @@ impl OpenCalls {
             open_calls: Arc::clone(this),
             number,
         });
-        calls.tickets.insert(number, Arc::clone(&ticket));
+        calls.insert(number, Arc::clone(&ticket));
         ticket
     }
 
     pub fn count(&self) -> usize {
-        lock(&self.0).tickets.len()
+        lock(&self.0).len()
     }
 
     /// Ends all open calls with [`Error::Closed`].
     pub fn close(&self) {
-        let tickets: Vec<_> = lock(&self.0).tickets.values().cloned().collect();
+        let tickets: Vec<_> = lock(&self.0).values().cloned().collect();
         for ticket in tickets {
             ticket.end(Err(Error::Closed));
         }
     }
 
     fn remove(&self, number: u64) {
-        let removed = lock(&self.0).tickets.remove(&number);
+        let removed = lock(&self.0).remove(&number);
         // Outside of the lock.
         drop(removed);
     }

@@ -1,4 +1,4 @@
-//! The words that graphs are written in: layers with their weights, and settings of layers without any.
+//! The parts of a graph's operations: layers with their weights, and settings of those without weights.
 
 use crate::checkpoint::TensorSlice;
 
@@ -128,7 +128,7 @@ pub struct NtkScaling {
 }
 
 impl NtkScaling {
-    /// By how much wavelengths are stretched at this length before the exponent: at least 1.
+    /// The factor in parentheses, at least 1.
     #[must_use]
     pub fn base_growth(&self, length: usize) -> f64 {
         (self.factor * length as f64 / self.trained_positions as f64 - (self.factor - 1.0)).max(1.0)
@@ -158,7 +158,7 @@ pub struct Projections {
 }
 
 impl Projections {
-    /// The thirds of one layer whose outputs are queries, keys and values, in this order.
+    /// The thirds of a fused layer, whose outputs are queries, keys and values in this order.
     #[must_use]
     pub fn of_fused(fused: &Linear) -> Self {
         Self {

@@ -1,7 +1,7 @@
 //! What an encoder computes, recorded once as plain data. Architectures write graphs, runtimes read them.
 //!
 //! A [`Graph`] is a list of operations, each after those whose results it takes; the last one is the result of the whole.
-//! What a runtime, an estimate or a test wants to know about an encoder is read off this list.
+//! Whatever a runtime, an estimate or a test needs to know about an encoder is read from this list.
 //!
 //! Shapes: every value has rows of `width` numbers, one row for each token of each text of a batch, or one for each text
 //! (see [`Rows`]). Each text has its own positions, starting at 0.
@@ -14,7 +14,7 @@ pub use self::layers::{
     Positions, Projections, Rotary,
 };
 
-/// The result of an operation, by its place in the graph.
+/// The result of an operation, given by its place in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Value(usize);
 
@@ -81,14 +81,14 @@ pub enum Op {
         x: Value,
         /// From states to queries, keys and values.
         projections: Box<Projections>,
-        /// The rest.
+        /// Everything else.
         attention: Attention,
     },
     /// The rows of some tokens of `x`, which has those of all.
     Select {
         /// Where they are taken from.
         x: Value,
-        /// Which.
+        /// Which rows.
         rows: Rows,
     },
     /// One row for each text, the poolings concatenated.
@@ -151,7 +151,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// The operations in an order in which they can be computed.
+    /// The operations, in an order in which they can be computed.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -240,8 +240,8 @@ impl Graph {
         self.push(op, Rows::All, width)
     }
 
-    /// The graph of vectors, whose rows are texts: the result pooled, and nothing computed that no vector needs. Where a
-    /// pooling takes one token, the last layer computes the others' keys and values only.
+    /// The graph with its result pooled to one row per text, reduced to what that needs. If a pooling takes one token, the
+    /// last layer computes only the keys and values of the others.
     #[must_use]
     pub fn pooled(&self, poolings: &[Pooling]) -> Self {
         prune::pooled(self, poolings)
@@ -265,7 +265,7 @@ impl Graph {
         })
     }
 
-    /// How rotations stretch with a text's length, each once.
+    /// The dynamic scalings of rotations, without repetitions.
     #[must_use]
     pub fn scalings(&self) -> Vec<NtkScaling> {
         let mut scalings = Vec::new();

@@ -1,8 +1,8 @@
-//! From the states of all tokens to what vectors need.
+//! Pooling, and removal of what pooled vectors do not need.
 //!
-//! Backwards from the result it is asked which rows of each value somebody takes. Most operations take the same rows of
-//! their operands as they have themselves; an attention takes all of its input, and can compute those of first tokens alone.
-//! What nobody takes is dropped.
+//! Going backwards from the result, this finds which rows of each value are used. Most operations use the same rows of their
+//! operands that they compute themselves; an attention uses all rows of its input, but can compute its result for first
+//! tokens only. What is not used is dropped.
 
 use super::{Graph, Node, Op, Pooling, Rows, Value};
 
@@ -40,7 +40,7 @@ fn needed_for(graph: &Graph, rows: Rows) -> Graph {
     }
 
     let mut pruned = Graph::default();
-    // Of each value, where it is now, and where its selected rows are.
+    // For each value, its place in the new graph, and the places of its selected rows.
     let mut places: Vec<Option<Value>> = vec![None; graph.nodes.len()];
     let mut selections: Vec<(Value, Rows, Value)> = Vec::new();
     let mut select = |pruned: &mut Graph, x: Value, rows: Rows| {
@@ -72,19 +72,19 @@ fn needed_for(graph: &Graph, rows: Rows) -> Graph {
     pruned
 }
 
-/// The rows that an operation computes of which these are wanted; `None` if it is not.
+/// The rows that an operation has to compute if these are wanted; `None` if none are.
 fn computed(node: &Node, wanted: Option<Rows>) -> Option<Rows> {
     let wanted = wanted?;
     Some(match node.op {
         Op::Embed(_) => Rows::All,
-        // Where the last token is depends on a text's length, and so would its rotation.
+        // The position of the last token depends on the text's length, and so would its rotation.
         Op::Attend { .. } if wanted == Rows::Last => Rows::All,
         Op::Select { .. } | Op::Pool { .. } => node.rows,
         _ => wanted,
     })
 }
 
-/// The rows that an operation takes of its operands to compute these.
+/// The rows of its operands that an operation needs to compute these.
 fn taken(op: &Op, rows: Rows) -> Rows {
     match op {
         Op::Attend { .. } | Op::Select { .. } | Op::Pool { .. } => Rows::All,

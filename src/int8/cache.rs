@@ -1,10 +1,10 @@
 //! Where quantized weights are kept between processes.
 //!
-//! Several processes may load the same model at once. A file therefore appears by rename, whole. What is wrong with a
-//! file is for its reader to find, see [`super::Int8Weights::load`].
+//! Several processes may load the same model at once, so a file appears complete, by renaming. Its reader detects damage, see
+//! [`super::Int8Weights::load`].
 //!
-//! The digest in a file tells damage, not forgery: whoever may write the folder may compute it, too. So folder and files
-//! are made for their user alone, and are used only where nobody but that user, or root, can have written them. On
+//! The digest in a file reveals damage, but not forgery: whoever can write to the folder can compute it, too. So folder and
+//! files are accessible to their user only, and are used only if nobody but that user, or root, can have written them. On
 //! Windows that is left to the access rights of the user's profile.
 
 use std::fs::{DirBuilder, Metadata, OpenOptions};
@@ -25,12 +25,12 @@ pub fn file(folder: &Path, source_digest: &str) -> PathBuf {
     ))
 }
 
-/// The ending of a file that is being written, and the time after which it will not be finished any more.
+/// The extension of a file that is being written, and the age at which it is considered abandoned.
 const PARTIAL: &str = "part";
 const ABANDONED: Duration = Duration::from_hours(1);
 
-/// The bytes of the file, if it is there, has at most so many and can be trusted. A folder that cannot be trusted is an
-/// error, in words for the user: nothing is to be put there either.
+/// The bytes of the file, if it exists, has at most `most` bytes and can be trusted. A folder that cannot be trusted is an
+/// error, worded for the user: nothing is stored there either.
 pub(super) fn read(path: &Path, most: u64) -> Result<Option<Pages>, String> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let Ok(metadata) = folder.metadata() else {
@@ -54,7 +54,7 @@ pub(super) fn read(path: &Path, most: u64) -> Result<Option<Pages>, String> {
     Ok(read())
 }
 
-/// Whether only its user or root can have written it; else who can.
+/// Checks that only its user or root can have written it; otherwise says who else can.
 #[cfg(unix)]
 fn check_private(metadata: &Metadata) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt as _;
@@ -80,9 +80,9 @@ fn check_private(_: &Metadata) -> Result<(), String> {
     Ok(())
 }
 
-/// Writes the file, where the folder allows that.
+/// Writes the file, if the folder allows that.
 pub(super) fn store(path: &Path, bytes: &[u8]) {
-    /// Tells apart the threads of this process that write the same file.
+    /// Distinguishes the threads of this process that write the same file.
     static WRITERS: AtomicU32 = AtomicU32::new(0);
     let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
     let partial = path.with_extension(format!("{}-{writer}.{PARTIAL}", std::process::id()));
@@ -102,7 +102,7 @@ pub(super) fn store(path: &Path, bytes: &[u8]) {
         remove_abandoned(folder)?;
         let mut file = for_file.open(&partial)?;
         file.write_all(bytes)?;
-        // A file that is there after a crash of the machine must be whole, or readers would find it damaged.
+        // After a crash of the machine the file must be complete or absent, or readers would find it damaged.
         file.sync_all()?;
         drop(file);
         std::fs::rename(&partial, path)
@@ -112,7 +112,7 @@ pub(super) fn store(path: &Path, bytes: &[u8]) {
     }
 }
 
-/// Removes what writers left that were killed.
+/// Removes what killed writers have left behind.
 fn remove_abandoned(folder: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();

@@ -1,9 +1,9 @@
 //! Linear layers in int8, for the ONNX backend: a quarter of the memory, and products that processors compute several
 //! times faster than those of float32. Embeddings, norms, biases and softmax stay float32.
 //!
-//! Weights have one scale per output and are quantized once ([`scheme`]); the result is kept in a file of the cache
-//! folder ([`cache`]). Activations have one scale per token, found while computing
-//! (`runtime/onnx/graph.rs`), so that a token's numbers never depend on the tokens beside it.
+//! Weights have one scale per output and are quantized once ([`scheme`]); the result is kept in a file in the cache folder
+//! ([`cache`]). Activations have one scale per token, computed at run time (`runtime/onnx/write.rs`), so that a token's
+//! numbers never depend on the tokens beside it.
 
 pub mod cache;
 pub mod scheme;
@@ -39,7 +39,7 @@ pub struct QuantizedLinear<'a> {
     pub shape: [usize; 2],
     /// int8 in two's complement, row-major.
     pub values: &'a [u8],
-    /// What the numbers of an output are to be multiplied by: little-endian float32 `[outputs]`.
+    /// The factor for the numbers of each output: little-endian float32 `[outputs]`.
     pub scales: &'a [u8],
 }
 
@@ -52,9 +52,8 @@ struct Place {
 }
 
 impl Int8Weights {
-    /// The layers' weights in int8: from the cache folder, or quantized and put there. A folder that cannot be written
-    /// only means that the next process quantizes again. With the weights comes a warning where the folder was not used
-    /// although it could be.
+    /// The layers' weights in int8: from the cache folder, or quantized and stored there. If the folder cannot be written,
+    /// the next process quantizes again. Also returns a warning if the folder is not used because it is not safe.
     ///
     /// # Errors
     /// There is no memory for them.
@@ -65,13 +64,10 @@ impl Int8Weights {
     ) -> Result<(Self, Option<String>)> {
         let source = source_digest(checkpoint);
         let file = cache_folder.map(|folder| cache::file(folder, &source));
-        let (found, warning) = match file
-            .as_deref()
-            .map(|file| cache::read(file, most_bytes(layers)))
-        {
-            Some(Ok(found)) => (found, None),
-            Some(Err(warning)) => (None, Some(warning)),
-            None => (None, None),
+        let read = |file| cache::read(file, most_bytes(layers));
+        let (found, warning) = match file.as_deref().map(read).transpose() {
+            Ok(found) => (found.flatten(), None),
+            Err(warning) => (None, Some(warning)),
         };
         if let Some(weights) = found.and_then(|bytes| Self::read(bytes, &source, layers)) {
             return Ok((weights, None));
@@ -87,7 +83,7 @@ impl Int8Weights {
         Ok((weights, warning))
     }
 
-    /// `None` where the bytes are damaged, or are not what quantizing these layers gives.
+    /// `None` if the bytes are damaged or are not the result of quantizing these layers.
     fn read(bytes: Pages, source: &str, layers: &[TensorSlice]) -> Option<Self> {
         let (_, header) = SafeTensors::read_metadata(&bytes).ok()?;
         let digest = header.metadata().as_ref()?.get(DIGEST)?;
@@ -126,7 +122,7 @@ impl Int8Weights {
         Some(Self { bytes, places })
     }
 
-    /// Where the layers lie.
+    /// The memory that holds the layers.
     pub(crate) fn pages(&self) -> &Pages {
         &self.bytes
     }
@@ -142,13 +138,13 @@ impl Int8Weights {
     }
 }
 
-/// The name under which a layer's scales are kept, in files and graphs.
+/// The name of a layer's scales, in files and graphs.
 #[must_use]
 pub fn scales_name(layer: &str) -> String {
     format!("{layer}.scale")
 }
 
-/// A name for the checkpoint's contents together with the way of quantizing them.
+/// Identifies the checkpoint's contents and the way of quantizing them.
 fn source_digest(checkpoint: &Checkpoint) -> String {
     let identity = format!(
         "scheme {}, {}",
@@ -178,10 +174,10 @@ fn quantize(checkpoint: &Checkpoint, layers: &[TensorSlice], source: &str) -> Re
     }
     let digest = hexadecimal(&content.finalize());
     let metadata = HashMap::from([(DIGEST.to_owned(), digest)]);
-    safetensors::serialize(tensors, Some(metadata)).map_err(Error::inference_from)
+    safetensors::serialize(tensors, Some(metadata)).map_err(Error::inference)
 }
 
-/// Most bytes that a file with these layers has.
+/// Most bytes that a file with these layers may have.
 fn most_bytes(layers: &[TensorSlice]) -> u64 {
     let layer = |layer: &TensorSlice| {
         // A number each and a scale for each output; in the header, name and place of both.

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 
 use safetensors::SafeTensors;
 use semantic_search_native::Input;
+use semantic_search_native::engine::Request;
 use semantic_search_native::options::{Backend, Dtype, Options};
 
 /// The backends of this build. MLX is among them in a build with the feature `mlx`.
@@ -63,9 +64,13 @@ pub fn write_deep_model(folder: &Path) {
     std::fs::write(folder.join("model.safetensors"), deep).unwrap();
 }
 
-/// Texts as the engine takes them.
-pub fn inputs(texts: Vec<String>) -> Vec<Input> {
-    texts.into_iter().map(Input::from).collect()
+/// A call of texts, or of their token ids.
+pub fn request<T: Into<Input>>(texts: Vec<T>, is_query: bool) -> Request {
+    Request {
+        texts: texts.into_iter().map(Into::into).collect(),
+        is_query,
+        ..Request::default()
+    }
 }
 
 /// The model folders of `tests/fixtures`, by name: those with a file of golden vectors.

@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use mlx_rs::error::Exception;
 use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::transforms::compile::compile;
-use mlx_rs::{Array, Dtype, ops};
+use mlx_rs::{Array, ArrayElement, Dtype, ops};
 
 use super::parameters::{Affine, FusedProjections, Parameters, Weights};
 use super::{mlx_error, padded, size};
@@ -503,29 +503,8 @@ fn wavelengths(rotary: &Rotary, scaled_length: Option<usize>) -> Result<Array> {
     array(&wavelengths, &[size(wavelengths.len())?])
 }
 
-/// An element type of arrays made here.
-trait Element: Copy {
-    const DTYPE: Dtype;
-}
-
-impl Element for f32 {
-    const DTYPE: Dtype = Dtype::Float32;
-}
-
-impl Element for i32 {
-    const DTYPE: Dtype = Dtype::Int32;
-}
-
-impl Element for u32 {
-    const DTYPE: Dtype = Dtype::Uint32;
-}
-
-impl Element for bool {
-    const DTYPE: Dtype = Dtype::Bool;
-}
-
 /// A copy of `values` in MLX's memory. mlx-rs's own constructor does not notice a failed allocation.
-fn array<T: Element>(values: &[T], shape: &[i32]) -> Result<Array> {
+fn array<T: ArrayElement>(values: &[T], shape: &[i32]) -> Result<Array> {
     debug_assert_eq!(values.len() as i32, shape.iter().product::<i32>());
     // SAFETY: MLX copies as many values as the shape has, which is the length of `values`.
     let array = unsafe { Array::from_raw_data(values.as_ptr().cast::<c_void>(), shape, T::DTYPE) };

@@ -65,7 +65,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, NtkScaling};
 use crate::options::{Dtype, Options};
 
-/// Padded tokens of a batch on a GPU, which wants many at once, and on a CPU, which gains nothing from more.
+/// Padded tokens of a batch: on a GPU, which needs many at once, and on a CPU, which gains nothing from more.
 const BUDGET_TOKENS_GPU: usize = 8192;
 const BUDGET_TOKENS_CPU: usize = 1024;
 
@@ -128,7 +128,7 @@ pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> R
         let parameters = reserve(checkpoint.values() * value_bytes, "the weights")
             .and_then(|()| Parameters::load(&graph, &checkpoint, dtype))
             // What is too large for MLX may not be too large for another backend.
-            .map_err(|error| Error::unavailable_from("mlx", error.to_string(), error))?;
+            .map_err(|error| Error::unavailable("mlx", error))?;
         let positions = graph.longest_text();
         let model = MlxModel {
             graph,
@@ -265,7 +265,7 @@ impl MlxModel {
         reserve(bytes, "a batch")?;
         let mut pass = Pass::new(&self.parameters, kernels, batch, stop)?;
         let vectors = pass.run(&self.graph)?;
-        vectors.to_vec_exact::<f32>().map_err(Error::inference_from)
+        vectors.to_vec_exact::<f32>().map_err(Error::inference)
     }
 }
 

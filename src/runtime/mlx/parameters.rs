@@ -1,7 +1,5 @@
-//! A graph's weights as MLX arrays, laid out as the forward pass wants them.
-//!
-//! What would be done to weights on every pass is done here once: q, k and v are joined, matrices are seen transposed, the
-//! token type is added to a table.
+//! A graph's weights as MLX arrays, laid out for the forward pass: what every pass would do to them is done once. The
+//! matrices of q, k and v are joined, matrices are transposed without a copy, and the token type is added to a table.
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops, transforms};
@@ -13,7 +11,7 @@ use crate::graph::{EmbeddingTables, Graph, LayerNorm, Linear, Node, Op, Projecti
 
 /// A fully connected layer.
 pub struct Affine {
-    /// `[in, out]`: the checkpoint's matrix seen transposed, without a copy.
+    /// `[in, out]`: the checkpoint's matrix transposed, without a copy.
     pub weight: Array,
     /// `[out]`.
     pub bias: Option<Array>,
@@ -49,7 +47,7 @@ pub enum Weights {
 pub struct Parameters {
     /// Number format of everything but the norms, which stay float32.
     pub dtype: Dtype,
-    /// Of each operation, in the order of the graph.
+    /// The weights of each operation, in the order of the graph.
     pub weights: Vec<Weights>,
 }
 
@@ -57,7 +55,7 @@ impl Parameters {
     /// Loads what the graph names.
     ///
     /// # Errors
-    /// MLX failed, for lack of memory for instance.
+    /// MLX failed, for instance for lack of memory.
     pub fn load(graph: &Graph, checkpoint: &Checkpoint, dtype: Dtype) -> Result<Self> {
         let loader = Loader { checkpoint, dtype };
         let weights = graph.nodes().iter().map(|node| loader.weights(node));

@@ -151,7 +151,7 @@ fn inbox() -> Result<&'static Inbox> {
         *started = Some(outcome.unwrap_or_else(|error| Err(error.to_string())));
     }
     match &*started {
-        Some(Err(reason)) => Err(Error::unavailable("mlx", reason)),
+        Some(Err(reason)) => Err(Error::unavailable("mlx", reason.as_str())),
         _ => Ok(&INBOX),
     }
 }
@@ -204,7 +204,7 @@ mod tests {
                     Array::from_slice(&vec![1.0_f32; (rows * columns) as usize], &[rows, columns])
                 };
                 let product = ops::matmul(matrix(2, 3), matrix(width, 4)).map_err(mlx_error)?;
-                product.to_vec_exact::<f32>().map_err(Error::inference_from)
+                product.to_vec_exact::<f32>().map_err(Error::inference)
             })
         };
         let error = product(5).unwrap_err();

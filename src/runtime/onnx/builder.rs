@@ -27,9 +27,9 @@ pub const EMBEDDING: &str = "sentence_embedding";
 pub const HIDDEN_STATE: &str = "last_hidden_state";
 
 /// Property of an exported graph: SHA-256 of the checkpoint's files, comma-separated, in the order of their names.
-/// Offsets into other files would read nonsense, so whoever loads the graph compares.
+/// Offsets into other files would read garbage, so the digests are compared when the graph is loaded.
 const WEIGHTS_DIGEST: &str = "weights_sha256";
-/// Property of an exported int8 graph: the names of those files, comma-separated. Its external data need not name them all.
+/// Property of an exported int8 graph: the names of these files, comma-separated. Its external data may not name all of them.
 const WEIGHTS_FILES: &str = "weights_files";
 /// Property of an exported graph: what is known of its encoder, as JSON.
 const ENCODER: &str = "encoder";
@@ -39,6 +39,7 @@ const ENCODER: &str = "encoder";
 #[serde(rename_all = "camelCase")]
 pub struct ExportedEncoder<'a> {
     #[serde(flatten)]
+    /// What it can be given.
     pub facts: Facts,
     /// SHA-256 of the `config.json` that it was made from: with another one it would be another encoder.
     pub config_sha256: &'a str,
@@ -70,9 +71,9 @@ pub struct GraphBuilder {
     constants: Vec<TensorProto>,
     /// Weights that stay float.
     weights: Vec<GraphWeight>,
-    /// Weights to be given in int8.
+    /// Weights that sessions take as int8.
     pub(super) quantized: Vec<TensorSlice>,
-    /// By the name of what they are made from.
+    /// By the name of the rows that were quantized.
     pub(super) quantized_rows: HashMap<String, QuantizedRows>,
     /// The rotations so far.
     pub(super) rotaries: Vec<Rotary>,
@@ -93,13 +94,13 @@ impl GraphBuilder {
         }
     }
 
-    /// The weights that the graph wants in int8 when it is finished.
+    /// The weights that the finished graph takes as int8.
     pub fn quantized(&self) -> &[TensorSlice] {
         &self.quantized
     }
 
-    /// Puts the values of weights of a single number into the graph itself. ONNX Runtime's optimizers read those while a
-    /// session is made, where they lie according to the graph, and not where the session is told that they are.
+    /// Embeds weights of a single number in the graph. While a session is made, ONNX Runtime's optimizers read those from
+    /// where the graph says they lie, and not from the pointers that the session was given.
     ///
     /// # Errors
     /// There is no memory for them.
@@ -124,8 +125,8 @@ impl GraphBuilder {
         Ok(())
     }
 
-    /// The finished graph of a pooled encoder, and the weights that a session must be given by name as float32.
-    /// In the graph they, and the int8 weights, are external data in `file`, which has to exist but is not read.
+    /// The finished graph of a pooled encoder, and the float32 weights that a session has to be given by name. In the graph,
+    /// these and the int8 weights are external data in `file`, which has to exist but is not read.
     pub fn finish_pooled(
         mut self,
         output: &States,
@@ -153,8 +154,8 @@ impl GraphBuilder {
         (self.encode(placeholders, output, vec![]), weights)
     }
 
-    /// The finished graph of all token states, as a file for the folder of the model: initializers name the
-    /// checkpoint's files, and weights of half precision are cast when the graph is loaded. Int8 weights lie in the file.
+    /// The finished graph of all token states, as a file for the model's folder: initializers name the checkpoint's files,
+    /// and weights of half precision are cast when the graph is loaded. The file contains the int8 weights.
     pub fn finish_exported(
         mut self,
         output: &States,
@@ -269,7 +270,7 @@ impl GraphBuilder {
         .encode_to_vec()
     }
 
-    /// Gives the last definition of `from` the name of the graph's output.
+    /// Renames the last definition of `from` to the graph's output.
     fn rename(&mut self, from: &str, to: &str) {
         for node in &mut self.nodes {
             for name in node.input.iter_mut().chain(&mut node.output) {

@@ -33,7 +33,6 @@ use super::{MakeWorker, Runtime, Worker};
 use crate::batch::Limits;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Cause, Error, Result};
-use crate::file;
 use crate::graph::Graph;
 use crate::int8::Int8Weights;
 use crate::options::{Dtype, Options};
@@ -113,10 +112,9 @@ pub fn load(
     builder.hold_single_numbers(&checkpoint)?;
     let (int8, warning) = quantized(&builder, &checkpoint, options)?;
     // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside of the folder.
-    let file = checkpoint.files()[0]
-        .path
-        .canonicalize()
-        .map_err(|error| file::unreadable(&checkpoint.files()[0].path, error))?;
+    let file = checkpoint.files()[0].path.canonicalize().map_err(|error| {
+        Error::invalid_from(&checkpoint.files()[0].path, "cannot be read", error)
+    })?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
     let layers: Vec<_> = int8.iter().flat_map(Int8Weights::layers).collect();
@@ -212,12 +210,13 @@ fn environment(library: Option<&Path>) -> Result<Environment> {
     }
     disable_telemetry();
     let path = library.map_or_else(default_library, Path::to_owned);
-    let unavailable = |error: Cause| {
-        let reason = format!(
+    let unavailable = |error: Cause| Error::BackendUnavailable {
+        backend: "onnx",
+        reason: format!(
             "{error}; install the npm package onnxruntime-node, or name a libonnxruntime of version 1.24 or newer with \
              the option `onnxRuntimeLibrary` or the environment variable ORT_DYLIB_PATH"
-        );
-        Error::unavailable_from("onnx", reason, error)
+        ),
+        source: Some(error),
     };
     let environment = ort::init_from(&path)
         .map_err(|error| unavailable(error.into()))?
@@ -249,18 +248,11 @@ pub fn disable_telemetry() {
     }
 }
 
+/// `ORT_DYLIB_PATH`, or the name by which the dynamic linker finds ONNX Runtime.
 fn default_library() -> PathBuf {
-    std::env::var_os("ORT_DYLIB_PATH")
-        .map_or_else(|| PathBuf::from(libloading_name()), PathBuf::from)
-}
-
-/// The name by which the dynamic linker finds ONNX Runtime.
-fn libloading_name() -> String {
-    format!(
-        "{}onnxruntime{}",
-        std::env::consts::DLL_PREFIX,
-        std::env::consts::DLL_SUFFIX
-    )
+    use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+    let name = || format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}").into();
+    std::env::var_os("ORT_DYLIB_PATH").map_or_else(name, PathBuf::from)
 }
 
 /// How sessions are made.
@@ -359,13 +351,13 @@ impl Worker for OnnxWorker {
     fn forward(&mut self, texts: &[&[u32]], stop: &Arc<Stop>) -> Result<Vec<f32>> {
         let _inside = shutdown::ONNX.enter();
         // New for each batch, which costs nothing in comparison: a late interruption must not harm a later run.
-        let options = Arc::new(RunOptions::new().map_err(Error::inference_from)?);
+        let options = Arc::new(RunOptions::new().map_err(Error::inference)?);
         let run: Arc<dyn Interrupt> = options.clone();
         let mut vectors = Vec::new();
         let may_group = self.precision == Precision::Float;
         for group in texts.chunk_by(|a, b| may_group && a.len() == b.len()) {
             let part = shutdown::interruptible(stop, &run, || self.run(group, &options))?;
-            vectors.extend(part.map_err(Error::inference_from)?);
+            vectors.extend(part.map_err(Error::inference)?);
         }
         Ok(vectors)
     }

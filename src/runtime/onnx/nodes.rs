@@ -1,4 +1,4 @@
-//! The parts of an ONNX file in short.
+//! Short constructors for the parts of an ONNX file.
 
 use std::ops::Range;
 use std::path::Path;

@@ -1,11 +1,11 @@
-//! Whether a linear layer's kernel still reads its matrix once a session is made, or has packed all of it.
+//! Whether a linear layer's kernel still reads its matrix after the session is made, or has packed all of it.
 //!
-//! No function of ONNX Runtime tells. It depends on its version, the processor and the matrix's shape, and not on the numbers:
-//! so a layer of the same shape is made alone, run, and run again after its matrix was overwritten.
+//! ONNX Runtime has no function that tells. It depends on its version, the processor and the matrix's shape, but not on the
+//! numbers. So a session with a single layer of that shape is run, and run again after its matrix was overwritten.
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
 
 use ort::value::TensorRef;
 
@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::graph::Linear;
 use crate::int8::QuantizedLinear;
 use crate::pages::Pages;
+use crate::sync::{Mutex, lock};
 
 /// Whether the kernels of this precision pack matrices `[outputs, inputs]` of all these shapes. `file` lies in the folder
 /// of `sessions`; see [`GraphBuilder::finish_pooled`].
@@ -28,11 +29,11 @@ pub fn is_complete<'a>(
 ) -> bool {
     type Known = HashMap<(Precision, Vec<usize>), bool>;
     static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = lock(&KNOWN);
     shapes.into_iter().all(|shape| {
         let key = (precision, shape.to_vec());
         *known.entry(key).or_insert_with(|| {
-            // What cannot be tried is kept in memory.
+            // If it cannot be tested, the matrix is kept in memory.
             ignores_its_matrix(sessions, file, precision, shape).unwrap_or(false)
         })
     })
@@ -77,7 +78,7 @@ fn ignores_its_matrix(
     };
     let (graph, _) = builder.finish_pooled(&output, outputs, file, &layers);
     let mut initializers = Initializers::new();
-    // SAFETY: the pages outlive initializers and session, which are declared later. They change between two runs, which is
+    // SAFETY: the pages outlive the initializers and the session, which are declared later. They change between two runs,
     // when the session does not read.
     unsafe {
         match precision {
@@ -88,7 +89,7 @@ fn ignores_its_matrix(
     let mut run = {
         let mut session = sessions
             .make(&graph, &initializers, 1)
-            .map_err(Error::inference_from)?;
+            .map_err(Error::inference)?;
         move || -> Result<Vec<f32>, ort::Error> {
             let ids = vec![1_i64; inputs];
             let input = TensorRef::from_array_view(([1, inputs], &*ids))?;
@@ -97,8 +98,8 @@ fn ignores_its_matrix(
             Ok(product.to_vec())
         }
     };
-    let before = run().map_err(Error::inference_from)?;
+    let before = run().map_err(Error::inference)?;
     pages[..].fill(BYTES[1]);
-    let after = run().map_err(Error::inference_from)?;
+    let after = run().map_err(Error::inference)?;
     Ok(before == after && before.iter().all(|number| *number > 0.0))
 }

@@ -2,14 +2,14 @@
 //!
 //! # What is kept in memory
 //!
-//! Sessions are given pointers. While a session is made, the kernels of linear layers pack the matrices into an order of
-//! their own, which all sessions share, and the matrices are not read again: ONNX Runtime itself drops initializers of its
-//! own at that point. So once the last session of a model is made, [`SharedWeights::give_back`] returns their pages. What
-//! other operators read in place stays: the embedding tables, norms and biases.
+//! Sessions are given pointers. While a session is made, the kernels of linear layers pack the matrices into a layout of
+//! their own, which all sessions share, and do not read the matrices again: ONNX Runtime itself drops its own initializers
+//! at that point. So once the last session of a model is made, [`SharedWeights::give_back`] returns their pages to the
+//! system. What other operators read in place stays: embedding tables, norms and biases.
 //!
-//! ONNX Runtime asks for the buffers to outlive the sessions, and they do, as addresses. That nobody reads them is a matter
-//! of its version, the processor and the shape of the matrix; so it is tried with each shape, see
-//! [`super::packing`], and where it is not so, matrices are kept.
+//! ONNX Runtime requires the buffers to outlive the sessions, and as addresses they do. Whether the kernels still read them
+//! depends on ONNX Runtime's version, the processor and the shape of the matrix. So each shape is tested (see
+//! [`super::packing`]), and matrices that are still read are kept.
 
 use std::ffi::CString;
 use std::ops::Range;
@@ -44,22 +44,22 @@ impl Initializers {
         }
     }
 
-    /// Adds a tensor of float32, whose bytes are aligned to it.
+    /// Adds a float32 tensor, whose bytes are aligned.
     ///
     /// # Safety
-    /// The bytes stay where they are for as long as `self` and every session that it was added to. Until then they change
-    /// only where no session reads them any more.
+    /// The bytes outlive `self` and every session that it is added to. Until then they change only where no session reads
+    /// them any more.
     pub unsafe fn add_floats(&mut self, name: &str, shape: &[usize], bytes: &[u8]) -> Result<()> {
         // SAFETY: aligned, and every bit pattern is a float32; the rest is the contract of this function.
         let values: &'static [f32] = unsafe {
             std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<f32>())
         };
         let tensor =
-            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference_from)?;
+            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference)?;
         self.add(name, Tensor::Float(tensor))
     }
 
-    /// Adds a tensor of int8.
+    /// Adds an int8 tensor.
     ///
     /// # Safety
     /// As [`Self::add_floats`].
@@ -68,12 +68,12 @@ impl Initializers {
         let values: &'static [i8] =
             unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) };
         let tensor =
-            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference_from)?;
+            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference)?;
         self.add(name, Tensor::Int8(tensor))
     }
 
     fn add(&mut self, name: &str, tensor: Tensor) -> Result<()> {
-        let name = CString::new(name).map_err(Error::inference_from)?;
+        let name = CString::new(name).map_err(Error::inference)?;
         self.tensors.push((name, tensor));
         Ok(())
     }
@@ -100,17 +100,17 @@ impl Initializers {
 pub struct SharedWeights {
     pub initializers: Initializers,
     checkpoint: Arc<Checkpoint>,
-    /// Weights that the checkpoint has in half precision, in float32.
+    /// float32 copies of weights that the checkpoint has in half precision.
     converted: Vec<Pages>,
     int8: Option<Int8Weights>,
     /// Where the bytes of linear layers lie, as addresses.
     matrices: Vec<Range<usize>>,
-    /// Where those of all other weights lie.
+    /// Where the bytes of all other weights lie.
     others: Vec<Range<usize>>,
 }
 
 impl SharedWeights {
-    /// `weights` become float32, `int8` is handed over as it is.
+    /// `weights` are converted to float32, `int8` is used unchanged.
     pub fn new(
         checkpoint: Arc<Checkpoint>,
         weights: &[GraphWeight],
@@ -153,11 +153,11 @@ impl SharedWeights {
         Ok(shared)
     }
 
-    /// Returns memory that nothing reads any more: weights that are no initializers, and if the kernels have packed them,
-    /// the matrices.
+    /// Returns memory that nothing reads any more to the system: weights that are not initializers and, if the kernels have
+    /// packed them, the matrices.
     ///
     /// # Safety
-    /// No session is made from these weights any more. With `are_packed`, sessions do not read matrices while they run.
+    /// No more sessions are made from these weights. With `are_packed`, sessions do not read matrices while they run.
     pub unsafe fn give_back(&self, are_packed: bool) {
         let kept = if are_packed {
             self.others.clone()
@@ -166,23 +166,23 @@ impl SharedWeights {
         };
         let mut unread: Vec<&Pages> = self.converted.iter().collect();
         unread.extend(self.int8.as_ref().map(Int8Weights::pages));
-        // Whoever else has the checkpoint may read all of it.
+        // Another owner of the checkpoint may read all of it.
         if Arc::strong_count(&self.checkpoint) == 1 {
             fence(Ordering::Acquire);
             unread.extend(self.checkpoint.files().iter().map(|file| &file.bytes));
         }
         for pages in unread {
-            // SAFETY: this struct alone has the pages, and refers to them by the initializers only; of those, sessions read
-            // the ones that are kept.
+            // SAFETY: only this struct has the pages, and refers to them through the initializers only; sessions read those
+            // that are kept.
             unsafe { pages.keep_only(&kept) };
         }
     }
 }
 
-/// A weight that a graph wants as float32.
+/// A weight that a graph takes as float32.
 pub struct GraphWeight {
     pub tensor: TensorSlice,
-    /// Whether it is the matrix of a linear layer and nothing else.
+    /// Whether it is only used as the matrix of a linear layer.
     pub is_matrix: bool,
 }
 

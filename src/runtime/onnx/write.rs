@@ -5,10 +5,9 @@
 //! `[out, in]` layout, so that initializers can point into the safetensors file as it was read. Operators of the domain
 //! `com.microsoft` are ONNX Runtime's fused kernels.
 //!
-//! With int8 the rows of a linear layer's input are quantized one by one, each symmetrically around 128 with a scale of
-//! its own, multiplied by int8 weights in integers, and scaled back. A row's numbers are thus its own whatever else is in
-//! the batch, and a large value in one token costs no other token precision. Layers that read the same rows share the
-//! quantized ones.
+//! With int8 the rows of a linear layer's input are quantized one by one, each symmetrically around 128 with a scale of its
+//! own, multiplied by int8 weights in integers, and scaled back. So a row's numbers do not depend on the rest of the batch,
+//! and a large value in one token costs the others no precision. Layers that read the same rows share the quantized rows.
 //!
 //! Texts of a batch have equal lengths: the graph has one input, `input_ids` of shape `[batch, length]`, and no mask.
 
@@ -108,8 +107,8 @@ impl GraphBuilder {
         }
     }
 
-    /// Apart from the sum before it: the fused operator, `SkipLayerNormalization`, takes seven times as long as both (ONNX
-    /// Runtime 1.30, x86).
+    /// Not fused with the sum before it: `SkipLayerNormalization` takes seven times as long as both (ONNX Runtime 1.30,
+    /// x86).
     fn norm(&mut self, x: &str, norm: &LayerNorm) -> String {
         let (weight, bias) = (self.weight(&norm.weight), self.weight(&norm.bias));
         let attributes = vec![int("axis", -1), float("epsilon", norm.epsilon)];
@@ -126,7 +125,7 @@ impl GraphBuilder {
         }
     }
 
-    /// The result for `rows`; `x` has all.
+    /// These rows of `x`, which has all rows.
     fn attend(
         &mut self,
         x: &States,
@@ -204,7 +203,7 @@ impl GraphBuilder {
         }
     }
 
-    /// A layer whose input, one row of each text, are the ids themselves.
+    /// A layer whose input is the ids themselves, one row per text.
     pub fn layer_of_ids(&mut self, linear: &Linear) -> States {
         let row = States {
             name: self.op("Cast", &[INPUT], vec![int("to", DataType::Float as i64)]),
@@ -236,7 +235,7 @@ impl GraphBuilder {
         self.op("Mul", &[&product, &rows.scale], vec![])
     }
 
-    /// A row of zeros gets the scale 0, by which whatever its bytes become is multiplied.
+    /// A row of zeros gets the scale 0, so that its bytes do not matter.
     fn quantize_rows(&mut self, x: &States) -> QuantizedRows {
         if let Some(rows) = self.quantized_rows.get(&x.name) {
             return rows.clone();
