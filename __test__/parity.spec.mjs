@@ -110,30 +110,44 @@ for (const [title, changes] of Object.entries(FOLDERS)) {
   });
 }
 
-test("both tokenizers give the same ids for real source code and unusual text", async () => {
-  const files = [...new Set(functionsBelow(ROOT).map(({ file }) => file)), "package-lock.json"];
-  const texts = [
-    ...files.map((file) => readFileSync(path.join(ROOT, file), "utf8")),
-    ...golden("all-MiniLM-L6-v2").texts,
-    "ΟΔΟΣ ΣΑΣ Σ", // capital sigma at the end of a word
-    "𠀀𪚥 \u{2f800} 漢字かな交じり文", // CJK beyond the basic plane
-    "İıſK Å ẞ ﬃ Ǆ ΐ ᾳ",
-    "e\u0301 \u0301\u0302 a\u0323\u0307 क्षि",
-    "\0\u0001\t\v\f\u0085\u00a0\u200b\u2028\u3000\ufeff x\ud800y\udfffz",
-    "[CLS] [SEP][MASK] [PAD]x[UNK] [cls] ##ing un##able",
-    `${"x".repeat(100)} ${"y".repeat(101)} ${"é".repeat(100)}`,
-    "👩‍💻👍🏽🇩🇪 ½ ² ™ €£¥ «quoted» “x” ‐–— … ‼ ",
-  ];
-  const options = { maxTokens: 512 };
-  const rust = await loadAddon().Model.load(STARTER_MODEL, addonOptions(options));
-  const js = new TextTokenizer(modelDir(STARTER_MODEL, options));
-  for (const [index, text] of texts.entries()) {
-    for (const chunk of text.match(/.{1,1000}/gsu) ?? [""]) {
-      assert.deepEqual(js.encode(chunk, false).ids, [...rust.tokenize(chunk, false)], files[index] ?? chunk);
+/** BERT's WordPiece, byte-level BPE and SentencePiece's Unigram. */
+const TOKENIZERS = {
+  bert: async () => STARTER_MODEL,
+  roberta: () => model("roberta"),
+  xlm_roberta: () => model("xlm_roberta"),
+};
+
+for (const [name, folderOf] of Object.entries(TOKENIZERS)) {
+  test(`both tokenizers give the same ids for real source code and unusual text: ${name}`, async () => {
+    const folder = await folderOf();
+    const files = [...new Set(functionsBelow(ROOT).map(({ file }) => file)), "package-lock.json"];
+    const texts = [
+      ...files.map((file) => readFileSync(path.join(ROOT, file), "utf8")),
+      ...golden("all-MiniLM-L6-v2").texts,
+      "ΟΔΟΣ ΣΑΣ Σ", // capital sigma at the end of a word
+      "𠀀𪚥 \u{2f800} 漢字かな交じり文", // CJK beyond the basic plane
+      "İıſK Å ẞ ﬃ Ǆ ΐ ᾳ",
+      "e\u0301 \u0301\u0302 a\u0323\u0307 क्षि",
+      "\0\u0001\t\v\f\u0085\u00a0\u200b\u2028\u3000\ufeff x\ud800y\udfffz",
+      "a <mask>  <mask>b </s><s>x<pad> <unk>",
+      "ﬁ ｆｕｌｌ　ｗｉｄｔｈ ① ㎏ ½ e\u0301 Å ｶﾞ 가 ﷺ",
+      "السلام عليكم \u202eabc\u202c שלום \u0600x",
+      "\u1100\u1161\u11a8 ไทย ภาษา தமிழ் 🏴\u{e0067}\u{e0062}\u{e007f} \r\n\r \n\n   don't I'll 12,345.67",
+      "[CLS] [SEP][MASK] [PAD]x[UNK] [cls] ##ing un##able",
+      `${"x".repeat(100)} ${"y".repeat(101)} ${"é".repeat(100)}`,
+      "👩‍💻👍🏽🇩🇪 ½ ² ™ €£¥ «quoted» “x” ‐–— … ‼ ",
+    ];
+    const options = { maxTokens: 512 };
+    const rust = await loadAddon().Model.load(folder, addonOptions(options));
+    const js = new TextTokenizer(modelDir(folder, options));
+    for (const [index, text] of texts.entries()) {
+      for (const chunk of text.match(/.{1,1000}/gsu) ?? [""]) {
+        assert.deepEqual(js.encode(chunk, false).ids, [...rust.tokenize(chunk, false)], files[index] ?? chunk);
+      }
     }
-  }
-  await rust.close();
-});
+    await rust.close();
+  });
+}
 
 test("a text that equals an added token only after normalization is not that token, in either tokenizer", async () => {
   const folder = await changedModel("bert_mean", {
