@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use proptest::prelude::*;
 use semantic_search_native::Model;
+use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::{Backend, Options};
 
 /// Every fixture on every backend, loaded once, with a limit that makes some texts too long.
@@ -42,6 +43,33 @@ fn embed(model: &Model, texts: &[String]) -> Vec<Vec<f32>> {
     let embeddings = model.embed(texts.to_vec(), false).unwrap();
     let rows = embeddings.vectors.chunks_exact(model.dir().dimension());
     rows.map(<[f32]>::to_vec).collect()
+}
+
+/// Texts of one length are computed in one batch, and texts of other lengths beside it.
+#[test]
+fn on_the_cpu_no_bit_depends_on_the_texts_beside() {
+    let words = ["time", "the", "of", "and", "to", "in"];
+    for fixture in setup::FIXTURES.iter() {
+        for pooling in Pooling::ALL {
+            let options = Options {
+                pooling: Some(pooling),
+                threads: Some(2),
+                ..setup::options_for(Backend::Onnx)
+            };
+            let model = Model::load(&setup::fixture(fixture), &options).unwrap();
+            let text = |count: usize, from: usize| {
+                let words = words.iter().cycle().skip(from).take(count);
+                words.copied().collect::<Vec<_>>().join(" ")
+            };
+            let lengths = [0, 1, 2, 3, 5, 6, 7, 8, 11, 14, 17, 30, 31];
+            let texts = lengths.map(|count| [0, 1, 2].map(|from| text(count, from)));
+            let texts = texts.concat();
+            for (text, row) in texts.iter().zip(embed(&model, &texts)) {
+                let alone = embed(&model, std::slice::from_ref(text)).remove(0);
+                assert_eq!(row, alone, "{fixture}, {}, {text:?}", pooling.name());
+            }
+        }
+    }
 }
 
 proptest! {

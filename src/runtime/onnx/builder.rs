@@ -417,7 +417,7 @@ impl GraphBuilder {
         self.shared("length_float", "Cast", &[&length], to_float)
     }
 
-    /// Float positions counted from `first`, as a column `[length, 1]`.
+    /// Float positions counted from `first`, `[length]`.
     pub(super) fn positions(&mut self, first: i64) -> String {
         let length = self.length();
         let start = self.int_scalar(&format!("first_position_{first}"), first);
@@ -431,14 +431,21 @@ impl GraphBuilder {
         let inputs = [start.as_str(), &end, &one];
         let range = self.shared(&format!("range_{first}"), "Range", &inputs, vec![]);
         let to_float = vec![int("to", DataType::Float as i64)];
-        let floats = self.shared(&format!("range_float_{first}"), "Cast", &[&range], to_float);
-        let axis = self.ints("axis_1", &[1]);
-        self.shared(
-            &format!("positions_{first}"),
-            "Unsqueeze",
-            &[&floats, &axis],
-            vec![],
-        )
+        self.shared(&format!("positions_{first}"), "Cast", &[&range], to_float)
+    }
+
+    /// A one for each token, `[length]`.
+    pub(super) fn ones(&mut self) -> String {
+        let one = self.floats("one_float", &[], [1.0]);
+        let length = self.length_1d();
+        self.shared("ones", "Expand", &[&one, &length], vec![])
+    }
+
+    /// The number of tokens of each text, int64 `[1]`.
+    pub(super) fn length_1d(&mut self) -> String {
+        let length = self.length();
+        let axis = self.ints("axis_0", &[0]);
+        self.shared("length_1d", "Unsqueeze", &[&length, &axis], vec![])
     }
 
     /// `[batch · tokens, width]` → `[batch, tokens, width]`.

@@ -86,9 +86,7 @@ impl GraphBuilder {
         let table = self.weight(&positions.table);
         match positions.numbering {
             Numbering::Index => {
-                let length = self.length();
-                let axis = self.ints("axis_0", &[0]);
-                let end = self.shared("length_1d", "Unsqueeze", &[&length, &axis], vec![]);
+                let end = self.length_1d();
                 let start = self.ints("slice_start", &[0]);
                 self.op("Slice", &[&table, &start, &end], vec![])
             }
@@ -299,6 +297,9 @@ impl GraphBuilder {
             frequency = self.shared(&named("scaled_frequencies"), "Mul", &inputs, vec![]);
         }
         let positions = self.positions(0);
+        let axis = self.ints("axis_1", &[1]);
+        let inputs = [positions.as_str(), &axis];
+        let positions = self.shared("positions_column", "Unsqueeze", &inputs, vec![]);
         let angles = self.shared(&named("angles"), "Mul", &[&positions, &frequency], vec![]);
         (
             self.shared(&named("cos"), "Cos", &[&angles], vec![]),
@@ -335,20 +336,29 @@ impl GraphBuilder {
                 self.op("Gather", &[x, &last], vec![int("axis", 1)])
             }
             Pooling::Max => self.op("ReduceMax", &[x, &tokens_axis], no_keepdims()),
-            Pooling::Mean => self.op("ReduceMean", &[x, &tokens_axis], no_keepdims()),
+            Pooling::Mean => {
+                let weights = self.ones();
+                let length = self.length_float();
+                self.weighted_sum(x, &weights, &length)
+            }
             Pooling::MeanSqrtLength => {
-                let sum = self.op("ReduceSum", &[x, &tokens_axis], no_keepdims());
+                let weights = self.ones();
                 let length = self.length_float();
                 let root = self.op("Sqrt", &[&length], vec![]);
-                self.op("Div", &[&sum, &root], vec![])
+                self.weighted_sum(x, &weights, &root)
             }
             Pooling::WeightedMean => {
                 let weights = self.positions(1);
-                let weighted = self.op("Mul", &[x, &weights], vec![]);
-                let sum = self.op("ReduceSum", &[&weighted, &tokens_axis], no_keepdims());
                 let total = self.op("ReduceSum", &[&weights], no_keepdims());
-                self.op("Div", &[&sum, &total], vec![])
+                self.weighted_sum(x, &weights, &total)
             }
         }
+    }
+
+    /// The tokens' rows, weighted and added, over a divisor. As a product, since ONNX Runtime's reductions add up one text in
+    /// another order than several, so that the last bits of its vector would depend on the texts beside it.
+    fn weighted_sum(&mut self, x: &str, weights: &str, divisor: &str) -> String {
+        let sum = self.op("MatMul", &[weights, x], vec![]);
+        self.op("Div", &[&sum, divisor], vec![])
     }
 }
