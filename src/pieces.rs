@@ -5,7 +5,7 @@
 //! the middle of words that are too long for WordPiece, which turns them into one unknown token. So the size of a piece is
 //! bounded, whatever the text.
 //!
-//! That takes a tokenizer which looks at characters one by one, as BERT's does. SentencePiece's and byte-level ones look at
+//! That takes a tokenizer which looks at characters one by one, as BERT's does. `SentencePiece`'s and byte-level ones look at
 //! the neighbors of a character, but never beyond the space that ends a word: their texts are split there, and nothing is
 //! left out.
 

@@ -43,19 +43,7 @@ impl Bert {
     pub fn read(settings: &Settings, numbering: Numbering) -> Result<Self> {
         settings.only("position_embedding_type", &json!("absolute"))?;
         settings.only("is_decoder", &json!(false))?;
-        let activation = match settings.text(&["hidden_act"])? {
-            "gelu" => Activation::Gelu,
-            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            "relu" => Activation::Relu,
-            "silu" | "swish" => Activation::Silu,
-            other => {
-                return Err(settings.unsupported(
-                    "hidden_act",
-                    &json!(other),
-                    "\"gelu\", \"gelu_new\", \"relu\" or \"silu\"",
-                ));
-            }
-        };
+        let activation = settings.activation("hidden_act")?;
         let max_position_embeddings = settings.count(&["max_position_embeddings"])?;
         if max_position_embeddings <= numbering.first_row() {
             let rows = numbering.first_row();
@@ -130,7 +118,7 @@ impl Encoder for Bert {
             width,
             self.vocab_size,
             Some((self.max_position_embeddings, self.numbering)),
-            self.type_vocab_size,
+            Some(self.type_vocab_size),
         )?);
         let norm = weights.norm("embeddings.LayerNorm", width, epsilon)?;
         let mut x = graph.norm(embedded, norm);

@@ -2,6 +2,7 @@
 //! are called, and the forward pass, which it records into a [`Graph`] for whichever runtime computes it.
 
 mod bert;
+mod distilbert;
 mod nomic_bert;
 mod roberta;
 mod settings;
@@ -19,7 +20,12 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 
 /// All that can be loaded.
-const ARCHITECTURES: &[Architecture] = &[bert::BERT, nomic_bert::NOMIC_BERT, roberta::ROBERTA];
+const ARCHITECTURES: &[Architecture] = &[
+    bert::BERT,
+    distilbert::DISTILBERT,
+    nomic_bert::NOMIC_BERT,
+    roberta::ROBERTA,
+];
 
 /// A family of models that differ in numbers only.
 struct Architecture {

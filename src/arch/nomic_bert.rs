@@ -8,8 +8,8 @@
 //! - Reference: `transformers`, `models/nomic_bert/modeling_nomic_bert.py`, and the original
 //!   `modeling_hf_nomic_bert.py` of `nomic-ai/nomic-bert-2048`
 //!
-//! Texts longer than `max_trained_positions` are rotated with a stretched base where `rotary_scaling_factor` is
-//! set. The stretch depends on a text's own length, never on the padding of its batch.
+//! Texts longer than `max_trained_positions` are rotated with a larger base where `rotary_scaling_factor` is set. How much
+//! larger depends on a text's own length, never on the padding of its batch.
 
 use std::sync::Arc;
 
@@ -162,7 +162,8 @@ impl Encoder for NomicBert {
         let weights = Weights::of(checkpoint, "embeddings.word_embeddings.weight")?;
         let mut graph = Graph::default();
         let (width, types) = (self.n_embd, self.type_vocab_size);
-        let embedded = graph.embed(weights.embeddings(width, self.vocab_size, None, types)?);
+        let embedded =
+            graph.embed(weights.embeddings(width, self.vocab_size, None, Some(types))?);
         let norm = weights.norm("emb_ln", width, self.layer_norm_epsilon)?;
         let mut x = graph.norm(embedded, norm);
         for index in 0..self.n_layer {

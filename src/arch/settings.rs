@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::graph::Activation;
 
 /// `config.json` seen as settings by name.
 #[derive(Clone, Copy)]
@@ -73,6 +74,20 @@ impl<'a> Settings<'a> {
                 .ok_or_else(|| self.invalid(keys[0], "a string", value)),
             None => Err(self.missing(keys[0], "a string")),
         }
+    }
+
+    /// The activation of a feed-forward, by the names of `transformers`.
+    pub fn activation(&self, key: &str) -> Result<Activation> {
+        Ok(match self.text(&[key])? {
+            "gelu" => Activation::Gelu,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            "silu" | "swish" => Activation::Silu,
+            other => {
+                let supported = "\"gelu\", \"gelu_new\", \"relu\" or \"silu\"";
+                return Err(self.unsupported(key, &other.into(), supported));
+            }
+        })
     }
 
     /// A required boolean.

@@ -55,13 +55,14 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// The tables of `embeddings.<name>.weight`: words, perhaps so many positions, and row 0 of the token types.
+    /// The tables of `embeddings.<name>.weight`: words, and perhaps positions and row 0 of the token types, with their numbers
+    /// of rows.
     pub fn embeddings(
         &self,
         width: usize,
         vocabulary: usize,
         positions: Option<(usize, Numbering)>,
-        token_types: usize,
+        token_types: Option<usize>,
     ) -> Result<EmbeddingTables> {
         let table =
             |name: &str, rows| self.tensor(&format!("embeddings.{name}.weight"), &[rows, width]);
@@ -69,10 +70,14 @@ impl<'a> Weights<'a> {
             let table = table("position_embeddings", rows);
             table.map(|table| Positions { table, numbering })
         });
+        let token_type = token_types.map(|rows| {
+            let table = table("token_type_embeddings", rows);
+            table.map(|table| table.part(0, rows))
+        });
         Ok(EmbeddingTables {
             words: table("word_embeddings", vocabulary)?,
             positions: positions.transpose()?,
-            token_type: Some(table("token_type_embeddings", token_types)?.part(0, token_types)),
+            token_type: token_type.transpose()?,
         })
     }
 }
