@@ -15,7 +15,7 @@ use safetensors::tensor::TensorView;
 use semantic_search_native::checkpoint::{Checkpoint, TensorSlice};
 use semantic_search_native::graph::{
     Activation, Attention, EmbeddingTables, Graph, LayerNorm, Linear, NtkScaling, Numbering, Op,
-    Pooling, Positions, Projections, Rotary, Rows, Value,
+    Pooling, Positions, Projections, RelativeBias, Rotary, Rows, Value,
 };
 use semantic_search_native::options::Options;
 use semantic_search_native::runtime;
@@ -82,6 +82,8 @@ struct Layer {
     activation: Activation,
     is_gated: bool,
     has_bias: bool,
+    /// A quarter of the buckets of a bias by distance, and the largest distance.
+    relative_bias: Option<(usize, usize)>,
 }
 
 #[derive(Debug, Clone)]
@@ -129,14 +131,18 @@ fn layer() -> impl Strategy<Value = Layer> {
         activation,
         any::<bool>(),
         any::<bool>(),
+        prop::option::of((1..9_usize, 9..40_usize)),
     )
-        .prop_map(|(attention, inner, activation, is_gated, has_bias)| Layer {
-            attention,
-            inner,
-            activation,
-            is_gated,
-            has_bias,
-        })
+        .prop_map(
+            |(attention, inner, activation, is_gated, has_bias, relative_bias)| Layer {
+                attention,
+                inner,
+                activation,
+                is_gated,
+                has_bias,
+                relative_bias,
+            },
+        )
 }
 
 fn encoder() -> impl Strategy<Value = Encoder> {
@@ -229,6 +235,7 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
             activation,
             is_gated,
             has_bias,
+            relative_bias,
         } = *layer;
         let heads = attention.heads * attention.head_dim;
         let projections = Projections {
@@ -236,7 +243,11 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
             key: linear(tensor, heads, width, has_bias),
             value: linear(tensor, heads, width, has_bias),
         };
-        let attended = graph.attend(x, projections, attention);
+        let bias = relative_bias.map(|(quarter, most_distance)| RelativeBias {
+            table: tensor(&[4 * quarter, attention.heads], 0.0, 1.5),
+            most_distance,
+        });
+        let attended = graph.attend(x, projections, attention, bias);
         let attended = graph.linear(attended, linear(tensor, width, heads, has_bias));
         let sum = graph.add(attended, x);
         x = graph.norm(sum, norm(tensor, width));
@@ -345,7 +356,11 @@ impl<'a> Interpreter<'a> {
                     x,
                     projections,
                     attention,
-                } => selected(&self.attend(of(x), projections, attention), node.rows),
+                    bias,
+                } => {
+                    let bias = bias.as_deref();
+                    selected(&self.attend(of(x), projections, attention, bias), node.rows)
+                }
                 Op::Select { x, rows } => selected(of(x), *rows),
                 Op::Pool { x, poolings } => {
                     let states = of(x);
@@ -363,7 +378,13 @@ impl<'a> Interpreter<'a> {
         values.pop().unwrap()
     }
 
-    fn attend(&self, x: &Matrix, projections: &Projections, attention: &Attention) -> Matrix {
+    fn attend(
+        &self,
+        x: &Matrix,
+        projections: &Projections,
+        attention: &Attention,
+        bias: Option<&RelativeBias>,
+    ) -> Matrix {
         let project = |layer| -> Matrix { self.linear(x, layer) };
         let mut query = project(&projections.query);
         let mut key = project(&projections.key);
@@ -383,12 +404,20 @@ impl<'a> Interpreter<'a> {
             }
         }
         let mut mixed = vec![vec![0.0; heads * head_dim]; x.len()];
-        for head in (0..heads).map(|head| head * head_dim..(head + 1) * head_dim) {
+        for number in 0..heads {
+            let head = number * head_dim..(number + 1) * head_dim;
             for (token, row) in mixed.iter_mut().enumerate() {
                 let asked = &query[token][head.clone()];
-                let scores = key.iter().map(|key| dot(asked, &key[head.clone()]));
                 let scale = (head_dim as f64).sqrt();
-                let weights: Vec<f64> = scores.map(|score| (score / scale).exp()).collect();
+                let scores = key.iter().enumerate().map(|(other, key)| {
+                    let score = dot(asked, &key[head.clone()]) / scale;
+                    let bias = bias.map(|bias| {
+                        let bucket = bias.bucket(other as i64 - token as i64);
+                        self.row(&bias.table, bucket)[number]
+                    });
+                    score + bias.unwrap_or(0.0)
+                });
+                let weights: Vec<f64> = scores.map(f64::exp).collect();
                 let total: f64 = weights.iter().sum();
                 for (weight, value) in weights.iter().zip(&value) {
                     for (sum, number) in row[head.clone()].iter_mut().zip(&value[head.clone()]) {
@@ -592,6 +621,7 @@ fn every_layer_has_its_own_rotation() {
         activation: Activation::Silu,
         is_gated: true,
         has_bias: false,
+        relative_bias: None,
     };
     let scaled = |factor, trained_positions| {
         Some(NtkScaling {
@@ -634,6 +664,7 @@ fn a_pooling_of_one_token_prunes_the_last_layer() {
         activation: Activation::Gelu,
         is_gated: false,
         has_bias: true,
+        relative_bias: None,
     };
     let encoder = Encoder {
         width: 16,

@@ -44,21 +44,12 @@ impl Bert {
         settings.only("position_embedding_type", &json!("absolute"))?;
         settings.only("is_decoder", &json!(false))?;
         let activation = settings.activation("hidden_act")?;
-        let max_position_embeddings = settings.count(&["max_position_embeddings"])?;
-        if max_position_embeddings <= numbering.first_row() {
-            let rows = numbering.first_row();
-            return Err(settings.unsupported(
-                "max_position_embeddings",
-                &json!(max_position_embeddings),
-                &format!("more than {rows}, the rows in front of the first position"),
-            ));
-        }
         let hidden_size = settings.count(&["hidden_size"])?;
         let heads = settings.count(&["num_attention_heads"])?;
         Ok(Self {
             vocab_size: settings.count(&["vocab_size"])?,
             hidden_size,
-            max_position_embeddings,
+            max_position_embeddings: settings.positions(numbering)?,
             numbering,
             num_hidden_layers: settings.count(&["num_hidden_layers"])?,
             attention: Attention {
@@ -88,7 +79,7 @@ impl Bert {
             key: linear("attention.self.key", width, width)?,
             value: linear("attention.self.value", width, width)?,
         };
-        let attended = graph.attend(x, projections, self.attention);
+        let attended = graph.attend(x, projections, self.attention, None);
         let attended = graph.linear(attended, linear("attention.output.dense", width, width)?);
         let sum = graph.add(attended, x);
         let x = graph.norm(sum, norm("attention.output")?);

@@ -64,7 +64,7 @@ impl DistilBert {
             key: linear("attention.k_lin", width, width)?,
             value: linear("attention.v_lin", width, width)?,
         };
-        let attended = graph.attend(x, projections, self.attention);
+        let attended = graph.attend(x, projections, self.attention, None);
         let attended = graph.linear(attended, linear("attention.out_lin", width, width)?);
         let sum = graph.add(attended, x);
         let x = graph.norm(sum, norm("sa_layer_norm")?);

@@ -3,6 +3,7 @@
 
 mod bert;
 mod distilbert;
+mod mpnet;
 mod nomic_bert;
 mod roberta;
 mod settings;
@@ -23,6 +24,7 @@ use crate::graph::Graph;
 const ARCHITECTURES: &[Architecture] = &[
     bert::BERT,
     distilbert::DISTILBERT,
+    mpnet::MPNET,
     nomic_bert::NOMIC_BERT,
     roberta::ROBERTA,
 ];

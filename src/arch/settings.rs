@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::graph::Activation;
+use crate::graph::{Activation, Numbering};
 
 /// `config.json` seen as settings by name.
 #[derive(Clone, Copy)]
@@ -88,6 +88,18 @@ impl<'a> Settings<'a> {
                 return Err(self.unsupported(key, &other.into(), supported));
             }
         })
+    }
+
+    /// `max_position_embeddings`: rows of the table of positions, of which some are left for text.
+    pub fn positions(&self, numbering: Numbering) -> Result<usize> {
+        let key = "max_position_embeddings";
+        let rows = self.count(&[key])?;
+        let first = numbering.first_row();
+        if rows > first {
+            return Ok(rows);
+        }
+        let supported = format!("more than {first}, the rows in front of the first position");
+        Err(self.unsupported(key, &rows.into(), &supported))
     }
 
     /// A required boolean.

@@ -146,6 +146,37 @@ pub struct Attention {
     pub rotary: Option<Rotary>,
 }
 
+/// A number that is added to the scores of a head for each pair of tokens, by the distance between them: that of the row
+/// [`RelativeBias::bucket`] of a table. Source: `relative_position_bucket` in `transformers`,
+/// `models/mpnet/modeling_mpnet.py`, which is T5's in both directions.
+#[derive(Debug, Clone)]
+pub struct RelativeBias {
+    /// `[buckets, heads]`
+    pub table: TensorSlice,
+    /// From this distance on, all share the last bucket of their direction.
+    pub most_distance: usize,
+}
+
+impl RelativeBias {
+    /// The row for a key that comes `distance` tokens after the query, in front of it if negative: half of the rows are for
+    /// each direction. The nearer half of these are for one distance each, the others for ranges that grow exponentially.
+    #[must_use]
+    pub fn bucket(&self, distance: i64) -> usize {
+        let of_direction = self.table.shape[0] / 2;
+        let first = if distance > 0 { of_direction } else { 0 };
+        let distance = distance.unsigned_abs() as usize;
+        let exact = of_direction / 2;
+        if distance < exact {
+            return first + distance;
+        }
+        // In float32, as the reference does it: what is rounded down depends on it.
+        let growth = (distance as f32 / exact as f32).ln();
+        let growth = growth / (self.most_distance as f32 / exact as f32).ln();
+        let bucket = exact + (growth * (of_direction - exact) as f32) as usize;
+        first + bucket.min(of_direction - 1)
+    }
+}
+
 /// Query, key and value projections, each `[heads · head_dim, width]`.
 #[derive(Debug, Clone)]
 pub struct Projections {

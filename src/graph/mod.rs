@@ -11,7 +11,7 @@ mod prune;
 
 pub use self::layers::{
     Activation, Attention, EmbeddingTables, LayerNorm, Linear, NtkScaling, Numbering, Pooling,
-    Positions, Projections, Rotary,
+    Positions, Projections, RelativeBias, Rotary,
 };
 
 /// The result of an operation, given by its place in the graph.
@@ -83,6 +83,8 @@ pub enum Op {
         projections: Box<Projections>,
         /// Everything else.
         attention: Attention,
+        /// What is added to the scores.
+        bias: Option<Box<RelativeBias>>,
     },
     /// The rows of some tokens of `x`, which has those of all.
     Select {
@@ -230,12 +232,19 @@ impl Graph {
     }
 
     /// Records [`Op::Attend`]: the heads of each token side by side, `heads · head_dim` wide.
-    pub fn attend(&mut self, x: Value, projections: Projections, attention: Attention) -> Value {
+    pub fn attend(
+        &mut self,
+        x: Value,
+        projections: Projections,
+        attention: Attention,
+        bias: Option<RelativeBias>,
+    ) -> Value {
         let width = attention.heads * attention.head_dim;
         let op = Op::Attend {
             x,
             projections: Box::new(projections),
             attention,
+            bias: bias.map(Box::new),
         };
         self.push(op, Rows::All, width)
     }
@@ -288,6 +297,13 @@ impl Graph {
         let states = widths(|op| matches!(op, Op::Embed(_)));
         let widest = widths(|op| matches!(op, Op::Linear { .. }));
         (8 * states + 4 * widest) * size_of::<f32>()
+    }
+
+    /// Whether anything is added to the scores of an attention.
+    #[must_use]
+    pub fn has_bias(&self) -> bool {
+        let mut ops = self.nodes.iter().map(|node| &node.op);
+        ops.any(|op| matches!(op, Op::Attend { bias: Some(_), .. }))
     }
 
     /// Bytes of attention scores per pair of tokens in float32, where those of all heads are kept.

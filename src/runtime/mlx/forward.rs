@@ -17,7 +17,9 @@ use mlx_rs::{Array, ArrayElement, Dtype, ops};
 use super::parameters::{Affine, FusedProjections, Parameters, Weights};
 use super::{mlx_error, padded, size};
 use crate::error::{Error, Result};
-use crate::graph::{Activation, Attention, Graph, Node, Numbering, Op, Pooling, Rotary, Rows};
+use crate::graph::{
+    Activation, Attention, Graph, Node, Numbering, Op, Pooling, RelativeBias, Rotary, Rows,
+};
 use crate::runtime::shutdown;
 use crate::runtime::stop::Stop;
 
@@ -145,6 +147,8 @@ pub struct Pass<'a> {
     mask: Option<Array>,
     /// For each rotation so far, the divisors of the positions, `[dimensions / 2]`.
     wavelengths: Vec<(Rotary, Array)>,
+    /// The biases so far, by the name of their table and whether they are of all tokens.
+    biases: Vec<((String, bool), Array)>,
 }
 
 impl<'a> Pass<'a> {
@@ -172,6 +176,7 @@ impl<'a> Pass<'a> {
             mask,
             batch,
             wavelengths: Vec::new(),
+            biases: Vec::new(),
         })
     }
 
@@ -227,9 +232,19 @@ impl<'a> Pass<'a> {
                 Activation::Silu => (self.kernels.swiglu)((x, gate)),
                 _ => (self.activate(gate, *activation)).and_then(|gate| ops::multiply(x, gate)),
             },
-            (Op::Attend { attention, .. }, Weights::Projections(projections), [x]) => {
+            (
+                Op::Attend {
+                    attention, bias, ..
+                },
+                Weights::Projections(projections, table),
+                [x],
+            ) => {
                 self.finish_before(x)?;
-                return self.attend(x, projections, attention);
+                let mask = match bias.as_deref().zip(table.as_ref()) {
+                    Some((bias, table)) => Some(self.relative_bias(bias, table, node.rows)?),
+                    None => self.mask.clone(),
+                };
+                return self.attend(x, projections, attention, mask.as_ref());
             }
             (Op::Select { rows, .. }, _, [x]) => match rows {
                 Rows::All => Ok(x.clone()),
@@ -299,14 +314,41 @@ impl<'a> Pass<'a> {
         x: &Array,
         projections: &FusedProjections,
         attention: &Attention,
+        mask: Option<&Array>,
     ) -> Result<Array> {
         let [query, key, value] = self.project(x, projections, attention)?;
         let scale = (attention.head_dim as f32).sqrt().recip();
-        let mask = self.mask.as_ref().map(ScaledDotProductAttentionMask::from);
+        let mask = mask.map(ScaledDotProductAttentionMask::from);
         let width = size(attention.heads * attention.head_dim)?;
         fast::scaled_dot_product_attention(query, key, value, scale, mask, None)
             .and_then(|mixed| mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[-1, width]))
             .map_err(mlx_error)
+    }
+
+    /// What is added to the scores, minus infinity for padding: `[texts or 1, heads, queries, length]`.
+    fn relative_bias(&mut self, bias: &RelativeBias, table: &Array, rows: Rows) -> Result<Array> {
+        let key = (bias.table.name.clone(), rows == Rows::All);
+        if let Some((_, known)) = self.biases.iter().find(|(name, _)| *name == key) {
+            return Ok(known.clone());
+        }
+        let length = i64::from(self.batch.length);
+        let queries = if rows == Rows::All { length } else { 1 };
+        let buckets = (0..queries)
+            .flat_map(|query| (0..length).map(move |key| bias.bucket(key - query) as u32));
+        let buckets = buckets.collect::<Vec<u32>>();
+        let shape = [queries as i32, self.batch.length];
+        let buckets = array(&buckets, &shape)?;
+        let biases = || -> Result<Array, Exception> {
+            let biases = table.take_axis(&buckets, 0)?.transpose_axes(&[2, 0, 1])?;
+            let biases = biases.reshape(&[1, -1, shape[0], shape[1]])?;
+            match &self.mask {
+                Some(mask) => ops::select(mask, biases, constant(f32::NEG_INFINITY, table.dtype())),
+                None => Ok(biases),
+            }
+        };
+        let biases = biases().map_err(mlx_error)?;
+        self.biases.push((key, biases.clone()));
+        Ok(biases)
     }
 
     fn pool(&self, x: &Array, poolings: &[Pooling]) -> Result<Array> {

@@ -40,7 +40,8 @@ pub enum Weights {
     Linear(Affine),
     /// Scale and shift, float32.
     Norm(Array, Array),
-    Projections(FusedProjections),
+    /// With the table of a bias, `[buckets, heads]`.
+    Projections(FusedProjections, Option<Array>),
 }
 
 /// All weights of a graph.
@@ -70,12 +71,17 @@ impl Weights {
         match self {
             Self::None => vec![],
             Self::Tables(words, positions) => std::iter::once(words).chain(positions).collect(),
-            Self::Linear(affine) | Self::Projections(FusedProjections::All(affine)) => {
-                affine.arrays()
-            }
+            Self::Linear(affine) => affine.arrays(),
             Self::Norm(scale, shift) => vec![scale, shift],
-            Self::Projections(FusedProjections::First(query, rest)) => {
-                [query.arrays(), rest.arrays()].concat()
+            Self::Projections(projections, bias) => {
+                let mut arrays = match projections {
+                    FusedProjections::All(all) => all.arrays(),
+                    FusedProjections::First(query, rest) => {
+                        [query.arrays(), rest.arrays()].concat()
+                    }
+                };
+                arrays.extend(bias);
+                arrays
             }
         }
     }
@@ -92,8 +98,13 @@ impl Loader<'_> {
             Op::Embed(embeddings) => self.tables(embeddings)?,
             Op::Linear { layer, .. } => Weights::Linear(self.join(&[layer])?),
             Op::Norm { layer, .. } => self.norm(layer)?,
-            Op::Attend { projections, .. } => {
-                Weights::Projections(self.projections(projections, node.rows)?)
+            Op::Attend {
+                projections, bias, ..
+            } => {
+                let bias = bias
+                    .as_ref()
+                    .map(|bias| self.array(&bias.table, self.dtype));
+                Weights::Projections(self.projections(projections, node.rows)?, bias.transpose()?)
             }
             Op::Add(..)
             | Op::Activate { .. }

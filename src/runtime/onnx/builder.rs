@@ -417,8 +417,8 @@ impl GraphBuilder {
         self.shared("length_float", "Cast", &[&length], to_float)
     }
 
-    /// Float positions counted from `first`, `[length]`.
-    pub(super) fn positions(&mut self, first: i64) -> String {
+    /// Int64 positions counted from `first`, `[length]`.
+    pub(super) fn places(&mut self, first: i64) -> String {
         let length = self.length();
         let start = self.int_scalar(&format!("first_position_{first}"), first);
         let one = self.int_scalar("one", 1);
@@ -429,7 +429,12 @@ impl GraphBuilder {
             vec![],
         );
         let inputs = [start.as_str(), &end, &one];
-        let range = self.shared(&format!("range_{first}"), "Range", &inputs, vec![]);
+        self.shared(&format!("range_{first}"), "Range", &inputs, vec![])
+    }
+
+    /// The same as numbers, `[length]`.
+    pub(super) fn positions(&mut self, first: i64) -> String {
+        let range = self.places(first);
         let to_float = vec![int("to", DataType::Float as i64)];
         self.shared(&format!("positions_{first}"), "Cast", &[&range], to_float)
     }

@@ -160,8 +160,12 @@ pub fn load(
                 .memory_budget
                 .unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
             token_bytes: graph.token_bytes(),
-            // Without a mask, ONNX Runtime's attention keeps only a tile of the scores.
-            score_bytes: 0,
+            // Without a bias or a mask, ONNX Runtime's attention keeps only a tile of the scores.
+            score_bytes: if graph.has_bias() {
+                graph.score_bytes()
+            } else {
+                0
+            },
         },
         workers,
         urgent_worker: later(threads),

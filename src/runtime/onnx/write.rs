@@ -18,7 +18,7 @@ use super::proto::DataType;
 use crate::checkpoint::TensorSlice;
 use crate::graph::{
     Activation, Attention, EmbeddingTables, Graph, LayerNorm, Linear, Node, Numbering, Op, Pooling,
-    Positions, Projections, Rotary, Rows,
+    Positions, Projections, RelativeBias, Rotary, Rows,
 };
 use crate::int8;
 
@@ -61,7 +61,13 @@ impl GraphBuilder {
                 x,
                 projections,
                 attention,
-            } => self.attend(&values[x.index()], projections, attention, node.rows),
+                bias,
+            } => {
+                let bias = bias.as_deref();
+                let bias = bias.map(|bias| self.relative_bias(bias, node.rows));
+                let x = &values[x.index()];
+                self.attend(x, projections, attention, bias.as_deref(), node.rows)
+            }
             Op::Select { x, rows } => self.select(&values[x.index()], *rows),
             Op::Pool { x, poolings } => self.pool(&values[x.index()], poolings),
         }
@@ -129,6 +135,7 @@ impl GraphBuilder {
         x: &States,
         projections: &Projections,
         attention: &Attention,
+        bias: Option<&str>,
         rows: Rows,
     ) -> String {
         let asking = match rows {
@@ -153,9 +160,45 @@ impl GraphBuilder {
             key = self.rotate(&key, rotary, attention);
         }
         let heads = vec![int("num_heads", attention.heads as i64)];
-        let inputs = [query.as_str(), &key, &value];
+        let mut inputs = vec![query.as_str(), &key, &value];
+        if let Some(bias) = bias {
+            // Behind two optional inputs.
+            inputs.extend(["", "", bias]);
+        }
         let mixed = self.op_of(MICROSOFT, "MultiHeadAttention", &inputs, heads);
         self.flatten(&mixed, attention.heads * attention.head_dim)
+    }
+
+    /// What is added to the scores: `[1, heads, length, length]`, of first tokens `[1, heads, 1, length]`.
+    fn relative_bias(&mut self, bias: &RelativeBias, rows: Rows) -> String {
+        let named = |what: &str| format!("{}.{what}", bias.table.name);
+        // From the farthest distance at which something changes in front of a token to that behind it.
+        let most = bias.most_distance as i64;
+        let buckets = (-most..=most).map(|distance| bias.bucket(distance) as i64);
+        let buckets = self.ints(&named("buckets"), &buckets.collect::<Vec<_>>());
+        let table = self.weight(&bias.table);
+        let by_distance = self.shared(&named("by_distance"), "Gather", &[&table, &buckets], vec![]);
+        let axis = self.ints("axis_1", &[1]);
+        let queries = self.places(0);
+        let keys = self.shared("places_column", "Unsqueeze", &[&queries, &axis], vec![]);
+        // A row for each key: `Transpose` turns the order of all dimensions round.
+        let (distances, which) = match rows {
+            Rows::All => {
+                let inputs = [keys.as_str(), &queries];
+                (self.shared("distances", "Sub", &inputs, vec![]), "all")
+            }
+            Rows::First | Rows::Last => (keys, "first"),
+        };
+        let named = |what: &str| named(&format!("{what}_{which}"));
+        let [least, most] =
+            [-most, most].map(|limit| self.int_scalar(&format!("distance_{limit}"), limit));
+        let inputs = [distances.as_str(), &least, &most];
+        let near = self.shared(&named("near"), "Clip", &inputs, vec![]);
+        let index = self.shared(&named("index"), "Add", &[&near, &most], vec![]);
+        let biases = self.shared(&named("pairs"), "Gather", &[&by_distance, &index], vec![]);
+        let biases = self.shared(&named("heads"), "Transpose", &[&biases], vec![]);
+        let axis = self.ints("axis_0", &[0]);
+        self.shared(&named("bias"), "Unsqueeze", &[&biases, &axis], vec![])
     }
 
     fn select(&mut self, x: &States, rows: Rows) -> String {
