@@ -6,10 +6,11 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { Random } from "../scripts/random.mjs";
-import { modelDir, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
+import { ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
 import { reportsOf } from "./support/processes.mjs";
 
 const require = createRequire(import.meta.url);
+const { readModelDir } = require("../dist/lib/model_dir.js");
 const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
 
@@ -125,7 +126,7 @@ test("the addon and the fallback truncate long texts alike", async () => {
   const random = new Random(11);
   const options = { maxTokens: 400 };
   const rust = await loadAddon().Model.load(STARTER_MODEL, addonOptions(options));
-  const js = new TextTokenizer(modelDir(STARTER_MODEL, options));
+  const js = new TextTokenizer(readModelDir(STARTER_MODEL, options));
   for (let index = 0; index < 60; index++) {
     const text = randomText(random, 6000);
     assert.deepEqual(js.encode(text, false).ids, [...rust.tokenize(text, false)], text);

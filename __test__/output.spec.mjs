@@ -120,8 +120,11 @@ for (const backend of BACKENDS) {
 }
 
 test("the addon and the fallback agree on fewer dimensions, which the fingerprint covers", async () => {
-  const named = (name) =>
-    changedModel("nomic_cls", { "config.json": (config) => ({ ...config, _name_or_path: name }) });
+  const named = async (name) => {
+    const folder = await changedModel("nomic_cls", { "config.json": (config) => ({ ...config, _name_or_path: name }) });
+    await api.exportOnnx(folder);
+    return folder;
+  };
   const [v15, v1] = [await named("nomic-ai/nomic-embed-text-v1.5"), await named("nomic-ai/nomic-embed-text-v1")];
   const cases = [
     [v15, {}],

@@ -13,7 +13,6 @@ import {
   FIXTURES,
   golden,
   model,
-  modelDir,
   ROOT,
   STARTER_MODEL,
   temporaryFolder,
@@ -22,6 +21,7 @@ import {
 
 const require = createRequire(import.meta.url);
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
+const { readModelDir } = require("../dist/lib/model_dir.js");
 const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
 
 const both = (folder, options, use) =>
@@ -139,7 +139,7 @@ for (const [name, folderOf] of Object.entries(TOKENIZERS)) {
     ];
     const options = { maxTokens: 512 };
     const rust = await loadAddon().Model.load(folder, addonOptions(options));
-    const js = new TextTokenizer(modelDir(folder, options));
+    const js = new TextTokenizer(readModelDir(folder, options));
     for (const [index, text] of texts.entries()) {
       for (const chunk of text.match(/.{1,1000}/gsu) ?? [""]) {
         assert.deepEqual(js.encode(chunk, false).ids, [...rust.tokenize(chunk, false)], files[index] ?? chunk);
@@ -154,7 +154,7 @@ test("a text that equals an added token only after normalization is not that tok
     "tokenizer.json": (tokenizer) => JSON.parse(JSON.stringify(tokenizer).replaceAll("[MASK]", "<mask>")),
   });
   const rust = await loadAddon().Model.load(folder, addonOptions({}));
-  const js = new TextTokenizer(modelDir(folder, {}));
+  const js = new TextTokenizer(readModelDir(folder, {}));
   for (const text of ["<mask>", "<másk>", "<\u200bmask>", "<MASK>", "a <másk>"]) {
     const ids = [...rust.tokenize(text, false)];
     assert.equal(ids.includes(4), text === "<mask>", text);

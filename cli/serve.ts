@@ -146,7 +146,7 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
 
 /** Whether the model requires a layer norm before vectors are shortened, as `Embedder.load` with `dimensions` finds. */
 async function layerNormOf(source: ModelSource, { pooling }: LoadOptions): Promise<boolean> {
-  const [{ openModelFolder, readEncoderFacts, readModelDir }, { knownModel }, { pullWeights }] = await Promise.all([
+  const [{ readModelDir }, { knownModel }, { pullWeights }] = await Promise.all([
     import("../lib/model_dir.js"),
     import("../lib/known_models.js"),
     import("../lib/hub/pull.js"),
@@ -155,7 +155,5 @@ async function layerNormOf(source: ModelSource, { pooling }: LoadOptions): Promi
   if (known) return known.layerNorm ?? false;
   // The model was just loaded, so it is in the cache.
   const dir = "hub" in source ? await pullWeights(source.hub, { safetensors: true }, { offline: true }) : source.folder;
-  const folder = openModelFolder(dir);
-  const options = { dimensions: 1, ...(pooling && { pooling }) };
-  return readModelDir(folder, readEncoderFacts(folder), options).matryoshka?.layerNorm ?? false;
+  return readModelDir(dir, { dimensions: 1, ...(pooling && { pooling }) }).matryoshka?.layerNorm ?? false;
 }

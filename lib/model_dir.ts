@@ -111,12 +111,22 @@ export function readEncoderFacts({ config }: ModelFolder): EncoderFacts {
 }
 
 /**
+ * Reads a model folder for a graph that is not ours.
+ *
+ * @throws EmbedderError as `openModelFolder` and `resolveModelDir`.
+ */
+export function readModelDir(dir: string, options: ModelOptions): ModelDir {
+  const folder = openModelFolder(dir);
+  return resolveModelDir(folder, readEncoderFacts(folder), options);
+}
+
+/**
  * Reads the rest of the folder. If several things are wrong, reports the one that `src/model_dir.rs` reports.
  *
  * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming file and key; `INVALID_ARGUMENT`
  * for more `dimensions` than there are.
  */
-export function readModelDir(folder: ModelFolder, encoder: EncoderFacts, options: ModelOptions): ModelDir {
+export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, options: ModelOptions): ModelDir {
   const { dir, transformerDir, poolingFile, config } = folder;
   const { width, positions } = encoder;
   const [, sentenceFile, tokenizerConfigFile, tokenizerFile] = TRANSFORMER_FILES.map((name) =>

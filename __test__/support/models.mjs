@@ -69,13 +69,6 @@ export async function changedModel(name, changes) {
   return folder;
 }
 
-/** A model folder as the JavaScript fallback reads it beside a graph that is not the addon's. */
-export function modelDir(folder, options) {
-  const { openModelFolder, readEncoderFacts, readModelDir } = require("../../dist/lib/model_dir.js");
-  const opened = openModelFolder(folder);
-  return readModelDir(opened, readEncoderFacts(opened), options);
-}
-
 /**
  * A deep model: the fixture with copies of its first layer. With 100 layers, a text of some thousand words takes minutes.
  *

@@ -11,11 +11,10 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { isDeepStrictEqual } from "node:util";
 import { changedFolder, OPTIONS } from "./model_folders.mjs";
-import { modelDir } from "./models.mjs";
 
 const require = createRequire(import.meta.url);
 const { loadAddon } = require("../../dist/lib/native.js");
-const { describe } = require("../../dist/lib/model_dir.js");
+const { describe, readModelDir } = require("../../dist/lib/model_dir.js");
 const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer.js");
 
 // Most of the time goes into writing files, so a file system in memory is used where there is one.
@@ -26,7 +25,7 @@ const NAMES = ["bert_mean", "bert_cls_bf16", "bert_cls_f16", "nomic_cls", "nomic
 const READERS = {
   addon: (folder, options) => loadAddon().describe(folder, options),
   fallback: (folder, options) => {
-    const model = modelDir(folder, options);
+    const model = readModelDir(folder, options);
     return describe(model, new TextTokenizer(model).hash, { weightHashes: [], dtype: "f32" });
   },
 };

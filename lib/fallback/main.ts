@@ -2,7 +2,7 @@
 
 import { type Description, type Encoding, PROGRESS_INTERVAL_MS, type TextOrTokens } from "../engine.js";
 import { EmbedderError, toEmbedderError } from "../errors.js";
-import { describe, type ModelDir, openModelFolder, readEncoderFacts, readModelDir } from "../model_dir.js";
+import { describe, type ModelDir, openModelFolder, readEncoderFacts, resolveModelDir } from "../model_dir.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
@@ -28,7 +28,7 @@ class FallbackModel {
   static async load({ modelDir, options }: LoadRequest): Promise<FallbackModel> {
     const folder = openModelFolder(modelDir);
     const onnx = findOnnxFile(folder, options.dtype ?? "auto");
-    const model = readModelDir(folder, onnx.encoder ?? readEncoderFacts(folder), options);
+    const model = resolveModelDir(folder, onnx.encoder ?? readEncoderFacts(folder), options);
     const tokenizer = new TextTokenizer(model);
     const session = await OnnxSession.load(onnx.path, options.threads);
     if (session.isPooled && (options.pooling !== undefined || model.pooling.length > 1)) {

@@ -33,7 +33,7 @@ const GRAPHS = {
  * which ones those are: `fetch` downloads them first. A model of an unsupported architecture is refused before its weights
  * are downloaded.
  *
- * @throws EmbedderError `MODEL_UNSUPPORTED` if there are no weights of the needed kind; as `readModelDir`.
+ * @throws EmbedderError `MODEL_UNSUPPORTED` if there are no weights of the needed kind; as `readModules`.
  */
 export async function modelFiles(
   { name, listing, folder }: Snapshot,

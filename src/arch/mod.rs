@@ -85,9 +85,10 @@ pub fn read(path: &Path, json: &Value) -> Result<Arc<dyn Encoder>> {
     };
     let names = ARCHITECTURES.iter().flat_map(|one| one.model_types);
     let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
-    Err(Error::ModelUnsupported {
-        path: path.to_owned(),
-        feature: format!("model_type {found}"),
-        hint: format!("supported are {}", names.join(", ")),
-    })
+    let hint = format!("supported are {}", names.join(", "));
+    Err(Error::unsupported(
+        path,
+        format!("model_type {found}"),
+        hint,
+    ))
 }

@@ -123,27 +123,20 @@ impl<'a> Settings<'a> {
     }
 
     pub fn unsupported(&self, key: &str, value: &Value, supported: &str) -> Error {
-        Error::ModelUnsupported {
-            path: self.path.to_owned(),
-            feature: format!("{key} = {value}"),
-            hint: format!("supported is {supported}"),
-        }
+        let hint = format!("supported is {supported}");
+        Error::unsupported(self.path, format!("{key} = {value}"), hint)
     }
 
     fn invalid(&self, key: &str, expected: &str, found: &Value) -> Error {
-        Error::ModelInvalid {
-            path: self.path.to_owned(),
-            problem: format!("`{key}`: expected {expected}, found {found}"),
-            source: None,
-        }
+        let problem = format!("`{key}`: expected {expected}, found {found}");
+        Error::invalid(self.path, problem)
     }
 
     fn missing(&self, key: &str, expected: &str) -> Error {
-        Error::ModelInvalid {
-            path: self.path.to_owned(),
-            problem: format!("`{key}` is missing; expected {expected}"),
-            source: None,
-        }
+        Error::invalid(
+            self.path,
+            format!("`{key}` is missing; expected {expected}"),
+        )
     }
 
     /// Width of a head, given that heads divide the hidden state evenly.
@@ -151,11 +144,8 @@ impl<'a> Settings<'a> {
         if width.is_multiple_of(heads) {
             Ok(width / heads)
         } else {
-            Err(Error::ModelInvalid {
-                path: self.path.to_owned(),
-                problem: format!("{heads} heads do not divide a hidden size of {width}"),
-                source: None,
-            })
+            let problem = format!("{heads} heads do not divide a hidden size of {width}");
+            Err(Error::invalid(self.path, problem))
         }
     }
 }

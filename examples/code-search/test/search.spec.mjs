@@ -13,7 +13,7 @@ const QUESTIONS = {
   "How are texts of similar length put into one batch?": "batch.rs",
   "scale a vector to length one": "vector.rs",
   "rotary position embedding with dynamic scaling": "arch/nomic_bert.rs",
-  "How do queries overtake bulk work?": "engine.rs",
+  "How do queries overtake bulk work?": "engine/queue.rs",
   "read the pooling mode from the model folder": "model_dir.rs",
   "read the header of a safetensors file": "checkpoint.rs",
 };
