@@ -53,6 +53,11 @@ export class Part {
       else if (parts[0] ? await take(parts[0].file, own) : await create(own)) {
         const rival = (await partsOf(blob)).find((part) => part.file !== own && isTaken(part));
         const part = new Part(blob, own);
+        // Another process may have published the blob between both looks at the folder.
+        if (await exists(blob)) {
+          await part.discard();
+          return undefined;
+        }
         if (!rival) return part;
         // Two claims at the same moment: the later one sees the earlier one, steps back and waits.
         await part.release();

@@ -2,6 +2,7 @@
 //!
 //! Absolute positions, token types (always type 0: a single text), biases everywhere, LayerNorm after each
 //! residual (post-norm), GELU feed-forward. The pooler head of the original is not used by embedding models.
+//! [`Bert`] also computes the families that differ in settings and names only.
 //!
 //! - Paper: <https://arxiv.org/abs/1810.04805>
 //! - Reference: `transformers`, `models/bert/modeling_bert.py`
@@ -15,7 +16,7 @@ use super::weights::Weights;
 use super::{Architecture, Encoder, Facts};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::graph::{Activation, Attention, Graph, Numbering, Projections, Value};
+use crate::graph::{Activation, Attention, Graph, Numbering, Projections, RelativeBias, Value};
 
 pub const BERT: Architecture = Architecture {
     model_types: &["bert"],
@@ -23,19 +24,57 @@ pub const BERT: Architecture = Architecture {
     read: |settings| Ok(Arc::new(Bert::read(settings, Numbering::Index)?)),
 };
 
+/// Names of a layer's weights, within the layer.
+#[derive(Debug)]
+pub struct Names {
+    /// The layers' own, in front of their number.
+    pub layers: &'static str,
+    pub query: &'static str,
+    pub key: &'static str,
+    pub value: &'static str,
+    pub attention_output: &'static str,
+    pub attention_norm: &'static str,
+    pub intermediate: &'static str,
+    pub output: &'static str,
+    pub output_norm: &'static str,
+}
+
+const NAMES: Names = Names {
+    layers: "encoder.layer",
+    query: "attention.self.query",
+    key: "attention.self.key",
+    value: "attention.self.value",
+    attention_output: "attention.output.dense",
+    attention_norm: "attention.output.LayerNorm",
+    intermediate: "intermediate.dense",
+    output: "output.dense",
+    output_norm: "output.LayerNorm",
+};
+
+/// Where a bias by distance lies that all layers add to their scores; see [`RelativeBias`].
+#[derive(Debug)]
+pub struct BiasTable {
+    pub name: &'static str,
+    pub buckets: usize,
+    pub most_distance: usize,
+}
+
 /// Settings, in the words of `config.json`.
 #[derive(Debug)]
 pub struct Bert {
-    vocab_size: usize,
-    hidden_size: usize,
-    max_position_embeddings: usize,
-    numbering: Numbering,
-    num_hidden_layers: usize,
-    attention: Attention,
-    intermediate_size: usize,
-    type_vocab_size: usize,
-    layer_norm_eps: f32,
-    activation: Activation,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub max_position_embeddings: usize,
+    pub numbering: Numbering,
+    pub num_hidden_layers: usize,
+    pub attention: Attention,
+    pub bias: Option<BiasTable>,
+    pub intermediate_size: usize,
+    /// `None` where there are no token types.
+    pub type_vocab_size: Option<usize>,
+    pub layer_norm_eps: f32,
+    pub activation: Activation,
+    pub names: Names,
 }
 
 impl Bert {
@@ -52,42 +91,52 @@ impl Bert {
             max_position_embeddings: settings.positions(numbering)?,
             numbering,
             num_hidden_layers: settings.count(&["num_hidden_layers"])?,
-            attention: Attention {
-                heads,
-                head_dim: settings.head_dim(hidden_size, heads)?,
-                rotary: None,
-            },
+            attention: settings.attention(hidden_size, heads)?,
+            bias: None,
             intermediate_size: settings.count(&["intermediate_size"])?,
-            type_vocab_size: settings.count(&["type_vocab_size"])?,
+            type_vocab_size: Some(settings.count(&["type_vocab_size"])?),
             layer_norm_eps: settings.number(&["layer_norm_eps"])? as f32,
             activation,
+            names: NAMES,
         })
     }
 
     /// Self-attention and feed-forward, each with its residual and norm.
-    fn layer(&self, name: &str, weights: &Weights, graph: &mut Graph, x: Value) -> Result<Value> {
-        let (width, inner) = (self.hidden_size, self.intermediate_size);
+    fn layer(
+        &self,
+        index: usize,
+        weights: &Weights,
+        bias: Option<RelativeBias>,
+        graph: &mut Graph,
+        x: Value,
+    ) -> Result<Value> {
+        let (width, inner, names) = (self.hidden_size, self.intermediate_size, &self.names);
         let linear = |part: &str, outputs, inputs| {
-            weights.linear(&format!("{name}.{part}"), outputs, inputs, true)
+            weights.linear(
+                &format!("{}.{index}.{part}", names.layers),
+                outputs,
+                inputs,
+                true,
+            )
         };
         let norm = |part: &str| {
-            let name = format!("{name}.{part}.LayerNorm");
+            let name = format!("{}.{index}.{part}", names.layers);
             weights.norm(&name, width, self.layer_norm_eps)
         };
         let projections = Projections {
-            query: linear("attention.self.query", width, width)?,
-            key: linear("attention.self.key", width, width)?,
-            value: linear("attention.self.value", width, width)?,
+            query: linear(names.query, width, width)?,
+            key: linear(names.key, width, width)?,
+            value: linear(names.value, width, width)?,
         };
-        let attended = graph.attend(x, projections, self.attention, None);
-        let attended = graph.linear(attended, linear("attention.output.dense", width, width)?);
+        let attended = graph.attend(x, projections, self.attention, bias);
+        let attended = graph.linear(attended, linear(names.attention_output, width, width)?);
         let sum = graph.add(attended, x);
-        let x = graph.norm(sum, norm("attention.output")?);
-        let wide = graph.linear(x, linear("intermediate.dense", inner, width)?);
+        let x = graph.norm(sum, norm(names.attention_norm)?);
+        let wide = graph.linear(x, linear(names.intermediate, inner, width)?);
         let wide = graph.activate(wide, self.activation);
-        let output = graph.linear(wide, linear("output.dense", width, inner)?);
+        let output = graph.linear(wide, linear(names.output, width, inner)?);
         let sum = graph.add(output, x);
-        Ok(graph.norm(sum, norm("output")?))
+        Ok(graph.norm(sum, norm(names.output_norm)?))
     }
 }
 
@@ -105,17 +154,21 @@ impl Encoder for Bert {
         let weights = Weights::of(checkpoint, "embeddings.word_embeddings.weight")?;
         let mut graph = Graph::default();
         let (width, epsilon) = (self.hidden_size, self.layer_norm_eps);
-        let embedded = graph.embed(weights.embeddings(
-            width,
-            self.vocab_size,
-            Some((self.max_position_embeddings, self.numbering)),
-            Some(self.type_vocab_size),
-        )?);
+        let positions = Some((self.max_position_embeddings, self.numbering));
+        let types = self.type_vocab_size;
+        let embedded = graph.embed(weights.embeddings(width, self.vocab_size, positions, types)?);
         let norm = weights.norm("embeddings.LayerNorm", width, epsilon)?;
         let mut x = graph.norm(embedded, norm);
+        let bias = self.bias.as_ref().map(|bias| {
+            let table = weights.tensor(bias.name, &[bias.buckets, self.attention.heads]);
+            table.map(|table| RelativeBias {
+                table,
+                most_distance: bias.most_distance,
+            })
+        });
+        let bias = bias.transpose()?;
         for index in 0..self.num_hidden_layers {
-            let name = format!("encoder.layer.{index}");
-            x = self.layer(&name, &weights, &mut graph, x)?;
+            x = self.layer(index, &weights, bias.clone(), &mut graph, x)?;
         }
         Ok(graph)
     }

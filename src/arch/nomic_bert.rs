@@ -74,16 +74,15 @@ impl NomicBert {
         };
         let n_embd = settings.count(&["n_embd", "hidden_size"])?;
         let heads = settings.count(&["n_head", "num_attention_heads"])?;
-        let head_dim = settings.head_dim(n_embd, heads)?;
+        let attention = settings.attention(n_embd, heads)?;
         Ok(Self {
             vocab_size: settings.count(&["vocab_size"])?,
             n_embd,
             n_positions: settings.count(&["n_positions", "max_position_embeddings"])?,
             n_layer: settings.count(&["n_layer", "num_hidden_layers"])?,
             attention: Attention {
-                heads,
-                head_dim,
-                rotary: Some(Self::rotary(settings, head_dim)?),
+                rotary: Some(Self::rotary(settings, attention.head_dim)?),
+                ..attention
             },
             n_inner: settings.count(&["n_inner", "intermediate_size"])?,
             type_vocab_size: settings.count(&["type_vocab_size"])?,

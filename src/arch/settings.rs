@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::graph::{Activation, Numbering};
+use crate::graph::{Activation, Attention, Numbering};
 
 /// `config.json` seen as settings by name.
 #[derive(Clone, Copy)]
@@ -139,13 +139,16 @@ impl<'a> Settings<'a> {
         )
     }
 
-    /// Width of a head, given that heads divide the hidden state evenly.
-    pub fn head_dim(&self, width: usize, heads: usize) -> Result<usize> {
-        if width.is_multiple_of(heads) {
-            Ok(width / heads)
-        } else {
+    /// An attention without rotation whose heads divide the hidden state evenly.
+    pub fn attention(&self, width: usize, heads: usize) -> Result<Attention> {
+        if !width.is_multiple_of(heads) {
             let problem = format!("{heads} heads do not divide a hidden size of {width}");
-            Err(Error::invalid(self.path, problem))
+            return Err(Error::invalid(self.path, problem));
         }
+        Ok(Attention {
+            heads,
+            head_dim: width / heads,
+            rotary: None,
+        })
     }
 }

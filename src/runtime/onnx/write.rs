@@ -177,7 +177,6 @@ impl GraphBuilder {
         let buckets = (-most..=most).map(|distance| bias.bucket(distance) as i64);
         let buckets = self.ints(&named("buckets"), &buckets.collect::<Vec<_>>());
         let table = self.weight(&bias.table);
-        let by_distance = self.shared(&named("by_distance"), "Gather", &[&table, &buckets], vec![]);
         let axis = self.ints("axis_1", &[1]);
         let queries = self.places(0);
         let keys = self.shared("places_column", "Unsqueeze", &[&queries, &axis], vec![]);
@@ -195,7 +194,10 @@ impl GraphBuilder {
         let inputs = [distances.as_str(), &least, &most];
         let near = self.shared(&named("near"), "Clip", &inputs, vec![]);
         let index = self.shared(&named("index"), "Add", &[&near, &most], vec![]);
-        let biases = self.shared(&named("pairs"), "Gather", &[&by_distance, &index], vec![]);
+        // The table comes last. Rows of a constant choice would be taken while a session is made, and be read where they lie
+        // according to the graph, not where the session is told that they are.
+        let buckets = self.shared(&named("bucket"), "Gather", &[&buckets, &index], vec![]);
+        let biases = self.shared(&named("pairs"), "Gather", &[&table, &buckets], vec![]);
         let biases = self.shared(&named("heads"), "Transpose", &[&biases], vec![]);
         let axis = self.ints("axis_0", &[0]);
         self.shared(&named("bias"), "Unsqueeze", &[&biases, &axis], vec![])
