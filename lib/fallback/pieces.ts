@@ -38,12 +38,13 @@ export class PieceRules {
     splitIntoWords: (text: string) => string[],
     normalize: (text: string) => string,
     lowerCase: boolean,
+    keepsWords: boolean,
     contents: string[][],
   ) {
     this.#splitIntoWords = splitIntoWords;
     this.#normalize = normalize;
     this.#lowerCase = lowerCase;
-    this.#keepsWords = !takesCharactersOneByOne(json);
+    this.#keepsWords = keepsWords;
     for (const content of contents) {
       for (const character of content.slice(1)) this.#behindFirst.add(character);
       for (const character of content.slice(0, -1)) this.#aheadOfLast.add(character);
@@ -52,7 +53,7 @@ export class PieceRules {
     const { model } = json as { model: { type: string; max_input_chars_per_word?: number } };
     const canLeaveOut =
       model.type === "WordPiece" &&
-      !this.#keepsWords &&
+      !keepsWords &&
       addedTokens(json).every((token) => !isNormalized(token)) &&
       contents.every((content) => content.some((character) => this.of(character) & ENDS_WORD));
     this.lettersOfWord = canLeaveOut ? (model.max_input_chars_per_word ?? 100) : Number.POSITIVE_INFINITY;
@@ -71,7 +72,7 @@ export class PieceRules {
     const contents = tokens.map((token) => [...(isNormalized(token) ? normalize(token.content) : token.content)]);
     if (tokens.some(({ single_word, rstrip }) => single_word || (rstrip && keepsWords))) return undefined;
     if (contents.flat().some((character) => /\s|\x85/.test(character))) return undefined;
-    const rules = new PieceRules(json, splitIntoWords, normalize, lowerCase, contents);
+    const rules = new PieceRules(json, splitIntoWords, normalize, lowerCase, keepsWords, contents);
     const isBlank = (character: string) => rules.of(character) & BLANK;
     return tokens.some(({ content }) => [...content].some(isBlank)) ? undefined : rules;
   }

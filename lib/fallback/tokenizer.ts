@@ -172,11 +172,7 @@ function templateIds(postProcessor: unknown): [before: number[], after: number[]
   return [ids.slice(0, text).flat(), ids.slice(text + 1).flat()];
 }
 
-/**
- * BERT's normalization exactly as in the Rust tokenizer. The JavaScript library differs: it does not separate CJK
- * characters beyond the basic plane, and lower-cases a word-final capital sigma to ς instead of σ.
- */
-/** The library's normalizers, but for those that differ from the addon's. */
+/** A normalizer of `tokenizer.json`: the library's, unless it differs from the addon's. */
 function normalizerOf(config: unknown): (text: string) => string {
   const { type, normalizers, precompiled_charsmap } = isObject(config) ? config : {};
   if (type === "BertNormalizer") return bertNormalizer(config as JsonObject);
@@ -190,6 +186,10 @@ function normalizerOf(config: unknown): (text: string) => string {
   return new Tokenizer({ normalizer: config, model, ...parts }, {}).normalizer ?? ((text) => text);
 }
 
+/**
+ * BERT's normalization exactly as in the Rust tokenizer. The JavaScript library differs: it does not separate CJK
+ * characters beyond the basic plane, and lower-cases a word-final capital sigma to ς instead of σ.
+ */
 function bertNormalizer(config: JsonObject): (text: string) => string {
   for (const key of ["clean_text", "handle_chinese_chars", "lowercase"]) {
     if (typeof config[key] !== "boolean") throw new Error(`normalizer.${key}: expected true or false`);

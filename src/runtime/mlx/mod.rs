@@ -121,22 +121,21 @@ pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> R
         Dtype::Int8 => return Err(super::refused_by_mlx(options.dtype)),
     };
     let limits = limits(is_gpu, graph, options.memory_budget);
-    let scalings = graph.scalings();
+    let (scalings, positions) = (graph.scalings(), graph.longest_text());
     let (graph, checkpoint) = (graph.clone(), Arc::clone(checkpoint));
-    let positions = thread::run(move |state| {
+    thread::run(move |state| {
         let value_bytes = if dtype == MlxDtype::Float32 { 4 } else { 2 };
         let parameters = reserve(checkpoint.values() * value_bytes, "the weights")
             .and_then(|()| Parameters::load(&graph, &checkpoint, dtype))
             // What is too large for MLX may not be too large for another backend.
             .map_err(|error| Error::unavailable("mlx", error))?;
-        let positions = graph.longest_text();
         let model = MlxModel {
             graph,
             parameters,
             limits,
         };
         state.models.insert(number, model);
-        Ok(positions)
+        Ok(())
     })?;
     let handle = Arc::new(Handle {
         number,
