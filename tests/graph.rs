@@ -14,8 +14,8 @@ use rand::{Rng, SeedableRng};
 use safetensors::tensor::TensorView;
 use semantic_search_native::checkpoint::{Checkpoint, TensorSlice};
 use semantic_search_native::graph::{
-    Activation, Attention, EmbeddingTables, Graph, LayerNorm, Linear, NtkScaling, Numbering, Op,
-    Pooling, Positions, Projections, RelativeBias, Rotary, Rows, Value,
+    Activation, Attention, EmbeddingTables, Graph, Linear, Mask, Norm, NormKind, NtkScaling,
+    Numbering, Op, Pooling, Positions, Projections, RelativeBias, Rotary, Rows, Value, alibi_slope,
 };
 use semantic_search_native::options::Options;
 use semantic_search_native::runtime;
@@ -82,8 +82,17 @@ struct Layer {
     activation: Activation,
     is_gated: bool,
     has_bias: bool,
-    /// A quarter of the buckets of a bias by distance, and the largest distance.
+    norms: NormKind,
+    /// Of queries and keys: none, of each head, or of whole rows.
+    query_norms: Option<QueryNorms>,
+    /// A bias by distance takes the place of the mask: a quarter of its buckets, and the largest distance.
     relative_bias: Option<(usize, usize)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum QueryNorms {
+    Heads,
+    Rows,
 }
 
 #[derive(Debug, Clone)]
@@ -91,6 +100,7 @@ struct Encoder {
     width: usize,
     numbering: Option<Numbering>,
     has_token_type: bool,
+    word_scale: Option<f32>,
     layers: Vec<Layer>,
     poolings: Vec<Pooling>,
     lengths: Vec<usize>,
@@ -111,6 +121,41 @@ fn rotary() -> impl Strategy<Value = Rotary> {
     })
 }
 
+fn attention() -> impl Strategy<Value = Attention> {
+    let mask = prop_oneof![
+        2 => Just(Mask::None),
+        1 => Just(Mask::Causal),
+        2 => (1..9_usize).prop_map(Mask::Window),
+        1 => Just(Mask::Alibi),
+    ];
+    let heads = (1..4_usize, 1..3_usize);
+    (
+        heads,
+        2..4_usize,
+        0.1..0.6_f32,
+        prop::option::of(rotary()),
+        mask,
+    )
+        .prop_map(
+            |((kv_heads, times), eighths, scale, rotary, mask)| Attention {
+                heads: kv_heads * times,
+                kv_heads,
+                head_dim: 8 * eighths,
+                scale,
+                rotary,
+                mask,
+            },
+        )
+}
+
+fn norm_kind() -> impl Strategy<Value = NormKind> {
+    prop::sample::select(vec![
+        NormKind::Layer,
+        NormKind::RootMeanSquare { one_more: false },
+        NormKind::RootMeanSquare { one_more: true },
+    ])
+}
+
 fn layer() -> impl Strategy<Value = Layer> {
     let activation = prop::sample::select(vec![
         Activation::Gelu,
@@ -118,29 +163,38 @@ fn layer() -> impl Strategy<Value = Layer> {
         Activation::Relu,
         Activation::Silu,
     ]);
-    let attention = (1..4_usize, 2..4_usize, prop::option::of(rotary())).prop_map(
-        |(heads, eighths, rotary)| Attention {
-            heads,
-            head_dim: 8 * eighths,
-            rotary,
-        },
-    );
+    let query_norms = prop::sample::select(vec![QueryNorms::Heads, QueryNorms::Rows]);
     (
-        attention,
+        attention(),
         1..40_usize,
         activation,
         any::<bool>(),
         any::<bool>(),
-        prop::option::of((1..9_usize, 9..40_usize)),
+        norm_kind(),
+        prop::option::of(query_norms),
+        prop::option::weighted(0.2, (1..9_usize, 9..40_usize)),
     )
         .prop_map(
-            |(attention, inner, activation, is_gated, has_bias, relative_bias)| Layer {
+            |(
                 attention,
                 inner,
                 activation,
                 is_gated,
                 has_bias,
+                norms,
+                query_norms,
                 relative_bias,
+            )| {
+                Layer {
+                    attention,
+                    inner,
+                    activation,
+                    is_gated,
+                    has_bias,
+                    norms,
+                    query_norms,
+                    relative_bias,
+                }
             },
         )
 }
@@ -152,23 +206,28 @@ fn encoder() -> impl Strategy<Value = Encoder> {
         (0..4_usize).prop_map(|padding| Numbering::NotPadding { padding }),
     ];
     (
-        1..40_usize,
+        // Fewer numbers may all be close to 0, where a norm magnifies rounding.
+        8..40_usize,
         prop::option::of(numbering),
         any::<bool>(),
+        prop::option::of(0.3..3.0_f32),
         prop::collection::vec(layer(), 0..4),
         prop::collection::vec(pooling, 1..3),
         prop::collection::vec(1..POSITIONS, 1..4),
         any::<u64>(),
     )
         .prop_map(
-            |(width, numbering, has_token_type, layers, poolings, lengths, seed)| Encoder {
-                width,
-                numbering,
-                has_token_type,
-                layers,
-                poolings,
-                lengths,
-                seed,
+            |(width, numbering, has_token_type, word_scale, layers, poolings, lengths, seed)| {
+                Encoder {
+                    width,
+                    numbering,
+                    has_token_type,
+                    word_scale,
+                    layers,
+                    poolings,
+                    lengths,
+                    seed,
+                }
             },
         )
 }
@@ -205,10 +264,17 @@ fn linear(tensor: Tensor, outputs: usize, inputs: usize, has_bias: bool) -> Line
     }
 }
 
-fn norm(tensor: Tensor, width: usize) -> LayerNorm {
-    LayerNorm {
-        weight: tensor(&[width], 1.0, 0.1),
-        bias: tensor(&[width], 0.0, 0.1),
+/// A layer norm has a shift in half of the cases: where the width is even.
+fn norm(tensor: Tensor, kind: NormKind, width: usize) -> Norm {
+    let center = match kind {
+        NormKind::RootMeanSquare { one_more: true } => 0.0,
+        _ => 1.0,
+    };
+    let has_bias = kind == NormKind::Layer && width.is_multiple_of(2);
+    Norm {
+        kind,
+        weight: tensor(&[width], center, 0.1),
+        bias: has_bias.then(|| tensor(&[width], 0.0, 0.1)),
         epsilon: 1e-5,
     }
 }
@@ -218,6 +284,7 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
     let mut graph = Graph::default();
     let embeddings = EmbeddingTables {
         words: tensor(&[VOCABULARY, width], 0.0, 1.0),
+        word_scale: encoder.word_scale,
         positions: encoder.numbering.map(|numbering| Positions {
             table: tensor(&[POSITIONS + numbering.first_row(), width], 0.0, 0.5),
             numbering,
@@ -227,30 +294,42 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
             .then(|| tensor(&[1, width], 0.2, 0.3)),
     };
     let embedded = graph.embed(embeddings);
-    let mut x = graph.norm(embedded, norm(tensor, width));
+    let mut x = graph.norm(embedded, norm(tensor, NormKind::Layer, width));
     for layer in &encoder.layers {
         let Layer {
-            attention,
             inner,
             activation,
             is_gated,
             has_bias,
+            norms,
+            query_norms,
             relative_bias,
+            ..
         } = *layer;
-        let heads = attention.heads * attention.head_dim;
+        let mut attention = layer.attention.clone();
+        let head_dim = attention.head_dim;
+        let [heads, kv] = [attention.heads, attention.kv_heads].map(|heads| heads * head_dim);
         let projections = Projections {
             query: linear(tensor, heads, width, has_bias),
-            key: linear(tensor, heads, width, has_bias),
-            value: linear(tensor, heads, width, has_bias),
+            key: linear(tensor, kv, width, has_bias),
+            value: linear(tensor, kv, width, has_bias),
+            norms: query_norms.map(|run| {
+                [heads, kv].map(|width| match run {
+                    QueryNorms::Heads => norm(tensor, norms, head_dim),
+                    QueryNorms::Rows => norm(tensor, norms, width),
+                })
+            }),
         };
-        let bias = relative_bias.map(|(quarter, most_distance)| RelativeBias {
-            table: tensor(&[4 * quarter, attention.heads], 0.0, 1.5),
-            most_distance,
-        });
-        let attended = graph.attend(x, projections, attention, bias);
+        if let Some((quarter, most_distance)) = relative_bias {
+            attention.mask = Mask::Relative(RelativeBias {
+                table: tensor(&[4 * quarter, attention.heads], 0.0, 1.5),
+                most_distance,
+            });
+        }
+        let attended = graph.attend(x, projections, attention);
         let attended = graph.linear(attended, linear(tensor, width, heads, has_bias));
         let sum = graph.add(attended, x);
-        x = graph.norm(sum, norm(tensor, width));
+        x = graph.norm(sum, norm(tensor, norms, width));
         let wide = graph.linear(x, linear(tensor, inner, width, has_bias));
         let wide = if is_gated {
             let gate = graph.linear(x, linear(tensor, inner, width, has_bias));
@@ -260,7 +339,7 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
         };
         let output = graph.linear(wide, linear(tensor, width, inner, has_bias));
         let sum = graph.add(output, x);
-        x = graph.norm(sum, norm(tensor, width));
+        x = graph.norm(sum, norm(tensor, norms, width));
     }
     graph
 }
@@ -310,6 +389,8 @@ impl<'a> Interpreter<'a> {
                 Op::Embed(embeddings) => (self.ids.iter().enumerate())
                     .map(|(index, &id)| {
                         let mut row = self.row(&embeddings.words, id as usize);
+                        let scale = f64::from(embeddings.word_scale.unwrap_or(1.0));
+                        row.iter_mut().for_each(|number| *number *= scale);
                         if let Some(positions) = &embeddings.positions {
                             let position = match positions.numbering {
                                 Numbering::Index => index,
@@ -333,11 +414,7 @@ impl<'a> Interpreter<'a> {
                     .collect(),
                 Op::Add(a, b) => of(a).iter().zip(of(b)).map(|(a, b)| add(a, b)).collect(),
                 Op::Linear { x, layer } => self.linear(of(x), layer),
-                Op::Norm { x, layer } => {
-                    let (scale, shift) = (self.row(&layer.weight, 0), self.row(&layer.bias, 0));
-                    let norm = |row: &Vec<f64>| normalized(row, &scale, &shift, layer.epsilon);
-                    of(x).iter().map(norm).collect()
-                }
+                Op::Norm { x, layer } => self.norm(of(x), layer),
                 Op::Activate { x, activation } => {
                     map(of(x), |number| activated(number, *activation))
                 }
@@ -356,11 +433,7 @@ impl<'a> Interpreter<'a> {
                     x,
                     projections,
                     attention,
-                    bias,
-                } => {
-                    let bias = bias.as_deref();
-                    selected(&self.attend(of(x), projections, attention, bias), node.rows)
-                }
+                } => selected(&self.attend(of(x), projections, attention), node.rows),
                 Op::Select { x, rows } => selected(of(x), *rows),
                 Op::Pool { x, poolings } => {
                     let states = of(x);
@@ -378,23 +451,36 @@ impl<'a> Interpreter<'a> {
         values.pop().unwrap()
     }
 
-    fn attend(
-        &self,
-        x: &Matrix,
-        projections: &Projections,
-        attention: &Attention,
-        bias: Option<&RelativeBias>,
-    ) -> Matrix {
+    fn norm(&self, x: &Matrix, norm: &Norm) -> Matrix {
+        let scale = self.row(&norm.weight, 0);
+        let shift = match &norm.bias {
+            Some(bias) => self.row(bias, 0),
+            None => vec![0.0; scale.len()],
+        };
+        let normalize = |row: &Vec<f64>| {
+            let runs = row.chunks_exact(norm.width());
+            let normed = runs.map(|run| normalized(run, norm.kind, &scale, &shift, norm.epsilon));
+            normed.collect::<Vec<_>>().concat()
+        };
+        x.iter().map(normalize).collect()
+    }
+
+    fn attend(&self, x: &Matrix, projections: &Projections, attention: &Attention) -> Matrix {
         let project = |layer| -> Matrix { self.linear(x, layer) };
         let mut query = project(&projections.query);
         let mut key = project(&projections.key);
         let value = project(&projections.value);
-        let Attention {
+        if let Some([of_query, of_key]) = &projections.norms {
+            query = self.norm(&query, of_query);
+            key = self.norm(&key, of_key);
+        }
+        let &Attention {
             heads,
+            kv_heads,
             head_dim,
-            rotary,
-        } = *attention;
-        if let Some(rotary) = rotary {
+            ..
+        } = attention;
+        if let Some(rotary) = attention.rotary {
             for states in [&mut query, &mut key] {
                 for (position, row) in states.iter_mut().enumerate() {
                     for head in row.chunks_exact_mut(head_dim) {
@@ -406,21 +492,31 @@ impl<'a> Interpreter<'a> {
         let mut mixed = vec![vec![0.0; heads * head_dim]; x.len()];
         for number in 0..heads {
             let head = number * head_dim..(number + 1) * head_dim;
+            let kv = number * kv_heads / heads;
+            let kv = kv * head_dim..(kv + 1) * head_dim;
             for (token, row) in mixed.iter_mut().enumerate() {
                 let asked = &query[token][head.clone()];
-                let scale = (head_dim as f64).sqrt();
                 let scores = key.iter().enumerate().map(|(other, key)| {
-                    let score = dot(asked, &key[head.clone()]) / scale;
-                    let bias = bias.map(|bias| {
-                        let bucket = bias.bucket(other as i64 - token as i64);
-                        self.row(&bias.table, bucket)[number]
-                    });
-                    score + bias.unwrap_or(0.0)
+                    let score = dot(asked, &key[kv.clone()]) * f64::from(attention.scale);
+                    let distance = other as i64 - token as i64;
+                    score
+                        + match &attention.mask {
+                            Mask::None => 0.0,
+                            Mask::Causal if distance > 0 => f64::NEG_INFINITY,
+                            Mask::Window(reach) if distance.unsigned_abs() as usize > *reach => {
+                                f64::NEG_INFINITY
+                            }
+                            Mask::Causal | Mask::Window(_) => 0.0,
+                            Mask::Relative(bias) => {
+                                self.row(&bias.table, bias.bucket(distance))[number]
+                            }
+                            Mask::Alibi => -alibi_slope(number, heads) * distance.abs() as f64,
+                        }
                 });
                 let weights: Vec<f64> = scores.map(f64::exp).collect();
                 let total: f64 = weights.iter().sum();
                 for (weight, value) in weights.iter().zip(&value) {
-                    for (sum, number) in row[head.clone()].iter_mut().zip(&value[head.clone()]) {
+                    for (sum, number) in row[head.clone()].iter_mut().zip(&value[kv.clone()]) {
                         *sum += weight / total * number;
                     }
                 }
@@ -465,9 +561,12 @@ fn map(x: &Matrix, apply: impl Fn(f64) -> f64) -> Matrix {
     x.iter().map(apply).collect()
 }
 
-fn normalized(row: &[f64], scale: &[f64], shift: &[f64], epsilon: f32) -> Vec<f64> {
+fn normalized(row: &[f64], kind: NormKind, scale: &[f64], shift: &[f64], epsilon: f32) -> Vec<f64> {
     let count = row.len() as f64;
-    let mean = row.iter().sum::<f64>() / count;
+    let (mean, more) = match kind {
+        NormKind::Layer => (row.iter().sum::<f64>() / count, 0.0),
+        NormKind::RootMeanSquare { one_more } => (0.0, if one_more { 1.0 } else { 0.0 }),
+    };
     let variance = row
         .iter()
         .map(|number| (number - mean).powi(2))
@@ -476,7 +575,7 @@ fn normalized(row: &[f64], scale: &[f64], shift: &[f64], epsilon: f32) -> Vec<f6
     let deviation = (variance + f64::from(epsilon)).sqrt();
     let numbers = row.iter().zip(scale).zip(shift);
     numbers
-        .map(|((number, scale), shift)| (number - mean) / deviation * scale + shift)
+        .map(|((number, scale), shift)| (number - mean) / deviation * (scale + more) + shift)
         .collect()
 }
 
@@ -609,18 +708,19 @@ proptest! {
 fn every_layer_has_its_own_rotation() {
     let layer = |base, dimensions, scaling| Layer {
         attention: Attention {
-            heads: 2,
-            head_dim: 16,
             rotary: Some(Rotary {
                 base,
                 dimensions,
                 scaling,
             }),
+            ..Attention::new(2, 16)
         },
         inner: 24,
         activation: Activation::Silu,
         is_gated: true,
         has_bias: false,
+        norms: NormKind::Layer,
+        query_norms: None,
         relative_bias: None,
     };
     let scaled = |factor, trained_positions| {
@@ -643,6 +743,7 @@ fn every_layer_has_its_own_rotation() {
             width: 32,
             numbering: None,
             has_token_type: false,
+            word_scale: None,
             layers: vec![first, second],
             poolings: vec![Pooling::Mean],
             lengths: vec![3, 7, 20],
@@ -655,21 +756,20 @@ fn every_layer_has_its_own_rotation() {
 #[test]
 fn a_pooling_of_one_token_prunes_the_last_layer() {
     let layer = Layer {
-        attention: Attention {
-            heads: 1,
-            head_dim: 16,
-            rotary: None,
-        },
+        attention: Attention::new(1, 16),
         inner: 8,
         activation: Activation::Gelu,
         is_gated: false,
         has_bias: true,
+        norms: NormKind::Layer,
+        query_norms: None,
         relative_bias: None,
     };
     let encoder = Encoder {
         width: 16,
         numbering: Some(Numbering::Index),
         has_token_type: false,
+        word_scale: None,
         layers: vec![layer.clone(), layer],
         poolings: vec![],
         lengths: vec![],

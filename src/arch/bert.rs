@@ -16,7 +16,9 @@ use super::weights::Weights;
 use super::{Architecture, Encoder, Facts};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::graph::{Activation, Attention, Graph, Numbering, Projections, RelativeBias, Value};
+use crate::graph::{
+    Activation, Attention, Graph, Mask, Numbering, Projections, RelativeBias, Value,
+};
 
 pub const BERT: Architecture = Architecture {
     model_types: &["bert"],
@@ -106,7 +108,7 @@ impl Bert {
         &self,
         index: usize,
         weights: &Weights,
-        bias: Option<RelativeBias>,
+        attention: &Attention,
         graph: &mut Graph,
         x: Value,
     ) -> Result<Value> {
@@ -127,8 +129,9 @@ impl Bert {
             query: linear(names.query, width, width)?,
             key: linear(names.key, width, width)?,
             value: linear(names.value, width, width)?,
+            norms: None,
         };
-        let attended = graph.attend(x, projections, self.attention, bias);
+        let attended = graph.attend(x, projections, attention.clone());
         let attended = graph.linear(attended, linear(names.attention_output, width, width)?);
         let sum = graph.add(attended, x);
         let x = graph.norm(sum, norm(names.attention_norm)?);
@@ -159,16 +162,15 @@ impl Encoder for Bert {
         let embedded = graph.embed(weights.embeddings(width, self.vocab_size, positions, types)?);
         let norm = weights.norm("embeddings.LayerNorm", width, epsilon)?;
         let mut x = graph.norm(embedded, norm);
-        let bias = self.bias.as_ref().map(|bias| {
-            let table = weights.tensor(bias.name, &[bias.buckets, self.attention.heads]);
-            table.map(|table| RelativeBias {
-                table,
+        let mut attention = self.attention.clone();
+        if let Some(bias) = &self.bias {
+            attention.mask = Mask::Relative(RelativeBias {
+                table: weights.tensor(bias.name, &[bias.buckets, attention.heads])?,
                 most_distance: bias.most_distance,
-            })
-        });
-        let bias = bias.transpose()?;
+            });
+        }
         for index in 0..self.num_hidden_layers {
-            x = self.layer(index, &weights, bias.clone(), &mut graph, x)?;
+            x = self.layer(index, &weights, &attention, &mut graph, x)?;
         }
         Ok(graph)
     }

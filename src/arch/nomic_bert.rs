@@ -134,7 +134,7 @@ impl NomicBert {
             weights.norm(&name, width, self.layer_norm_epsilon)
         };
         let fused = linear("attn.Wqkv", 3 * width, width, bias)?;
-        let attended = graph.attend(x, Projections::of_fused(&fused), self.attention, None);
+        let attended = graph.attend(x, Projections::of_fused(&fused), self.attention.clone());
         let attended = graph.linear(attended, linear("attn.out_proj", width, width, bias)?);
         let sum = graph.add(attended, x);
         let x = graph.norm(sum, norm("norm1")?);

@@ -139,16 +139,12 @@ impl<'a> Settings<'a> {
         )
     }
 
-    /// An attention without rotation whose heads divide the hidden state evenly.
+    /// [`Attention::new`] with heads that divide the hidden state evenly.
     pub fn attention(&self, width: usize, heads: usize) -> Result<Attention> {
         if !width.is_multiple_of(heads) {
             let problem = format!("{heads} heads do not divide a hidden size of {width}");
             return Err(Error::invalid(self.path, problem));
         }
-        Ok(Attention {
-            heads,
-            head_dim: width / heads,
-            rotary: None,
-        })
+        Ok(Attention::new(heads, width / heads))
     }
 }

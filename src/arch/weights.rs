@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::Result;
-use crate::graph::{EmbeddingTables, LayerNorm, Linear, Numbering, Positions};
+use crate::graph::{EmbeddingTables, Linear, Norm, NormKind, Numbering, Positions};
 
 /// A checkpoint whose names may all have a prefix, such as `bert.`, that the architecture does not know of.
 pub struct Weights<'a> {
@@ -40,17 +40,26 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// `<name>.{weight,bias}`, or the `{gamma,beta}` of checkpoints converted from TensorFlow.
-    pub fn norm(&self, name: &str, width: usize, epsilon: f32) -> Result<LayerNorm> {
+    /// A layer norm with `<name>.{weight,bias}`, or the `{gamma,beta}` of checkpoints converted from TensorFlow.
+    pub fn norm(&self, name: &str, width: usize, epsilon: f32) -> Result<Norm> {
         let gamma = self.full_name(&format!("{name}.gamma"));
         let (scale, shift) = if self.checkpoint.has(&gamma) {
             ("gamma", "beta")
         } else {
             ("weight", "bias")
         };
-        Ok(LayerNorm {
-            weight: self.tensor(&format!("{name}.{scale}"), &[width])?,
-            bias: self.tensor(&format!("{name}.{shift}"), &[width])?,
+        Ok(Norm {
+            bias: Some(self.tensor(&format!("{name}.{shift}"), &[width])?),
+            ..self.scale(NormKind::Layer, &format!("{name}.{scale}"), width, epsilon)?
+        })
+    }
+
+    /// A normalization without shift, whose scale is the tensor `name`.
+    pub fn scale(&self, kind: NormKind, name: &str, width: usize, epsilon: f32) -> Result<Norm> {
+        Ok(Norm {
+            kind,
+            weight: self.tensor(name, &[width])?,
+            bias: None,
             epsilon,
         })
     }
@@ -76,6 +85,7 @@ impl<'a> Weights<'a> {
         });
         Ok(EmbeddingTables {
             words: table("word_embeddings", vocabulary)?,
+            word_scale: None,
             positions: positions.transpose()?,
             token_type: token_type.transpose()?,
         })

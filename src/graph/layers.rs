@@ -28,15 +28,37 @@ impl Linear {
     }
 }
 
-/// Layer normalization over the last dimension.
+/// Normalization of every run of as many numbers as there are weights: of whole rows, or of each head in a row.
 #[derive(Debug, Clone)]
-pub struct LayerNorm {
+pub struct Norm {
+    /// How numbers are normalized.
+    pub kind: NormKind,
     /// Scale, `[width]`.
     pub weight: TensorSlice,
     /// Shift, `[width]`.
-    pub bias: TensorSlice,
-    /// Added to the variance.
+    pub bias: Option<TensorSlice>,
+    /// Added to the variance, or to the mean square.
     pub epsilon: f32,
+}
+
+impl Norm {
+    /// How many numbers are normalized together.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.weight.shape[0]
+    }
+}
+
+/// What is divided by what, before scale and shift.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `LayerNorm`: the distance to the mean by the standard deviation.
+    Layer,
+    /// `RMSNorm`: by the root mean square. There is no shift.
+    RootMeanSquare {
+        /// Whether the scale is one more than the weight, as in Gemma.
+        one_more: bool,
+    },
 }
 
 /// What is summed into a token's first hidden state.
@@ -44,6 +66,8 @@ pub struct LayerNorm {
 pub struct EmbeddingTables {
     /// `[vocabulary, width]`, looked up by token id.
     pub words: TensorSlice,
+    /// What rows of `words` are multiplied by.
+    pub word_scale: Option<f32>,
     /// A row for each place in a text.
     pub positions: Option<Positions>,
     /// `[1, width]`: row 0 of the token-type table, the same for every token of a single text.
@@ -136,14 +160,70 @@ impl NtkScaling {
 }
 
 /// Settings of a self-attention.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Attention {
     /// Number of heads.
     pub heads: usize,
-    /// Width of a head. Scores are divided by its square root.
+    /// Number of heads that keys and values have: each is for `heads / kv_heads` neighbouring heads of queries.
+    pub kv_heads: usize,
+    /// Width of a head.
     pub head_dim: usize,
+    /// What scores are multiplied by.
+    pub scale: f32,
     /// Rotation of queries and keys.
     pub rotary: Option<Rotary>,
+    /// Which tokens see each other.
+    pub mask: Mask,
+}
+
+impl Attention {
+    /// One head of keys and values for each head, all tokens seeing each other, and scores divided by the square root of the
+    /// width of a head.
+    #[must_use]
+    pub fn new(heads: usize, head_dim: usize) -> Self {
+        Self {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale: (head_dim as f32).sqrt().recip(),
+            rotary: None,
+            mask: Mask::None,
+        }
+    }
+}
+
+/// What is added to the scaled scores of a query and a key.
+#[derive(Debug, Clone)]
+pub enum Mask {
+    /// Nothing: every token sees all tokens of its text.
+    None,
+    /// Minus infinity for the tokens behind the query.
+    Causal,
+    /// Minus infinity for tokens that are farther away than this, before or behind.
+    Window(usize),
+    /// A number of its own for each head and distance.
+    Relative(RelativeBias),
+    /// The distance, times [`alibi_slope`] of the head, subtracted.
+    Alibi,
+}
+
+/// How much the score of a pair of tokens falls with each token between them: of this head among so many.
+/// Source: Press et al., <https://arxiv.org/abs/2108.12409>, and `_get_alibi_head_slopes` in `jinaai/jina-bert-implementation`:
+/// `2^(−8(i+1)/n)` for a power of two; otherwise those of the largest power of two below, then every other one of twice as
+/// many.
+#[must_use]
+pub fn alibi_slope(head: usize, heads: usize) -> f64 {
+    let of_power = |head: usize, heads: usize| (-8.0 * (head + 1) as f64 / heads as f64).exp2();
+    let power = if heads.is_power_of_two() {
+        heads
+    } else {
+        heads.next_power_of_two() / 2
+    };
+    if head < power {
+        of_power(head, power)
+    } else {
+        of_power(2 * (head - power), 2 * power)
+    }
 }
 
 /// A number that is added to the scores of a head for each pair of tokens, by the distance between them: that of the row
@@ -177,7 +257,7 @@ impl RelativeBias {
     }
 }
 
-/// Query, key and value projections, each `[heads · head_dim, width]`.
+/// Query, key and value projections: `[heads · head_dim, width]`, keys and values `[kv_heads · head_dim, width]`.
 #[derive(Debug, Clone)]
 pub struct Projections {
     /// Makes the queries.
@@ -186,6 +266,8 @@ pub struct Projections {
     pub key: Linear,
     /// Makes the values.
     pub value: Linear,
+    /// Applied to queries and to keys, before they are rotated: to whole rows or to each head, by its width.
+    pub norms: Option<[Norm; 2]>,
 }
 
 impl Projections {
@@ -196,6 +278,7 @@ impl Projections {
             query: fused.part(0, 3),
             key: fused.part(1, 3),
             value: fused.part(2, 3),
+            norms: None,
         }
     }
 }

@@ -10,8 +10,8 @@ mod layers;
 mod prune;
 
 pub use self::layers::{
-    Activation, Attention, EmbeddingTables, LayerNorm, Linear, NtkScaling, Numbering, Pooling,
-    Positions, Projections, RelativeBias, Rotary,
+    Activation, Attention, EmbeddingTables, Linear, Mask, Norm, NormKind, NtkScaling, Numbering,
+    Pooling, Positions, Projections, RelativeBias, Rotary, alibi_slope,
 };
 
 /// The result of an operation, given by its place in the graph.
@@ -51,12 +51,12 @@ pub enum Op {
         /// The layer.
         layer: Linear,
     },
-    /// Layer normalization of every row.
+    /// Normalization of every row.
     Norm {
         /// What it is applied to.
         x: Value,
         /// The layer.
-        layer: LayerNorm,
+        layer: Norm,
     },
     /// The activation of every number.
     Activate {
@@ -82,9 +82,7 @@ pub enum Op {
         /// From states to queries, keys and values.
         projections: Box<Projections>,
         /// Everything else.
-        attention: Attention,
-        /// What is added to the scores.
-        bias: Option<Box<RelativeBias>>,
+        attention: Box<Attention>,
     },
     /// The rows of some tokens of `x`, which has those of all.
     Select {
@@ -212,7 +210,7 @@ impl Graph {
     }
 
     /// Records [`Op::Norm`].
-    pub fn norm(&mut self, x: Value, layer: LayerNorm) -> Value {
+    pub fn norm(&mut self, x: Value, layer: Norm) -> Value {
         self.push_like(x, Op::Norm { x, layer })
     }
 
@@ -232,19 +230,12 @@ impl Graph {
     }
 
     /// Records [`Op::Attend`]: the heads of each token side by side, `heads · head_dim` wide.
-    pub fn attend(
-        &mut self,
-        x: Value,
-        projections: Projections,
-        attention: Attention,
-        bias: Option<RelativeBias>,
-    ) -> Value {
+    pub fn attend(&mut self, x: Value, projections: Projections, attention: Attention) -> Value {
         let width = attention.heads * attention.head_dim;
         let op = Op::Attend {
             x,
             projections: Box::new(projections),
-            attention,
-            bias: bias.map(Box::new),
+            attention: Box::new(attention),
         };
         self.push(op, Rows::All, width)
     }
@@ -269,7 +260,7 @@ impl Graph {
     /// The attentions, in their order.
     pub fn attentions(&self) -> impl Iterator<Item = &Attention> {
         self.nodes.iter().filter_map(|node| match &node.op {
-            Op::Attend { attention, .. } => Some(attention),
+            Op::Attend { attention, .. } => Some(&**attention),
             _ => None,
         })
     }
@@ -287,7 +278,7 @@ impl Graph {
     }
 
     /// Bytes of activations per token in float32, an upper estimate: states in and out of a layer, q, k and v, and the
-    /// wide part of the feed-forward, with their temporaries.
+    /// wide part of the feed-forward, with their temporaries; of attention to a window, its scores and copies.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
         let widths = |is_layer: fn(&Op) -> bool| {
@@ -296,20 +287,29 @@ impl Graph {
         };
         let states = widths(|op| matches!(op, Op::Embed(_)));
         let widest = widths(|op| matches!(op, Op::Linear { .. }));
-        (8 * states + 4 * widest) * size_of::<f32>()
-    }
-
-    /// Whether anything is added to the scores of an attention.
-    #[must_use]
-    pub fn has_bias(&self) -> bool {
-        let mut ops = self.nodes.iter().map(|node| &node.op);
-        ops.any(|op| matches!(op, Op::Attend { bias: Some(_), .. }))
+        let windows = self.attentions().map(|attention| match attention.mask {
+            Mask::Window(reach) => attention.heads * (9 * reach + 8 * attention.head_dim),
+            _ => 0,
+        });
+        (8 * states + 4 * widest + windows.max().unwrap_or(0)) * size_of::<f32>()
     }
 
     /// Bytes of attention scores per pair of tokens in float32, where those of all heads are kept.
     #[must_use]
     pub fn score_bytes(&self) -> usize {
-        let heads = self.attentions().map(|attention| attention.heads).max();
+        Self::bytes_of_scores(self.attentions())
+    }
+
+    /// [`Self::score_bytes`] where they are kept only if something is added to them.
+    #[must_use]
+    pub fn masked_score_bytes(&self) -> usize {
+        let attentions = self.attentions();
+        Self::bytes_of_scores(attentions.filter(|one| !matches!(one.mask, Mask::None)))
+    }
+
+    fn bytes_of_scores<'a>(attentions: impl Iterator<Item = &'a Attention>) -> usize {
+        let of_pairs = attentions.filter(|one| !matches!(one.mask, Mask::Window(_)));
+        let heads = of_pairs.map(|attention| attention.heads).max();
         heads.unwrap_or(0) * size_of::<f32>()
     }
 }

@@ -4,7 +4,7 @@
 //! operands that they compute themselves; an attention uses all rows of its input, but can compute its result for first
 //! tokens only. What is not used is dropped.
 
-use super::{Graph, Node, Op, Pooling, Rows, Value};
+use super::{Graph, Mask, Node, Op, Pooling, Rows, Value};
 
 pub fn pooled(graph: &Graph, poolings: &[Pooling]) -> Graph {
     match poolings {
@@ -75,10 +75,12 @@ fn needed_for(graph: &Graph, rows: Rows) -> Graph {
 /// The rows that an operation has to compute if these are wanted; `None` if none are.
 fn computed(node: &Node, wanted: Option<Rows>) -> Option<Rows> {
     let wanted = wanted?;
-    Some(match node.op {
+    Some(match &node.op {
         Op::Embed(_) => Rows::All,
         // The position of the last token depends on the text's length, and so would its rotation.
         Op::Attend { .. } if wanted == Rows::Last => Rows::All,
+        // A first token that sees only itself says nothing about a text: no model pools it.
+        Op::Attend { attention, .. } if matches!(attention.mask, Mask::Causal) => Rows::All,
         Op::Select { .. } | Op::Pool { .. } => node.rows,
         _ => wanted,
     })

@@ -10,15 +10,15 @@ use std::ffi::c_void;
 
 use half::{bf16, f16};
 use mlx_rs::error::Exception;
-use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
+use mlx_rs::fast;
 use mlx_rs::transforms::compile::compile;
 use mlx_rs::{Array, ArrayElement, Dtype, ops};
 
-use super::parameters::{Affine, FusedProjections, Parameters, Weights};
+use super::parameters::{Affine, NormWeights, Parameters, Weights};
 use super::{mlx_error, padded, size};
 use crate::error::{Error, Result};
 use crate::graph::{
-    Activation, Attention, Graph, Node, Numbering, Op, Pooling, RelativeBias, Rotary, Rows,
+    Activation, EmbeddingTables, Graph, Node, Norm, NormKind, Numbering, Op, Pooling, Rotary, Rows,
 };
 use crate::runtime::shutdown;
 use crate::runtime::stop::Stop;
@@ -79,7 +79,7 @@ fn silu(x: &Array) -> Result<Array, Exception> {
 }
 
 /// A scalar that does not widen what it is combined with, as a float32 one would.
-fn constant(value: f32, dtype: Dtype) -> Array {
+pub fn constant(value: f32, dtype: Dtype) -> Array {
     match dtype {
         Dtype::Float16 => Array::from_slice(&[f16::from_f32(value)], &[]),
         Dtype::Bfloat16 => Array::from_slice(&[bf16::from_f32(value)], &[]),
@@ -141,14 +141,14 @@ pub struct Pass<'a> {
     parameters: &'a Parameters,
     kernels: &'a mut Kernels,
     stop: &'a Stop,
-    batch: &'a PaddedBatch,
+    pub(super) batch: &'a PaddedBatch,
     ids: Array,
     /// `[batch, 1, 1, length]`, true for real tokens; only where something is padded.
-    mask: Option<Array>,
+    pub(super) mask: Option<Array>,
     /// For each rotation so far, the divisors of the positions, `[dimensions / 2]`.
     wavelengths: Vec<(Rotary, Array)>,
-    /// The biases so far, by the name of their table and whether they are of all tokens.
-    biases: Vec<((String, bool), Array)>,
+    /// Other masks so far, by what they are.
+    pub(super) masks: Vec<(String, Array)>,
 }
 
 impl<'a> Pass<'a> {
@@ -176,7 +176,7 @@ impl<'a> Pass<'a> {
             mask,
             batch,
             wavelengths: Vec::new(),
-            biases: Vec::new(),
+            masks: Vec::new(),
         })
     }
 
@@ -216,17 +216,12 @@ impl<'a> Pass<'a> {
 
     fn compute(&mut self, node: &Node, weights: &Weights, operands: &[Array]) -> Result<Array> {
         let array = match (&node.op, weights, operands) {
-            (Op::Embed(embeddings), Weights::Tables(words, table), []) => {
-                let positions = embeddings.positions.as_ref().zip(table.as_ref());
-                let positions = positions.map(|(positions, table)| (positions.numbering, table));
-                self.embed(words, positions, size(node.width)?)
+            (Op::Embed(embeddings), Weights::Tables(words, positions), []) => {
+                self.embed(embeddings, words, positions.as_ref(), size(node.width)?)
             }
             (Op::Add(..), _, [a, b]) => ops::add(a, b),
             (Op::Linear { .. }, Weights::Linear(layer), [x]) => affine(x, layer),
-            (Op::Norm { layer, .. }, Weights::Norm(scale, shift), [x]) => {
-                fast::layer_norm(x, scale, shift, layer.epsilon)
-                    .and_then(|normed| self.narrow(normed))
-            }
+            (Op::Norm { layer, .. }, Weights::Norm(weights), [x]) => self.norm(x, layer, weights),
             (Op::Activate { activation, .. }, _, [x]) => self.activate(x, *activation),
             (Op::Gate { activation, .. }, _, [x, gate]) => match activation {
                 Activation::Silu => (self.kernels.swiglu)((x, gate)),
@@ -234,17 +229,15 @@ impl<'a> Pass<'a> {
             },
             (
                 Op::Attend {
-                    attention, bias, ..
+                    projections,
+                    attention,
+                    ..
                 },
-                Weights::Projections(projections, table),
+                Weights::Attention(weights),
                 [x],
             ) => {
                 self.finish_before(x)?;
-                let mask = match bias.as_deref().zip(table.as_ref()) {
-                    Some((bias, table)) => Some(self.relative_bias(bias, table, node.rows)?),
-                    None => self.mask.clone(),
-                };
-                return self.attend(x, projections, attention, mask.as_ref());
+                return self.attend(x, projections, attention, weights, node.rows);
             }
             (Op::Select { rows, .. }, _, [x]) => match rows {
                 Rows::All => Ok(x.clone()),
@@ -273,17 +266,16 @@ impl<'a> Pass<'a> {
 
     fn embed(
         &self,
+        embeddings: &EmbeddingTables,
         words: &Array,
-        positions: Option<(Numbering, &Array)>,
+        positions: Option<&Array>,
         width: i32,
     ) -> Result<Array, Exception> {
-        let words = words.take_axis(&self.ids, 0)?;
-        let summed = match positions {
-            Some((numbering, table)) => {
-                ops::add(words, table.take_axis(self.position_rows(numbering)?, 0)?)?
-            }
-            None => words,
-        };
+        let mut summed = words.take_axis(&self.ids, 0)?;
+        if let Some((positions, table)) = embeddings.positions.as_ref().zip(positions) {
+            let rows = self.position_rows(positions.numbering)?;
+            summed = ops::add(summed, table.take_axis(rows, 0)?)?;
+        }
         summed.reshape(&[-1, width])
     }
 
@@ -309,46 +301,19 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn attend(
-        &mut self,
+    /// Normalizes as many numbers as there are weights together: the last dimension.
+    pub(super) fn norm(
+        &self,
         x: &Array,
-        projections: &FusedProjections,
-        attention: &Attention,
-        mask: Option<&Array>,
-    ) -> Result<Array> {
-        let [query, key, value] = self.project(x, projections, attention)?;
-        let scale = (attention.head_dim as f32).sqrt().recip();
-        let mask = mask.map(ScaledDotProductAttentionMask::from);
-        let width = size(attention.heads * attention.head_dim)?;
-        fast::scaled_dot_product_attention(query, key, value, scale, mask, None)
-            .and_then(|mixed| mixed.transpose_axes(&[0, 2, 1, 3])?.reshape(&[-1, width]))
-            .map_err(mlx_error)
-    }
-
-    /// What is added to the scores, minus infinity for padding: `[texts or 1, heads, queries, length]`.
-    fn relative_bias(&mut self, bias: &RelativeBias, table: &Array, rows: Rows) -> Result<Array> {
-        let key = (bias.table.name.clone(), rows == Rows::All);
-        if let Some((_, known)) = self.biases.iter().find(|(name, _)| *name == key) {
-            return Ok(known.clone());
-        }
-        let length = i64::from(self.batch.length);
-        let queries = if rows == Rows::All { length } else { 1 };
-        let buckets = (0..queries)
-            .flat_map(|query| (0..length).map(move |key| bias.bucket(key - query) as u32));
-        let buckets = buckets.collect::<Vec<u32>>();
-        let shape = [queries as i32, self.batch.length];
-        let buckets = array(&buckets, &shape)?;
-        let biases = || -> Result<Array, Exception> {
-            let biases = table.take_axis(&buckets, 0)?.transpose_axes(&[2, 0, 1])?;
-            let biases = biases.reshape(&[1, -1, shape[0], shape[1]])?;
-            match &self.mask {
-                Some(mask) => ops::select(mask, biases, constant(f32::NEG_INFINITY, table.dtype())),
-                None => Ok(biases),
-            }
+        norm: &Norm,
+        weights: &NormWeights,
+    ) -> Result<Array, Exception> {
+        let NormWeights { scale, shift } = weights;
+        let normed = match norm.kind {
+            NormKind::Layer => fast::layer_norm(x, scale, shift.as_ref(), norm.epsilon),
+            NormKind::RootMeanSquare { .. } => fast::rms_norm(x, Some(scale), norm.epsilon),
         };
-        let biases = biases().map_err(mlx_error)?;
-        self.biases.push((key, biases.clone()));
-        Ok(biases)
+        self.narrow(normed?)
     }
 
     fn pool(&self, x: &Array, poolings: &[Pooling]) -> Result<Array> {
@@ -361,6 +326,11 @@ impl<'a> Pass<'a> {
         }
     }
 
+    /// The format of the weights.
+    pub(super) const fn dtype(&self) -> Dtype {
+        self.parameters.dtype
+    }
+
     /// Back to the format of the weights.
     fn narrow(&self, x: Array) -> Result<Array, Exception> {
         match self.parameters.dtype {
@@ -369,13 +339,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// `[batch · length, n · heads · head_dim]` → `[batch, n · heads, length, head_dim]`, a view.
-    fn to_heads(&self, x: &Array, length: i32, head_dim: i32) -> Result<Array, Exception> {
-        x.reshape(&[self.batch.texts, length, -1, head_dim])?
-            .transpose_axes(&[0, 2, 1, 3])
-    }
-
-    fn rotate(&mut self, x: &Array, rotary: &Rotary) -> Result<Array> {
+    /// `x` is `[batch, heads, length, head_dim]`.
+    pub(super) fn rotate(&mut self, x: &Array, rotary: &Rotary) -> Result<Array> {
         let known = self.wavelengths.iter().find(|known| known.0 == *rotary);
         let wavelengths = if let Some((_, wavelengths)) = known {
             wavelengths.clone()
@@ -388,46 +353,8 @@ impl<'a> Pass<'a> {
         fast::rope(x, dimensions, false, None, 1.0, 0, &wavelengths).map_err(mlx_error)
     }
 
-    /// Queries, keys and values as heads, rotated.
-    fn project(
-        &mut self,
-        x: &Array,
-        projections: &FusedProjections,
-        attention: &Attention,
-    ) -> Result<[Array; 3]> {
-        let (heads, head_dim) = (size(attention.heads)?, size(attention.head_dim)?);
-        let length = self.batch.length;
-        match projections {
-            FusedProjections::All(all) => {
-                let joined =
-                    affine(x, all).and_then(|joined| self.to_heads(&joined, length, head_dim));
-                let joined = joined.map_err(mlx_error)?;
-                let Some(rotary) = &attention.rotary else {
-                    return parts(&joined, &[heads, 2 * heads]);
-                };
-                // One rotation for queries and keys together.
-                let [to_rotate, value] = parts(&joined, &[2 * heads])?;
-                let [query, key] = parts(&self.rotate(&to_rotate, rotary)?, &[heads])?;
-                Ok([query, key, value])
-            }
-            FusedProjections::First(first, rest) => {
-                // A first token is at position 0, where the rotation is the identity.
-                let query = self.first_rows(x).and_then(|rows| affine(&rows, first));
-                let query = query
-                    .and_then(|query| self.to_heads(&query, 1, head_dim))
-                    .map_err(mlx_error)?;
-                let rest = affine(x, rest).and_then(|rest| self.to_heads(&rest, length, head_dim));
-                let [mut key, value] = parts(&rest.map_err(mlx_error)?, &[heads])?;
-                if let Some(rotary) = &attention.rotary {
-                    key = self.rotate(&key, rotary)?;
-                }
-                Ok([query, key, value])
-            }
-        }
-    }
-
     /// `[batch · length, width]` → `[batch, width]`.
-    fn first_rows(&self, x: &Array) -> Result<Array, Exception> {
+    pub(super) fn first_rows(&self, x: &Array) -> Result<Array, Exception> {
         self.per_text(x)?.take_axis(Array::from_int(0), 1)
     }
 
@@ -509,22 +436,11 @@ fn unexpected(what: &str) -> Error {
     Error::inference(format!("MLX was given {what} to compute"))
 }
 
-fn affine(x: &Array, layer: &Affine) -> Result<Array, Exception> {
+pub fn affine(x: &Array, layer: &Affine) -> Result<Array, Exception> {
     match &layer.bias {
         Some(bias) => ops::addmm(bias, x, &layer.weight, None, None),
         None => ops::matmul(x, &layer.weight),
     }
-}
-
-/// Splits `[batch, heads, length, head_dim]` before these heads.
-fn parts<const N: usize>(x: &Array, before: &[i32]) -> Result<[Array; N]> {
-    let parts = x.split_at_indices(before, 1).map_err(mlx_error)?;
-    parts.try_into().map_err(|parts: Vec<Array>| {
-        let count = parts.len();
-        Error::inference(format!(
-            "MLX split an array into {count} parts instead of {N}"
-        ))
-    })
 }
 
 /// `base'^(2i/d)` with `base' = base · growth^(d/(d−2))`: what positions are divided by before the rotation.
@@ -546,7 +462,7 @@ fn wavelengths(rotary: &Rotary, scaled_length: Option<usize>) -> Result<Array> {
 }
 
 /// A copy of `values` in MLX's memory. mlx-rs's own constructor does not notice a failed allocation.
-fn array<T: ArrayElement>(values: &[T], shape: &[i32]) -> Result<Array> {
+pub fn array<T: ArrayElement>(values: &[T], shape: &[i32]) -> Result<Array> {
     debug_assert_eq!(values.len() as i32, shape.iter().product::<i32>());
     // SAFETY: MLX copies as many values as the shape has, which is the length of `values`.
     let array = unsafe { Array::from_raw_data(values.as_ptr().cast::<c_void>(), shape, T::DTYPE) };

@@ -41,6 +41,7 @@
 //! unmodified crates against the official MLX wheel; `xtask` prepares that, and says how. Nothing in this folder
 //! depends on the operating system.
 
+mod attention;
 mod forward;
 mod parameters;
 #[cfg(test)]

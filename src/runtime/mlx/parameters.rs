@@ -1,13 +1,17 @@
 //! A graph's weights as MLX arrays, laid out for the forward pass: what every pass would do to them is done once. The
-//! matrices of q, k and v are joined, matrices are transposed without a copy, and the token type is added to a table.
+//! matrices of q, k and v are joined, matrices are transposed without a copy, the words are scaled, and the token type is added
+//! to a table.
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops, transforms};
 
+use super::forward::constant;
 use super::{mlx_error, size};
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use crate::error::{Error, Result};
-use crate::graph::{EmbeddingTables, Graph, LayerNorm, Linear, Node, Op, Projections, Rows};
+use crate::graph::{
+    Attention, EmbeddingTables, Graph, Linear, Mask, Node, Norm, NormKind, Op, Projections, Rows,
+};
 
 /// A fully connected layer.
 pub struct Affine {
@@ -38,10 +42,29 @@ pub enum Weights {
     /// Tables of words, `[vocabulary, width]`, and positions, `[positions, width]`.
     Tables(Array, Option<Array>),
     Linear(Affine),
-    /// Scale and shift, float32.
-    Norm(Array, Array),
-    /// With the table of a bias, `[buckets, heads]`.
-    Projections(FusedProjections, Option<Array>),
+    Norm(NormWeights),
+    Attention(AttentionWeights),
+}
+
+/// Scale and shift of a norm, float32.
+pub struct NormWeights {
+    pub scale: Array,
+    pub shift: Option<Array>,
+}
+
+/// The weights of an attention.
+pub struct AttentionWeights {
+    pub projections: FusedProjections,
+    /// Of queries and of keys.
+    pub norms: Option<[NormWeights; 2]>,
+    /// The table of a bias by distance, `[buckets, heads]`.
+    pub bias: Option<Array>,
+}
+
+impl NormWeights {
+    fn arrays(&self) -> impl Iterator<Item = &Array> {
+        std::iter::once(&self.scale).chain(&self.shift)
+    }
 }
 
 /// All weights of a graph.
@@ -72,15 +95,17 @@ impl Weights {
             Self::None => vec![],
             Self::Tables(words, positions) => std::iter::once(words).chain(positions).collect(),
             Self::Linear(affine) => affine.arrays(),
-            Self::Norm(scale, shift) => vec![scale, shift],
-            Self::Projections(projections, bias) => {
-                let mut arrays = match projections {
+            Self::Norm(norm) => norm.arrays().collect(),
+            Self::Attention(attention) => {
+                let mut arrays = match &attention.projections {
                     FusedProjections::All(all) => all.arrays(),
                     FusedProjections::First(query, rest) => {
                         [query.arrays(), rest.arrays()].concat()
                     }
                 };
-                arrays.extend(bias);
+                let norms = attention.norms.iter().flatten();
+                arrays.extend(norms.flat_map(NormWeights::arrays));
+                arrays.extend(&attention.bias);
                 arrays
             }
         }
@@ -97,15 +122,12 @@ impl Loader<'_> {
         Ok(match &node.op {
             Op::Embed(embeddings) => self.tables(embeddings)?,
             Op::Linear { layer, .. } => Weights::Linear(self.join(&[layer])?),
-            Op::Norm { layer, .. } => self.norm(layer)?,
+            Op::Norm { layer, .. } => Weights::Norm(self.norm(layer)?),
             Op::Attend {
-                projections, bias, ..
-            } => {
-                let bias = bias
-                    .as_ref()
-                    .map(|bias| self.array(&bias.table, self.dtype));
-                Weights::Projections(self.projections(projections, node.rows)?, bias.transpose()?)
-            }
+                projections,
+                attention,
+                ..
+            } => Weights::Attention(self.attention(projections, attention, node.rows)?),
             Op::Add(..)
             | Op::Activate { .. }
             | Op::Gate { .. }
@@ -116,6 +138,9 @@ impl Loader<'_> {
 
     fn tables(&self, embeddings: &EmbeddingTables) -> Result<Weights> {
         let mut words = self.array(&embeddings.words, self.dtype)?;
+        if let Some(scale) = embeddings.word_scale {
+            words = ops::multiply(words, constant(scale, self.dtype)).map_err(mlx_error)?;
+        }
         let positions = embeddings.positions.as_ref();
         let positions = positions.map(|positions| self.array(&positions.table, self.dtype));
         let mut positions = positions.transpose()?;
@@ -127,15 +152,44 @@ impl Loader<'_> {
         Ok(Weights::Tables(words, positions))
     }
 
-    fn norm(&self, norm: &LayerNorm) -> Result<Weights> {
-        Ok(Weights::Norm(
-            self.array(&norm.weight, Dtype::Float32)?,
-            self.array(&norm.bias, Dtype::Float32)?,
-        ))
+    fn norm(&self, norm: &Norm) -> Result<NormWeights> {
+        let mut scale = self.array(&norm.weight, Dtype::Float32)?;
+        if norm.kind == (NormKind::RootMeanSquare { one_more: true }) {
+            scale = ops::add(scale, Array::from_f32(1.0)).map_err(mlx_error)?;
+        }
+        let shift = norm.bias.as_ref();
+        let shift = shift.map(|shift| self.array(shift, Dtype::Float32));
+        Ok(NormWeights {
+            scale,
+            shift: shift.transpose()?,
+        })
+    }
+
+    fn attention(
+        &self,
+        projections: &Projections,
+        attention: &Attention,
+        rows: Rows,
+    ) -> Result<AttentionWeights> {
+        let norms = match &projections.norms {
+            Some([query, key]) => Some([self.norm(query)?, self.norm(key)?]),
+            None => None,
+        };
+        let bias = match &attention.mask {
+            Mask::Relative(bias) => Some(self.array(&bias.table, self.dtype)?),
+            _ => None,
+        };
+        Ok(AttentionWeights {
+            projections: self.projections(projections, rows)?,
+            norms,
+            bias,
+        })
     }
 
     fn projections(&self, projections: &Projections, rows: Rows) -> Result<FusedProjections> {
-        let Projections { query, key, value } = projections;
+        let Projections {
+            query, key, value, ..
+        } = projections;
         Ok(if rows == Rows::All {
             FusedProjections::All(self.join(&[query, key, value])?)
         } else {

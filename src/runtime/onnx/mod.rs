@@ -7,6 +7,7 @@
 //!
 //! Bulk workers have one thread each; the urgent worker's session uses all threads. Batches are never padded.
 
+mod attention;
 mod builder;
 mod nodes;
 mod packing;
@@ -160,12 +161,8 @@ pub fn load(
                 .memory_budget
                 .unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
             token_bytes: graph.token_bytes(),
-            // Without a bias or a mask, ONNX Runtime's attention keeps only a tile of the scores.
-            score_bytes: if graph.has_bias() {
-                graph.score_bytes()
-            } else {
-                0
-            },
+            // Without a mask, ONNX Runtime's attention keeps only a tile of the scores.
+            score_bytes: graph.masked_score_bytes(),
         },
         workers,
         urgent_worker: later(threads),

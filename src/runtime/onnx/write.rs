@@ -17,8 +17,8 @@ use super::nodes::{float, int, string};
 use super::proto::DataType;
 use crate::checkpoint::TensorSlice;
 use crate::graph::{
-    Activation, Attention, EmbeddingTables, Graph, LayerNorm, Linear, Node, Numbering, Op, Pooling,
-    Positions, Projections, RelativeBias, Rotary, Rows,
+    Activation, EmbeddingTables, Graph, Linear, Node, Norm, NormKind, Numbering, Op, Pooling,
+    Positions, Rows,
 };
 use crate::int8;
 
@@ -61,13 +61,7 @@ impl GraphBuilder {
                 x,
                 projections,
                 attention,
-                bias,
-            } => {
-                let bias = bias.as_deref();
-                let bias = bias.map(|bias| self.relative_bias(bias, node.rows));
-                let x = &values[x.index()];
-                self.attend(x, projections, attention, bias.as_deref(), node.rows)
-            }
+            } => self.attend(&values[x.index()], projections, attention, node.rows),
             Op::Select { x, rows } => self.select(&values[x.index()], *rows),
             Op::Pool { x, poolings } => self.pool(&values[x.index()], poolings),
         }
@@ -76,6 +70,10 @@ impl GraphBuilder {
     fn embed(&mut self, embeddings: &EmbeddingTables, width: usize) -> String {
         let words = self.weight(&embeddings.words);
         let mut x = self.op("Gather", &[&words, INPUT], vec![]);
+        if let Some(scale) = embeddings.word_scale {
+            let scale = self.floats("word_scale", &[], [f64::from(scale)]);
+            x = self.op("Mul", &[&x, &scale], vec![]);
+        }
         if let Some(positions) = &embeddings.positions {
             let rows = self.position_rows(positions);
             x = self.op("Add", &[&x, &rows], vec![]);
@@ -113,10 +111,39 @@ impl GraphBuilder {
 
     /// Not fused with the sum before it: `SkipLayerNormalization` takes seven times as long as both (ONNX Runtime 1.30,
     /// x86).
-    fn norm(&mut self, x: &str, norm: &LayerNorm) -> String {
-        let (weight, bias) = (self.weight(&norm.weight), self.weight(&norm.bias));
+    fn norm(&mut self, x: &str, norm: &Norm) -> String {
+        let weight = self.weight(&norm.weight);
         let attributes = vec![int("axis", -1), float("epsilon", norm.epsilon)];
-        self.op("LayerNormalization", &[x, &weight, &bias], attributes)
+        match norm.kind {
+            NormKind::Layer => {
+                let bias = norm.bias.as_ref().map(|bias| self.weight(bias));
+                let inputs = [x, &weight].into_iter();
+                let inputs: Vec<&str> = inputs.chain(bias.as_deref()).collect();
+                self.op("LayerNormalization", &inputs, attributes)
+            }
+            NormKind::RootMeanSquare { one_more: false } => {
+                self.op("SimplifiedLayerNormalization", &[x, &weight], attributes)
+            }
+            NormKind::RootMeanSquare { one_more: true } => {
+                // A sum of the weight and 1 would be computed while a session is made, from what the file holds.
+                let width = norm.width();
+                let ones = std::iter::repeat_n(1.0, width);
+                let ones = self.floats(&format!("ones_{width}"), &[width], ones);
+                let plain = self.op("SimplifiedLayerNormalization", &[x, &ones], attributes);
+                let scaled = self.op("Mul", &[&plain, &weight], vec![]);
+                self.op("Add", &[&scaled, &plain], vec![])
+            }
+        }
+    }
+
+    /// Normalizes flat rows of `width` numbers, or the heads that they consist of.
+    pub(super) fn norm_of_heads(&mut self, flat: &str, width: usize, norm: &Norm) -> String {
+        if norm.width() == width {
+            return self.norm(flat, norm);
+        }
+        let heads = self.flatten(flat, norm.width());
+        let normed = self.norm(&heads, norm);
+        self.flatten(&normed, width)
     }
 
     fn activate(&mut self, x: &str, activation: Activation) -> String {
@@ -129,81 +156,7 @@ impl GraphBuilder {
         }
     }
 
-    /// These rows of `x`, which has all rows.
-    fn attend(
-        &mut self,
-        x: &States,
-        projections: &Projections,
-        attention: &Attention,
-        bias: Option<&str>,
-        rows: Rows,
-    ) -> String {
-        let asking = match rows {
-            Rows::All => x.clone(),
-            Rows::First | Rows::Last => States {
-                name: self.select(x, rows),
-                rows,
-            },
-        };
-        let mut project = |from: &States, linear| {
-            let flat = self.product(from, linear);
-            self.unflatten(&flat, from.rows)
-        };
-        let mut query = project(&asking, &projections.query);
-        let mut key = project(x, &projections.key);
-        let value = project(x, &projections.value);
-        if let Some(rotary) = &attention.rotary {
-            // A first token is at position 0, where the rotation is the identity.
-            if rows == Rows::All {
-                query = self.rotate(&query, rotary, attention);
-            }
-            key = self.rotate(&key, rotary, attention);
-        }
-        let heads = vec![int("num_heads", attention.heads as i64)];
-        let mut inputs = vec![query.as_str(), &key, &value];
-        if let Some(bias) = bias {
-            // Behind two optional inputs.
-            inputs.extend(["", "", bias]);
-        }
-        let mixed = self.op_of(MICROSOFT, "MultiHeadAttention", &inputs, heads);
-        self.flatten(&mixed, attention.heads * attention.head_dim)
-    }
-
-    /// What is added to the scores: `[1, heads, length, length]`, of first tokens `[1, heads, 1, length]`.
-    fn relative_bias(&mut self, bias: &RelativeBias, rows: Rows) -> String {
-        let named = |what: &str| format!("{}.{what}", bias.table.name);
-        // From the farthest distance at which something changes in front of a token to that behind it.
-        let most = bias.most_distance as i64;
-        let buckets = (-most..=most).map(|distance| bias.bucket(distance) as i64);
-        let buckets = self.ints(&named("buckets"), &buckets.collect::<Vec<_>>());
-        let table = self.weight(&bias.table);
-        let axis = self.ints("axis_1", &[1]);
-        let queries = self.places(0);
-        let keys = self.shared("places_column", "Unsqueeze", &[&queries, &axis], vec![]);
-        // A row for each key: `Transpose` turns the order of all dimensions round.
-        let (distances, which) = match rows {
-            Rows::All => {
-                let inputs = [keys.as_str(), &queries];
-                (self.shared("distances", "Sub", &inputs, vec![]), "all")
-            }
-            Rows::First | Rows::Last => (keys, "first"),
-        };
-        let named = |what: &str| named(&format!("{what}_{which}"));
-        let [least, most] =
-            [-most, most].map(|limit| self.int_scalar(&format!("distance_{limit}"), limit));
-        let inputs = [distances.as_str(), &least, &most];
-        let near = self.shared(&named("near"), "Clip", &inputs, vec![]);
-        let index = self.shared(&named("index"), "Add", &[&near, &most], vec![]);
-        // The table comes last. Rows of a constant choice would be taken while a session is made, and be read where they lie
-        // according to the graph, not where the session is told that they are.
-        let buckets = self.shared(&named("bucket"), "Gather", &[&buckets, &index], vec![]);
-        let biases = self.shared(&named("pairs"), "Gather", &[&table, &buckets], vec![]);
-        let biases = self.shared(&named("heads"), "Transpose", &[&biases], vec![]);
-        let axis = self.ints("axis_0", &[0]);
-        self.shared(&named("bias"), "Unsqueeze", &[&biases, &axis], vec![])
-    }
-
-    fn select(&mut self, x: &States, rows: Rows) -> String {
+    pub(super) fn select(&mut self, x: &States, rows: Rows) -> String {
         let pooling = match rows {
             Rows::All => return x.name.clone(),
             Rows::First => Pooling::Cls,
@@ -224,7 +177,7 @@ impl GraphBuilder {
     }
 
     /// `x · weightᵀ + bias`, in the precision of the graph.
-    fn product(&mut self, x: &States, linear: &Linear) -> String {
+    pub(super) fn product(&mut self, x: &States, linear: &Linear) -> String {
         match self.precision {
             Precision::Float => {
                 let weight = self.weight_of(&linear.weight, true);
@@ -309,63 +262,6 @@ impl GraphBuilder {
         let rows = QuantizedRows { bytes, scale };
         self.quantized_rows.insert(x.name.clone(), rows.clone());
         rows
-    }
-
-    /// Cosines and sines of the rotation angles, each `[length, dimensions / 2]`.
-    fn rotation(&mut self, rotary: &Rotary) -> (String, String) {
-        let known = self.rotaries.iter().position(|known| known == rotary);
-        let number = known.unwrap_or(self.rotaries.len());
-        if known.is_none() {
-            self.rotaries.push(*rotary);
-        }
-        let named = |what: &str| format!("rotary_{number}_{what}");
-        let half = rotary.dimensions / 2;
-        let step = |i: usize| 2.0 * i as f64 / rotary.dimensions as f64;
-        let frequencies = (0..half).map(|i| rotary.base.powf(-step(i)));
-        let mut frequency = self.floats(&named("frequencies"), &[1, half], frequencies);
-        if let Some(scaling) = rotary.scaling {
-            // base' = base · growth^(d/(d−2)), so that frequency' = frequency · growth^(−2i/(d−2)).
-            let slope = scaling.factor / scaling.trained_positions as f64;
-            let slope = self.floats(&named("slope"), &[], [slope]);
-            let offset = self.floats(&named("offset"), &[], [scaling.factor - 1.0]);
-            let one = self.floats("one_float", &[], [1.0]);
-            let divisor = rotary.dimensions as f64 - 2.0;
-            let exponents = (0..half).map(|i| -2.0 * i as f64 / divisor);
-            let exponents = self.floats(&named("exponents"), &[1, half], exponents);
-            let length = self.length_float();
-            let scaled = self.shared(&named("scaled_length"), "Mul", &[&length, &slope], vec![]);
-            let growth = self.shared(&named("raw_growth"), "Sub", &[&scaled, &offset], vec![]);
-            let growth = self.shared(&named("growth"), "Max", &[&growth, &one], vec![]);
-            let inputs = [growth.as_str(), &exponents];
-            let correction = self.shared(&named("correction"), "Pow", &inputs, vec![]);
-            let inputs = [frequency.as_str(), &correction];
-            frequency = self.shared(&named("scaled_frequencies"), "Mul", &inputs, vec![]);
-        }
-        let positions = self.positions(0);
-        let axis = self.ints("axis_1", &[1]);
-        let inputs = [positions.as_str(), &axis];
-        let positions = self.shared("positions_column", "Unsqueeze", &inputs, vec![]);
-        let angles = self.shared(&named("angles"), "Mul", &[&positions, &frequency], vec![]);
-        (
-            self.shared(&named("cos"), "Cos", &[&angles], vec![]),
-            self.shared(&named("sin"), "Sin", &[&angles], vec![]),
-        )
-    }
-
-    /// Rotates `[batch, length, width]`.
-    fn rotate(&mut self, x: &str, rotary: &Rotary, attention: &Attention) -> String {
-        let (cos, sin) = self.rotation(rotary);
-        let start = self.ints("rotary_start", &[0]);
-        let mut attributes = vec![int("num_heads", attention.heads as i64)];
-        if rotary.dimensions != attention.head_dim {
-            attributes.push(int("rotary_embedding_dim", rotary.dimensions as i64));
-        }
-        self.op_of(
-            MICROSOFT,
-            "RotaryEmbedding",
-            &[x, &start, &cos, &sin],
-            attributes,
-        )
     }
 
     fn pool_one(&mut self, x: &str, pooling: Pooling) -> String {
