@@ -83,7 +83,9 @@ impl Bert {
     /// Of models that differ from BERT in how positions are numbered, at most.
     pub fn read(settings: &Settings, numbering: Numbering) -> Result<Self> {
         settings.only("position_embedding_type", &json!("absolute"))?;
-        settings.only("is_decoder", &json!(false))?;
+        for key in ["is_decoder", "add_cross_attention"] {
+            settings.only(key, &json!(false))?;
+        }
         let activation = settings.activation("hidden_act")?;
         let hidden_size = settings.count(&["hidden_size"])?;
         let heads = settings.count(&["num_attention_heads"])?;

@@ -3,6 +3,7 @@
 
 mod bert;
 mod distilbert;
+mod modernbert;
 mod mpnet;
 mod nomic_bert;
 mod roberta;
@@ -24,6 +25,7 @@ use crate::graph::Graph;
 const ARCHITECTURES: &[Architecture] = &[
     bert::BERT,
     distilbert::DISTILBERT,
+    modernbert::MODERNBERT,
     mpnet::MPNET,
     nomic_bert::NOMIC_BERT,
     roberta::ROBERTA,

@@ -7,6 +7,24 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Attention, Numbering};
 
+/// How far a layer's attention sees, in the words of `layer_types`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerType {
+    /// `full_attention`
+    Full,
+    /// `sliding_attention`
+    Sliding,
+}
+
+impl LayerType {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full_attention",
+            Self::Sliding => "sliding_attention",
+        }
+    }
+}
+
 /// `config.json` seen as settings by name.
 #[derive(Clone, Copy)]
 pub struct Settings<'a> {
@@ -120,6 +138,62 @@ impl<'a> Settings<'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The type of each layer: `layer_types`, or which are full where older configurations say it by a number.
+    pub fn layer_types(
+        &self,
+        layers: usize,
+        is_full: impl FnOnce(&Self) -> Result<Box<dyn Fn(usize) -> bool>>,
+    ) -> Result<Vec<LayerType>> {
+        let key = "layer_types";
+        let Some(types) = self.get(&[key]) else {
+            let is_full = is_full(self)?;
+            let of_layer = |index| {
+                if is_full(index) {
+                    LayerType::Full
+                } else {
+                    LayerType::Sliding
+                }
+            };
+            return Ok((0..layers).map(of_layer).collect());
+        };
+        let named = |name: &Value| {
+            let types = [LayerType::Full, LayerType::Sliding];
+            types.into_iter().find(|one| name == one.name())
+        };
+        let read = types
+            .as_array()
+            .and_then(|types| types.iter().map(named).collect());
+        let expected =
+            || format!("\"full_attention\" or \"sliding_attention\" for each of {layers} layers");
+        match read {
+            Some(read) if Vec::len(&read) == layers => Ok(read),
+            _ => Err(self.invalid(key, &expected(), types)),
+        }
+    }
+
+    /// The base of the rotation in layers of this type: `rope_parameters.<type>.rope_theta`, or `older_key`, or the default.
+    pub fn rope_base(&self, of: LayerType, older_key: &str, default: f64) -> Result<f64> {
+        self.only("rope_scaling", &Value::Null)?;
+        let key = format!("rope_parameters.{}", of.name());
+        let Some(parameters) = self
+            .get(&["rope_parameters"])
+            .and_then(|by_type| by_type.get(of.name()))
+        else {
+            return match self.get(&[older_key]) {
+                Some(_) => self.number(&[older_key]),
+                None => Ok(default),
+            };
+        };
+        let parameters = Settings::new(self.path, parameters);
+        if let Some(kind) = parameters
+            .get(&["rope_type", "type"])
+            .filter(|kind| *kind != "default")
+        {
+            return Err(self.unsupported(&format!("{key}.rope_type"), kind, "only \"default\""));
+        }
+        parameters.number(&["rope_theta"])
     }
 
     pub fn unsupported(&self, key: &str, value: &Value, supported: &str) -> Error {

@@ -140,6 +140,18 @@ pub struct Rotary {
     pub scaling: Option<NtkScaling>,
 }
 
+impl Rotary {
+    /// Of whole heads, without scaling.
+    #[must_use]
+    pub const fn plain(base: f64, head_dim: usize) -> Self {
+        Self {
+            base,
+            dimensions: head_dim,
+            scaling: None,
+        }
+    }
+}
+
 /// Dynamic NTK scaling: a text of `L > trained_positions` tokens is rotated with the base
 /// `base · (factor · L / trained_positions − (factor − 1))^(d / (d − 2))`, `d` the rotated dimensions.
 /// Source: `NomicBertDynamicNTKRotaryEmbedding` in `nomic-ai/nomic-bert-2048`.
