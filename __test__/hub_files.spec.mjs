@@ -6,7 +6,7 @@ import * as path from "node:path";
 import { test } from "node:test";
 import { assertComplete, FIXTURE, hubWith, ID, NEEDED, repository, tree, WEIGHTS } from "./support/hub.mjs";
 import { COMMIT, filesIn, sendJson } from "./support/hub_server.mjs";
-import { api, embedderError, ROOT } from "./support/models.mjs";
+import { api, embedderError, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const { pull } = api;
 
@@ -29,6 +29,20 @@ test("a model whose Transformer lies in a subfolder is downloaded whole", async 
   const { options } = await hubWith({ ...nothing, ...files });
   const folder = await pull(ID, options);
   assert.deepEqual(tree(folder), Object.keys(files).sort());
+});
+
+test("Dense modules are downloaded with their weights, or the model is refused", async () => {
+  const files = filesIn(path.join(ROOT, "tests/fixtures/bert_dense"));
+  const { hub, options } = await hubWith(files);
+  const folder = await pull(ID, options);
+  const dense = ["2_Dense", "3_Dense"].flatMap((module) => [`${module}/config.json`, `${module}/model.safetensors`]);
+  assert.deepEqual(tree(folder), [...NEEDED, ...dense].sort());
+  delete hub.models[ID].files["3_Dense/model.safetensors"];
+  hub.models[ID].files["3_Dense/pytorch_model.bin"] = WEIGHTS;
+  await assert.rejects(
+    pull(ID, { ...options, cacheFolder: path.join(temporaryFolder(), "hub") }),
+    embedderError("MODEL_UNSUPPORTED", "has no 3_Dense/model.safetensors", "pytorch_model.bin"),
+  );
 });
 
 test("the ONNX graph and its data are downloaded on request, and no other ONNX file", async () => {

@@ -102,6 +102,8 @@ impl TensorSlice {
 pub struct WeightFile {
     /// Where it lies on disk.
     pub path: PathBuf,
+    /// Put in front of its tensors' names; empty in the encoder's own files.
+    pub prefix: String,
     pub(crate) bytes: Pages,
 }
 
@@ -119,22 +121,33 @@ impl Checkpoint {
     /// # Errors
     /// A file is missing, not a regular file, truncated, larger than memory, or its header contradicts its contents.
     pub fn open(folder: &Path, paths: &[PathBuf]) -> Result<Self> {
-        let mut files = Vec::new();
-        let mut tensors = HashMap::new();
-        for path in paths {
-            let bytes = read_weights(path)?;
-            read_header(path, &bytes, files.len(), &mut tensors)?;
-            files.push(WeightFile {
-                path: path.clone(),
-                bytes,
-            });
-        }
-        Ok(Self {
-            files,
-            tensors,
+        let mut checkpoint = Self {
+            files: Vec::new(),
+            tensors: HashMap::new(),
             folder: folder.to_owned(),
             digests: OnceLock::new(),
-        })
+        };
+        for path in paths {
+            checkpoint.read(path, "")?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Reads another file, that of a module with names of its own: `prefix` is put in front of them.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn read(&mut self, path: &Path, prefix: &str) -> Result<()> {
+        let bytes = read_weights(path)?;
+        let file = self.files.len();
+        read_header(path, prefix, &bytes, file, &mut self.tensors)?;
+        self.files.push(WeightFile {
+            path: path.to_owned(),
+            prefix: prefix.to_owned(),
+            bytes,
+        });
+        self.digests = OnceLock::new();
+        Ok(())
     }
 
     /// What precedes `anchor` in the names of this checkpoint: `bert.`, `model.`, or nothing.
@@ -166,8 +179,11 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorSlice> {
         let expected = || format!("shape {shape:?}");
         let Some(tensor) = self.tensors.get(name) else {
+            let of_module =
+                |file: &&WeightFile| !file.prefix.is_empty() && name.starts_with(&file.prefix);
+            let file = self.files.iter().find(of_module);
             return Err(Error::tensor(
-                &self.folder,
+                file.map_or(&self.folder, |file| &file.path),
                 name,
                 expected(),
                 "no such tensor",
@@ -340,6 +356,7 @@ fn incomplete(path: &Path, reason: impl Into<Cause>) -> Error {
 /// Reads one file's header into `tensors`.
 fn read_header(
     path: &Path,
+    prefix: &str,
     bytes: &[u8],
     file: usize,
     tensors: &mut HashMap<String, TensorSlice>,
@@ -362,17 +379,19 @@ fn read_header(
                 ));
             }
         };
+        let name = format!("{prefix}{name}");
         let slice = TensorSlice {
-            name: name.to_owned(),
+            name: name.clone(),
             file,
             dtype,
             shape: view.shape().to_vec(),
             offset: view.data().as_ptr() as usize - bytes.as_ptr() as usize,
         };
-        if tensors.insert(name.to_owned(), slice).is_some() {
+        if tensors.contains_key(&name) {
             let problem = format!("tensor `{name}` is in two files of the checkpoint");
             return Err(Error::invalid(path, problem));
         }
+        tensors.insert(name, slice);
     }
     Ok(())
 }

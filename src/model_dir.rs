@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! config.json                          architecture and its settings
-//! modules.json                         the chain: Transformer, Pooling, perhaps Normalize
+//! modules.json                         the chain: Transformer, Pooling, perhaps Dense modules, perhaps Normalize
 //! 1_Pooling/config.json                pooling
+//! 2_Dense                              a layer behind the pooling, see `dense.rs`
 //! sentence_bert_config.json            token limit, lower-casing
 //! config_sentence_transformers.json    prompts
 //! tokenizer.json, tokenizer_config.json
@@ -32,6 +33,7 @@ use serde_json::Value;
 
 use crate::arch::{self, Encoder, Facts};
 use crate::checkpoint::sha256_hex;
+use crate::dense::Dense;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::graph::Pooling;
@@ -50,6 +52,8 @@ pub struct ModelDir {
     pub encoder: Arc<dyn Encoder>,
     /// How token states become a vector.
     pub pooling: Vec<Pooling>,
+    /// The layers that follow, in their order.
+    pub dense: Vec<Dense>,
     /// Text put in front of queries.
     pub query_prompt: String,
     /// Text put in front of documents.
@@ -133,8 +137,10 @@ impl ModelDir {
         };
 
         let pooled = pooling.len() * facts.width;
+        let dense = Dense::read_all(&modules.dense, pooled)?;
+        let width = dense.last().map_or(pooled, |dense| dense.outputs);
         let known_norm = known.map(|known| known.layer_norm);
-        let matryoshka = read_matryoshka(&config_file.path, facts, pooled, known_norm, options)?;
+        let matryoshka = read_matryoshka(&config_file.path, facts, width, known_norm, options)?;
 
         let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
         let max_seq_length = sentence_bert.count("max_seq_length")?;
@@ -165,6 +171,7 @@ impl ModelDir {
         Ok(Self {
             path: path.to_owned(),
             pooling,
+            dense,
             query_prompt,
             document_prompt,
             max_tokens,
@@ -182,16 +189,17 @@ impl ModelDir {
     /// Length of a vector.
     #[must_use]
     pub fn dimension(&self) -> usize {
-        self.matryoshka.map_or_else(
-            || self.pooled_dimension(),
-            |matryoshka| matryoshka.dimensions,
-        )
+        self.matryoshka
+            .map_or_else(|| self.full_dimension(), |matryoshka| matryoshka.dimensions)
     }
 
     /// Length of a vector before it is truncated to `dimensions`.
     #[must_use]
-    pub fn pooled_dimension(&self) -> usize {
-        self.pooling.len() * self.encoder.facts().width
+    pub fn full_dimension(&self) -> usize {
+        self.dense.last().map_or_else(
+            || self.pooling.len() * self.encoder.facts().width,
+            |dense| dense.outputs,
+        )
     }
 
     /// The bytes of `tokenizer.json`.
@@ -216,12 +224,14 @@ impl ModelDir {
             tokenizer: &'a str,
             config: &'a str,
             pooling: Vec<&'static str>,
+            // Left out where there is none, as is all that was added later: older indexes stay valid.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            dense: Vec<&'a str>,
             query_prompt: &'a str,
             document_prompt: &'a str,
             max_tokens: usize,
             normalize: bool,
             dtype: &'a str,
-            // Left out where nothing is truncated: indexes that are older than this option stay valid.
             #[serde(skip_serializing_if = "Option::is_none")]
             dimensions: Option<usize>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -233,6 +243,7 @@ impl ModelDir {
             tokenizer,
             config: &self.config_digest,
             pooling: self.pooling.iter().map(|pooling| pooling.name()).collect(),
+            dense: (self.dense.iter().map(|dense| &*dense.config_digest)).collect(),
             query_prompt: &self.query_prompt,
             document_prompt: &self.document_prompt,
             max_tokens: self.max_tokens,
@@ -253,6 +264,8 @@ struct Modules {
     transformer: PathBuf,
     /// The pooling's `config.json`, if the folder has one.
     pooling: Option<PathBuf>,
+    /// Folders of the Dense modules.
+    dense: Vec<PathBuf>,
 }
 
 impl Modules {
@@ -263,6 +276,7 @@ impl Modules {
             return Ok(Self {
                 transformer: folder.to_owned(),
                 pooling: pooling.exists().then_some(pooling),
+                dense: Vec::new(),
             });
         };
         let json = json_file::parse(&path, &bytes)?;
@@ -285,16 +299,24 @@ impl Modules {
         for (_, relative) in &modules {
             plain_path(&path, relative)?;
         }
-        for (index, (kind, _)) in modules.iter().enumerate() {
+        let last = modules.len().saturating_sub(1);
+        let mut dense = Vec::new();
+        for (index, (kind, relative)) in modules.iter().enumerate() {
             // Other classes are code of the model's own, which is not run.
             let class = kind.strip_prefix("sentence_transformers.");
             let class = class.and_then(|class| class.rsplit('.').next());
-            if class.is_none() || class != CHAIN.get(index).copied() {
-                return Err(Error::unsupported(
-                    &path,
-                    format!("module {index} of type {kind:?}"),
-                    "supported is the chain Transformer, Pooling, Normalize of sentence_transformers (the last is optional)",
-                ));
+            match (index, class) {
+                (0, Some("Transformer")) | (1, Some("Pooling")) => {}
+                (2.., Some("Dense")) => dense.push(folder.join(relative)),
+                (2.., Some("Normalize")) if index == last => {}
+                _ => {
+                    return Err(Error::unsupported(
+                        &path,
+                        format!("module {index} of type {kind:?}"),
+                        "supported is the chain Transformer, Pooling, Dense, Normalize of sentence_transformers (any \
+                         number of Dense modules; Normalize is optional)",
+                    ));
+                }
             }
         }
         let mut folders = modules.iter().map(|(_, relative)| folder.join(relative));
@@ -306,12 +328,10 @@ impl Modules {
         Ok(Self {
             transformer,
             pooling: folders.next().map(|folder| folder.join("config.json")),
+            dense,
         })
     }
 }
-
-/// The modules that are computed, in their order.
-const CHAIN: [&str; 3] = ["Transformer", "Pooling", "Normalize"];
 
 /// Refuses pooling that contradicts the encoder or leaves out a prompt's tokens, which is not computed here.
 fn check_pooling(file: &JsonFile, width: usize, has_prompt: bool) -> Result<()> {

@@ -117,6 +117,7 @@ fn layer() -> impl Strategy<Value = Layer> {
         Activation::GeluTanh,
         Activation::Relu,
         Activation::Silu,
+        Activation::Tanh,
     ]);
     let attention = (1..4_usize, 2..4_usize, prop::option::of(rotary())).prop_map(
         |(heads, eighths, rotary)| Attention {
@@ -489,6 +490,7 @@ fn activated(x: f64, activation: Activation) -> f64 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Tanh => x.tanh(),
     }
 }
 

@@ -67,6 +67,13 @@ const PROMPTS = [
 ];
 const PROMPT_NAMES = ["query", "document", "passage", "corpus", "web", "Query", "__proto__", "toString", ""];
 
+const ACTIVATIONS = [
+  ...["torch.nn.modules.activation.Tanh", "torch.nn.Tanh", "torch.nn.modules.linear.Identity", "torch.nn.Identity"],
+  ...["torch.nn.modules.activation.GELU", "torch.nn.Tanh.", "torch.nn..Tanh", "torch.Tanh", "Tanh", "a\ntorch.nn.Tanh"],
+  ...["torch.nn.a\nb.Tanh", "custom.Tanh", "", null],
+];
+const OUTPUTS = ["sentence_embedding", "token_embeddings", "", null];
+
 /** A function in a table gets the random generator and returns a value. */
 const PROMPT_OBJECT = (random) =>
   Object.fromEntries(Array.from({ length: random.below(4) }, () => [random.of(PROMPT_NAMES), random.of(PROMPTS)]));
@@ -89,6 +96,9 @@ const PATHS = [
     "./1_Pooling",
     "nowhere",
     "1_Pooling//",
+    "2_Dense",
+    "2_Dense/",
+    "3_Dense",
     "0_Transformer",
     "1_Pooling/.",
   ],
@@ -135,6 +145,21 @@ const KEYS = {
     embedding_dimension: [48, 32, 47, null],
     include_prompt: FLAGS,
     unknown: [true],
+  },
+  "2_Dense/config.json": {
+    in_features: [32, 48, 64, raw("32.0"), null],
+    out_features: [48, 24, 1, raw("4.8e1"), null],
+    bias: FLAGS,
+    activation_function: ACTIVATIONS,
+    module_input_name: OUTPUTS,
+    module_output_name: OUTPUTS,
+    use_residual: FLAGS,
+    unknown: [true],
+  },
+  "3_Dense/config.json": {
+    in_features: [48, 24, 32],
+    out_features: [24, 48, 7, 2 ** 31],
+    activation_function: ACTIVATIONS,
   },
   "tokenizer.json": {
     version: ["1.0", "2.0"],

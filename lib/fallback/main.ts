@@ -3,6 +3,7 @@
 import { type Description, type Encoding, PROGRESS_INTERVAL_MS, type TextOrTokens } from "../engine.js";
 import { EmbedderError, toEmbedderError } from "../errors.js";
 import { describe, type ModelDir, openModelFolder, readEncoderFacts, resolveModelDir } from "../model_dir.js";
+import { DenseLayer } from "./dense_layer.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
@@ -15,6 +16,7 @@ class FallbackModel {
   readonly #model: ModelDir;
   readonly #tokenizer: TextTokenizer;
   readonly #session: OnnxSession;
+  readonly #dense: readonly DenseLayer[];
   readonly #files: LoadedFiles;
 
   private constructor(model: ModelDir, tokenizer: TextTokenizer, session: OnnxSession, onnx: OnnxFile) {
@@ -22,7 +24,9 @@ class FallbackModel {
     this.#model = model;
     this.#tokenizer = tokenizer;
     this.#session = session;
-    this.description = describe(model, tokenizer.hash, onnx);
+    this.#dense = model.dense.map((module) => new DenseLayer(module));
+    const weightHashes = [...onnx.weightHashes, ...this.#dense.map(({ hash }) => hash)];
+    this.description = describe(model, tokenizer.hash, { weightHashes, dtype: onnx.dtype });
   }
 
   static async load({ modelDir, options }: LoadRequest): Promise<FallbackModel> {
@@ -33,6 +37,10 @@ class FallbackModel {
     const session = await OnnxSession.load(onnx.path, options.threads);
     if (session.isPooled && (options.pooling !== undefined || model.pooling.length > 1)) {
       const message = `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`;
+      throw new EmbedderError("MODEL_UNSUPPORTED", message);
+    }
+    if (session.isPooled && model.dense.length > 0) {
+      const message = `${onnx.path}: its output is already pooled, so whether it contains the Dense modules is unknown; use a file with last_hidden_state`;
       throw new EmbedderError("MODEL_UNSUPPORTED", message);
     }
     const loaded = new FallbackModel(model, tokenizer, session, onnx);
@@ -53,7 +61,8 @@ class FallbackModel {
       typeof text === "string" ? this.#tokenizer.encode(text, isQuery) : this.#tokenizer.take(text, index);
     const values = await this.#run(ids);
     const pooled = this.#session.isPooled ? values : pool(values, encoder.width, pooling);
-    return { vector: finish(pooled, matryoshka, normalize), truncated, tokens: ids.length };
+    const full = this.#dense.reduce((vector, layer) => layer.apply(vector), pooled);
+    return { vector: finish(full, matryoshka, normalize), truncated, tokens: ids.length };
   }
 
   /** Token states, or the vector if the graph pools. */

@@ -103,6 +103,8 @@ pub enum Activation {
     Relu,
     /// `x · sigmoid(x)`.
     Silu,
+    /// `tanh(x)`.
+    Tanh,
 }
 
 /// Rotary position embedding of queries and keys, halves rotated (not interleaved).

@@ -306,6 +306,7 @@ impl<'a> Pass<'a> {
             Activation::GeluTanh => (self.kernels.gelu_tanh)(x),
             Activation::Relu => ops::maximum(x, constant(0.0, x.dtype())),
             Activation::Silu => (self.kernels.silu)(x),
+            Activation::Tanh => ops::tanh(x),
         }
     }
 
