@@ -280,8 +280,10 @@ function changedModules(random, modules) {
 export function changedFolder(random, files) {
   const changed = {};
   const nameOf = (file) => Object.keys(files).find((name) => name === file || name.endsWith(`_Transformer/${file}`));
+  // A module's settings only where the folder has the module.
+  const candidates = Object.keys(KEYS).filter((file) => !file.includes("/") || files[file] !== undefined);
   for (let changes = random.of([1, 1, 1, 2, 2, 3]); changes > 0; changes--) {
-    const file = random.of([...Object.keys(KEYS), "modules.json"]);
+    const file = random.of([...candidates, "modules.json"]);
     const name = nameOf(file) ?? file;
     const text = files[name] ?? "{}";
     const kind = random.next();
