@@ -45,6 +45,21 @@ test("Dense modules are downloaded with their weights, or the model is refused",
   );
 });
 
+test("a static model is downloaded without the settings that it does not have", async () => {
+  for (const name of ["static_embedding", "static_mapped"]) {
+    const files = filesIn(path.join(ROOT, "tests/fixtures", name));
+    const nothing = Object.fromEntries(Object.keys(FIXTURE).map((file) => [file, null]));
+    const { hub, options } = await hubWith({ ...nothing, ...files });
+    assert.deepEqual(tree(await pull(ID, options)), Object.keys(files).sort());
+    if (name === "static_embedding") continue;
+    // Known by its config.json alone.
+    hub.models[ID].files = { ...files };
+    delete hub.models[ID].files["modules.json"];
+    const bare = await pull(ID, { ...options, cacheFolder: path.join(temporaryFolder(), "hub") });
+    assert.deepEqual(tree(bare), Object.keys(hub.models[ID].files).sort());
+  }
+});
+
 test("the ONNX graph and its data are downloaded on request, and no other ONNX file", async () => {
   const { options } = await hubWith();
   const folder = await pull(ID, { ...options, onnx: true });

@@ -75,6 +75,8 @@ const SETTLED = [
   ["an activation without a name", DENSE, { activation_function: "torch.nn." }, "MODEL_UNSUPPORTED"],
   ["a Dense of tokens", DENSE, { module_output_name: "token_embeddings" }, "MODEL_UNSUPPORTED"],
   ["a Dense with a residual", DENSE, { use_residual: true }, "MODEL_UNSUPPORTED"],
+  ["a table in place of layers", "modules.json", [module("StaticEmbedding")], "MODEL_INVALID"],
+  ["layers in place of a table", "config.json", { model_type: "model2vec" }, "MODEL_INVALID"],
   ["a tokenizer of another version", "tokenizer.json", { version: "2.0" }, "MODEL_INVALID"],
   ["a tokenizer without a decoder", "tokenizer.json", { decoder: undefined }, { maxTokens: 64 }],
   ["an added token with another's id", "tokenizer.json", { added_tokens: [{ ...TOKEN, id: 5 }] }, "MODEL_INVALID"],

@@ -12,6 +12,7 @@ import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
 import { type KnownModel, modelNamedInConfig } from "./known_models.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
+import { MODEL2VEC, readStaticFacts, type StaticTokens } from "./static_table.js";
 
 /** What has to be known of an encoder beside its graph. */
 export interface EncoderFacts {
@@ -28,14 +29,16 @@ export interface EncoderFacts {
 /** A model folder before its settings are resolved. */
 export interface ModelFolder {
   dir: string;
-  /** The folder of configuration, tokenizer and weights: `dir` itself or the Transformer module's `path` in it. */
+  /** The folder of configuration, tokenizer and weights: `dir` itself or the first module's `path` in it. */
   transformerDir: string;
   /** The pooling's settings, if the folder has them. */
   poolingFile: string | undefined;
   /** The folders of the Dense modules, in their order. */
   denseFolders: string[];
   config: JsonFile;
-  /** SHA-256 of `config.json` as it was read. */
+  /** Of a static model: which tokens count. */
+  staticTokens: StaticTokens | undefined;
+  /** SHA-256 of `config.json` as it was read; of nothing where a static model has none. */
   configHash: string;
 }
 
@@ -89,12 +92,28 @@ export function openModelFolder(dir: string): ModelFolder {
   if (!statSync(dir).isDirectory()) {
     throw new EmbedderError("MODEL_NOT_FOUND", `${dir} is not a folder; expected the folder that holds config.json`);
   }
-  const { transformerPath, ...modules } = readModules(dir);
+  const { transformerPath, isStatic, ...modules } = readModules(dir);
   const transformerDir = path.join(dir, transformerPath);
   const configFile = path.join(transformerDir, "config.json");
-  const bytes = readRegularFile(configFile, MOST_SETTINGS);
-  const config = new JsonFile(configFile, parseJsonObject(configFile, bytes));
-  return { dir, transformerDir, ...modules, config, configHash: createHash("sha256").update(bytes).digest("hex") };
+  const bytes = readConfig(configFile, isStatic);
+  const config = new JsonFile(configFile, bytes ? parseJsonObject(configFile, bytes) : {});
+  return {
+    ...{ dir, transformerDir, ...modules, config },
+    staticTokens: config.json.model_type === MODEL2VEC ? "known" : isStatic ? "all" : undefined,
+    configHash: createHash("sha256")
+      .update(bytes ?? "")
+      .digest("hex"),
+  };
+}
+
+/** The bytes of `config.json`, which a static model need not have. */
+function readConfig(file: string, isStatic: boolean): Buffer | undefined {
+  try {
+    return readRegularFile(file, MOST_SETTINGS);
+  } catch (error) {
+    if (isStatic && error instanceof EmbedderError && error.code === "MODEL_NOT_FOUND") return undefined;
+    throw error;
+  }
 }
 
 /**
@@ -103,7 +122,8 @@ export function openModelFolder(dir: string): ModelFolder {
  *
  * @throws EmbedderError `MODEL_INVALID`
  */
-export function readEncoderFacts({ config }: ModelFolder): EncoderFacts {
+export function readEncoderFacts({ config, transformerDir, staticTokens }: ModelFolder): EncoderFacts {
+  if (staticTokens) return readStaticFacts(transformerDir, config);
   return {
     width: config.required(config.count("hidden_size", "n_embd", "dim", "d_model"), "hidden_size"),
     vocabulary: config.required(config.count("vocab_size"), "vocab_size"),
@@ -130,7 +150,7 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
  * for more `dimensions` than there are.
  */
 export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, options: ModelOptions): ModelDir {
-  const { dir, transformerDir, poolingFile, denseFolders, config } = folder;
+  const { dir, transformerDir, poolingFile, denseFolders, config, staticTokens } = folder;
   const { width, positions } = encoder;
   const [, sentenceFile, tokenizerConfigFile, tokenizerFile] = TRANSFORMER_FILES.map((name) =>
     path.join(transformerDir, name),
@@ -142,7 +162,8 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
   const documentPrompt = options.documentPrompt ?? prompts.document ?? known?.documentPrompt ?? prompts.fallback ?? "";
   const declared = poolingFile === undefined ? undefined : JsonFile.read(poolingFile);
   if (declared) checkPooling(declared, width, queryPrompt + documentPrompt !== "");
-  const pooling = options.pooling ? [options.pooling] : declared ? poolingModes(declared) : known && [known.pooling];
+  const usual = known?.pooling ?? (staticTokens && "mean");
+  const pooling = options.pooling ? [options.pooling] : declared ? poolingModes(declared) : usual && [usual];
   if (!pooling) {
     throw new EmbedderError(
       "MODEL_UNSUPPORTED",
@@ -174,7 +195,7 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
 }
 
 /** Length of a vector before it is truncated to `dimensions`. */
-function fullDimension({ dense, pooling, encoder }: Pick<ModelDir, "dense" | "pooling" | "encoder">): number {
+export function fullDimension({ dense, pooling, encoder }: Pick<ModelDir, "dense" | "pooling" | "encoder">): number {
   return dense.at(-1)?.outputs ?? encoder.width * pooling.length;
 }
 
@@ -209,20 +230,25 @@ export function describe(
 }
 
 /**
- * `modules.json`: Transformer, Pooling, any number of Dense modules, and optionally Normalize. Without this file,
- * `1_Pooling` is used if it exists.
+ * `modules.json`: Transformer, Pooling and any number of Dense modules, or StaticEmbedding; then optionally Normalize.
+ * Without this file, `1_Pooling` is used if it exists.
  *
  * @throws EmbedderError `MODEL_INVALID`, or `MODEL_UNSUPPORTED` for other modules.
  */
 export function readModules(
   dir: string,
-): Pick<ModelFolder, "poolingFile" | "denseFolders"> & { transformerPath: string } {
+): Pick<ModelFolder, "poolingFile" | "denseFolders"> & { transformerPath: string; isStatic: boolean } {
   const file = path.join(dir, "modules.json");
   const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
   const modules = readJsonIfPresent(file);
   if (modules === undefined) {
     const poolingFile = path.join(dir, "1_Pooling", "config.json");
-    return { transformerPath: "", poolingFile: existsSync(poolingFile) ? poolingFile : undefined, denseFolders: [] };
+    return {
+      transformerPath: "",
+      poolingFile: existsSync(poolingFile) ? poolingFile : undefined,
+      denseFolders: [],
+      isStatic: false,
+    };
   }
   if (!Array.isArray(modules)) throw invalid("expected a JSON array of modules");
   const entries = modules.map((module: unknown, index) => {
@@ -235,17 +261,23 @@ export function readModules(
       throw invalid(`expected a path inside the model folder, found ${JSON.stringify(modulePath)}`);
     }
   }
+  const names = entries.map(({ type }) =>
+    // Other classes are the model's own code, which is not run.
+    type.startsWith("sentence_transformers.") ? type.split(".").at(-1) : undefined,
+  );
+  const isStatic = names[0] === "StaticEmbedding";
+  const first = isStatic ? ["StaticEmbedding"] : ["Transformer", "Pooling"];
   const denseFolders: string[] = [];
   for (const [index, { type, path: modulePath }] of entries.entries()) {
-    // Other classes are the model's own code, which is not run.
-    const name = type.startsWith("sentence_transformers.") ? type.split(".").at(-1) : undefined;
-    const isLast = index === entries.length - 1;
-    if (index < 2 ? name === ["Transformer", "Pooling"][index] : name === "Normalize" && isLast) continue;
-    if (index < 2 || name !== "Dense") {
+    const name = names[index];
+    if (index < first.length && name === first[index]) continue;
+    if (index >= first.length && name === "Normalize" && index === entries.length - 1) continue;
+    if (index < first.length || name !== "Dense" || isStatic) {
       throw new EmbedderError(
         "MODEL_UNSUPPORTED",
-        `${file}: module ${index} of type ${JSON.stringify(type)} is not supported; supported is the chain Transformer, ` +
-          "Pooling, Dense, Normalize of sentence_transformers (any number of Dense modules; Normalize is optional)",
+        `${file}: module ${index} of type ${JSON.stringify(type)} is not supported; supported are the chains Transformer, ` +
+          "Pooling, Dense, Normalize and StaticEmbedding, Normalize of sentence_transformers (any number of Dense modules; " +
+          "Normalize is optional)",
       );
     }
     denseFolders.push(path.join(dir, modulePath));
@@ -254,8 +286,9 @@ export function readModules(
   if (!transformer) throw invalid("expected a list of modules that starts with a Transformer, found an empty list");
   return {
     transformerPath: transformer.path,
-    poolingFile: pooling && path.join(dir, pooling.path, "config.json"),
+    poolingFile: pooling && !isStatic ? path.join(dir, pooling.path, "config.json") : undefined,
     denseFolders,
+    isStatic,
   };
 }
 

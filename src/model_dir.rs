@@ -4,7 +4,7 @@
 //! config.json                          architecture and its settings
 //! modules.json                         the chain: Transformer, Pooling, perhaps Dense modules, perhaps Normalize
 //! 1_Pooling/config.json                pooling
-//! 2_Dense                              a layer behind the pooling, see `dense.rs`
+//! 2_Dense/                             a layer behind the pooling, see `dense.rs`
 //! sentence_bert_config.json            token limit, lower-casing
 //! config_sentence_transformers.json    prompts
 //! tokenizer.json, tokenizer_config.json
@@ -32,7 +32,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::arch::{self, Encoder, Facts};
-use crate::checkpoint::sha256_hex;
+use crate::checkpoint::{SINGLE_FILE, WEIGHTS_EXPECTED, sha256_hex};
 use crate::dense::Dense;
 use crate::error::{Error, Result};
 use crate::file;
@@ -72,7 +72,7 @@ pub struct ModelDir {
     pub truncate_left: bool,
     /// The checkpoint's files, sorted by name.
     pub weights: Vec<PathBuf>,
-    /// SHA-256 of `config.json`, as lower-case hexadecimal.
+    /// SHA-256 of `config.json`, of nothing where there is none, as lower-case hexadecimal.
     pub config_digest: String,
 }
 
@@ -90,11 +90,8 @@ impl ModelDir {
         let modules = Modules::read(path)?;
         let folder = &modules.transformer;
         let config_path = folder.join("config.json");
-        let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?.ok_or_else(|| {
-            Error::not_found(&config_path, "expected the architecture's settings")
-        })?;
-        let config_file = JsonFile::parse(config_path, &config_bytes)?;
-        let encoder = arch::read(&config_file.path, &config_file.json)?;
+        let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?;
+        let (config_file, encoder) = read_encoder(config_path, config_bytes.as_deref(), &modules)?;
         let facts = encoder.facts();
         let known = KnownModel::of(&config_file.json);
 
@@ -127,6 +124,7 @@ impl ModelDir {
             (Some(pooling), _, _) => vec![pooling],
             (None, Some(file), _) => pooling_modes(&file)?,
             (None, None, Some(known)) => vec![known.pooling.parse()?],
+            (None, None, None) if encoder.static_tokens().is_some() => vec![Pooling::Mean],
             (None, None, None) => {
                 return Err(Error::unsupported(
                     path,
@@ -181,7 +179,7 @@ impl ModelDir {
             tokenizer,
             truncate_left,
             weights: weight_files(folder)?,
-            config_digest: sha256_hex(&config_bytes),
+            config_digest: sha256_hex(config_bytes.as_deref().unwrap_or_default()),
             encoder,
         })
     }
@@ -266,6 +264,8 @@ struct Modules {
     pooling: Option<PathBuf>,
     /// Folders of the Dense modules.
     dense: Vec<PathBuf>,
+    /// Whether a `StaticEmbedding` stands for the first two.
+    is_static: bool,
 }
 
 impl Modules {
@@ -277,6 +277,7 @@ impl Modules {
                 transformer: folder.to_owned(),
                 pooling: pooling.exists().then_some(pooling),
                 dense: Vec::new(),
+                is_static: false,
             });
         };
         let json = json_file::parse(&path, &bytes)?;
@@ -301,20 +302,24 @@ impl Modules {
         }
         let last = modules.len().saturating_sub(1);
         let mut dense = Vec::new();
+        let mut is_static = false;
         for (index, (kind, relative)) in modules.iter().enumerate() {
             // Other classes are code of the model's own, which is not run.
             let class = kind.strip_prefix("sentence_transformers.");
             let class = class.and_then(|class| class.rsplit('.').next());
             match (index, class) {
-                (0, Some("Transformer")) | (1, Some("Pooling")) => {}
-                (2.., Some("Dense")) => dense.push(folder.join(relative)),
+                (0, Some("StaticEmbedding")) => is_static = true,
+                (1, Some("Normalize")) if is_static && index == last => {}
+                (0, Some("Transformer")) => {}
+                (1, Some("Pooling")) if !is_static => {}
+                (2.., Some("Dense")) if !is_static => dense.push(folder.join(relative)),
                 (2.., Some("Normalize")) if index == last => {}
                 _ => {
                     return Err(Error::unsupported(
                         &path,
                         format!("module {index} of type {kind:?}"),
-                        "supported is the chain Transformer, Pooling, Dense, Normalize of sentence_transformers (any \
-                         number of Dense modules; Normalize is optional)",
+                        "supported are the chains Transformer, Pooling, Dense, Normalize and StaticEmbedding, Normalize of \
+                         sentence_transformers (any number of Dense modules; Normalize is optional)",
                     ));
                 }
             }
@@ -325,12 +330,38 @@ impl Modules {
                 "expected a list of modules that starts with a Transformer, found an empty list";
             Error::invalid(&path, problem)
         })?;
+        let pooling = folders.next().filter(|_| !is_static);
         Ok(Self {
             transformer,
-            pooling: folders.next().map(|folder| folder.join("config.json")),
+            pooling: pooling.map(|folder| folder.join("config.json")),
             dense,
+            is_static,
         })
     }
+}
+
+/// `config.json`, and the encoder that it describes. For a `StaticEmbedding` it may be missing.
+fn read_encoder(
+    path: PathBuf,
+    bytes: Option<&[u8]>,
+    modules: &Modules,
+) -> Result<(JsonFile, Arc<dyn Encoder>)> {
+    let bytes = match bytes {
+        Some(bytes) => bytes,
+        None if modules.is_static => b"{}",
+        None => {
+            let hint = "expected the architecture's settings";
+            return Err(Error::not_found(&path, hint));
+        }
+    };
+    let file = JsonFile::parse(path, bytes)?;
+    let read = if modules.is_static {
+        arch::read_static
+    } else {
+        arch::read
+    };
+    let encoder = read(&file.path, &file.json)?;
+    Ok((file, encoder))
 }
 
 /// Refuses pooling that contradicts the encoder or leaves out a prompt's tokens, which is not computed here.
@@ -538,14 +569,13 @@ fn read_matryoshka(
 
 /// The checkpoint's files: one, or the shards that the index names.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let single = folder.join("model.safetensors");
+    let single = folder.join(SINGLE_FILE);
     if single.exists() {
         return Ok(vec![single]);
     }
     let index_path = folder.join("model.safetensors.index.json");
     if !index_path.exists() {
-        let hint = "expected weights as safetensors (pytorch_model.bin is not read)";
-        return Err(Error::not_found(&single, hint));
+        return Err(Error::not_found(&single, WEIGHTS_EXPECTED));
     }
     let index = JsonFile::read(index_path, "the list of shards")?;
     let names = index.typed("weight_map", "file names by tensor", |map| {

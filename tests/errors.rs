@@ -222,7 +222,10 @@ fn modules_outside_the_chain_are_refused() {
         }
     };
     for (chain, refused) in [
-        (&["Transformer", "Pooling", "Dropout"][..], "module 2 of type"),
+        (
+            &["Transformer", "Pooling", "Dropout"][..],
+            "module 2 of type",
+        ),
         (&["Transformer", "Dense", "Pooling"], "module 1 of type"),
         (&["Transformer", "Normalize"], "module 1 of type"),
         (
@@ -302,9 +305,18 @@ fn dense_modules_must_be_known_and_fit() {
     let named = &["3_Dense/config.json", "in_features", "expected 40"];
     assert_error(result, "MODEL_INVALID", named);
     let result = load_spoiled("bert_dense", |folder| {
-        set(&folder.join("3_Dense/config.json"), "out_features", json!(7));
+        set(
+            &folder.join("3_Dense/config.json"),
+            "out_features",
+            json!(7),
+        );
     });
-    let named = &["3_Dense/model.safetensors", "linear.weight", "[7, 48]", "[24, 48]"];
+    let named = &[
+        "3_Dense/model.safetensors",
+        "linear.weight",
+        "[7, 48]",
+        "[24, 48]",
+    ];
     assert_error(result, "MODEL_INVALID", named);
     let result = load_spoiled("bert_dense", |folder| {
         set(&folder.join("3_Dense/config.json"), "bias", json!(true));
@@ -312,7 +324,11 @@ fn dense_modules_must_be_known_and_fit() {
     let named = &["3_Dense/model.safetensors", "linear.bias", "no such tensor"];
     assert_error(result, "MODEL_INVALID", named);
     let result = load_spoiled("bert_dense", |folder| {
-        poison(&folder.join("2_Dense"), "linear.bias", &f32::NAN.to_le_bytes());
+        poison(
+            &folder.join("2_Dense"),
+            "linear.bias",
+            &f32::NAN.to_le_bytes(),
+        );
     });
     assert_error(result, "MODEL_INVALID", &[weights, "linear.bias", "NaN"]);
 }
@@ -326,8 +342,20 @@ fn dense_modules_are_part_of_the_fingerprint() {
     let config = "3_Dense/config.json";
     let activation = json!("torch.nn.Tanh");
     let changes: [&dyn Fn(&Path); 2] = [
-        &|folder| set(&folder.join(config), "activation_function", activation.clone()),
-        &|folder| poison(&folder.join("3_Dense"), "linear.weight", &1_f32.to_le_bytes()),
+        &|folder| {
+            set(
+                &folder.join(config),
+                "activation_function",
+                activation.clone(),
+            );
+        },
+        &|folder| {
+            poison(
+                &folder.join("3_Dense"),
+                "linear.weight",
+                &1_f32.to_le_bytes(),
+            );
+        },
     ];
     for change in changes {
         assert_ne!(load(change).fingerprint(), original.fingerprint());

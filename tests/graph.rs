@@ -89,6 +89,8 @@ struct Layer {
 #[derive(Debug, Clone)]
 struct Encoder {
     width: usize,
+    /// Whether tokens share rows of the table of words, each with a factor of its own.
+    shares_rows: bool,
     numbering: Option<Numbering>,
     has_token_type: bool,
     layers: Vec<Layer>,
@@ -154,6 +156,7 @@ fn encoder() -> impl Strategy<Value = Encoder> {
     ];
     (
         1..40_usize,
+        any::<bool>(),
         prop::option::of(numbering),
         any::<bool>(),
         prop::collection::vec(layer(), 0..4),
@@ -162,14 +165,17 @@ fn encoder() -> impl Strategy<Value = Encoder> {
         any::<u64>(),
     )
         .prop_map(
-            |(width, numbering, has_token_type, layers, poolings, lengths, seed)| Encoder {
-                width,
-                numbering,
-                has_token_type,
-                layers,
-                poolings,
-                lengths,
-                seed,
+            |(width, shares_rows, numbering, has_token_type, layers, poolings, lengths, seed)| {
+                Encoder {
+                    width,
+                    shares_rows,
+                    numbering,
+                    has_token_type,
+                    layers,
+                    poolings,
+                    lengths,
+                    seed,
+                }
             },
         )
 }
@@ -219,6 +225,12 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
     let mut graph = Graph::default();
     let embeddings = EmbeddingTables {
         words: tensor(&[VOCABULARY, width], 0.0, 1.0),
+        rows: encoder
+            .shares_rows
+            .then(|| (0..VOCABULARY as u32).map(|id| id * id % 7).collect()),
+        factors: encoder
+            .shares_rows
+            .then(|| (0..VOCABULARY).map(|id| 0.5 + id as f32 / 16.0).collect()),
         positions: encoder.numbering.map(|numbering| Positions {
             table: tensor(&[POSITIONS + numbering.first_row(), width], 0.0, 0.5),
             numbering,
@@ -310,13 +322,21 @@ impl<'a> Interpreter<'a> {
             let made = match &node.op {
                 Op::Embed(embeddings) => (self.ids.iter().enumerate())
                     .map(|(index, &id)| {
-                        let mut row = self.row(&embeddings.words, id as usize);
+                        let id = id as usize;
+                        let place = embeddings
+                            .rows
+                            .as_ref()
+                            .map_or(id, |rows| rows[id] as usize);
+                        let factor = embeddings
+                            .factors
+                            .as_ref()
+                            .map_or(1.0, |all| all[id].into());
+                        let row = self.row(&embeddings.words, place);
+                        let mut row: Vec<f64> = row.iter().map(|x| x * factor).collect();
                         if let Some(positions) = &embeddings.positions {
                             let position = match positions.numbering {
                                 Numbering::Index => index,
-                                Numbering::NotPadding { padding } if id as usize == padding => {
-                                    padding
-                                }
+                                Numbering::NotPadding { padding } if id == padding => padding,
                                 Numbering::NotPadding { padding } => {
                                     let before = &self.ids[..=index];
                                     let number =
@@ -643,6 +663,7 @@ fn every_layer_has_its_own_rotation() {
     for (seed, (first, second)) in (0..).zip(pairs) {
         check(&Encoder {
             width: 32,
+            shares_rows: false,
             numbering: None,
             has_token_type: false,
             layers: vec![first, second],
@@ -670,6 +691,7 @@ fn a_pooling_of_one_token_prunes_the_last_layer() {
     };
     let encoder = Encoder {
         width: 16,
+        shares_rows: false,
         numbering: Some(Numbering::Index),
         has_token_type: false,
         layers: vec![layer.clone(), layer],

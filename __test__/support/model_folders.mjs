@@ -81,7 +81,17 @@ const MODE_LIST = (random) =>
   Array.from({ length: random.below(4) }, () => random.of([...MODES, ...MODES, "median", 1]));
 
 const TYPES = [
-  ...["Transformer", "Pooling", "Normalize", "Dense", "Dropout", "LayerNorm", "transformer", "Transformer "],
+  ...[
+    "Transformer",
+    "StaticEmbedding",
+    "Pooling",
+    "Normalize",
+    "Dense",
+    "Dropout",
+    "LayerNorm",
+    "transformer",
+    "Transformer ",
+  ],
 ].flatMap((kind) => [
   ...[`sentence_transformers.models.${kind}`, `sentence_transformers.base.modules.${kind.toLowerCase()}.${kind}`],
   ...[`sentence_transformers.sentence_transformer.modules.${kind}`, `custom_st.${kind}`, kind, `.${kind}`],
@@ -119,6 +129,8 @@ const KEYS = {
     // The others are the encoder's, which the addon alone reads.
     _name_or_path: NAMES,
     torch_dtype: ["float16"],
+    max_length: LIMITS,
+    model_type: ["model2vec", "model2vec", "Model2Vec"],
   },
   "sentence_bert_config.json": {
     max_seq_length: LIMITS,

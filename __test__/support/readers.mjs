@@ -21,13 +21,8 @@ const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer.js");
 const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : os.tmpdir();
 const FIXTURES = fileURLToPath(new URL("../../tests/fixtures", import.meta.url));
 const NAMES = [
-  "bert_mean",
-  "bert_cls_bf16",
-  "bert_cls_f16",
-  "nomic_cls",
-  "nomic_mean_dynamic",
-  "nomic_partial",
-  "bert_dense",
+  ...["bert_mean", "bert_cls_bf16", "bert_cls_f16", "nomic_cls", "nomic_mean_dynamic", "nomic_partial", "bert_dense"],
+  ...["static_embedding", "static_model2vec"],
 ];
 
 const READERS = {

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import type { Dense } from "../dense.js";
 import { readRegularFile } from "../regular_file.js";
-import { MOST_SAFETENSORS, Safetensors } from "./safetensors.js";
+import { MOST_SAFETENSORS, Safetensors } from "../safetensors.js";
 
 /** A `Dense` module with its weights. */
 export class DenseLayer {

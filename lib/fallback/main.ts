@@ -2,7 +2,14 @@
 
 import { type Description, type Encoding, PROGRESS_INTERVAL_MS, type TextOrTokens } from "../engine.js";
 import { EmbedderError, toEmbedderError } from "../errors.js";
-import { describe, type ModelDir, openModelFolder, readEncoderFacts, resolveModelDir } from "../model_dir.js";
+import {
+  describe,
+  fullDimension,
+  type ModelDir,
+  openModelFolder,
+  readEncoderFacts,
+  resolveModelDir,
+} from "../model_dir.js";
 import { DenseLayer } from "./dense_layer.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
@@ -44,8 +51,9 @@ class FallbackModel {
       throw new EmbedderError("MODEL_UNSUPPORTED", message);
     }
     const loaded = new FallbackModel(model, tokenizer, session, onnx);
-    // Checks the width before anything relies on it.
-    await loaded.#run(tokenizer.encode("a", false).ids);
+    // Checks the width before anything relies on it. A static model may not know the text.
+    const { ids } = tokenizer.encode("a", false);
+    await loaded.#run(ids.length > 0 ? ids : [0]);
     onnx.files.checkNames();
     return loaded;
   }
@@ -56,13 +64,20 @@ class FallbackModel {
     isQuery: boolean,
     index: number,
   ): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
-    const { encoder, pooling, matryoshka, normalize } = this.#model;
+    const { matryoshka, normalize } = this.#model;
     const { ids, truncated } =
       typeof text === "string" ? this.#tokenizer.encode(text, isQuery) : this.#tokenizer.take(text, index);
+    // Only a static model's text may have no token.
+    const full = ids.length > 0 ? await this.#full(ids) : new Float32Array(fullDimension(this.#model));
+    return { vector: finish(full, matryoshka, normalize), truncated, tokens: ids.length };
+  }
+
+  /** The vector before it is finished. */
+  async #full(ids: readonly number[]): Promise<Float32Array> {
+    const { encoder, pooling } = this.#model;
     const values = await this.#run(ids);
     const pooled = this.#session.isPooled ? values : pool(values, encoder.width, pooling);
-    const full = this.#dense.reduce((vector, layer) => layer.apply(vector), pooled);
-    return { vector: finish(full, matryoshka, normalize), truncated, tokens: ids.length };
+    return this.#dense.reduce((vector, layer) => layer.apply(vector), pooled);
   }
 
   /** Token states, or the vector if the graph pools. */

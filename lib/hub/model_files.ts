@@ -43,13 +43,14 @@ export async function modelFiles(
 ): Promise<string[]> {
   const present = (files: string[]) => files.filter((file) => listing.files.has(file));
   await fetch(present(["modules.json"]));
-  const { transformerPath, poolingFile, denseFolders } = readModules(folder);
+  const { transformerPath, poolingFile, denseFolders, isStatic } = readModules(folder);
   const pooling = poolingFile ? relative(folder, poolingFile) : "1_Pooling/config.json";
   const inTransformer = (file: string) => relative(folder, path.join(folder, transformerPath, file));
 
   const config = inTransformer("config.json");
   const tokenizer = inTransformer("tokenizer.json");
-  for (const file of [config, tokenizer]) {
+  // A static model's weights tell what its settings would.
+  for (const file of isStatic ? [tokenizer] : [config, tokenizer]) {
     if (!listing.files.has(file)) {
       throw new EmbedderError("MODEL_UNSUPPORTED", `${name} has no ${file}: is it a text embedding model?`);
     }
@@ -57,9 +58,9 @@ export async function modelFiles(
   const dense = denseFolders.flatMap((module) => DENSE_FILES.map((file) => relative(folder, path.join(module, file))));
   const missing = dense.find((file) => !listing.files.has(file));
   if (missing !== undefined) throw withoutWeights(name, missing);
-  await fetch([config]);
+  await fetch(present([config]));
   // Safetensors are for the addon. A graph is run without knowing what it computes.
-  if (wanted.safetensors) checkConfig(path.join(folder, config));
+  if (wanted.safetensors && !isStatic) checkConfig(path.join(folder, config));
 
   const files = present(["modules.json", PROMPTS_FILE, pooling, ...TRANSFORMER_FILES.map(inTransformer), ...dense]);
   const exported = EXPORTED_GRAPHS[wanted.onnx === "int8" ? 1 : 0];

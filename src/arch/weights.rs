@@ -76,6 +76,8 @@ impl<'a> Weights<'a> {
         });
         Ok(EmbeddingTables {
             words: table("word_embeddings", vocabulary)?,
+            rows: None,
+            factors: None,
             positions: positions.transpose()?,
             token_type: token_type.transpose()?,
         })

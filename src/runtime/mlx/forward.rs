@@ -14,7 +14,7 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::transforms::compile::compile;
 use mlx_rs::{Array, ArrayElement, Dtype, ops};
 
-use super::parameters::{Affine, FusedProjections, Parameters, Weights};
+use super::parameters::{Affine, FusedProjections, Parameters, Tables, Weights};
 use super::{mlx_error, padded, size};
 use crate::error::{Error, Result};
 use crate::graph::{
@@ -216,10 +216,9 @@ impl<'a> Pass<'a> {
 
     fn compute(&mut self, node: &Node, weights: &Weights, operands: &[Array]) -> Result<Array> {
         let array = match (&node.op, weights, operands) {
-            (Op::Embed(embeddings), Weights::Tables(words, table), []) => {
-                let positions = embeddings.positions.as_ref().zip(table.as_ref());
-                let positions = positions.map(|(positions, table)| (positions.numbering, table));
-                self.embed(words, positions, size(node.width)?)
+            (Op::Embed(embeddings), Weights::Tables(tables), []) => {
+                let numbering = (embeddings.positions.as_ref()).map(|one| one.numbering);
+                self.embed(tables, numbering, size(node.width)?)
             }
             (Op::Add(..), _, [a, b]) => ops::add(a, b),
             (Op::Linear { .. }, Weights::Linear(layer), [x]) => affine(x, layer),
@@ -273,18 +272,24 @@ impl<'a> Pass<'a> {
 
     fn embed(
         &self,
-        words: &Array,
-        positions: Option<(Numbering, &Array)>,
+        tables: &Tables,
+        numbering: Option<Numbering>,
         width: i32,
     ) -> Result<Array, Exception> {
-        let words = words.take_axis(&self.ids, 0)?;
-        let summed = match positions {
-            Some((numbering, table)) => {
-                ops::add(words, table.take_axis(self.position_rows(numbering)?, 0)?)?
-            }
-            None => words,
+        let mut x = match &tables.rows {
+            Some(rows) => tables.words.take_axis(rows.take_axis(&self.ids, 0)?, 0)?,
+            None => tables.words.take_axis(&self.ids, 0)?,
         };
-        summed.reshape(&[-1, width])
+        if let Some(factors) = &tables.factors {
+            x = ops::multiply(x, factors.take_axis(&self.ids, 0)?)?;
+        }
+        if let Some((numbering, table)) = numbering.zip(tables.positions.as_ref()) {
+            x = ops::add(x, table.take_axis(self.position_rows(numbering)?, 0)?)?;
+        }
+        if let Some(shift) = &tables.shift {
+            x = ops::add(x, shift)?;
+        }
+        x.reshape(&[-1, width])
     }
 
     /// Rows of a table of positions, `[length]` or `[batch, length]`.
@@ -547,7 +552,7 @@ fn wavelengths(rotary: &Rotary, scaled_length: Option<usize>) -> Result<Array> {
 }
 
 /// A copy of `values` in MLX's memory. mlx-rs's own constructor does not notice a failed allocation.
-fn array<T: ArrayElement>(values: &[T], shape: &[i32]) -> Result<Array> {
+pub fn array<T: ArrayElement>(values: &[T], shape: &[i32]) -> Result<Array> {
     debug_assert_eq!(values.len() as i32, shape.iter().product::<i32>());
     // SAFETY: MLX copies as many values as the shape has, which is the length of `values`.
     let array = unsafe { Array::from_raw_data(values.as_ptr().cast::<c_void>(), shape, T::DTYPE) };

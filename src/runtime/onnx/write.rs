@@ -80,7 +80,22 @@ impl GraphBuilder {
 
     fn embed(&mut self, embeddings: &EmbeddingTables, width: usize) -> String {
         let words = self.weight(&embeddings.words);
-        let mut x = self.op("Gather", &[&words, INPUT], vec![]);
+        let rows = embeddings.rows.as_deref().map(|rows| {
+            let rows: Vec<i64> = rows.iter().map(|&row| row.into()).collect();
+            let rows = self.ints("word_rows", &rows);
+            self.op("Gather", &[&rows, INPUT], vec![])
+        });
+        let mut x = self.op(
+            "Gather",
+            &[&words, rows.as_deref().unwrap_or(INPUT)],
+            vec![],
+        );
+        if let Some(factors) = &embeddings.factors {
+            let numbers = factors.iter().map(|&factor| factor.into());
+            let factors = self.floats("word_factors", &[factors.len(), 1], numbers);
+            let factors = self.op("Gather", &[&factors, INPUT], vec![]);
+            x = self.op("Mul", &[&x, &factors], vec![]);
+        }
         if let Some(positions) = &embeddings.positions {
             let rows = self.position_rows(positions);
             x = self.op("Add", &[&x, &rows], vec![]);

@@ -1,8 +1,12 @@
-import { EmbedderError } from "../errors.js";
-import { isObject, type JsonObject, parseJsonObject } from "../json_file.js";
+import { closeSync, fstatSync, readSync } from "node:fs";
+import { EmbedderError } from "./errors.js";
+import { isObject, type JsonObject, parseJsonObject } from "./json_file.js";
+import { openRegularFile } from "./regular_file.js";
 
 /** Most bytes of a safetensors file that is read whole. */
 export const MOST_SAFETENSORS = 2 ** 31 - 1;
+/** Most bytes of a header, as in `src/checkpoint.rs`: a limit of the format. */
+const MOST_HEADER = 1e8;
 
 /** How the numbers of each format are read; `size` in bytes. */
 const FORMATS: { [dtype: string]: { size: number; read: (bytes: Buffer, offset: number) => number } } = {
@@ -20,19 +24,9 @@ export class Safetensors {
   /** @throws EmbedderError `MODEL_INVALID` if the bytes are not those of a complete file. */
   constructor(file: string, bytes: Buffer) {
     this.#file = file;
-    const headerLength = bytes.length < 8 ? Number.POSITIVE_INFINITY : Number(bytes.readBigUInt64LE(0));
-    if (headerLength > bytes.length - 8) throw this.#incomplete("its header is cut off");
-    this.#header = parseJsonObject(file, bytes.subarray(8, 8 + headerLength));
-    this.#data = bytes.subarray(8 + headerLength);
-    let length = 0;
-    for (const tensor of Object.values(this.#header)) {
-      const offsets = isObject(tensor) ? tensor.data_offsets : undefined;
-      if (Array.isArray(offsets)) length = Math.max(length, Number(offsets[1]));
-    }
-    if (length !== this.#data.length) {
-      const expected = 8 + headerLength + length;
-      throw this.#incomplete(`its header describes ${expected} bytes, but it has ${bytes.length}`);
-    }
+    const start = 8 + headerLength(file, bytes, bytes.length);
+    this.#header = parseHeader(file, bytes.subarray(8, start), bytes.length);
+    this.#data = bytes.subarray(start);
   }
 
   /**
@@ -63,14 +57,61 @@ export class Safetensors {
     throw this.#wrong(name, "finite numbers", "NaN or infinity");
   }
 
-  #incomplete(problem: string): EmbedderError {
-    const message = `${this.#file}: is not a complete safetensors file (${problem}); download it again`;
-    return new EmbedderError("MODEL_INVALID", message);
-  }
-
   #wrong(name: string, expected: string, found: string): EmbedderError {
     return new EmbedderError("MODEL_INVALID", `${this.#file}: tensor ${name}: expected ${expected}, found ${found}`);
   }
+}
+
+/**
+ * The shapes of a file's tensors, by name. Reads only its header.
+ *
+ * @throws EmbedderError `MODEL_NOT_FOUND` or `MODEL_INVALID`
+ */
+export function readTensorShapes(file: string): Map<string, readonly number[]> {
+  const descriptor = openRegularFile(file);
+  try {
+    const { size } = fstatSync(descriptor);
+    const read = (length: number, position: number) => {
+      const bytes = Buffer.alloc(length);
+      return bytes.subarray(0, readSync(descriptor, bytes, 0, length, position));
+    };
+    const length = headerLength(file, read(8, 0), size);
+    const header = Object.entries(parseHeader(file, read(length, 8), size));
+    const tensors = header.filter(([name]) => name !== "__metadata__");
+    return new Map(tensors.map(([name, tensor]) => [name, shapeOf(file, name, tensor)]));
+  } finally {
+    closeSync(descriptor);
+  }
+}
+
+function shapeOf(file: string, name: string, tensor: unknown): number[] {
+  const shape = isObject(tensor) ? tensor.shape : undefined;
+  if (Array.isArray(shape) && shape.every((size) => Number.isSafeInteger(size) && size >= 0)) return shape;
+  throw incomplete(file, `tensor ${name} has no shape`);
+}
+
+function headerLength(file: string, start: Buffer, size: number): number {
+  const length = start.length < 8 ? Number.POSITIVE_INFINITY : Number(start.readBigUInt64LE(0));
+  if (length > Math.min(size - 8, MOST_HEADER)) throw incomplete(file, "its header is cut off");
+  return length;
+}
+
+/** @param size Bytes of the file, which have to be as many as the header describes. */
+function parseHeader(file: string, json: Buffer, size: number): JsonObject {
+  const header = parseJsonObject(file, json);
+  let length = 0;
+  for (const tensor of Object.values(header)) {
+    const offsets = isObject(tensor) ? tensor.data_offsets : undefined;
+    if (Array.isArray(offsets)) length = Math.max(length, Number(offsets[1]));
+  }
+  const expected = 8 + json.length + length;
+  if (expected === size) return header;
+  throw incomplete(file, `its header describes ${expected} bytes, but it has ${size}`);
+}
+
+function incomplete(file: string, problem: string): EmbedderError {
+  const message = `${file}: is not a complete safetensors file (${problem}); download it again`;
+  return new EmbedderError("MODEL_INVALID", message);
 }
 
 function float16(bits: number): number {
