@@ -217,11 +217,12 @@ fn read(path: &Path, options: &Options) -> Result<Parts> {
     })
 }
 
-/// Writes the model's graph as [`EXPORTED_GRAPH`] into its folder and returns the path. The file holds no weights: its
-/// initializers point into the checkpoint's files. With [`Dtype::Int8`](crate::options::Dtype) it is
-/// [`EXPORTED_INT8_GRAPH`], which holds the int8 weights. Input `input_ids` (int64 `[batch, length]`, texts of equal length),
-/// output `last_hidden_state` (float `[batch, length, width]`). The fallback knows no architectures: what it has to know
-/// of the encoder, its [`Facts`](crate::arch::Facts), is among the file's properties.
+/// Writes the model's graph as [`EXPORTED_GRAPH`] into its folder and returns the path. The file holds no weights, except for
+/// the columns of a static model: its initializers point into the checkpoint's files. With
+/// [`Dtype::Int8`](crate::options::Dtype) it is [`EXPORTED_INT8_GRAPH`], which holds the int8 weights. Input `input_ids` (int64
+/// `[batch, length]`, texts of equal length), output `last_hidden_state` (float `[batch, length, width]`): what follows, such
+/// as `Dense` modules, is computed by the reader. The fallback knows no architectures: what it has to know of the encoder,
+/// its [`Facts`](crate::arch::Facts), is among the file's properties.
 ///
 /// # Errors
 /// The folder cannot be used or written.

@@ -11,6 +11,9 @@
 //! model.safetensors, or model.safetensors.index.json and its shards
 //! ```
 //!
+//! A static model (see `arch/static_table.rs`) has `StaticEmbedding` in place of Transformer and Pooling, and need not have a
+//! `config.json`.
+//!
 //! A folder with only config, tokenizer and weights works for models that its `config.json` names
 //! (CodeRankEmbed, nomic-embed-text); for any other the pooling has to be given as an option.
 //!

@@ -277,7 +277,7 @@ fn tables_must_fit() {
     // The tokenizer has more tokens.
     let few = TensorView::new(Dtype::I64, vec![10], &zeros[..80]).unwrap();
     let result = load_changed("static_mapped", &setup::options(), |folder| {
-        set_tensors(folder, &[("mapping", Some(few))]);
+        set_tensors(folder, &[("mapping", Some(few)), ("weights", None)]);
     });
     assert_error(result, "MODEL_INVALID", &["tokenizer.json", "below 10"]);
 }
