@@ -203,12 +203,12 @@ for (const backend of BACKENDS) {
     {
       "modules.json": (modules) => [
         ...modules.slice(0, 2),
-        { ...modules[1], type: "sentence_transformers.models.Dense" },
+        { ...modules[1], type: "sentence_transformers.models.Dropout" },
       ],
     },
     {},
     "MODEL_UNSUPPORTED",
-    "Dense",
+    "Dropout",
   );
   loadFails(
     "pooling that nobody says",

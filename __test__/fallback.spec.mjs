@@ -82,6 +82,14 @@ test("outputs are read as the file declares them", async () => {
   await assert.rejects(load(narrow), embedderError("MODEL_INVALID", "hidden size is 64"));
 });
 
+test("a graph that pools by itself is refused where Dense modules follow", async () => {
+  const folder = await changedModel("bert_dense", {
+    "semantic-search-native.onnx": null,
+    "model.onnx": tableModel({ table, width: 32, isPooled: true }),
+  });
+  await assert.rejects(load(folder), embedderError("MODEL_UNSUPPORTED", "already pooled", "Dense"));
+});
+
 test("files are tried in a fixed order, and dtype chooses among them", async () => {
   const float = tableModel(DEFAULTS);
   const quantized = tableModel({ ...DEFAULTS, table: table.map((value) => Math.round(value * 8) / 8) });

@@ -6,7 +6,7 @@ import * as path from "node:path";
 import { test } from "node:test";
 import { assertComplete, FIXTURE, hubWith, ID, NEEDED, repository, tree, WEIGHTS } from "./support/hub.mjs";
 import { COMMIT, filesIn, sendJson } from "./support/hub_server.mjs";
-import { api, embedderError, ROOT } from "./support/models.mjs";
+import { api, embedderError, ROOT, temporaryFolder } from "./support/models.mjs";
 
 const { pull } = api;
 
@@ -29,6 +29,35 @@ test("a model whose Transformer lies in a subfolder is downloaded whole", async 
   const { options } = await hubWith({ ...nothing, ...files });
   const folder = await pull(ID, options);
   assert.deepEqual(tree(folder), Object.keys(files).sort());
+});
+
+test("Dense modules are downloaded with their weights, or the model is refused", async () => {
+  const files = filesIn(path.join(ROOT, "tests/fixtures/bert_dense"));
+  const { hub, options } = await hubWith(files);
+  const folder = await pull(ID, options);
+  const dense = ["2_Dense", "3_Dense"].flatMap((module) => [`${module}/config.json`, `${module}/model.safetensors`]);
+  assert.deepEqual(tree(folder), [...NEEDED, ...dense].sort());
+  delete hub.models[ID].files["3_Dense/model.safetensors"];
+  hub.models[ID].files["3_Dense/pytorch_model.bin"] = WEIGHTS;
+  await assert.rejects(
+    pull(ID, { ...options, cacheFolder: path.join(temporaryFolder(), "hub") }),
+    embedderError("MODEL_UNSUPPORTED", "has no 3_Dense/model.safetensors", "pytorch_model.bin"),
+  );
+});
+
+test("a static model is downloaded without the settings that it does not have", async () => {
+  for (const name of ["static_embedding", "static_mapped"]) {
+    const files = filesIn(path.join(ROOT, "tests/fixtures", name));
+    const nothing = Object.fromEntries(Object.keys(FIXTURE).map((file) => [file, null]));
+    const { hub, options } = await hubWith({ ...nothing, ...files });
+    assert.deepEqual(tree(await pull(ID, options)), Object.keys(files).sort());
+    if (name === "static_embedding") continue;
+    // Known by its config.json alone.
+    hub.models[ID].files = { ...files };
+    delete hub.models[ID].files["modules.json"];
+    const bare = await pull(ID, { ...options, cacheFolder: path.join(temporaryFolder(), "hub") });
+    assert.deepEqual(tree(bare), Object.keys(hub.models[ID].files).sort());
+  }
 });
 
 test("the ONNX graph and its data are downloaded on request, and no other ONNX file", async () => {

@@ -18,9 +18,15 @@ after(() => readers.close());
 const POOLING = "1_Pooling/config.json";
 const PROMPTS = "config_sentence_transformers.json";
 const SENTENCE = "sentence_bert_config.json";
+const DENSE = "2_Dense/config.json";
 const TOKENIZER_CONFIG = "tokenizer_config.json";
 const TOKEN = { content: "[CLS]", special: true, single_word: false, lstrip: false, rstrip: false, normalized: false };
 const module = (type, path = "") => ({ type: `sentence_transformers.models.${type}`, path });
+const chain = (...kinds) => [
+  module("Transformer"),
+  module("Pooling", "1_Pooling"),
+  ...kinds.map((kind) => module(kind, `2_${kind}`)),
+];
 
 /** What the readers once disagreed about: a file of `bert_mean`, its content or changes to it, and what they say now. */
 const SETTLED = [
@@ -59,6 +65,18 @@ const SETTLED = [
   ["a path out of the folder", "modules.json", [module("Transformer", "a\\..\\..\\b")], "MODEL_INVALID"],
   ["a path of null", "modules.json", [module("Transformer", null)], "MODEL_INVALID"],
   ["a path into a file", "modules.json", [module("Transformer", "config.json")], "MODEL_NOT_FOUND"],
+  ["a Normalize in front of a Dense", "modules.json", chain("Normalize", "Dense"), "MODEL_UNSUPPORTED"],
+  ["a Dense without a folder", "modules.json", chain("Dense", "Normalize"), "MODEL_NOT_FOUND"],
+  ["Dense settings by default", DENSE, { bias: undefined, activation_function: undefined }, { dimension: 24 }],
+  ["a Dense of another width", DENSE, { in_features: 48 }, "MODEL_INVALID"],
+  ["a Dense without a width", DENSE, { out_features: null }, "MODEL_INVALID"],
+  ["a Dense that makes another width", DENSE, { out_features: 47 }, "MODEL_INVALID"],
+  ["an activation of the model's own", DENSE, { activation_function: "custom.torch.nn.Tanh" }, "MODEL_UNSUPPORTED"],
+  ["an activation without a name", DENSE, { activation_function: "torch.nn." }, "MODEL_UNSUPPORTED"],
+  ["a Dense of tokens", DENSE, { module_output_name: "token_embeddings" }, "MODEL_UNSUPPORTED"],
+  ["a Dense with a residual", DENSE, { use_residual: true }, "MODEL_UNSUPPORTED"],
+  ["a table in place of layers", "modules.json", [module("StaticEmbedding")], "MODEL_INVALID"],
+  ["layers in place of a table", "config.json", { model_type: "model2vec" }, "MODEL_INVALID"],
   ["a tokenizer of another version", "tokenizer.json", { version: "2.0" }, "MODEL_INVALID"],
   ["a tokenizer without a decoder", "tokenizer.json", { decoder: undefined }, { maxTokens: 64 }],
   ["an added token with another's id", "tokenizer.json", { added_tokens: [{ ...TOKEN, id: 5 }] }, "MODEL_INVALID"],
@@ -66,9 +84,10 @@ const SETTLED = [
 
 for (const [title, file, change, expected] of SETTLED) {
   test(`${title} in ${file}`, () => {
+    const fixture = file === DENSE ? "bert_dense" : "bert_mean";
     const isChange = typeof change === "object" && !Array.isArray(change) && !Buffer.isBuffer(change);
-    const content = isChange ? JSON.stringify({ ...JSON.parse(readers.file("bert_mean", file)), ...change }) : change;
-    const { addon, fallback } = readers.ask("bert_mean", {
+    const content = isChange ? JSON.stringify({ ...JSON.parse(readers.file(fixture, file)), ...change }) : change;
+    const { addon, fallback } = readers.ask(fixture, {
       [file]: Array.isArray(content) ? JSON.stringify(content) : content,
     });
     for (const { code, facts, message } of [addon, fallback]) {

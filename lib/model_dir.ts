@@ -6,11 +6,13 @@
 import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
+import { type Dense, readDenseModules } from "./dense.js";
 import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
 import { type KnownModel, modelNamedInConfig } from "./known_models.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
+import { MODEL2VEC, readStaticFacts, type StaticTokens } from "./static_table.js";
 
 /** What has to be known of an encoder beside its graph. */
 export interface EncoderFacts {
@@ -27,18 +29,24 @@ export interface EncoderFacts {
 /** A model folder before its settings are resolved. */
 export interface ModelFolder {
   dir: string;
-  /** The folder of configuration, tokenizer and weights: `dir` itself or the Transformer module's `path` in it. */
+  /** The folder of configuration, tokenizer and weights: `dir` itself or the first module's `path` in it. */
   transformerDir: string;
   /** The pooling's settings, if the folder has them. */
   poolingFile: string | undefined;
+  /** The folders of the Dense modules, in their order. */
+  denseFolders: string[];
   config: JsonFile;
-  /** SHA-256 of `config.json` as it was read. */
+  /** Of a static model: which tokens count. */
+  staticTokens: StaticTokens | undefined;
+  /** SHA-256 of `config.json` as it was read; of nothing where a static model has none. */
   configHash: string;
 }
 
 export interface ModelDir extends ModelFolder {
   encoder: EncoderFacts;
   pooling: PoolingMode[];
+  /** The layers that follow the pooling. */
+  dense: Dense[];
   queryPrompt: string;
   documentPrompt: string;
   /** Longest text in tokens, special tokens included. */
@@ -70,8 +78,6 @@ export const PROMPTS_FILE = "config_sentence_transformers.json";
 /** The graphs that the addon exports; their weights are those of the safetensors files, or quantized from them. */
 export const EXPORTED_GRAPHS = ["semantic-search-native.onnx", "semantic-search-native.int8.onnx"] as const;
 
-/** The supported modules, in their order. */
-const CHAIN = ["Transformer", "Pooling", "Normalize"];
 /** A `model_max_length` above this means "none": the Python libraries write 1e30. */
 const NO_LIMIT = 1e8;
 const DEFAULT_MAX_TOKENS = 512;
@@ -86,12 +92,28 @@ export function openModelFolder(dir: string): ModelFolder {
   if (!statSync(dir).isDirectory()) {
     throw new EmbedderError("MODEL_NOT_FOUND", `${dir} is not a folder; expected the folder that holds config.json`);
   }
-  const { transformerPath, poolingFile } = readModules(dir);
+  const { transformerPath, isStatic, ...modules } = readModules(dir);
   const transformerDir = path.join(dir, transformerPath);
   const configFile = path.join(transformerDir, "config.json");
-  const bytes = readRegularFile(configFile, MOST_SETTINGS);
-  const config = new JsonFile(configFile, parseJsonObject(configFile, bytes));
-  return { dir, transformerDir, poolingFile, config, configHash: createHash("sha256").update(bytes).digest("hex") };
+  const bytes = readConfig(configFile, isStatic);
+  const config = new JsonFile(configFile, bytes ? parseJsonObject(configFile, bytes) : {});
+  return {
+    ...{ dir, transformerDir, ...modules, config },
+    staticTokens: config.json.model_type === MODEL2VEC ? "known" : isStatic ? "all" : undefined,
+    configHash: createHash("sha256")
+      .update(bytes ?? "")
+      .digest("hex"),
+  };
+}
+
+/** The bytes of `config.json`, which a static model need not have. */
+function readConfig(file: string, isStatic: boolean): Buffer | undefined {
+  try {
+    return readRegularFile(file, MOST_SETTINGS);
+  } catch (error) {
+    if (isStatic && error instanceof EmbedderError && error.code === "MODEL_NOT_FOUND") return undefined;
+    throw error;
+  }
 }
 
 /**
@@ -100,7 +122,8 @@ export function openModelFolder(dir: string): ModelFolder {
  *
  * @throws EmbedderError `MODEL_INVALID`
  */
-export function readEncoderFacts({ config }: ModelFolder): EncoderFacts {
+export function readEncoderFacts({ config, transformerDir, staticTokens }: ModelFolder): EncoderFacts {
+  if (staticTokens) return readStaticFacts(transformerDir, config);
   return {
     width: config.required(config.count("hidden_size", "n_embd", "dim", "d_model"), "hidden_size"),
     vocabulary: config.required(config.count("vocab_size"), "vocab_size"),
@@ -127,7 +150,7 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
  * for more `dimensions` than there are.
  */
 export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, options: ModelOptions): ModelDir {
-  const { dir, transformerDir, poolingFile, config } = folder;
+  const { dir, transformerDir, poolingFile, denseFolders, config, staticTokens } = folder;
   const { width, positions } = encoder;
   const [, sentenceFile, tokenizerConfigFile, tokenizerFile] = TRANSFORMER_FILES.map((name) =>
     path.join(transformerDir, name),
@@ -139,7 +162,8 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
   const documentPrompt = options.documentPrompt ?? prompts.document ?? known?.documentPrompt ?? prompts.fallback ?? "";
   const declared = poolingFile === undefined ? undefined : JsonFile.read(poolingFile);
   if (declared) checkPooling(declared, width, queryPrompt + documentPrompt !== "");
-  const pooling = options.pooling ? [options.pooling] : declared ? poolingModes(declared) : known && [known.pooling];
+  const usual = known?.pooling ?? (staticTokens && "mean");
+  const pooling = options.pooling ? [options.pooling] : declared ? poolingModes(declared) : usual && [usual];
   if (!pooling) {
     throw new EmbedderError(
       "MODEL_UNSUPPORTED",
@@ -147,7 +171,8 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
         `pass the option pooling: ${POOLING_MODES.map((mode) => JSON.stringify(mode)).join(" | ")}`,
     );
   }
-  const matryoshka = readMatryoshka(folder, encoder, pooling.length * width, known, options);
+  const dense = readDenseModules(denseFolders, pooling.length * width);
+  const matryoshka = readMatryoshka(folder, encoder, fullDimension({ dense, pooling, encoder }), known, options);
 
   const sentence = JsonFile.readOptional(sentenceFile);
   const maxSequenceLength = sentence.count("max_seq_length");
@@ -159,7 +184,7 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
   if (!existsSync(tokenizerFile)) throw new EmbedderError("MODEL_NOT_FOUND", `${tokenizerFile} does not exist`);
   return {
     ...folder,
-    ...{ encoder, pooling, queryPrompt, documentPrompt, matryoshka, lowerCase, truncationSide, tokenizerFile },
+    ...{ encoder, pooling, dense, queryPrompt, documentPrompt, matryoshka, lowerCase, truncationSide, tokenizerFile },
     maxTokens: Math.min(
       options.maxTokens ?? DEFAULT_MAX_TOKENS,
       maxSequenceLength ?? maxLength ?? positions,
@@ -169,27 +194,34 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
   };
 }
 
+/** Length of a vector before it is truncated to `dimensions`. */
+export function fullDimension({ dense, pooling, encoder }: Pick<ModelDir, "dense" | "pooling" | "encoder">): number {
+  return dense.at(-1)?.outputs ?? encoder.width * pooling.length;
+}
+
 /** Describes a model, given the hashes of its tokenizer and its weights. */
 export function describe(
   model: ModelDir,
   tokenizerHash: string,
   { weightHashes, dtype }: { weightHashes: readonly string[]; dtype: string },
 ): Description {
-  const { pooling, queryPrompt, documentPrompt, maxTokens, normalize, matryoshka } = model;
+  const { pooling, dense, queryPrompt, documentPrompt, maxTokens, normalize, matryoshka } = model;
   // The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`.
   const identity = {
     format: 1,
     weights: weightHashes,
     tokenizer: tokenizerHash,
     config: model.configHash,
-    ...{ pooling, queryPrompt, documentPrompt, maxTokens, normalize, dtype },
+    pooling,
     // `JSON.stringify` leaves `undefined` out.
+    dense: dense.length > 0 ? dense.map(({ configHash }) => configHash) : undefined,
+    ...{ queryPrompt, documentPrompt, maxTokens, normalize, dtype },
     dimensions: matryoshka?.dimensions,
     layerNorm: matryoshka?.layerNorm,
   };
   const { lowerCase, truncationSide, encoder } = model;
   return {
-    dimension: matryoshka?.dimensions ?? encoder.width * pooling.length,
+    dimension: matryoshka?.dimensions ?? fullDimension(model),
     ...{ maxTokens, pooling, queryPrompt, documentPrompt, normalize, lowerCase, truncationSide },
     vocabularySize: encoder.vocabulary,
     ...(matryoshka && { layerNorm: matryoshka.layerNorm }),
@@ -198,17 +230,25 @@ export function describe(
 }
 
 /**
- * `modules.json`: Transformer, Pooling and optionally Normalize. Without this file, `1_Pooling` is used if it exists.
+ * `modules.json`: Transformer, Pooling and any number of Dense modules, or StaticEmbedding; then optionally Normalize.
+ * Without this file, `1_Pooling` is used if it exists.
  *
  * @throws EmbedderError `MODEL_INVALID`, or `MODEL_UNSUPPORTED` for other modules.
  */
-export function readModules(dir: string): { transformerPath: string; poolingFile: string | undefined } {
+export function readModules(
+  dir: string,
+): Pick<ModelFolder, "poolingFile" | "denseFolders"> & { transformerPath: string; isStatic: boolean } {
   const file = path.join(dir, "modules.json");
   const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
   const modules = readJsonIfPresent(file);
   if (modules === undefined) {
     const poolingFile = path.join(dir, "1_Pooling", "config.json");
-    return { transformerPath: "", poolingFile: existsSync(poolingFile) ? poolingFile : undefined };
+    return {
+      transformerPath: "",
+      poolingFile: existsSync(poolingFile) ? poolingFile : undefined,
+      denseFolders: [],
+      isStatic: false,
+    };
   }
   if (!Array.isArray(modules)) throw invalid("expected a JSON array of modules");
   const entries = modules.map((module: unknown, index) => {
@@ -221,20 +261,34 @@ export function readModules(dir: string): { transformerPath: string; poolingFile
       throw invalid(`expected a path inside the model folder, found ${JSON.stringify(modulePath)}`);
     }
   }
-  for (const [index, { type }] of entries.entries()) {
+  const names = entries.map(({ type }) =>
     // Other classes are the model's own code, which is not run.
-    if (type.startsWith("sentence_transformers.") && type.split(".").at(-1) === CHAIN[index]) continue;
-    throw new EmbedderError(
-      "MODEL_UNSUPPORTED",
-      `${file}: module ${index} of type ${JSON.stringify(type)} is not supported; supported is the chain ` +
-        `${CHAIN.join(", ")} of sentence_transformers (the last is optional)`,
-    );
+    type.startsWith("sentence_transformers.") ? type.split(".").at(-1) : undefined,
+  );
+  const isStatic = names[0] === "StaticEmbedding";
+  const first = isStatic ? ["StaticEmbedding"] : ["Transformer", "Pooling"];
+  const denseFolders: string[] = [];
+  for (const [index, { type, path: modulePath }] of entries.entries()) {
+    const name = names[index];
+    if (index < first.length && name === first[index]) continue;
+    if (index >= first.length && name === "Normalize" && index === entries.length - 1) continue;
+    if (index < first.length || name !== "Dense" || isStatic) {
+      throw new EmbedderError(
+        "MODEL_UNSUPPORTED",
+        `${file}: module ${index} of type ${JSON.stringify(type)} is not supported; supported are the chains Transformer, ` +
+          "Pooling, Dense, Normalize and StaticEmbedding, Normalize of sentence_transformers (any number of Dense modules; " +
+          "Normalize is optional)",
+      );
+    }
+    denseFolders.push(path.join(dir, modulePath));
   }
   const [transformer, pooling] = entries;
   if (!transformer) throw invalid("expected a list of modules that starts with a Transformer, found an empty list");
   return {
     transformerPath: transformer.path,
-    poolingFile: pooling && path.join(dir, pooling.path, "config.json"),
+    poolingFile: pooling && !isStatic ? path.join(dir, pooling.path, "config.json") : undefined,
+    denseFolders,
+    isStatic,
   };
 }
 

@@ -14,10 +14,13 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
 
@@ -27,6 +30,13 @@ use crate::{file, memory};
 
 /// The format's limit on the header of a safetensors file, in bytes.
 const MOST_HEADER: u64 = 100_000_000;
+
+/// The name of a checkpoint's file, if it has only one.
+pub const SINGLE_FILE: &str = "model.safetensors";
+
+/// For errors: what a missing file should be.
+pub(crate) const WEIGHTS_EXPECTED: &str =
+    "expected weights as safetensors (pytorch_model.bin is not read)";
 
 /// For errors: what memory is allocated for.
 const FLOATS: &str = "weights in float32";
@@ -102,13 +112,24 @@ impl TensorSlice {
 pub struct WeightFile {
     /// Where it lies on disk.
     pub path: PathBuf,
+    /// Put in front of its tensors' names; empty in the encoder's own files.
+    pub prefix: String,
     pub(crate) bytes: Pages,
+}
+
+/// A tensor in a number format that weights do not have.
+struct OtherTensor {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
 }
 
 /// The weights of a model.
 pub struct Checkpoint {
     files: Vec<WeightFile>,
     tensors: HashMap<String, TensorSlice>,
+    others: HashMap<String, OtherTensor>,
     folder: PathBuf,
     digests: OnceLock<Vec<String>>,
 }
@@ -119,22 +140,73 @@ impl Checkpoint {
     /// # Errors
     /// A file is missing, not a regular file, truncated, larger than memory, or its header contradicts its contents.
     pub fn open(folder: &Path, paths: &[PathBuf]) -> Result<Self> {
-        let mut files = Vec::new();
-        let mut tensors = HashMap::new();
-        for path in paths {
-            let bytes = read_weights(path)?;
-            read_header(path, &bytes, files.len(), &mut tensors)?;
-            files.push(WeightFile {
-                path: path.clone(),
-                bytes,
-            });
-        }
-        Ok(Self {
-            files,
-            tensors,
+        let mut checkpoint = Self {
+            files: Vec::new(),
+            tensors: HashMap::new(),
+            others: HashMap::new(),
             folder: folder.to_owned(),
             digests: OnceLock::new(),
-        })
+        };
+        for path in paths {
+            checkpoint.read(path, "")?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Reads another file, that of a module with names of its own: `prefix` is put in front of them.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn read(&mut self, path: &Path, prefix: &str) -> Result<()> {
+        let bytes = read_weights(path)?;
+        self.read_header(path, prefix, &bytes)?;
+        self.files.push(WeightFile {
+            path: path.to_owned(),
+            prefix: prefix.to_owned(),
+            bytes,
+        });
+        self.digests = OnceLock::new();
+        Ok(())
+    }
+
+    /// Reads the header of the next file.
+    fn read_header(&mut self, path: &Path, prefix: &str, bytes: &[u8]) -> Result<()> {
+        let parsed = SafeTensors::deserialize(bytes).map_err(|error| incomplete(path, error))?;
+        let file = self.files.len();
+        for (name, view) in parsed.iter() {
+            let name = format!("{prefix}{name}");
+            if self.has(&name) || self.others.contains_key(&name) {
+                let problem = format!("tensor `{name}` is in two files of the checkpoint");
+                return Err(Error::invalid(path, problem));
+            }
+            let shape = view.shape().to_vec();
+            let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+            let dtype = match view.dtype() {
+                Dtype::F32 => WeightType::F32,
+                Dtype::F16 => WeightType::F16,
+                Dtype::BF16 => WeightType::BF16,
+                dtype => {
+                    let bytes = offset..offset + view.data().len();
+                    let other = OtherTensor {
+                        file,
+                        dtype,
+                        shape,
+                        bytes,
+                    };
+                    self.others.insert(name, other);
+                    continue;
+                }
+            };
+            let tensor = TensorSlice {
+                name: name.clone(),
+                file,
+                dtype,
+                shape,
+                offset,
+            };
+            self.tensors.insert(name, tensor);
+        }
+        Ok(())
     }
 
     /// What precedes `anchor` in the names of this checkpoint: `bert.`, `model.`, or nothing.
@@ -166,8 +238,16 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorSlice> {
         let expected = || format!("shape {shape:?}");
         let Some(tensor) = self.tensors.get(name) else {
+            if let Some(other) = self.others.get(name) {
+                let path = &self.files[other.file].path;
+                let found = format!("dtype {:?}", other.dtype);
+                return Err(Error::tensor(path, name, "dtype F32, F16 or BF16", found));
+            }
+            let of_module =
+                |file: &&WeightFile| !file.prefix.is_empty() && name.starts_with(&file.prefix);
+            let file = self.files.iter().find(of_module);
             return Err(Error::tensor(
-                &self.folder,
+                file.map_or(&self.folder, |file| &file.path),
                 name,
                 expected(),
                 "no such tensor",
@@ -179,6 +259,53 @@ impl Checkpoint {
             return Err(Error::tensor(path, name, expected(), found));
         }
         Ok(tensor.clone())
+    }
+
+    /// The numbers of a tensor of one dimension that is no weight, of a float format or of 32- or 64-bit integers.
+    ///
+    /// # Errors
+    /// The tensor is missing, has another length or format, or a number is not finite.
+    pub fn column(&self, name: &str, length: usize) -> Result<Vec<f64>> {
+        fn read<const N: usize>(bytes: &[u8], from: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+            let (values, _) = bytes.as_chunks::<N>();
+            values.iter().map(|bytes| from(*bytes)).collect()
+        }
+        let (file, numbers) = if let Some(other) = self.others.get(name) {
+            let path = &self.files[other.file].path;
+            if other.shape != [length] {
+                let (expected, found) = (format!("shape [{length}]"), &other.shape);
+                return Err(Error::tensor(
+                    path,
+                    name,
+                    expected,
+                    format!("shape {found:?}"),
+                ));
+            }
+            let bytes = &self.files[other.file].bytes[other.bytes.clone()];
+            let numbers = match other.dtype {
+                Dtype::F64 => read(bytes, f64::from_le_bytes),
+                Dtype::I32 => read(bytes, |bytes| i32::from_le_bytes(bytes).into()),
+                Dtype::I64 => read(bytes, |bytes| i64::from_le_bytes(bytes) as f64),
+                dtype => {
+                    let expected = "dtype F64, F32, F16, BF16, I32 or I64";
+                    let found = format!("dtype {dtype:?}");
+                    return Err(Error::tensor(path, name, expected, found));
+                }
+            };
+            (other.file, numbers)
+        } else {
+            let tensor = self.tensor(name, &[length])?;
+            let numbers = self.floats(&tensor)?;
+            (
+                tensor.file,
+                numbers.iter().copied().map(f64::from).collect(),
+            )
+        };
+        if numbers.iter().all(|number| number.is_finite()) {
+            return Ok(numbers);
+        }
+        let (expected, found) = ("finite numbers", "NaN or infinity");
+        Err(Error::tensor(&self.files[file].path, name, expected, found))
     }
 
     /// Number of values in all float tensors.
@@ -307,8 +434,23 @@ fn to_f32(dtype: WeightType, bytes: &[u8], values: &mut [f32]) {
     }
 }
 
-/// The bytes of one file. Its length is compared with its header before memory is allocated.
-fn read_weights(path: &Path) -> Result<Pages> {
+/// The shapes of a file's tensors, by name. Reads only its header.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub fn shapes(path: &Path) -> Result<HashMap<String, Vec<usize>>> {
+    if !path.exists() {
+        return Err(Error::not_found(path, WEIGHTS_EXPECTED));
+    }
+    let (_, _, header) = open_weights(path)?;
+    let tensors = header.tensors().into_iter();
+    Ok(tensors
+        .map(|(name, info)| (name, info.shape.clone()))
+        .collect())
+}
+
+/// A file, the bytes in front of its tensors, and what these say. The file's length is what its header describes.
+fn open_weights(path: &Path) -> Result<(File, Vec<u8>, Metadata)> {
     let failed = |error| Error::invalid_from(path, "cannot be read", error);
     let (mut file, length) = file::open(path).map_err(failed)?;
     let mut start = Vec::new();
@@ -319,62 +461,29 @@ fn read_weights(path: &Path) -> Result<Pages> {
         .map_or(0, |bytes| u64::from_le_bytes(*bytes));
     let mut header = file.by_ref().take(header_length.min(MOST_HEADER));
     header.read_to_end(&mut start).map_err(failed)?;
-    let header: safetensors::tensor::Metadata =
-        serde_json::from_slice(start.get(8..).unwrap_or_default())
-            .map_err(|error| incomplete(path, error))?;
+    let header: Metadata = serde_json::from_slice(start.get(8..).unwrap_or_default())
+        .map_err(|error| incomplete(path, error))?;
     let expected = (start.len() as u64).saturating_add(header.data_len() as u64);
     if expected != length {
         let reason = format!("its header describes {expected} bytes, but it has {length}");
         return Err(incomplete(path, reason));
     }
-    let mut pages = Pages::zeroed(length as usize, "the weights")?;
-    pages.fill(start.chain(file)).map_err(failed)?;
+    Ok((file, start, header))
+}
+
+/// The bytes of one file. Its length is compared with its header before memory is allocated.
+fn read_weights(path: &Path) -> Result<Pages> {
+    let (file, start, header) = open_weights(path)?;
+    let mut pages = Pages::zeroed(start.len() + header.data_len(), "the weights")?;
+    pages
+        .fill(start.chain(file))
+        .map_err(|error| Error::invalid_from(path, "cannot be read", error))?;
     Ok(pages)
 }
 
 fn incomplete(path: &Path, reason: impl Into<Cause>) -> Error {
     let problem = "is not a complete safetensors file, download it again";
     Error::invalid_from(path, problem, reason)
-}
-
-/// Reads one file's header into `tensors`.
-fn read_header(
-    path: &Path,
-    bytes: &[u8],
-    file: usize,
-    tensors: &mut HashMap<String, TensorSlice>,
-) -> Result<()> {
-    let parsed = SafeTensors::deserialize(bytes).map_err(|error| incomplete(path, error))?;
-    for (name, view) in parsed.iter() {
-        let dtype = match view.dtype() {
-            Dtype::F32 => WeightType::F32,
-            Dtype::F16 => WeightType::F16,
-            Dtype::BF16 => WeightType::BF16,
-            // A buffer in old checkpoints that every implementation recomputes.
-            _ if name.ends_with("position_ids") => continue,
-            other => {
-                let expected = "dtype F32, F16 or BF16";
-                return Err(Error::tensor(
-                    path,
-                    name,
-                    expected,
-                    format!("dtype {other:?}"),
-                ));
-            }
-        };
-        let slice = TensorSlice {
-            name: name.to_owned(),
-            file,
-            dtype,
-            shape: view.shape().to_vec(),
-            offset: view.data().as_ptr() as usize - bytes.as_ptr() as usize,
-        };
-        if tensors.insert(name.to_owned(), slice).is_some() {
-            let problem = format!("tensor `{name}` is in two files of the checkpoint");
-            return Err(Error::invalid(path, problem));
-        }
-    }
-    Ok(())
 }
 
 /// Whether no number in `bytes` is `special` (has all exponent bits set). Blocks are scanned without an early exit, so that

@@ -15,10 +15,10 @@
 //!
 //! # Where things are
 //!
-//! - [`model_dir`] reads a model folder and `json_file` its settings files; [`checkpoint`] reads the weights. [`options`] is
-//!   what callers may decide.
+//! - [`model_dir`] reads a model folder, [`dense`] the layers behind its pooling and `json_file` its settings files;
+//!   [`checkpoint`] reads the weights. [`options`] is what callers may decide.
 //! - [`arch`] holds the encoders: an architecture is one file and one line in a table. It records what it computes into a
-//!   [`graph`], which is plain data.
+//!   [`graph`], which is plain data. A static model is such a graph of one table.
 //! - [`runtime`] reads such a graph. [`runtime::onnx`] turns it into an ONNX graph, whose initializers point into the
 //!   safetensors file as it was read; `runtime::mlx` computes it batch by batch.
 //! - [`int8`] quantizes weights for the ONNX backend and keeps them in the cache folder.
@@ -37,6 +37,7 @@
 pub mod arch;
 pub mod batch;
 pub mod checkpoint;
+pub mod dense;
 pub mod engine;
 pub mod error;
 mod file;

@@ -42,8 +42,12 @@ impl Model {
     }
 
     fn load_unguarded(path: &Path, options: &Options) -> Result<Self> {
-        let (dir, graph, checkpoint) = read(path, options)?;
-        let graph = graph.pooled(&dir.pooling);
+        let Parts {
+            dir,
+            vectors: graph,
+            checkpoint,
+            ..
+        } = read(path, options)?;
         let tokenizer = Tokenizer::load(&dir)?;
         let checkpoint = Arc::new(checkpoint);
         let threads = match options.threads {
@@ -71,7 +75,7 @@ impl Model {
                 runtime,
                 tokenizer,
                 Finish {
-                    pooled: dir.pooled_dimension(),
+                    pooled: dir.full_dimension(),
                     matryoshka: dir.matryoshka,
                     normalize: dir.normalize,
                 },
@@ -185,21 +189,40 @@ impl Model {
     }
 }
 
-/// What the folder says, its encoder and the weights.
-fn read(path: &Path, options: &Options) -> Result<(ModelDir, Graph, Checkpoint)> {
+/// A folder, read.
+struct Parts {
+    dir: ModelDir,
+    checkpoint: Checkpoint,
+    /// The graph of the states of all tokens.
+    states: Graph,
+    /// The graph of one row per text.
+    vectors: Graph,
+}
+
+fn read(path: &Path, options: &Options) -> Result<Parts> {
     guard::read(path, || {
         let dir = ModelDir::read(path, options)?;
-        let checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
-        let graph = dir.encoder.record(&checkpoint)?;
-        Ok((dir, graph, checkpoint))
+        let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
+        let states = dir.encoder.record(&checkpoint)?;
+        let mut vectors = states.pooled(&dir.pooling);
+        for (number, dense) in dir.dense.iter().enumerate() {
+            dense.record(number, &mut checkpoint, &mut vectors)?;
+        }
+        Ok(Parts {
+            dir,
+            checkpoint,
+            states,
+            vectors,
+        })
     })
 }
 
-/// Writes the model's graph as [`EXPORTED_GRAPH`] into its folder and returns the path. The file holds no weights: its
-/// initializers point into the checkpoint's files. With [`Dtype::Int8`](crate::options::Dtype) it is
-/// [`EXPORTED_INT8_GRAPH`], which holds the int8 weights. Input `input_ids` (int64 `[batch, length]`, texts of equal length),
-/// output `last_hidden_state` (float `[batch, length, width]`). The fallback knows no architectures: what it has to know
-/// of the encoder, its [`Facts`](crate::arch::Facts), is among the file's properties.
+/// Writes the model's graph as [`EXPORTED_GRAPH`] into its folder and returns the path. The file holds no weights, except for
+/// the columns of a static model: its initializers point into the checkpoint's files. With
+/// [`Dtype::Int8`](crate::options::Dtype) it is [`EXPORTED_INT8_GRAPH`], which holds the int8 weights. Input `input_ids` (int64
+/// `[batch, length]`, texts of equal length), output `last_hidden_state` (float `[batch, length, width]`): what follows, such
+/// as `Dense` modules, is computed by the reader. The fallback knows no architectures: what it has to know of the encoder,
+/// its [`Facts`](crate::arch::Facts), is among the file's properties.
 ///
 /// # Errors
 /// The folder cannot be used or written.
@@ -209,12 +232,17 @@ pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
 
 fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
     onnx::check_dtype(options.dtype)?;
-    let (dir, graph, checkpoint) = read(path, options)?;
+    let Parts {
+        dir,
+        checkpoint,
+        states,
+        ..
+    } = read(path, options)?;
     let encoder = ExportedEncoder {
         facts: dir.encoder.facts(),
         config_sha256: &dir.config_digest,
     };
-    let graph = onnx::export(&graph, &encoder, &checkpoint, options)?;
+    let graph = onnx::export(&states, &encoder, &checkpoint, options)?;
     let folder = dir.weights[0].parent().unwrap_or(&dir.path);
     let name = match Precision::of(options.dtype) {
         Precision::Float => EXPORTED_GRAPH,

@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! config.json                          architecture and its settings
-//! modules.json                         the chain: Transformer, Pooling, perhaps Normalize
+//! modules.json                         the chain: Transformer, Pooling, perhaps Dense modules, perhaps Normalize
 //! 1_Pooling/config.json                pooling
+//! 2_Dense/                             a layer behind the pooling, see `dense.rs`
 //! sentence_bert_config.json            token limit, lower-casing
 //! config_sentence_transformers.json    prompts
 //! tokenizer.json, tokenizer_config.json
 //! model.safetensors, or model.safetensors.index.json and its shards
 //! ```
+//!
+//! A static model (see `arch/static_table.rs`) has `StaticEmbedding` in place of Transformer and Pooling, and need not have a
+//! `config.json`.
 //!
 //! A folder with only config, tokenizer and weights works for models that its `config.json` names
 //! (CodeRankEmbed, nomic-embed-text); for any other the pooling has to be given as an option.
@@ -31,7 +35,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::arch::{self, Encoder, Facts};
-use crate::checkpoint::sha256_hex;
+use crate::checkpoint::{SINGLE_FILE, WEIGHTS_EXPECTED, sha256_hex};
+use crate::dense::Dense;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::graph::Pooling;
@@ -50,6 +55,8 @@ pub struct ModelDir {
     pub encoder: Arc<dyn Encoder>,
     /// How token states become a vector.
     pub pooling: Vec<Pooling>,
+    /// The layers that follow, in their order.
+    pub dense: Vec<Dense>,
     /// Text put in front of queries.
     pub query_prompt: String,
     /// Text put in front of documents.
@@ -68,7 +75,7 @@ pub struct ModelDir {
     pub truncate_left: bool,
     /// The checkpoint's files, sorted by name.
     pub weights: Vec<PathBuf>,
-    /// SHA-256 of `config.json`, as lower-case hexadecimal.
+    /// SHA-256 of `config.json`, of nothing where there is none, as lower-case hexadecimal.
     pub config_digest: String,
 }
 
@@ -86,11 +93,8 @@ impl ModelDir {
         let modules = Modules::read(path)?;
         let folder = &modules.transformer;
         let config_path = folder.join("config.json");
-        let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?.ok_or_else(|| {
-            Error::not_found(&config_path, "expected the architecture's settings")
-        })?;
-        let config_file = JsonFile::parse(config_path, &config_bytes)?;
-        let encoder = arch::read(&config_file.path, &config_file.json)?;
+        let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?;
+        let (config_file, encoder) = read_encoder(config_path, config_bytes.as_deref(), &modules)?;
         let facts = encoder.facts();
         let known = KnownModel::of(&config_file.json);
 
@@ -123,6 +127,7 @@ impl ModelDir {
             (Some(pooling), _, _) => vec![pooling],
             (None, Some(file), _) => pooling_modes(&file)?,
             (None, None, Some(known)) => vec![known.pooling.parse()?],
+            (None, None, None) if encoder.static_tokens().is_some() => vec![Pooling::Mean],
             (None, None, None) => {
                 return Err(Error::unsupported(
                     path,
@@ -133,8 +138,10 @@ impl ModelDir {
         };
 
         let pooled = pooling.len() * facts.width;
+        let dense = Dense::read_all(&modules.dense, pooled)?;
+        let width = dense.last().map_or(pooled, |dense| dense.outputs);
         let known_norm = known.map(|known| known.layer_norm);
-        let matryoshka = read_matryoshka(&config_file.path, facts, pooled, known_norm, options)?;
+        let matryoshka = read_matryoshka(&config_file.path, facts, width, known_norm, options)?;
 
         let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
         let max_seq_length = sentence_bert.count("max_seq_length")?;
@@ -165,6 +172,7 @@ impl ModelDir {
         Ok(Self {
             path: path.to_owned(),
             pooling,
+            dense,
             query_prompt,
             document_prompt,
             max_tokens,
@@ -174,7 +182,7 @@ impl ModelDir {
             tokenizer,
             truncate_left,
             weights: weight_files(folder)?,
-            config_digest: sha256_hex(&config_bytes),
+            config_digest: sha256_hex(config_bytes.as_deref().unwrap_or_default()),
             encoder,
         })
     }
@@ -182,16 +190,17 @@ impl ModelDir {
     /// Length of a vector.
     #[must_use]
     pub fn dimension(&self) -> usize {
-        self.matryoshka.map_or_else(
-            || self.pooled_dimension(),
-            |matryoshka| matryoshka.dimensions,
-        )
+        self.matryoshka
+            .map_or_else(|| self.full_dimension(), |matryoshka| matryoshka.dimensions)
     }
 
     /// Length of a vector before it is truncated to `dimensions`.
     #[must_use]
-    pub fn pooled_dimension(&self) -> usize {
-        self.pooling.len() * self.encoder.facts().width
+    pub fn full_dimension(&self) -> usize {
+        self.dense.last().map_or_else(
+            || self.pooling.len() * self.encoder.facts().width,
+            |dense| dense.outputs,
+        )
     }
 
     /// The bytes of `tokenizer.json`.
@@ -216,12 +225,14 @@ impl ModelDir {
             tokenizer: &'a str,
             config: &'a str,
             pooling: Vec<&'static str>,
+            // Left out where there is none, as is all that was added later: older indexes stay valid.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            dense: Vec<&'a str>,
             query_prompt: &'a str,
             document_prompt: &'a str,
             max_tokens: usize,
             normalize: bool,
             dtype: &'a str,
-            // Left out where nothing is truncated: indexes that are older than this option stay valid.
             #[serde(skip_serializing_if = "Option::is_none")]
             dimensions: Option<usize>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -233,6 +244,7 @@ impl ModelDir {
             tokenizer,
             config: &self.config_digest,
             pooling: self.pooling.iter().map(|pooling| pooling.name()).collect(),
+            dense: (self.dense.iter().map(|dense| &*dense.config_digest)).collect(),
             query_prompt: &self.query_prompt,
             document_prompt: &self.document_prompt,
             max_tokens: self.max_tokens,
@@ -253,6 +265,10 @@ struct Modules {
     transformer: PathBuf,
     /// The pooling's `config.json`, if the folder has one.
     pooling: Option<PathBuf>,
+    /// Folders of the Dense modules.
+    dense: Vec<PathBuf>,
+    /// Whether a `StaticEmbedding` stands for the first two.
+    is_static: bool,
 }
 
 impl Modules {
@@ -263,6 +279,8 @@ impl Modules {
             return Ok(Self {
                 transformer: folder.to_owned(),
                 pooling: pooling.exists().then_some(pooling),
+                dense: Vec::new(),
+                is_static: false,
             });
         };
         let json = json_file::parse(&path, &bytes)?;
@@ -285,16 +303,28 @@ impl Modules {
         for (_, relative) in &modules {
             plain_path(&path, relative)?;
         }
-        for (index, (kind, _)) in modules.iter().enumerate() {
+        let last = modules.len().saturating_sub(1);
+        let mut dense = Vec::new();
+        let mut is_static = false;
+        for (index, (kind, relative)) in modules.iter().enumerate() {
             // Other classes are code of the model's own, which is not run.
             let class = kind.strip_prefix("sentence_transformers.");
             let class = class.and_then(|class| class.rsplit('.').next());
-            if class.is_none() || class != CHAIN.get(index).copied() {
-                return Err(Error::unsupported(
-                    &path,
-                    format!("module {index} of type {kind:?}"),
-                    "supported is the chain Transformer, Pooling, Normalize of sentence_transformers (the last is optional)",
-                ));
+            match (index, class) {
+                (0, Some("StaticEmbedding")) => is_static = true,
+                (1, Some("Normalize")) if is_static && index == last => {}
+                (0, Some("Transformer")) => {}
+                (1, Some("Pooling")) if !is_static => {}
+                (2.., Some("Dense")) if !is_static => dense.push(folder.join(relative)),
+                (2.., Some("Normalize")) if index == last => {}
+                _ => {
+                    return Err(Error::unsupported(
+                        &path,
+                        format!("module {index} of type {kind:?}"),
+                        "supported are the chains Transformer, Pooling, Dense, Normalize and StaticEmbedding, Normalize of \
+                         sentence_transformers (any number of Dense modules; Normalize is optional)",
+                    ));
+                }
             }
         }
         let mut folders = modules.iter().map(|(_, relative)| folder.join(relative));
@@ -303,15 +333,39 @@ impl Modules {
                 "expected a list of modules that starts with a Transformer, found an empty list";
             Error::invalid(&path, problem)
         })?;
+        let pooling = folders.next().filter(|_| !is_static);
         Ok(Self {
             transformer,
-            pooling: folders.next().map(|folder| folder.join("config.json")),
+            pooling: pooling.map(|folder| folder.join("config.json")),
+            dense,
+            is_static,
         })
     }
 }
 
-/// The modules that are computed, in their order.
-const CHAIN: [&str; 3] = ["Transformer", "Pooling", "Normalize"];
+/// `config.json`, and the encoder that it describes. For a `StaticEmbedding` it may be missing.
+fn read_encoder(
+    path: PathBuf,
+    bytes: Option<&[u8]>,
+    modules: &Modules,
+) -> Result<(JsonFile, Arc<dyn Encoder>)> {
+    let bytes = match bytes {
+        Some(bytes) => bytes,
+        None if modules.is_static => b"{}",
+        None => {
+            let hint = "expected the architecture's settings";
+            return Err(Error::not_found(&path, hint));
+        }
+    };
+    let file = JsonFile::parse(path, bytes)?;
+    let read = if modules.is_static {
+        arch::read_static
+    } else {
+        arch::read
+    };
+    let encoder = read(&file.path, &file.json)?;
+    Ok((file, encoder))
+}
 
 /// Refuses pooling that contradicts the encoder or leaves out a prompt's tokens, which is not computed here.
 fn check_pooling(file: &JsonFile, width: usize, has_prompt: bool) -> Result<()> {
@@ -518,14 +572,13 @@ fn read_matryoshka(
 
 /// The checkpoint's files: one, or the shards that the index names.
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let single = folder.join("model.safetensors");
+    let single = folder.join(SINGLE_FILE);
     if single.exists() {
         return Ok(vec![single]);
     }
     let index_path = folder.join("model.safetensors.index.json");
     if !index_path.exists() {
-        let hint = "expected weights as safetensors (pytorch_model.bin is not read)";
-        return Err(Error::not_found(&single, hint));
+        return Err(Error::not_found(&single, WEIGHTS_EXPECTED));
     }
     let index = JsonFile::read(index_path, "the list of shards")?;
     let names = index.typed("weight_map", "file names by tensor", |map| {

@@ -178,7 +178,11 @@ pub fn check_config(file: String) -> napi::Result<(), Code> {
         let path = PathBuf::from(file);
         guard::read(&path, || {
             let config = JsonFile::read(path.clone(), "the architecture's settings")?;
-            arch::read(&config.path, &config.json).map(|_| ())
+            match arch::read(&config.path, &config.json) {
+                // Of a static model the weights tell what else is to be known, and they are still to be downloaded.
+                Ok(_) | Err(Error::ModelNotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
         })
     })
 }

@@ -7,10 +7,11 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use tokenizers::{
-    Encoding, PostProcessor, Tokenizer as HfTokenizer, TruncationDirection, TruncationParams,
-    TruncationStrategy,
+    Encoding, PostProcessor, PostProcessorWrapper, Tokenizer as HfTokenizer, TruncationDirection,
+    TruncationParams, TruncationStrategy,
 };
 
+use crate::arch::StaticTokens;
 use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::guard;
@@ -44,7 +45,7 @@ impl From<Vec<u32>> for Input {
 /// The ids of one text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizedText {
-    /// Token ids, special tokens included.
+    /// Token ids, special tokens included. Only a static model's text may have none.
     pub ids: Vec<u32>,
     /// Whether tokens were cut off to stay within the limit.
     pub truncated: bool,
@@ -58,6 +59,8 @@ pub struct Tokenizer {
     digest: String,
     /// Rows of the embedding table; every id has to be below.
     rows: usize,
+    /// The token that is left out.
+    left_out: Option<u32>,
     /// Most tokens of a text, without special ones.
     max_text_tokens: usize,
     /// How long texts are split; `None` if they are tokenized whole.
@@ -79,11 +82,18 @@ impl Tokenizer {
         })?;
         check_vocabulary(path, &inner, model.encoder.facts().vocabulary)?;
         check_added_tokens(path, &inner, &bytes)?;
-        Self::new(inner, sha256_hex(&bytes), model)
+        let mut tokenizer = Self::new(inner, sha256_hex(&bytes), model)?;
+        if model.encoder.static_tokens() == Some(StaticTokens::Known) {
+            tokenizer.left_out = unknown_token(path, &tokenizer.inner, &bytes)?;
+        }
+        Ok(tokenizer)
     }
 
     fn new(mut inner: HfTokenizer, digest: String, model: &ModelDir) -> Result<Self> {
         let path = &model.tokenizer;
+        if model.encoder.static_tokens().is_some() {
+            inner.with_post_processor(None::<PostProcessorWrapper>);
+        }
         let special_tokens = inner
             .get_post_processor()
             .map_or(0, |processor| processor.added_tokens(false));
@@ -119,6 +129,7 @@ impl Tokenizer {
             model: model.clone(),
             digest,
             rows: model.encoder.facts().vocabulary,
+            left_out: None,
             max_text_tokens: model.max_tokens - special_tokens,
             bytes_per_piece: BYTES_PER_PIECE,
         };
@@ -173,8 +184,9 @@ impl Tokenizer {
             ids.drain(..ids.len() - self.max_text_tokens);
         }
         ids.truncate(self.max_text_tokens);
+        ids.retain(|&id| Some(id) != self.left_out);
         let ids = self.with_special_tokens(ids)?;
-        if ids.is_empty() {
+        if ids.is_empty() && self.model.encoder.static_tokens().is_none() {
             return Err(Error::TokenizationFailed {
                 reason: "the tokenizer gives no token for a text, not even a special one"
                     .to_owned(),
@@ -353,6 +365,25 @@ fn check_added_tokens(path: &Path, tokenizer: &HfTokenizer, file: &[u8]) -> Resu
         }
     }
     Ok(())
+}
+
+/// The id of the token that stands for text that no other token stands for, if there is one.
+fn unknown_token(path: &Path, tokenizer: &HfTokenizer, file: &[u8]) -> Result<Option<u32>> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        model: Model,
+    }
+    #[derive(serde::Deserialize)]
+    struct Model {
+        unk_token: Option<String>,
+        /// Of a Unigram model.
+        unk_id: Option<u32>,
+    }
+    let file: File = serde_json::from_slice(file)
+        .map_err(|error| Error::invalid_from(path, "is not a tokenizer", error))?;
+    let token = file.model.unk_token;
+    let id = token.and_then(|token| tokenizer.token_to_id(&token));
+    Ok(id.or(file.model.unk_id))
 }
 
 fn other_model(token: &str, id: u32, rows: usize) -> String {

@@ -216,21 +216,37 @@ fn a_text_is_cut_on_the_left_or_on_the_right() {
 
 #[test]
 fn modules_outside_the_chain_are_refused() {
-    let dense = json!([
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
-    ]);
     let spoil = |modules: Value| {
         move |folder: &Path| {
             std::fs::write(folder.join("modules.json"), modules.to_string()).unwrap();
         }
     };
-    assert_error(
-        load_spoiled("bert_mean", spoil(dense)),
-        "MODEL_UNSUPPORTED",
-        &["modules.json", "Dense"],
-    );
+    for (chain, refused) in [
+        (
+            &["Transformer", "Pooling", "Dropout"][..],
+            "module 2 of type",
+        ),
+        (&["Transformer", "Dense", "Pooling"], "module 1 of type"),
+        (&["Transformer", "Normalize"], "module 1 of type"),
+        (
+            &["Transformer", "Pooling", "Normalize", "Dense"],
+            "module 2 of type",
+        ),
+        (
+            &["Transformer", "Pooling", "Normalize", "Normalize"],
+            "module 2 of type",
+        ),
+        (&["Pooling", "Transformer"], "module 0 of type"),
+    ] {
+        let modules = chain.iter().map(
+            |class| json!({"path": "", "type": format!("sentence_transformers.models.{class}")}),
+        );
+        assert_error(
+            load_spoiled("bert_mean", spoil(modules.collect())),
+            "MODEL_UNSUPPORTED",
+            &["modules.json", refused],
+        );
+    }
     assert_error(
         load_spoiled("bert_mean", spoil(json!([]))),
         "MODEL_INVALID",
@@ -243,6 +259,120 @@ fn modules_outside_the_chain_are_refused() {
         "MODEL_INVALID",
         &["modules.json", "../elsewhere"],
     );
+}
+
+#[test]
+fn dense_modules_must_be_known_and_fit() {
+    let config = "2_Dense/config.json";
+    let weights = "2_Dense/model.safetensors";
+    let cases = [
+        ("in_features", json!(33), "MODEL_INVALID", "expected 32"),
+        ("in_features", Value::Null, "MODEL_INVALID", "missing"),
+        ("out_features", json!("48"), "MODEL_INVALID", "whole number"),
+        ("bias", json!(1), "MODEL_INVALID", "true or false"),
+        (
+            "activation_function",
+            json!("torch.nn.modules.activation.Sigmoid"),
+            "MODEL_UNSUPPORTED",
+            "Sigmoid",
+        ),
+        (
+            "activation_function",
+            json!("custom.Tanh"),
+            "MODEL_UNSUPPORTED",
+            "custom.Tanh",
+        ),
+        (
+            "module_input_name",
+            json!("token_embeddings"),
+            "MODEL_UNSUPPORTED",
+            "token_embeddings",
+        ),
+        ("use_residual", json!(true), "MODEL_UNSUPPORTED", "residual"),
+    ];
+    for (key, value, code, named) in cases {
+        let result = load_spoiled("bert_dense", |folder| set(&folder.join(config), key, value));
+        assert_error(result, code, &[config, key, named]);
+    }
+    for file in [config, weights] {
+        let result = load_spoiled("bert_dense", remove(file));
+        assert_error(result, "MODEL_NOT_FOUND", &[file]);
+    }
+    // The second module is given what the first one is said to make, and its weights are of that shape.
+    let result = load_spoiled("bert_dense", |folder| {
+        set(&folder.join(config), "out_features", json!(40));
+    });
+    let named = &["3_Dense/config.json", "in_features", "expected 40"];
+    assert_error(result, "MODEL_INVALID", named);
+    let result = load_spoiled("bert_dense", |folder| {
+        set(
+            &folder.join("3_Dense/config.json"),
+            "out_features",
+            json!(7),
+        );
+    });
+    let named = &[
+        "3_Dense/model.safetensors",
+        "linear.weight",
+        "[7, 48]",
+        "[24, 48]",
+    ];
+    assert_error(result, "MODEL_INVALID", named);
+    let result = load_spoiled("bert_dense", |folder| {
+        set(&folder.join("3_Dense/config.json"), "bias", json!(true));
+    });
+    let named = &["3_Dense/model.safetensors", "linear.bias", "no such tensor"];
+    assert_error(result, "MODEL_INVALID", named);
+    let result = load_spoiled("bert_dense", |folder| {
+        poison(
+            &folder.join("2_Dense"),
+            "linear.bias",
+            &f32::NAN.to_le_bytes(),
+        );
+    });
+    assert_error(result, "MODEL_INVALID", &[weights, "linear.bias", "NaN"]);
+}
+
+/// Whatever decides the vectors is in the fingerprint; `dimensions` counts from the last module's.
+#[test]
+fn dense_modules_are_part_of_the_fingerprint() {
+    let load = |change: &dyn Fn(&Path)| load_spoiled("bert_dense", change).unwrap();
+    let original = load(&|_| {});
+    assert_eq!(original.dir().dimension(), 24);
+    let config = "3_Dense/config.json";
+    let activation = json!("torch.nn.Tanh");
+    let changes: [&dyn Fn(&Path); 2] = [
+        &|folder| {
+            set(
+                &folder.join(config),
+                "activation_function",
+                activation.clone(),
+            );
+        },
+        &|folder| {
+            poison(
+                &folder.join("3_Dense"),
+                "linear.weight",
+                &1_f32.to_le_bytes(),
+            );
+        },
+    ];
+    for change in changes {
+        assert_ne!(load(change).fingerprint(), original.fingerprint());
+    }
+    let options = |dimensions| Options {
+        dimensions: Some(dimensions),
+        ..setup::options()
+    };
+    let result = load_spoiled_with("bert_dense", &options(25), |_| {});
+    assert_error(result, "INVALID_ARGUMENT", &["dimensions", "1 to 24", "25"]);
+    let shorter = load_spoiled_with("bert_dense", &options(5), |_| {}).unwrap();
+    let texts = || vec!["some words".to_owned()];
+    let full = original.embed(texts(), false).unwrap().vectors;
+    let length = full[..5].iter().map(|x| x * x).sum::<f32>().sqrt();
+    let expected: Vec<f32> = full[..5].iter().map(|x| x / length).collect();
+    let found = shorter.embed(texts(), false).unwrap().vectors;
+    setup::assert_equal("5 of 24 dimensions", &found, &expected);
 }
 
 #[test]

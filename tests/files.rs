@@ -82,7 +82,7 @@ fn assert_near(found: &[f32], expected: &[f32], what: &str) {
 /// Overwritten with other weights, then shortened to nothing, as `cp` and synchronised folders do it.
 #[test]
 fn a_loaded_model_does_not_depend_on_its_files() {
-    for fixture in setup::FIXTURES.iter() {
+    for fixture in setup::ENCODERS.iter() {
         for dtype in [Dtype::F32, Dtype::Int8] {
             let what = format!("{fixture}, {dtype:?}");
             let folder = copy(fixture);
@@ -160,7 +160,7 @@ fn a_fingerprint_never_stands_for_other_weights() {
 /// The matrices that sessions are made from are gone afterwards, where kernels pack them, and no session misses them.
 #[test]
 fn packed_weights_are_given_back() {
-    for fixture in setup::FIXTURES.iter() {
+    for fixture in setup::ENCODERS.iter() {
         for dtype in [Dtype::F32, Dtype::Int8] {
             let what = format!("{fixture}, {dtype:?}");
             let cache = tempfile::tempdir().unwrap();

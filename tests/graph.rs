@@ -98,6 +98,8 @@ enum QueryNorms {
 #[derive(Debug, Clone)]
 struct Encoder {
     width: usize,
+    /// Whether tokens share rows of the table of words, each with a factor of its own.
+    shares_rows: bool,
     numbering: Option<Numbering>,
     has_token_type: bool,
     word_scale: Option<f32>,
@@ -162,6 +164,7 @@ fn layer() -> impl Strategy<Value = Layer> {
         Activation::GeluTanh,
         Activation::Relu,
         Activation::Silu,
+        Activation::Tanh,
     ]);
     let query_norms = prop::sample::select(vec![QueryNorms::Heads, QueryNorms::Rows]);
     (
@@ -208,6 +211,7 @@ fn encoder() -> impl Strategy<Value = Encoder> {
     (
         // Fewer numbers may all be close to 0, where a norm magnifies rounding.
         8..40_usize,
+        any::<bool>(),
         prop::option::of(numbering),
         any::<bool>(),
         prop::option::of(0.3..3.0_f32),
@@ -217,9 +221,20 @@ fn encoder() -> impl Strategy<Value = Encoder> {
         any::<u64>(),
     )
         .prop_map(
-            |(width, numbering, has_token_type, word_scale, layers, poolings, lengths, seed)| {
+            |(
+                width,
+                shares_rows,
+                numbering,
+                has_token_type,
+                word_scale,
+                layers,
+                poolings,
+                lengths,
+                seed,
+            )| {
                 Encoder {
                     width,
+                    shares_rows,
                     numbering,
                     has_token_type,
                     word_scale,
@@ -285,6 +300,12 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
     let embeddings = EmbeddingTables {
         words: tensor(&[VOCABULARY, width], 0.0, 1.0),
         word_scale: encoder.word_scale,
+        rows: encoder
+            .shares_rows
+            .then(|| (0..VOCABULARY as u32).map(|id| id * id % 7).collect()),
+        factors: encoder
+            .shares_rows
+            .then(|| (0..VOCABULARY).map(|id| 0.5 + id as f32 / 16.0).collect()),
         positions: encoder.numbering.map(|numbering| Positions {
             table: tensor(&[POSITIONS + numbering.first_row(), width], 0.0, 0.5),
             numbering,
@@ -388,15 +409,22 @@ impl<'a> Interpreter<'a> {
             let made = match &node.op {
                 Op::Embed(embeddings) => (self.ids.iter().enumerate())
                     .map(|(index, &id)| {
-                        let mut row = self.row(&embeddings.words, id as usize);
-                        let scale = f64::from(embeddings.word_scale.unwrap_or(1.0));
-                        row.iter_mut().for_each(|number| *number *= scale);
+                        let id = id as usize;
+                        let place = embeddings
+                            .rows
+                            .as_ref()
+                            .map_or(id, |rows| rows[id] as usize);
+                        let factor = embeddings
+                            .factors
+                            .as_ref()
+                            .map_or(1.0, |all| all[id].into());
+                        let factor = factor * f64::from(embeddings.word_scale.unwrap_or(1.0));
+                        let row = self.row(&embeddings.words, place);
+                        let mut row: Vec<f64> = row.iter().map(|x| x * factor).collect();
                         if let Some(positions) = &embeddings.positions {
                             let position = match positions.numbering {
                                 Numbering::Index => index,
-                                Numbering::NotPadding { padding } if id as usize == padding => {
-                                    padding
-                                }
+                                Numbering::NotPadding { padding } if id == padding => padding,
                                 Numbering::NotPadding { padding } => {
                                     let before = &self.ids[..=index];
                                     let number =
@@ -588,6 +616,7 @@ fn activated(x: f64, activation: Activation) -> f64 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Tanh => x.tanh(),
     }
 }
 
@@ -741,6 +770,7 @@ fn every_layer_has_its_own_rotation() {
     for (seed, (first, second)) in (0..).zip(pairs) {
         check(&Encoder {
             width: 32,
+            shares_rows: false,
             numbering: None,
             has_token_type: false,
             word_scale: None,
@@ -767,6 +797,7 @@ fn a_pooling_of_one_token_prunes_the_last_layer() {
     };
     let encoder = Encoder {
         width: 16,
+        shares_rows: false,
         numbering: Some(Numbering::Index),
         has_token_type: false,
         word_scale: None,

@@ -83,7 +83,7 @@ fn assert_bitwise_equal(folder: &Path, options: &Options) {
 #[test]
 fn a_vector_is_bitwise_the_same_in_every_call() {
     let cache = tempfile::tempdir().unwrap();
-    for name in setup::FIXTURES.iter() {
+    for name in setup::ENCODERS.iter() {
         assert_bitwise_equal(&setup::fixture(name), &options(cache.path()));
     }
 }
@@ -116,7 +116,7 @@ fn vectors_are_near_those_of_float32() {
         }
     };
     compare(&setup::starter_model(), 0.98);
-    for name in setup::FIXTURES.iter() {
+    for name in setup::ENCODERS.iter() {
         compare(&setup::fixture(name), 0.95);
     }
 }

@@ -79,8 +79,8 @@ proptest! {
 
     /// The neighbours of a text decide what it is padded to, and nothing else.
     #[test]
-    fn padding_changes_nothing(words in prop::collection::vec(0_usize..60, 1..12), fixture in 0..setup::FIXTURES.len()) {
-        let model = load(&setup::FIXTURES[fixture], Backend::Mlx, Dtype::F32);
+    fn padding_changes_nothing(words in prop::collection::vec(0_usize..60, 1..12), fixture in 0..setup::ENCODERS.len()) {
+        let model = load(&setup::ENCODERS[fixture], Backend::Mlx, Dtype::F32);
         let texts: Vec<String> = words.iter().map(|&count| "word x1 ".repeat(count)).collect();
         let together = model.embed(texts.clone(), false).unwrap();
         for (text, row) in texts.iter().zip(rows(&model, &together)) {

@@ -25,7 +25,7 @@ fn models() -> &'static [Model] {
             };
             Model::load(&setup::fixture(name), &options).unwrap()
         };
-        let of_backend = |backend| setup::FIXTURES.iter().map(move |name| (backend, name));
+        let of_backend = |backend| setup::ENCODERS.iter().map(move |name| (backend, name));
         setup::BACKENDS
             .iter()
             .flat_map(of_backend)

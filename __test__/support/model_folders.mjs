@@ -67,6 +67,13 @@ const PROMPTS = [
 ];
 const PROMPT_NAMES = ["query", "document", "passage", "corpus", "web", "Query", "__proto__", "toString", ""];
 
+const ACTIVATIONS = [
+  ...["torch.nn.modules.activation.Tanh", "torch.nn.Tanh", "torch.nn.modules.linear.Identity", "torch.nn.Identity"],
+  ...["torch.nn.modules.activation.GELU", "torch.nn.Tanh.", "torch.nn..Tanh", "torch.Tanh", "Tanh", "a\ntorch.nn.Tanh"],
+  ...["torch.nn.a\nb.Tanh", "custom.Tanh", "", null],
+];
+const OUTPUTS = ["sentence_embedding", "token_embeddings", "", null];
+
 /** A function in a table gets the random generator and returns a value. */
 const PROMPT_OBJECT = (random) =>
   Object.fromEntries(Array.from({ length: random.below(4) }, () => [random.of(PROMPT_NAMES), random.of(PROMPTS)]));
@@ -74,7 +81,17 @@ const MODE_LIST = (random) =>
   Array.from({ length: random.below(4) }, () => random.of([...MODES, ...MODES, "median", 1]));
 
 const TYPES = [
-  ...["Transformer", "Pooling", "Normalize", "Dense", "Dropout", "LayerNorm", "transformer", "Transformer "],
+  ...[
+    "Transformer",
+    "StaticEmbedding",
+    "Pooling",
+    "Normalize",
+    "Dense",
+    "Dropout",
+    "LayerNorm",
+    "transformer",
+    "Transformer ",
+  ],
 ].flatMap((kind) => [
   ...[`sentence_transformers.models.${kind}`, `sentence_transformers.base.modules.${kind.toLowerCase()}.${kind}`],
   ...[`sentence_transformers.sentence_transformer.modules.${kind}`, `custom_st.${kind}`, kind, `.${kind}`],
@@ -89,6 +106,9 @@ const PATHS = [
     "./1_Pooling",
     "nowhere",
     "1_Pooling//",
+    "2_Dense",
+    "2_Dense/",
+    "3_Dense",
     "0_Transformer",
     "1_Pooling/.",
   ],
@@ -109,6 +129,8 @@ const KEYS = {
     // The others are the encoder's, which the addon alone reads.
     _name_or_path: NAMES,
     torch_dtype: ["float16"],
+    max_length: LIMITS,
+    model_type: ["model2vec", "model2vec", "Model2Vec"],
   },
   "sentence_bert_config.json": {
     max_seq_length: LIMITS,
@@ -135,6 +157,21 @@ const KEYS = {
     embedding_dimension: [48, 32, 47, null],
     include_prompt: FLAGS,
     unknown: [true],
+  },
+  "2_Dense/config.json": {
+    in_features: [32, 48, 64, raw("32.0"), null],
+    out_features: [48, 24, 1, raw("4.8e1"), null],
+    bias: FLAGS,
+    activation_function: ACTIVATIONS,
+    module_input_name: OUTPUTS,
+    module_output_name: OUTPUTS,
+    use_residual: FLAGS,
+    unknown: [true],
+  },
+  "3_Dense/config.json": {
+    in_features: [48, 24, 32],
+    out_features: [24, 48, 7, 2 ** 31],
+    activation_function: ACTIVATIONS,
   },
   "tokenizer.json": {
     version: ["1.0", "2.0"],
@@ -255,8 +292,10 @@ function changedModules(random, modules) {
 export function changedFolder(random, files) {
   const changed = {};
   const nameOf = (file) => Object.keys(files).find((name) => name === file || name.endsWith(`_Transformer/${file}`));
+  // A module's settings only where the folder has the module.
+  const candidates = Object.keys(KEYS).filter((file) => !file.includes("/") || files[file] !== undefined);
   for (let changes = random.of([1, 1, 1, 2, 2, 3]); changes > 0; changes--) {
-    const file = random.of([...Object.keys(KEYS), "modules.json"]);
+    const file = random.of([...candidates, "modules.json"]);
     const name = nameOf(file) ?? file;
     const text = files[name] ?? "{}";
     const kind = random.next();

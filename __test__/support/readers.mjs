@@ -20,7 +20,10 @@ const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer.js");
 // Most of the time goes into writing files, so a file system in memory is used where there is one.
 const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : os.tmpdir();
 const FIXTURES = fileURLToPath(new URL("../../tests/fixtures", import.meta.url));
-const NAMES = ["bert_mean", "bert_cls_bf16", "bert_cls_f16", "nomic_cls", "nomic_mean_dynamic", "nomic_partial"];
+const NAMES = [
+  ...["bert_mean", "bert_cls_bf16", "bert_cls_f16", "nomic_cls", "nomic_mean_dynamic", "nomic_partial", "bert_dense"],
+  ...["static_embedding", "static_model2vec"],
+];
 
 const READERS = {
   addon: (folder, options) => loadAddon().describe(folder, options),

@@ -2,7 +2,15 @@
 
 import { type Description, type Encoding, PROGRESS_INTERVAL_MS, type TextOrTokens } from "../engine.js";
 import { EmbedderError, toEmbedderError } from "../errors.js";
-import { describe, type ModelDir, openModelFolder, readEncoderFacts, resolveModelDir } from "../model_dir.js";
+import {
+  describe,
+  fullDimension,
+  type ModelDir,
+  openModelFolder,
+  readEncoderFacts,
+  resolveModelDir,
+} from "../model_dir.js";
+import { DenseLayer } from "./dense_layer.js";
 import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
@@ -15,6 +23,7 @@ class FallbackModel {
   readonly #model: ModelDir;
   readonly #tokenizer: TextTokenizer;
   readonly #session: OnnxSession;
+  readonly #dense: readonly DenseLayer[];
   readonly #files: LoadedFiles;
 
   private constructor(model: ModelDir, tokenizer: TextTokenizer, session: OnnxSession, onnx: OnnxFile) {
@@ -22,7 +31,9 @@ class FallbackModel {
     this.#model = model;
     this.#tokenizer = tokenizer;
     this.#session = session;
-    this.description = describe(model, tokenizer.hash, onnx);
+    this.#dense = model.dense.map((module) => new DenseLayer(module));
+    const weightHashes = [...onnx.weightHashes, ...this.#dense.map(({ hash }) => hash)];
+    this.description = describe(model, tokenizer.hash, { weightHashes, dtype: onnx.dtype });
   }
 
   static async load({ modelDir, options }: LoadRequest): Promise<FallbackModel> {
@@ -35,9 +46,14 @@ class FallbackModel {
       const message = `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`;
       throw new EmbedderError("MODEL_UNSUPPORTED", message);
     }
+    if (session.isPooled && model.dense.length > 0) {
+      const message = `${onnx.path}: its output is already pooled, so whether it contains the Dense modules is unknown; use a file with last_hidden_state`;
+      throw new EmbedderError("MODEL_UNSUPPORTED", message);
+    }
     const loaded = new FallbackModel(model, tokenizer, session, onnx);
-    // Checks the width before anything relies on it.
-    await loaded.#run(tokenizer.encode("a", false).ids);
+    // Checks the width before anything relies on it. A static model may not know the text.
+    const { ids } = tokenizer.encode("a", false);
+    await loaded.#run(ids.length > 0 ? ids : [0]);
     onnx.files.checkNames();
     return loaded;
   }
@@ -48,12 +64,20 @@ class FallbackModel {
     isQuery: boolean,
     index: number,
   ): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
-    const { encoder, pooling, matryoshka, normalize } = this.#model;
+    const { matryoshka, normalize } = this.#model;
     const { ids, truncated } =
       typeof text === "string" ? this.#tokenizer.encode(text, isQuery) : this.#tokenizer.take(text, index);
+    // Only a static model's text may have no token.
+    const full = ids.length > 0 ? await this.#full(ids) : new Float32Array(fullDimension(this.#model));
+    return { vector: finish(full, matryoshka, normalize), truncated, tokens: ids.length };
+  }
+
+  /** The vector before it is finished. */
+  async #full(ids: readonly number[]): Promise<Float32Array> {
+    const { encoder, pooling } = this.#model;
     const values = await this.#run(ids);
     const pooled = this.#session.isPooled ? values : pool(values, encoder.width, pooling);
-    return { vector: finish(pooled, matryoshka, normalize), truncated, tokens: ids.length };
+    return this.#dense.reduce((vector, layer) => layer.apply(vector), pooled);
   }
 
   /** Token states, or the vector if the graph pools. */

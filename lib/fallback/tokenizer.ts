@@ -18,7 +18,7 @@ const { Tokenizer } = require("@huggingface/tokenizers") as {
 };
 
 export interface TokenizedText {
-  /** Prompt, text and special tokens, truncated to the model's limit. */
+  /** Prompt, text and special tokens, truncated to the model's limit. Only a static model's text may have none. */
   ids: number[];
   truncated: boolean;
 }
@@ -41,6 +41,8 @@ export class TextTokenizer {
   /** How long texts are split; `undefined` if they are tokenized whole. */
   readonly #pieceRules: PieceRules | undefined;
   readonly #charactersPerPiece: number;
+  /** The token that is left out. */
+  readonly #leftOut: unknown;
 
   /** @throws EmbedderError `MODEL_INVALID`, or `INVALID_ARGUMENT` for a limit that leaves no room for text. */
   constructor(model: ModelDir, charactersPerPiece = CHARACTERS_PER_PIECE) {
@@ -67,10 +69,12 @@ export class TextTokenizer {
       const whole = encode();
       const start = whole.findIndex((_, index) => content.every((id, offset) => whole[index + offset] === id));
       const around = [whole.slice(0, start), whole.slice(start + content.length)];
-      [this.#before = [], this.#after = []] = templateIds(json.post_processor) ?? around;
+      const special = templateIds(json.post_processor) ?? around;
+      [this.#before = [], this.#after = []] = model.staticTokens ? [] : special;
     } catch (cause) {
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
+    if (model.staticTokens === "known") this.#leftOut = unknownToken(json);
     this.#model = model;
     this.#checkIds([...this.#before, ...this.#after]);
     const specialTokens = this.#before.length + this.#after.length;
@@ -95,8 +99,9 @@ export class TextTokenizer {
     }
     const truncated = content.length > room;
     if (truncated) content = truncationSide === "right" ? content.slice(0, room) : content.slice(-room);
+    content = content.filter((id) => id !== this.#leftOut);
     const ids = [...this.#before, ...content, ...this.#after];
-    if (ids.length === 0) {
+    if (ids.length === 0 && !this.#model.staticTokens) {
       throw new EmbedderError("TOKENIZATION_FAILED", "the tokenizer gives no token for a text, not even a special one");
     }
     this.#checkIds(ids);
@@ -150,6 +155,13 @@ export class TextTokenizer {
     }
     return ids;
   }
+}
+
+/** The id of the token that stands for text that no other token stands for, if there is one. */
+function unknownToken({ model, added_tokens: addedTokens }: JsonObject): unknown {
+  const { vocab, unk_token: token, unk_id: id } = isObject(model) ? model : {};
+  const [, found] = [...vocabulary(vocab, addedTokens)].find(([name]) => token && name === token) ?? [];
+  return found ?? id;
 }
 
 /** The ids that a template puts before and after a text. The library looks up the tokens' names instead. */

@@ -47,7 +47,7 @@ function sum(tokens: number, at: (token: number) => number): number {
 }
 
 /**
- * Checks a pooled vector, shortens it and scales it to length 1, as the options say. A zero vector stays zero.
+ * Checks a vector, shortens it and scales it to length 1, as the options say. A zero vector stays zero.
  *
  * @throws EmbedderError `INFERENCE_FAILED` if a value is not finite.
  */

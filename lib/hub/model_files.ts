@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import * as path from "node:path";
+import { DENSE_FILES } from "../dense.js";
 import { EmbedderError } from "../errors.js";
 import { isObject, JsonFile } from "../json_file.js";
 import { EXPORTED_GRAPHS, PROMPTS_FILE, readModules, TRANSFORMER_FILES } from "../model_dir.js";
@@ -42,22 +43,26 @@ export async function modelFiles(
 ): Promise<string[]> {
   const present = (files: string[]) => files.filter((file) => listing.files.has(file));
   await fetch(present(["modules.json"]));
-  const { transformerPath, poolingFile } = readModules(folder);
+  const { transformerPath, poolingFile, denseFolders, isStatic } = readModules(folder);
   const pooling = poolingFile ? relative(folder, poolingFile) : "1_Pooling/config.json";
   const inTransformer = (file: string) => relative(folder, path.join(folder, transformerPath, file));
 
   const config = inTransformer("config.json");
   const tokenizer = inTransformer("tokenizer.json");
-  for (const file of [config, tokenizer]) {
+  // A static model's weights tell what its settings would.
+  for (const file of isStatic ? [tokenizer] : [config, tokenizer]) {
     if (!listing.files.has(file)) {
       throw new EmbedderError("MODEL_UNSUPPORTED", `${name} has no ${file}: is it a text embedding model?`);
     }
   }
-  await fetch([config]);
+  const dense = denseFolders.flatMap((module) => DENSE_FILES.map((file) => relative(folder, path.join(module, file))));
+  const missing = dense.find((file) => !listing.files.has(file));
+  if (missing !== undefined) throw withoutWeights(name, missing);
+  await fetch(present([config]));
   // Safetensors are for the addon. A graph is run without knowing what it computes.
-  if (wanted.safetensors) checkConfig(path.join(folder, config));
+  if (wanted.safetensors && !isStatic) checkConfig(path.join(folder, config));
 
-  const files = present(["modules.json", PROMPTS_FILE, pooling, ...TRANSFORMER_FILES.map(inTransformer)]);
+  const files = present(["modules.json", PROMPTS_FILE, pooling, ...TRANSFORMER_FILES.map(inTransformer), ...dense]);
   const exported = EXPORTED_GRAPHS[wanted.onnx === "int8" ? 1 : 0];
   const hasExported = [exported, inTransformer(exported)].some((file) => existsSync(path.join(folder, file)));
   // A graph that `exportOnnx` wrote into the snapshot replaces the repository's; its weights are in safetensors files.
@@ -78,10 +83,7 @@ async function weightFiles(
   const single = inTransformer("model.safetensors");
   if (files.has(single)) return [single];
   const index = inTransformer("model.safetensors.index.json");
-  if (!files.has(index)) {
-    const message = `${name} has no ${single} (pytorch_model.bin is not read); pass a revision that has one, such as a conversion's @refs/pr/1`;
-    throw new EmbedderError("MODEL_UNSUPPORTED", message);
-  }
+  if (!files.has(index)) throw withoutWeights(name, single);
   await fetch([index]);
   const file = path.join(folder, index);
   const { weight_map: weightMap } = JsonFile.read(file).json;
@@ -93,6 +95,11 @@ async function weightFiles(
     }
   }
   return [index, ...shards.map((shard) => inTransformer(shard as string))];
+}
+
+function withoutWeights(name: string, file: string): EmbedderError {
+  const message = `${name} has no ${file} (pytorch_model.bin is not read); pass a revision that has one, such as a conversion's @refs/pr/1`;
+  return new EmbedderError("MODEL_UNSUPPORTED", message);
 }
 
 /** An ONNX graph and the files next to it that contain its weights. */

@@ -8,6 +8,7 @@ mod mpnet;
 mod nomic_bert;
 mod roberta;
 mod settings;
+mod static_table;
 mod weights;
 
 use std::fmt::Debug;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use self::settings::Settings;
+pub use self::static_table::read as read_static;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -29,6 +31,7 @@ const ARCHITECTURES: &[Architecture] = &[
     mpnet::MPNET,
     nomic_bert::NOMIC_BERT,
     roberta::ROBERTA,
+    static_table::STATIC_TABLE,
 ];
 
 /// A family of models that differ in numbers only.
@@ -45,6 +48,11 @@ struct Architecture {
 pub trait Encoder: Debug + Send + Sync {
     /// What is known of it without its weights.
     fn facts(&self) -> Facts;
+
+    /// Of a static model, the mean of whose tokens is the vector of a text: which tokens count.
+    fn static_tokens(&self) -> Option<StaticTokens> {
+        None
+    }
 
     /// Records the final hidden states of all tokens, with the places of the weights in the checkpoint.
     ///
@@ -66,6 +74,16 @@ pub struct Facts {
     /// Whether vectors are layer-normalized before they are truncated to their first components; `None` where models of the
     /// architecture differ in that and their settings do not tell.
     pub layer_norm_before_truncation: Option<bool>,
+}
+
+/// Which tokens of a text a static model takes the mean of. Special tokens are not added; a text that has none of these
+/// tokens has a vector of zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StaticTokens {
+    /// All that the text has.
+    All,
+    /// All but the unknown token.
+    Known,
 }
 
 /// Reads `config.json`, already parsed. `path` is for messages.

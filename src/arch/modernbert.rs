@@ -133,12 +133,8 @@ impl Encoder for ModernBert {
         const WORDS: &str = "embeddings.tok_embeddings.weight";
         let weights = Weights::of(checkpoint, WORDS)?;
         let mut graph = Graph::default();
-        let embedded = graph.embed(EmbeddingTables {
-            words: weights.tensor(WORDS, &[self.vocab_size, self.hidden_size])?,
-            word_scale: None,
-            positions: None,
-            token_type: None,
-        });
+        let words = weights.tensor(WORDS, &[self.vocab_size, self.hidden_size])?;
+        let embedded = graph.embed(EmbeddingTables::of(words));
         let mut x = self.norm(&mut graph, &weights, "embeddings.norm", embedded)?;
         for index in 0..self.attentions.len() {
             x = self.layer(index, &weights, &mut graph, x)?;

@@ -38,6 +38,11 @@ impl<'a> Settings<'a> {
         Self { path, json }
     }
 
+    /// The folder of `config.json`.
+    pub fn folder(&self) -> &'a Path {
+        self.path.parent().unwrap_or(Path::new(""))
+    }
+
     /// Whether `model_type` is one of these.
     pub fn is_model_type(&self, names: &[&str]) -> bool {
         let name = self.json.get("model_type").and_then(Value::as_str);

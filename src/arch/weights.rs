@@ -84,10 +84,9 @@ impl<'a> Weights<'a> {
             table.map(|table| table.part(0, rows))
         });
         Ok(EmbeddingTables {
-            words: table("word_embeddings", vocabulary)?,
-            word_scale: None,
             positions: positions.transpose()?,
             token_type: token_type.transpose()?,
+            ..EmbeddingTables::of(table("word_embeddings", vocabulary)?)
         })
     }
 }

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::guard;
 use crate::memory;
 use crate::runtime::Worker;
+use crate::runtime::stop::Stop;
 use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
 use crate::vector::{Finish, VECTORS, Vectors};
@@ -142,7 +143,7 @@ impl Pipeline {
             // One caller who gives up must not stop the others' batch, which is short anyway.
             _ => Arc::default(),
         };
-        let mut pooled = worker.forward(&texts, &stop)?;
+        let mut pooled = forward(worker, &texts, self.finish.pooled, &stop)?;
         lock(&self.activity).batches += 1;
         // From the last part on: each is split off, and the first takes over what remains without a copy.
         for (call, places) in parts.iter().rev() {
@@ -170,6 +171,32 @@ impl Pipeline {
         call.ticket.deliver(rows, places.len(), tokens);
         Ok(())
     }
+}
+
+/// [`Worker::forward`], also of texts that have no token. Their vectors, of `width` numbers, are zeros.
+fn forward(
+    worker: &mut dyn Worker,
+    texts: &[&[u32]],
+    width: usize,
+    stop: &Arc<Stop>,
+) -> Result<Vec<f32>> {
+    let texts_with_tokens: Vec<&[u32]> = (texts.iter().copied())
+        .filter(|ids| !ids.is_empty())
+        .collect();
+    if texts_with_tokens.len() == texts.len() {
+        return worker.forward(texts, stop);
+    }
+    let mut vectors = memory::filled(texts.len() * width, 0.0, VECTORS)?;
+    if texts_with_tokens.is_empty() {
+        return Ok(vectors);
+    }
+    let computed = worker.forward(&texts_with_tokens, stop)?;
+    let rows = vectors.chunks_exact_mut(width).zip(texts);
+    let rows = rows.filter(|(_, ids)| !ids.is_empty()).map(|(row, _)| row);
+    for (row, vector) in rows.zip(computed.chunks_exact(width)) {
+        row.copy_from_slice(vector);
+    }
+    Ok(vectors)
 }
 
 /// The vectors of some distinct texts, one row for each place, and behind them rows for all repetitions of these texts.

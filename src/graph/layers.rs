@@ -1,5 +1,7 @@
 //! The parts of a graph's operations: layers with their weights, and settings of those without weights.
 
+use std::sync::Arc;
+
 use crate::checkpoint::TensorSlice;
 
 /// A fully connected layer, `x · weightᵀ + bias`.
@@ -64,14 +66,33 @@ pub enum NormKind {
 /// What is summed into a token's first hidden state.
 #[derive(Debug, Clone)]
 pub struct EmbeddingTables {
-    /// `[vocabulary, width]`, looked up by token id.
+    /// `[rows, width]`: a row for each token id, unless `rows` says which.
     pub words: TensorSlice,
     /// What rows of `words` are multiplied by.
     pub word_scale: Option<f32>,
+    /// `[vocabulary]`: the row of `words` for each token id. Plain numbers, which are no weights and always exact.
+    pub rows: Option<Arc<[u32]>>,
+    /// `[vocabulary]`: what the row is multiplied by for each token id.
+    pub factors: Option<Arc<[f32]>>,
     /// A row for each place in a text.
     pub positions: Option<Positions>,
     /// `[1, width]`: row 0 of the token-type table, the same for every token of a single text.
     pub token_type: Option<TensorSlice>,
+}
+
+impl EmbeddingTables {
+    /// A row for each token id, and nothing else.
+    #[must_use]
+    pub const fn of(words: TensorSlice) -> Self {
+        Self {
+            words,
+            word_scale: None,
+            rows: None,
+            factors: None,
+            positions: None,
+            token_type: None,
+        }
+    }
 }
 
 /// A table of positions.
@@ -127,6 +148,8 @@ pub enum Activation {
     Relu,
     /// `x · sigmoid(x)`.
     Silu,
+    /// `tanh(x)`.
+    Tanh,
 }
 
 /// Rotary position embedding of queries and keys, halves rotated (not interleaved).

@@ -148,6 +148,8 @@ pub struct Node {
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     nodes: Vec<Node>,
+    /// How many operations there were when the result was pooled.
+    pooled_at: Option<usize>,
 }
 
 impl Graph {
@@ -244,7 +246,15 @@ impl Graph {
     /// last layer computes only the keys and values of the others.
     #[must_use]
     pub fn pooled(&self, poolings: &[Pooling]) -> Self {
-        prune::pooled(self, poolings)
+        let mut pooled = prune::pooled(self, poolings);
+        pooled.pooled_at = Some(pooled.nodes.len());
+        pooled
+    }
+
+    /// The operations of the encoder and its pooling, without those that were recorded after [`Graph::pooled`].
+    #[must_use]
+    pub fn encoder(&self) -> &[Node] {
+        &self.nodes[..self.pooled_at.unwrap_or(self.nodes.len())]
     }
 
     /// The longest text that its tables of positions have rows for, in tokens; `None` where it has none.
@@ -282,7 +292,8 @@ impl Graph {
     #[must_use]
     pub fn token_bytes(&self) -> usize {
         let widths = |is_layer: fn(&Op) -> bool| {
-            let layers = self.nodes.iter().filter(move |node| is_layer(&node.op));
+            // What follows the pooling has one row per text.
+            let layers = (self.encoder().iter()).filter(move |node| is_layer(&node.op));
             layers.map(|node| node.width).max().unwrap_or(0)
         };
         let states = widths(|op| matches!(op, Op::Embed(_)));

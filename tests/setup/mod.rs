@@ -85,6 +85,12 @@ pub static FIXTURES: LazyLock<Vec<String>> = LazyLock::new(|| {
     names
 });
 
+/// Those whose tokens see each other: with linear layers, and vectors of length 1 for every text.
+pub static ENCODERS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let names = FIXTURES.iter().filter(|name| !name.starts_with("static_"));
+    names.cloned().collect()
+});
+
 /// Options for a backend, computing in float32 also where it has a GPU.
 pub fn options_for(backend: Backend) -> Options {
     Options {

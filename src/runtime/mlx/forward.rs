@@ -14,12 +14,10 @@ use mlx_rs::fast;
 use mlx_rs::transforms::compile::compile;
 use mlx_rs::{Array, ArrayElement, Dtype, ops};
 
-use super::parameters::{Affine, NormWeights, Parameters, Weights};
+use super::parameters::{Affine, NormWeights, Parameters, Tables, Weights};
 use super::{mlx_error, padded, size};
 use crate::error::{Error, Result};
-use crate::graph::{
-    Activation, EmbeddingTables, Graph, Node, Norm, NormKind, Numbering, Op, Pooling, Rotary, Rows,
-};
+use crate::graph::{Activation, Graph, Node, Norm, NormKind, Numbering, Op, Pooling, Rotary, Rows};
 use crate::runtime::shutdown;
 use crate::runtime::stop::Stop;
 
@@ -216,8 +214,9 @@ impl<'a> Pass<'a> {
 
     fn compute(&mut self, node: &Node, weights: &Weights, operands: &[Array]) -> Result<Array> {
         let array = match (&node.op, weights, operands) {
-            (Op::Embed(embeddings), Weights::Tables(words, positions), []) => {
-                self.embed(embeddings, words, positions.as_ref(), size(node.width)?)
+            (Op::Embed(embeddings), Weights::Tables(tables), []) => {
+                let numbering = (embeddings.positions.as_ref()).map(|one| one.numbering);
+                self.embed(tables, numbering, size(node.width)?)
             }
             (Op::Add(..), _, [a, b]) => ops::add(a, b),
             (Op::Linear { .. }, Weights::Linear(layer), [x]) => affine(x, layer),
@@ -266,17 +265,24 @@ impl<'a> Pass<'a> {
 
     fn embed(
         &self,
-        embeddings: &EmbeddingTables,
-        words: &Array,
-        positions: Option<&Array>,
+        tables: &Tables,
+        numbering: Option<Numbering>,
         width: i32,
     ) -> Result<Array, Exception> {
-        let mut summed = words.take_axis(&self.ids, 0)?;
-        if let Some((positions, table)) = embeddings.positions.as_ref().zip(positions) {
-            let rows = self.position_rows(positions.numbering)?;
-            summed = ops::add(summed, table.take_axis(rows, 0)?)?;
+        let mut x = match &tables.rows {
+            Some(rows) => tables.words.take_axis(rows.take_axis(&self.ids, 0)?, 0)?,
+            None => tables.words.take_axis(&self.ids, 0)?,
+        };
+        if let Some(factors) = &tables.factors {
+            x = ops::multiply(x, factors.take_axis(&self.ids, 0)?)?;
         }
-        summed.reshape(&[-1, width])
+        if let Some((numbering, table)) = numbering.zip(tables.positions.as_ref()) {
+            x = ops::add(x, table.take_axis(self.position_rows(numbering)?, 0)?)?;
+        }
+        if let Some(shift) = &tables.shift {
+            x = ops::add(x, shift)?;
+        }
+        x.reshape(&[-1, width])
     }
 
     /// Rows of a table of positions, `[length]` or `[batch, length]`.
@@ -298,6 +304,7 @@ impl<'a> Pass<'a> {
             Activation::GeluTanh => (self.kernels.gelu_tanh)(x),
             Activation::Relu => ops::maximum(x, constant(0.0, x.dtype())),
             Activation::Silu => (self.kernels.silu)(x),
+            Activation::Tanh => ops::tanh(x),
         }
     }
 

@@ -5,7 +5,7 @@
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops, transforms};
 
-use super::forward::constant;
+use super::forward::{array, constant};
 use super::{mlx_error, size};
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use crate::error::{Error, Result};
@@ -35,12 +35,33 @@ pub enum FusedProjections {
     First(Affine, Affine),
 }
 
+/// What first hidden states are made of.
+pub struct Tables {
+    /// `[rows, width]`.
+    pub words: Array,
+    /// The row for each token id, uint32 `[vocabulary]`; `None` where it is the id itself.
+    pub rows: Option<Array>,
+    /// `[vocabulary, 1]`.
+    pub factors: Option<Array>,
+    /// `[positions, width]`.
+    pub positions: Option<Array>,
+    /// The token type, `[1, width]`, where it is in neither table: words that are multiplied cannot contain it.
+    pub shift: Option<Array>,
+}
+
+impl Tables {
+    fn arrays(&self) -> Vec<&Array> {
+        let optional = [&self.rows, &self.factors, &self.positions, &self.shift];
+        let optional = optional.into_iter().flatten();
+        std::iter::once(&self.words).chain(optional).collect()
+    }
+}
+
 /// The weights of one operation.
 pub enum Weights {
     /// It has none.
     None,
-    /// Tables of words, `[vocabulary, width]`, and positions, `[positions, width]`.
-    Tables(Array, Option<Array>),
+    Tables(Tables),
     Linear(Affine),
     Norm(NormWeights),
     Attention(AttentionWeights),
@@ -93,7 +114,7 @@ impl Weights {
     fn arrays(&self) -> Vec<&Array> {
         match self {
             Self::None => vec![],
-            Self::Tables(words, positions) => std::iter::once(words).chain(positions).collect(),
+            Self::Tables(tables) => tables.arrays(),
             Self::Linear(affine) => affine.arrays(),
             Self::Norm(norm) => norm.arrays().collect(),
             Self::Attention(attention) => {
@@ -144,12 +165,32 @@ impl Loader<'_> {
         let positions = embeddings.positions.as_ref();
         let positions = positions.map(|positions| self.array(&positions.table, self.dtype));
         let mut positions = positions.transpose()?;
+        let mut shift = None;
         if let Some(token_type) = &embeddings.token_type {
             let token_type = self.array(token_type, self.dtype)?;
-            let table = positions.as_mut().unwrap_or(&mut words);
-            *table = ops::add(&*table, &token_type).map_err(mlx_error)?;
+            let table = match &mut positions {
+                None if embeddings.factors.is_some() => None,
+                None => Some(&mut words),
+                table => table.as_mut(),
+            };
+            match table {
+                Some(table) => *table = ops::add(&*table, &token_type).map_err(mlx_error)?,
+                None => shift = Some(token_type),
+            }
         }
-        Ok(Weights::Tables(words, positions))
+        let rows = embeddings.rows.as_deref();
+        let rows = rows.map(|rows| array(rows, &[size(rows.len())?]));
+        let factors = embeddings.factors.as_deref().map(|factors| {
+            let factors = array(factors, &[size(factors.len())?, 1])?;
+            factors.as_dtype(self.dtype).map_err(mlx_error)
+        });
+        Ok(Weights::Tables(Tables {
+            words,
+            rows: rows.transpose()?,
+            factors: factors.transpose()?,
+            positions,
+            shift,
+        }))
     }
 
     fn norm(&self, norm: &Norm) -> Result<NormWeights> {

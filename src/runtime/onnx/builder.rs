@@ -204,8 +204,12 @@ impl GraphBuilder {
         let output = tensor_info(HIDDEN_STATE, DataType::Float, &dims);
         let encoder =
             serde_json::to_string(encoder).expect("numbers, booleans and strings always serialize");
+        // The graph ends in front of the pooling, and so has no weights of what follows.
+        let files = checkpoint.files().iter().zip(checkpoint.digests());
+        let files = files.filter(|(file, _)| file.prefix.is_empty());
+        let digests: Vec<&str> = files.clone().map(|(_, digest)| digest.as_str()).collect();
         let mut properties = vec![
-            entry(WEIGHTS_DIGEST, checkpoint.digests().join(",")),
+            entry(WEIGHTS_DIGEST, digests.join(",")),
             entry(ENCODER, encoder),
         ];
         if let Some(int8) = int8 {
@@ -218,10 +222,8 @@ impl GraphBuilder {
                 );
                 self.scales(&layer);
             }
-            let names: Vec<_> = checkpoint
-                .files()
-                .iter()
-                .map(|file| file.path.file_name().unwrap_or_default().to_string_lossy())
+            let names: Vec<_> = files
+                .map(|(file, _)| file.path.file_name().unwrap_or_default().to_string_lossy())
                 .collect();
             properties.push(entry(WEIGHTS_FILES, names.join(",")));
         }

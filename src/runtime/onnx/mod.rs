@@ -129,9 +129,10 @@ pub fn load(
         .map(|layer| [layer.shape[1], layer.shape[0]])
         .collect();
     let matrices = weights.iter().filter(|weight| weight.is_matrix);
-    let shapes = matrices.map(|weight| &*weight.tensor.shape);
-    let shapes = shapes.chain(quantized.iter().map(|shape| &shape[..]));
-    let are_packed = packing::is_complete(&sessions, file_name, precision, shapes);
+    let floats = matrices.map(|weight| &*weight.tensor.shape);
+    let quantized = quantized.iter().map(|shape| &shape[..]);
+    let are_packed = packing::is_complete(&sessions, file_name, Precision::Float, floats)
+        && packing::is_complete(&sessions, file_name, Precision::Int8, quantized);
     drop(layers);
     let weights = SharedWeights::new(checkpoint, &weights, int8)?;
     let factory = Arc::new(SessionFactory {

@@ -8,6 +8,7 @@
 //! With int8 the rows of a linear layer's input are quantized one by one, each symmetrically around 128 with a scale of its
 //! own, multiplied by int8 weights in integers, and scaled back. So a row's numbers do not depend on the rest of the batch,
 //! and a large value in one token costs the others no precision. Layers that read the same rows share the quantized rows.
+//! Layers behind the pooling stay in float32.
 //!
 //! Texts of a batch have equal lengths: the graph has one input, `input_ids` of shape `[batch, length]`, and no mask.
 
@@ -29,7 +30,11 @@ impl GraphBuilder {
     /// Writes the operations of an encoder; returns its result.
     pub fn write(&mut self, graph: &Graph) -> States {
         let mut values: Vec<States> = Vec::with_capacity(graph.nodes().len());
-        for node in graph.nodes() {
+        for (index, node) in graph.nodes().iter().enumerate() {
+            if index == graph.encoder().len() {
+                // Behind the pooling, where layers are few and small, their inputs are not quantized.
+                self.precision = Precision::Float;
+            }
             let name = self.operation(node, &values);
             values.push(States {
                 name,
@@ -69,10 +74,25 @@ impl GraphBuilder {
 
     fn embed(&mut self, embeddings: &EmbeddingTables, width: usize) -> String {
         let words = self.weight(&embeddings.words);
-        let mut x = self.op("Gather", &[&words, INPUT], vec![]);
+        let rows = embeddings.rows.as_deref().map(|rows| {
+            let rows: Vec<i64> = rows.iter().map(|&row| row.into()).collect();
+            let rows = self.ints("word_rows", &rows);
+            self.op("Gather", &[&rows, INPUT], vec![])
+        });
+        let mut x = self.op(
+            "Gather",
+            &[&words, rows.as_deref().unwrap_or(INPUT)],
+            vec![],
+        );
         if let Some(scale) = embeddings.word_scale {
             let scale = self.floats("word_scale", &[], [f64::from(scale)]);
             x = self.op("Mul", &[&x, &scale], vec![]);
+        }
+        if let Some(factors) = &embeddings.factors {
+            let numbers = factors.iter().map(|&factor| factor.into());
+            let factors = self.floats("word_factors", &[factors.len(), 1], numbers);
+            let factors = self.op("Gather", &[&factors, INPUT], vec![]);
+            x = self.op("Mul", &[&x, &factors], vec![]);
         }
         if let Some(positions) = &embeddings.positions {
             let rows = self.position_rows(positions);
@@ -153,6 +173,7 @@ impl GraphBuilder {
             Activation::Relu => self.op("Relu", &[x], vec![]),
             // x · sigmoid(alpha · x)
             Activation::Silu => self.op_of(MICROSOFT, "QuickGelu", &[x], vec![float("alpha", 1.0)]),
+            Activation::Tanh => self.op("Tanh", &[x], vec![]),
         }
     }
 

@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     };
     let vectors = forward()?;
     let finish = Finish {
-        pooled: dir.pooled_dimension(),
+        pooled: dir.full_dimension(),
         matryoshka: dir.matryoshka,
         normalize: dir.normalize,
     };
