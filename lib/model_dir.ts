@@ -9,7 +9,7 @@ import * as path from "node:path";
 import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
-import { type KnownModel, modelNamedInConfig } from "./known_models.js";
+import { type KnownEmbedder, modelNamedInConfig } from "./known_models.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 
 /** What has to be known of an encoder beside its graph. */
@@ -249,7 +249,7 @@ function readMatryoshka(
   { config }: ModelFolder,
   { layerNormBeforeTruncation }: EncoderFacts,
   pooledDimension: number,
-  known: KnownModel | undefined,
+  known: KnownEmbedder | undefined,
   { dimensions, layerNorm }: ModelOptions,
 ): Matryoshka | undefined {
   if (dimensions === undefined) return undefined;
