@@ -268,11 +268,15 @@ test("docs/options.md has every environment variable of this package, ONNX Runti
 });
 
 test("docs/models.md lists the models of KNOWN_MODELS", () => {
-  const cell = (prompt) => (prompt === "" ? "" : `\`${prompt}\``);
-  const rows = api.KNOWN_MODELS.map(
-    ({ id, dimension, maxTokens, pooling, queryPrompt, documentPrompt, license }) =>
-      `| \`${id}\` | ${dimension} | ${maxTokens} | ${pooling} | ${cell(queryPrompt)} | ${cell(documentPrompt)} | ${license} |`,
-  );
-  const [, table] = read("docs/models.md").match(/<!-- known models -->\n(.*?)<!-- end of known models -->/s) ?? [];
-  assert.equal(table?.trim().split("\n").slice(2).join("\n"), rows.join("\n"));
+  const inline = (prompt) => `\`${prompt.replaceAll("\n", "\\n").replaceAll("|", "\\|")}\``;
+  const cells = (model) => {
+    const { id, task, maxTokens = "", license = "" } = model;
+    if (task === "rerank") return [`\`${id}\``, maxTokens, license];
+    const prompts = [model.queryPrompt, model.documentPrompt].map((prompt) => (prompt === "" ? "" : inline(prompt)));
+    return [`\`${id}\``, model.dimension, maxTokens, model.pooling, ...prompts, license];
+  };
+  const rows = api.KNOWN_MODELS.map((model) => `| ${cells(model).join(" | ")} |`);
+  const tables = read("docs/models.md").matchAll(/<!-- known models -->\n(.*?)<!-- end of known models -->/gs);
+  const found = [...tables].flatMap(([, table]) => table.trim().split("\n").slice(2));
+  assert.deepEqual(found, rows);
 });

@@ -10,6 +10,12 @@ import { api, embedderError, model, temporaryFolder, withEmbedder } from "./supp
 
 const { Embedder, KNOWN_MODELS } = api;
 
+/** What `architecture` of a known model may be. */
+const ARCHITECTURES = [
+  ...["nomic_bert", "bert", "xlm-roberta", "roberta", "mpnet", "modernbert", "new", "gte"],
+  ...["qwen3", "qwen2", "gemma3_text", "model2vec", "static"],
+];
+
 const TEXTS = ["the time", "where is it?"];
 
 /** Loads in this process with the environment leading to `hub`. */
@@ -142,12 +148,23 @@ test("KNOWN_MODELS is well-formed and frozen", () => {
   for (const known of KNOWN_MODELS) {
     assert.match(known.revision, /^[0-9a-f]{40}$/, known.id);
     assert.match(known.id, /^[\w-]+\/[\w.-]+$/);
-    assert.ok(["bert", "nomic_bert"].includes(known.architecture));
-    assert.ok(["cls", "mean"].includes(known.pooling));
-    assert.ok(["mit", "apache-2.0"].includes(known.license));
-    assert.ok(known.dimension >= 384 && known.maxTokens >= 128 && known.parameters > 1e7);
-    for (const prompt of [known.queryPrompt, known.documentPrompt]) assert.ok(prompt === "" || prompt.endsWith(": "));
+    assert.ok(ARCHITECTURES.includes(known.architecture), known.architecture);
+    assert.ok([undefined, "mit", "apache-2.0", "gemma", "cc-by-nc-4.0"].includes(known.license), known.license);
+    assert.ok(known.maxTokens === undefined || known.maxTokens >= 128);
+    assert.ok(known.parameters === undefined || known.parameters > 1e6);
+    const isEmbedder = known.task === "embed";
+    assert.ok(isEmbedder || known.task === "rerank", known.task);
+    for (const fact of ["dimension", "pooling", "queryPrompt", "documentPrompt"]) {
+      assert.equal(fact in known, isEmbedder, `${known.id}: ${fact}`);
+    }
     assert.ok(Object.isFrozen(known));
+    if (!isEmbedder) continue;
+    assert.ok(["cls", "mean", "lasttoken"].includes(known.pooling));
+    assert.ok(known.dimension >= 256);
+    for (const prompt of [known.queryPrompt, known.documentPrompt]) assert.match(prompt, /^$|: $|:$|:\n$/);
   }
+  const run = KNOWN_MODELS.filter(({ checked }) => checked === "weights").map(({ id }) => id);
+  assert.deepEqual(run, ["sentence-transformers/all-MiniLM-L6-v2"]);
+  assert.ok(KNOWN_MODELS.every(({ checked }) => checked === "weights" || checked === "facts"));
   assert.ok(Object.isFrozen(KNOWN_MODELS));
 });

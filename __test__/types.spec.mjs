@@ -39,8 +39,9 @@ export async function use(): Promise<void> {
   const folder: string = await pull("org/name", from);
   await Embedder.load("org/name@main", { offline: true, onProgress });
   const known: KnownModel | undefined = KNOWN_MODELS.find(({ id }) => id === folder);
+  const width: number | undefined = known?.task === "embed" ? known.dimension : undefined;
   const code: EmbedderErrorCode = new EmbedderError("CLOSED", "closed").code;
-  console.log(known, backend, reason, count, rows, file, code, isGpu(), embedder.pooling.includes("mean"), bytes, bits, any, smaller);
+  console.log(known, width, backend, reason, count, rows, file, code, isGpu(), embedder.pooling.includes("mean"), bytes, bits, any, smaller);
   // @ts-expect-error a misspelt option
   await Embedder.load("model", { maxToken: 1 });
   // @ts-expect-error a value that is none of the known ones
@@ -55,6 +56,8 @@ export async function use(): Promise<void> {
   await embedder.embedQuery("a", { kind: "document" });
   // @ts-expect-error a token is a text, or false for none
   await pull("org/name", { token: true });
+  // @ts-expect-error a reranker has no vectors
+  known?.dimension;
   // @ts-expect-error the table is for reading
   KNOWN_MODELS.push(...KNOWN_MODELS);
   // @ts-expect-error ids are unsigned integers of 32 bits

@@ -152,7 +152,7 @@ async function layerNormOf(source: ModelSource, { pooling }: LoadOptions): Promi
     import("../lib/hub/pull.js"),
   ]);
   const known = "hub" in source ? knownModel(source.hub.id) : undefined;
-  if (known) return known.layerNorm ?? false;
+  if (known?.task === "embed") return known.layerNorm ?? false;
   // The model was just loaded, so it is in the cache.
   const dir = "hub" in source ? await pullWeights(source.hub, { safetensors: true }, { offline: true }) : source.folder;
   return readModelDir(dir, { dimensions: 1, ...(pooling && { pooling }) }).matryoshka?.layerNorm ?? false;

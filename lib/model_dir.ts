@@ -10,7 +10,7 @@ import { type Dense, readDenseModules } from "./dense.js";
 import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
-import { type KnownModel, modelNamedInConfig } from "./known_models.js";
+import { type KnownEmbedder, modelNamedInConfig } from "./known_models.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 import { MODEL2VEC, readStaticFacts, type StaticTokens } from "./static_table.js";
 
@@ -303,7 +303,7 @@ function readMatryoshka(
   { config }: ModelFolder,
   { layerNormBeforeTruncation }: EncoderFacts,
   pooledDimension: number,
-  known: KnownModel | undefined,
+  known: KnownEmbedder | undefined,
   { dimensions, layerNorm }: ModelOptions,
 ): Matryoshka | undefined {
   if (dimensions === undefined) return undefined;

@@ -52,7 +52,7 @@ export async function locate(
 /** Options for what a known model's folder does not declare. */
 function knownOptions(id: string, dir: string, { dimensions }: LoadOptions): LoadOptions {
   const known = knownModel(id);
-  if (!known) return {};
+  if (known?.task !== "embed") return {};
   const { query, document } = readPrompts(dir);
   return {
     ...(readModules(dir).poolingFile === undefined && { pooling: known.pooling }),

@@ -514,7 +514,7 @@ struct KnownModel {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct KnownModels {
-    models: Vec<KnownModel>,
+    embedders: Vec<KnownModel>,
     /// Parts of the last segment of `_name_or_path`, in lower case, each with the model's id. The first that fits counts.
     names_in_config: Vec<(String, String)>,
 }
@@ -534,7 +534,7 @@ impl KnownModel {
             .to_lowercase();
         let mut names = KNOWN_MODELS.names_in_config.iter();
         let (_, id) = names.find(|(part, _)| name.contains(part))?;
-        KNOWN_MODELS.models.iter().find(|model| model.id == *id)
+        KNOWN_MODELS.embedders.iter().find(|model| model.id == *id)
     }
 }
 
