@@ -1,4 +1,6 @@
 import { isObject, type JsonObject } from "../json_file.js";
+import { type AddedToken, isNormalized } from "./added_tokens.js";
+import type { TokenizerJson } from "./tokenizer_json.js";
 
 /** How a tokenizer treats a character, as bits. */
 const BLANK = 1; // Gives no token: whitespace, or removed by the normalizer.
@@ -10,18 +12,9 @@ const LETTER = 32; // The text may be split between it and a space.
 const SPACE = 64;
 const KNOWN = 128; // The other bits are valid.
 
-interface AddedToken {
-  content: string;
-  normalized?: boolean;
-  special?: boolean;
-  single_word?: boolean;
-  rstrip?: boolean;
-}
-
 /** Where texts may be split, and what may be left out, without changing their tokens; `src/pieces.rs` explains it. */
 export class PieceRules {
-  readonly #normalize: (text: string) => string;
-  readonly #splitIntoWords: (text: string) => string[];
+  readonly #tokenizer: TokenizerJson;
   readonly #lowerCase: boolean;
   /** Whether texts are split between words only. */
   readonly #keepsWords: boolean;
@@ -35,14 +28,12 @@ export class PieceRules {
 
   private constructor(
     json: JsonObject,
-    splitIntoWords: (text: string) => string[],
-    normalize: (text: string) => string,
+    tokenizer: TokenizerJson,
     lowerCase: boolean,
     keepsWords: boolean,
     contents: string[][],
   ) {
-    this.#splitIntoWords = splitIntoWords;
-    this.#normalize = normalize;
+    this.#tokenizer = tokenizer;
     this.#lowerCase = lowerCase;
     this.#keepsWords = keepsWords;
     for (const content of contents) {
@@ -60,19 +51,16 @@ export class PieceRules {
   }
 
   /** `undefined` for a tokenizer that may need the whole text. */
-  static of(
-    json: JsonObject,
-    splitIntoWords: (text: string) => string[],
-    normalize: (text: string) => string,
-    lowerCase: boolean,
-  ): PieceRules | undefined {
+  static of(json: JsonObject, tokenizer: TokenizerJson, lowerCase: boolean): PieceRules | undefined {
     const keepsWords = !takesCharactersOneByOne(json);
     if (keepsWords && !takesWordsOneByOne(json)) return undefined;
     const tokens = addedTokens(json);
-    const contents = tokens.map((token) => [...(isNormalized(token) ? normalize(token.content) : token.content)]);
+    const contents = tokens.map((token) => [
+      ...(isNormalized(token) ? tokenizer.normalize(token.content) : token.content),
+    ]);
     if (tokens.some(({ single_word, rstrip }) => single_word || (rstrip && keepsWords))) return undefined;
     if (contents.flat().some((character) => /\s|\x85/.test(character))) return undefined;
-    const rules = new PieceRules(json, splitIntoWords, normalize, lowerCase, keepsWords, contents);
+    const rules = new PieceRules(json, tokenizer, lowerCase, keepsWords, contents);
     const isBlank = (character: string) => rules.of(character) & BLANK;
     return tokens.some(({ content }) => [...content].some(isBlank)) ? undefined : rules;
   }
@@ -92,7 +80,7 @@ export class PieceRules {
   #findOut(character: string): number {
     if (this.#keepsWords) return character === " " ? SPACE : /[a-zA-Z]/.test(character) ? LETTER : 0;
     const own = this.prepare(character);
-    const words = this.#splitIntoWords(this.#normalize(`a${own}a`));
+    const words = this.#tokenizer.splitIntoWords(this.#tokenizer.normalize(`a${own}a`), true);
     const [first] = words;
     const last = words.at(-1);
     if (words.length === 1) {
@@ -102,7 +90,7 @@ export class PieceRules {
     // It splits the word at one side only, or in a way that is not known here.
     if (first !== "a" || last !== "a") return ENDS_WORD;
     let bits = ENDS_WORD | (words.length === 2 ? BLANK : 0);
-    const characters = [...own, ...this.#normalize(own)];
+    const characters = [...own, ...this.#tokenizer.normalize(own)];
     if (!characters.some((one) => this.#behindFirst.has(one))) bits |= SPLIT_BEFORE;
     if (!characters.some((one) => this.#aheadOfLast.has(one))) bits |= SPLIT_AFTER;
     return bits;
@@ -114,8 +102,6 @@ export class PieceRules {
 }
 
 const addedTokens = (json: JsonObject) => (json.added_tokens ?? []) as AddedToken[];
-
-const isNormalized = ({ normalized, special }: AddedToken) => normalized ?? !special;
 
 /** Whether normalization and the ends of words depend on single characters only. */
 function takesCharactersOneByOne({ normalizer, pre_tokenizer }: JsonObject): boolean {
@@ -131,7 +117,7 @@ function takesCharactersOneByOne({ normalizer, pre_tokenizer }: JsonObject): boo
  * space.
  */
 function takesWordsOneByOne({ normalizer, pre_tokenizer }: JsonObject): boolean {
-  return (normalizer === null || keepsSpaces(normalizer)) && beginsWordsWithSpaces(pre_tokenizer);
+  return ((normalizer ?? null) === null || keepsSpaces(normalizer)) && beginsWordsWithSpaces(pre_tokenizer);
 }
 
 /** Whether a normalizer treats what is before a space and what follows independently. */
