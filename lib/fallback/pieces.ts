@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import { isObject, type JsonObject } from "../json_file.js";
 import { type AddedToken, isNormalized } from "./added_tokens.js";
 import type { TokenizerJson } from "./tokenizer_json.js";
@@ -59,7 +60,9 @@ export class PieceRules {
       ...(isNormalized(token) ? tokenizer.normalize(token.content) : token.content),
     ]);
     if (tokens.some(({ single_word, rstrip }) => single_word || (rstrip && keepsWords))) return undefined;
-    if (contents.flat().some((character) => /\s|\x85/.test(character))) return undefined;
+    const isTorn = (content: string[]) =>
+      keepsWords ? END_OF_WORD.test(content.join("")) : content.some((character) => /\p{White_Space}/u.test(character));
+    if (contents.some(isTorn)) return undefined;
     const rules = new PieceRules(json, tokenizer, lowerCase, keepsWords, contents);
     const isBlank = (character: string) => rules.of(character) & BLANK;
     return tokens.some(({ content }) => [...content].some(isBlank)) ? undefined : rules;
@@ -116,8 +119,36 @@ function takesCharactersOneByOne({ normalizer, pre_tokenizer }: JsonObject): boo
  * Whether a text gives the same tokens in two parts, if the first ends with an ASCII letter and the second begins with a
  * space.
  */
-function takesWordsOneByOne({ normalizer, pre_tokenizer }: JsonObject): boolean {
-  return ((normalizer ?? null) === null || keepsSpaces(normalizer)) && beginsWordsWithSpaces(pre_tokenizer);
+function takesWordsOneByOne({ normalizer, pre_tokenizer, model }: JsonObject): boolean {
+  const isAbsent = (part: unknown) => part === null || part === undefined;
+  const beginsWords = (isAbsent(normalizer) || keepsSpaces(normalizer)) && beginsWordsWithSpaces(pre_tokenizer);
+  // Gemma's: spaces become letters of a text that is a single word.
+  const hasNoWords =
+    isDeepStrictEqual(normalizer, SPACES_TO_LETTERS) &&
+    (isAbsent(pre_tokenizer) || isDeepStrictEqual(pre_tokenizer, SPLIT_AT_SPACES));
+  return beginsWords || (hasNoWords && joinsNoWords(model));
+}
+
+/** The letter that stands for a space. */
+const SPACE_LETTER = "▁";
+/** A place where a text may be split between words. */
+const END_OF_WORD = /[a-zA-Z][ ▁]/;
+
+const SPACES_TO_LETTERS = { type: "Replace", pattern: { String: " " }, content: SPACE_LETTER };
+const SPLIT_AT_SPACES = { type: "Split", pattern: { String: " " }, behavior: "MergedWithPrevious", invert: false };
+
+/** Qwen2's and Qwen3's. What it finds ends with a letter, or does not depend on what is behind the next space. */
+const QWEN_WORDS = String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
+
+/** Whether a model never merges an ASCII letter and a space behind it: both are tokens, and no token contains both. */
+function joinsNoWords(model: unknown): boolean {
+  const { vocab, merges, ignore_merges } = isObject(model) ? model : {};
+  if (!isObject(vocab) || !merges || ignore_merges) return false;
+  const letters = [..."abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", SPACE_LETTER];
+  return (
+    letters.every((letter) => Object.hasOwn(vocab, letter)) &&
+    !Object.keys(vocab).some((token) => END_OF_WORD.test(token))
+  );
 }
 
 /** Whether a normalizer treats what is before a space and what follows independently. */
@@ -134,8 +165,10 @@ function beginsWordsWithSpaces(preTokenizer: unknown): boolean {
   if (type === "ByteLevel") return use_regex !== false;
   if (type === "Metaspace") return (prepend_scheme ?? "always") !== "first" && split !== false;
   if (type !== "Sequence" || !Array.isArray(pretokenizers) || pretokenizers.length !== 2) return false;
-  const [first, second] = pretokenizers as JsonObject[];
-  return first?.type === "WhitespaceSplit" && second?.type === "Metaspace" && second.prepend_scheme !== "first";
+  const [first = {}, second = {}] = pretokenizers as JsonObject[];
+  if (first.type === "WhitespaceSplit") return second.type === "Metaspace" && second.prepend_scheme !== "first";
+  const words = { type: "Split", pattern: { Regex: QWEN_WORDS }, behavior: "Isolated", invert: false };
+  return isDeepStrictEqual(first, words) && second.type === "ByteLevel";
 }
 
 /**
