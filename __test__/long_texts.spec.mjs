@@ -131,7 +131,7 @@ const INDIVISIBLE = {
   "a token across words": ["neox_byte_level", added("e t", { id: 728 })],
   "words of another kind": [
     "split_byte_level",
-    ({ pre_tokenizer }) => Object.assign(pre_tokenizer.pretokenizers[0].pattern, { Regex: "\\S+\\s*|\\s+" }),
+    ({ pre_tokenizer }) => Object.assign(pre_tokenizer.pretokenizers[0].pattern, { Regex: "(?<=[a-z] )t" }),
   ],
   "words that are joined": [
     "byte_fallback",

@@ -434,7 +434,7 @@ mod tests {
         ]});
         let mut words_of_another_kind = qwen.clone();
         words_of_another_kind["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] =
-            r"\S+\s*|\s+".into();
+            r"(?<=[a-z] )t".into();
         let mut token_across_words = modern_bert.clone();
         let tokens = token_across_words["added_tokens"].as_array_mut().unwrap();
         tokens.push(added("e t", &json!({"id": 728})));
