@@ -10,6 +10,7 @@ import {
   api,
   assertClose,
   changedModel,
+  embedderError,
   FIXTURES,
   golden,
   model,
@@ -180,6 +181,26 @@ test("a text that equals an added token only after normalization is not that tok
     assert.deepEqual(js.encode(text, false).ids, ids, text);
   }
   await rust.close();
+});
+
+test("the fallback refuses a tokenizer that it could not compute like the addon", async () => {
+  const first = { type: "Metaspace", replacement: "▁", prepend_scheme: "first", split: true };
+  const changes = {
+    "normalizer.type: Nmt": ["byte_fallback", { normalizer: { type: "Nmt" } }],
+    "pre_tokenizer.type: UnicodeScripts": ["byte_fallback", { pre_tokenizer: { type: "UnicodeScripts" } }],
+    'prepend_scheme "first" behind another': [
+      "unigram",
+      { pre_tokenizer: { type: "Sequence", pretokenizers: [{ type: "WhitespaceSplit" }, first] } },
+    ],
+    "model.dropout: 0.5": ["byte_fallback", { model: { dropout: 0.5 } }],
+    "model.type: WordLevel": ["word_piece", { model: { type: "WordLevel" } }],
+  };
+  for (const [named, [name, parts]] of Object.entries(changes)) {
+    const json = goldenTokenizers()[name];
+    Object.assign(json, parts, { model: { ...json.model, ...parts.model } });
+    const refused = embedderError("MODEL_UNSUPPORTED", "tokenizer.json", named, "JavaScript fallback");
+    await assert.rejects(TokenizerPair.of(name, json), refused);
+  }
 });
 
 test("exportOnnx writes a graph that refers to the weights beside it", async () => {

@@ -30,7 +30,10 @@ export class TextTokenizer {
   readonly #pieceRules: PieceRules | undefined;
   readonly #charactersPerPiece: number;
 
-  /** @throws EmbedderError `MODEL_INVALID`, or `INVALID_ARGUMENT` for a limit that leaves no room for text. */
+  /**
+   * @throws EmbedderError `MODEL_INVALID`, `MODEL_UNSUPPORTED` for a tokenizer that only the addon knows, or
+   * `INVALID_ARGUMENT` for a limit that leaves no room for text.
+   */
   constructor(model: ModelDir, charactersPerPiece = CHARACTERS_PER_PIECE) {
     const file = model.tokenizerFile;
     const bytes = readRegularFile(file, MOST_TOKENIZER);

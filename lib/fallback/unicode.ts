@@ -1,6 +1,6 @@
 /**
  * Characters as the addon's tokenizer knows them. Each of the crates beneath it has the tables of one version of Unicode;
- * Node.js has those of a newer one. `__test__/parity.spec.mjs` compares all characters.
+ * Node.js has those of a newer one. `__test__/parity.spec.mjs` compares the results.
  *
  * The strings are parts of a character class: they stand between brackets, in an expression with the flag `u`.
  */
