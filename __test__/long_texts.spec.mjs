@@ -11,9 +11,12 @@ import { reportsOf } from "./support/processes.mjs";
 
 const require = createRequire(import.meta.url);
 const { readModelDir } = require("../dist/lib/model_dir.js");
+const { PieceRules } = require("../dist/lib/fallback/pieces.js");
+const { TokenizerJson } = require("../dist/lib/fallback/tokenizer_json.js");
 const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
 
+const GOLDEN = JSON.parse(readFileSync(path.join(ROOT, "tests/fixtures/golden/token_ids.json"), "utf8"));
 const FIXTURE = path.join(ROOT, "tests/fixtures/bert_mean/tokenizer.json");
 
 /** What must not be split, and where texts are split. */
@@ -24,6 +27,7 @@ const FRAGMENTS = [
   ..."[SEP]|[MASK]|[sep]|[SE|SEP]|P]|[\u200bSEP]|<mask>|<m\xe1sk>|c++|C++|new|newword|NEWWORD".split("|"),
   ..."漢|\u{20000}|\uf900|、|\u0964|\u0301|\u0300|\u0316|\u0345|\u034f|\u302e|\u{1d165}|\u{1d16d}|\u05b0".split("|"),
   ..."e\u0301|é|ệ|≠|각|\u1100|\u1161|\u11a8|👩\u200d👧|😀|Σ|ΑΣ|σ|İ|ı|ß|ﬁ|Ⅷ".split("|"),
+  ..."'S|'ll|it's|12|      |\n\n\n|▁|▁▁|e▁t|the the  return|e t|<table>|<0x0A>|<mask".split("|"),
   ..."a|Ab|_Ab|the|time|the  time|return|zzz|zzzz|zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz".split("|"),
 ];
 
@@ -92,7 +96,7 @@ const modelOf = (tokenizerFile, properties) => ({
 const FILES = [
   ...Object.entries(TOKENIZERS).map(([title, change]) => [title, tokenizerFile(change)]),
   ["the starter model's", path.join(STARTER_MODEL, "tokenizer.json")],
-  ...["roberta", "xlm_roberta"].map((name) => [name, path.join(ROOT, "tests/fixtures", name, "tokenizer.json")]),
+  ...Object.entries(GOLDEN.tokenizers).map(([name, file]) => [name, path.join(ROOT, "tests/fixtures", file)]),
 ];
 
 for (const [title, file] of FILES) {
@@ -121,6 +125,36 @@ for (const [title, file] of FILES) {
     }
   });
 }
+
+/** What makes a tokenizer's texts indivisible, among those of `GOLDEN.tokenizers`. */
+const INDIVISIBLE = {
+  "a token across words": ["neox_byte_level", added("e t", { id: 728 })],
+  "words of another kind": [
+    "split_byte_level",
+    ({ pre_tokenizer }) => Object.assign(pre_tokenizer.pretokenizers[0].pattern, { Regex: "(?<=[a-z] )t" }),
+  ],
+  "words that are joined": [
+    "byte_fallback",
+    ({ model }) => {
+      model.vocab["e▁"] = 795;
+      model.merges.push(["e", "▁"]);
+    },
+  ],
+};
+
+test("long texts are split wherever that is known to be safe", () => {
+  const isSplit = (name, change) => {
+    const json = JSON.parse(readFileSync(path.join(ROOT, "tests/fixtures", GOLDEN.tokenizers[name]), "utf8"));
+    change(json);
+    return PieceRules.of(json, new TokenizerJson(json), false) !== undefined;
+  };
+  for (const name of Object.keys(GOLDEN.tokenizers))
+    assert.ok(
+      isSplit(name, () => {}),
+      name,
+    );
+  for (const [title, [name, change]] of Object.entries(INDIVISIBLE)) assert.ok(!isSplit(name, change), title);
+});
 
 test("the addon and the fallback truncate long texts alike", async () => {
   const random = new Random(11);

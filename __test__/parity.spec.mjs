@@ -10,6 +10,7 @@ import {
   api,
   assertClose,
   changedModel,
+  embedderError,
   FIXTURES,
   golden,
   model,
@@ -18,6 +19,7 @@ import {
   temporaryFolder,
   withEmbedder,
 } from "./support/models.mjs";
+import { GOLDEN, goldenTokenizers, TokenizerPair } from "./support/tokens.mjs";
 
 const require = createRequire(import.meta.url);
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
@@ -110,44 +112,62 @@ for (const [title, changes] of Object.entries(FOLDERS)) {
   });
 }
 
-/** BERT's WordPiece, byte-level BPE and SentencePiece's Unigram. */
-const TOKENIZERS = {
-  bert: async () => STARTER_MODEL,
-  roberta: () => model("roberta"),
-  xlm_roberta: () => model("xlm_roberta"),
-};
-
-for (const [name, folderOf] of Object.entries(TOKENIZERS)) {
-  test(`both tokenizers give the same ids for real source code and unusual text: ${name}`, async () => {
-    const folder = await folderOf();
-    const files = [...new Set(functionsBelow(ROOT).map(({ file }) => file)), "package-lock.json"];
-    const texts = [
-      ...files.map((file) => readFileSync(path.join(ROOT, file), "utf8")),
-      ...golden("all-MiniLM-L6-v2").texts,
-      "ΟΔΟΣ ΣΑΣ Σ", // capital sigma at the end of a word
-      "𠀀𪚥 \u{2f800} 漢字かな交じり文", // CJK beyond the basic plane
-      "İıſK Å ẞ ﬃ Ǆ ΐ ᾳ",
-      "e\u0301 \u0301\u0302 a\u0323\u0307 क्षि",
-      "\0\u0001\t\v\f\u0085\u00a0\u200b\u2028\u3000\ufeff x\ud800y\udfffz",
-      "a <mask>  <mask>b </s><s>x<pad> <unk>",
-      "ﬁ ｆｕｌｌ　ｗｉｄｔｈ ① ㎏ ½ e\u0301 Å ｶﾞ 가 ﷺ",
-      "السلام عليكم \u202eabc\u202c שלום \u0600x",
-      "\u1100\u1161\u11a8 ไทย ภาษา தமிழ் 🏴\u{e0067}\u{e0062}\u{e007f} \r\n\r \n\n   don't I'll 12,345.67",
-      "[CLS] [SEP][MASK] [PAD]x[UNK] [cls] ##ing un##able",
-      `${"x".repeat(100)} ${"y".repeat(101)} ${"é".repeat(100)}`,
-      "👩‍💻👍🏽🇩🇪 ½ ² ™ €£¥ «quoted» “x” ‐–— … ‼ ",
-    ];
-    const options = { maxTokens: 512 };
-    const rust = await loadAddon().Model.load(folder, addonOptions(options));
-    const js = new TextTokenizer(readModelDir(folder, options));
-    for (const [index, text] of texts.entries()) {
-      for (const chunk of text.match(/.{1,1000}/gsu) ?? [""]) {
-        assert.deepEqual(js.encode(chunk, false).ids, [...rust.tokenize(chunk, false)], files[index] ?? chunk);
-      }
-    }
-    await rust.close();
-  });
+/** By name: tokenizers of small vocabularies, and all-MiniLM's. */
+async function* tokenizerPairs() {
+  for (const [name, json] of Object.entries(goldenTokenizers())) yield [name, await TokenizerPair.of(name, json)];
+  yield ["all-MiniLM-L6-v2", await TokenizerPair.load("all-MiniLM-L6-v2", STARTER_MODEL, { maxTokens: 512 })];
 }
+
+const chunksOf = (text) => text.match(/.{1,1000}/gsu) ?? [""];
+
+test("both tokenizers give the ids of Python's tokenizers", async () => {
+  for (const [name, json] of Object.entries(goldenTokenizers())) {
+    const pair = await TokenizerPair.of(name, json);
+    for (const { text, ids } of GOLDEN.cases) {
+      assert.deepEqual(pair.ids(text), { addon: ids[name], fallback: ids[name] }, `${name}: ${text}`);
+    }
+    await pair.close();
+  }
+});
+
+test("both tokenizers give the same ids for this repository and for lone surrogates", async () => {
+  const files = [...new Set(functionsBelow(ROOT).map(({ file }) => file)), "package-lock.json"];
+  const texts = files.map((file) => readFileSync(path.join(ROOT, file), "utf8").slice(0, 20_000));
+  for await (const [, pair] of tokenizerPairs()) {
+    for (const text of [...texts, ...golden("all-MiniLM-L6-v2").texts, "x\ud800y\udfffz\udc00\ud800"].flatMap(
+      chunksOf,
+    )) {
+      assert.equal(pair.difference(text), undefined);
+    }
+    await pair.close();
+  }
+});
+
+/** The planes with characters: all, but of the large scripts that are all alike only every seventh. */
+function* characters() {
+  for (let code = 0; code < 0xe0200; code++) {
+    if (code === 0x34000) code = 0xe0000;
+    const isOneOfMany =
+      (code >= 0x3400 && code < 0xa000) ||
+      (code >= 0xac00 && code < 0xd7b0) ||
+      (code >= 0x13000 && code < 0x19000) ||
+      code >= 0x20000;
+    if ((code < 0xd800 || code > 0xdfff) && (!isOneOfMany || code % 7 === 0)) yield String.fromCodePoint(code);
+  }
+}
+
+test("both tokenizers give the same ids for every character", async () => {
+  for await (const [, pair] of tokenizerPairs()) {
+    let text = "";
+    for (const character of characters()) {
+      text += ` a${character}a${character}`;
+      if (text.length < 200) continue;
+      assert.equal(pair.difference(text), undefined);
+      text = "";
+    }
+    await pair.close();
+  }
+});
 
 test("a text that equals an added token only after normalization is not that token, in either tokenizer", async () => {
   const folder = await changedModel("bert_mean", {
@@ -161,6 +181,26 @@ test("a text that equals an added token only after normalization is not that tok
     assert.deepEqual(js.encode(text, false).ids, ids, text);
   }
   await rust.close();
+});
+
+test("the fallback refuses a tokenizer that it could not compute like the addon", async () => {
+  const first = { type: "Metaspace", replacement: "▁", prepend_scheme: "first", split: true };
+  const changes = {
+    "normalizer.type: Nmt": ["byte_fallback", { normalizer: { type: "Nmt" } }],
+    "pre_tokenizer.type: UnicodeScripts": ["byte_fallback", { pre_tokenizer: { type: "UnicodeScripts" } }],
+    'prepend_scheme "first" behind another': [
+      "unigram",
+      { pre_tokenizer: { type: "Sequence", pretokenizers: [{ type: "WhitespaceSplit" }, first] } },
+    ],
+    "model.dropout: 0.5": ["byte_fallback", { model: { dropout: 0.5 } }],
+    "model.type: WordLevel": ["word_piece", { model: { type: "WordLevel" } }],
+  };
+  for (const [named, [name, parts]] of Object.entries(changes)) {
+    const json = goldenTokenizers()[name];
+    Object.assign(json, parts, { model: { ...json.model, ...parts.model } });
+    const refused = embedderError("MODEL_UNSUPPORTED", "tokenizer.json", named, "JavaScript fallback");
+    await assert.rejects(TokenizerPair.of(name, json), refused);
+  }
 });
 
 test("exportOnnx writes a graph that refers to the weights beside it", async () => {

@@ -2,9 +2,9 @@
 /**
  * Changes what the package reads (model folders, answers of a Hub, requests to `serve`) at random, with a fixed seed, and
  * checks its promises: no crash, no hang, errors with a code (or a status from 400 to 499), vectors of finite numbers,
- * and of a model folder the same reading by the addon and the JavaScript fallback.
+ * and the same reading of a model folder and of a text by the addon and the JavaScript fallback.
  *
- *   node fuzz/javascript.mjs --minutes=10 --seed=1 [--target=model|hub|serve|readers]
+ *   node fuzz/javascript.mjs --minutes=10 --seed=1 [--target=model|hub|serve|readers|tokens]
  *   node fuzz/javascript.mjs --target=model --seed=1 --case=17      # one case again; its folder is kept
  */
 
@@ -19,6 +19,7 @@ import { parseArgs } from "node:util";
 import { start } from "../__test__/support/command_line.mjs";
 import { filesIn, startHub } from "../__test__/support/hub_server.mjs";
 import { Readers } from "../__test__/support/readers.mjs";
+import { Tokens } from "../__test__/support/tokens.mjs";
 import { Random } from "../scripts/random.mjs";
 import { decodeSafetensors, encodeSafetensors } from "../scripts/safetensors.mjs";
 
@@ -375,7 +376,7 @@ class ServeTarget {
   }
 }
 
-export const TARGETS = { model: ModelTarget, hub: HubTarget, serve: ServeTarget, readers: Readers };
+export const TARGETS = { model: ModelTarget, hub: HubTarget, serve: ServeTarget, readers: Readers, tokens: Tokens };
 
 /**
  * Runs cases of a target until there were `cases` of them or `minutes` are over. Case n of a seed is always the same.

@@ -7,13 +7,14 @@
 //!
 //! That takes a tokenizer which looks at characters one by one, as BERT's does. `SentencePiece`'s and byte-level ones look at
 //! the neighbors of a character, but never beyond the space that ends a word: their texts are split there, and nothing is
-//! left out.
+//! left out. Gemma's has no words; its vocabulary shows that it joins no letter to a space behind it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::iter::Peekable;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::models::ModelWrapper;
 use tokenizers::{
     AddedToken, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential, OffsetType,
@@ -114,7 +115,7 @@ impl PieceRules {
     }
 
     /// Added tokens are found before the text is split into words. `None` if the token depends on more than its own
-    /// characters, or contains whitespace.
+    /// characters, or a split could be within it whatever characters it has: at whitespace.
     fn forbid_splits_within(&mut self, tokenizer: &HfTokenizer, token: &AddedToken) -> Option<()> {
         let content = if token.normalized {
             words(tokenizer, &token.content)?.0
@@ -122,7 +123,12 @@ impl PieceRules {
             token.content.clone()
         };
         let reaches_on = token.rstrip && self.keeps_words;
-        if token.single_word || reaches_on || content.contains(char::is_whitespace) {
+        let is_torn = if self.keeps_words {
+            has_end_of_word(&content)
+        } else {
+            content.contains(char::is_whitespace)
+        };
+        if token.single_word || reaches_on || is_torn {
             return None;
         }
         let length = content.chars().count();
@@ -218,8 +224,48 @@ fn takes_words_one_by_one(tokenizer: &HfTokenizer) -> bool {
     let normalizer = normalizer.map(|part| serde_json::to_value(part).unwrap_or_default());
     let pre_tokenizer = tokenizer.get_pre_tokenizer();
     let pre_tokenizer = pre_tokenizer.map(|part| serde_json::to_value(part).unwrap_or_default());
-    normalizer.is_none_or(|part| keeps_spaces(&part))
-        && pre_tokenizer.is_some_and(|part| begins_words_with_spaces(&part))
+    let begins_words = normalizer.as_ref().is_none_or(keeps_spaces)
+        && pre_tokenizer.as_ref().is_some_and(begins_words_with_spaces);
+    // Gemma's: spaces become letters of a text that is a single word.
+    let has_no_words = normalizer.is_some_and(|part| part == *SPACES_TO_LETTERS)
+        && pre_tokenizer.is_none_or(|part| part == *SPLIT_AT_SPACES);
+    begins_words || has_no_words && joins_no_words(tokenizer.get_model())
+}
+
+/// The letter that stands for a space.
+const SPACE_LETTER: char = '▁';
+
+static SPACES_TO_LETTERS: LazyLock<Value> = LazyLock::new(
+    || json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE_LETTER.to_string()}),
+);
+
+static SPLIT_AT_SPACES: LazyLock<Value> = LazyLock::new(|| {
+    json!({
+        "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false,
+    })
+});
+
+/// Qwen2's and Qwen3's. What it finds ends with a letter, or does not depend on what is behind the next space.
+const QWEN_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Whether a model never merges an ASCII letter and a space behind it: both are tokens, and no token contains both.
+fn joins_no_words(model: &ModelWrapper) -> bool {
+    let ModelWrapper::BPE(model) = model else {
+        return false;
+    };
+    let vocabulary = model.get_vocab();
+    let mut letters = ('a'..='z').chain('A'..='Z').chain([SPACE_LETTER]);
+    !model.ignore_merges
+        && model.continuing_subword_prefix.is_none()
+        && model.end_of_word_suffix.is_none()
+        && letters.all(|letter| vocabulary.contains_key(&*letter.to_string()))
+        && !vocabulary.keys().any(|token| has_end_of_word(token))
+}
+
+/// Whether a text contains a place where a text may be split between words.
+fn has_end_of_word(text: &str) -> bool {
+    let mut pairs = text.chars().zip(text.chars().skip(1));
+    pairs.any(|(left, right)| left.is_ascii_alphabetic() && (right == ' ' || right == SPACE_LETTER))
 }
 
 /// Whether a normalizer treats what is before a space and what follows independently.
@@ -245,10 +291,14 @@ fn begins_words_with_spaces(pre_tokenizer: &Value) -> bool {
         }
         Some("ByteLevel") => pre_tokenizer["use_regex"] == true,
         Some("Sequence") => match pre_tokenizer["pretokenizers"].as_array().map(Vec::as_slice) {
-            Some([first, second]) => {
-                first["type"] == "WhitespaceSplit"
-                    && second["type"] == "Metaspace"
-                    && second["prepend_scheme"] != "first"
+            Some([first, second]) if first["type"] == "WhitespaceSplit" => {
+                second["type"] == "Metaspace" && second["prepend_scheme"] != "first"
+            }
+            Some([first, second]) if first["type"] == "Split" => {
+                first["pattern"]["Regex"] == QWEN_WORDS
+                    && first["behavior"] == "Isolated"
+                    && first["invert"] == false
+                    && second["type"] == "ByteLevel"
             }
             _ => false,
         },

@@ -407,7 +407,7 @@ mod tests {
     use crate::options::Options;
 
     /// What must not be split, and where texts are split, between bars.
-    const FRAGMENTS: [&str; 7] = [
+    const FRAGMENTS: [&str; 8] = [
         " |  |\t|\n|\r\n|\u{b}|\u{c}|\u{85}|\u{a0}|\u{2028}|\u{3000}|\0|\u{200b}|\u{200d}|\u{feff}",
         "\u{fffd}|\u{e000}|\u{ad}|!|.|'|_|-|[|]|[SEP]|[MASK]|[sep]|[SE|SEP]|P]|[\u{200b}SEP]|<mask>",
         "<m\u{e1}sk>|c++|C++|+|new|newword|NEWWORD|\u{6f22}|\u{20000}|\u{f900}|\u{3001}|\u{964}|\u{301}",
@@ -415,6 +415,7 @@ mod tests {
         "\u{2260}|\u{ac01}|\u{1100}|\u{1161}|\u{11a8}|\u{1f469}\u{200d}\u{1f467}|\u{1f600}|\u{3a3}",
         "\u{391}\u{3a3}|\u{3c3}|\u{130}|\u{131}|\u{df}|\u{fb01}|\u{2167}|a|Ab|the|the  time|_Ab|time",
         "return|zzz|zzzz|zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz",
+        "'S|'ll|it's|12|      |\n\n\n|\u{2581}|\u{2581}\u{2581}|e\u{2581}t|the the  return|e t|<table>|<0x0A>",
     ];
 
     fn fixture() -> std::path::PathBuf {
@@ -448,16 +449,30 @@ mod tests {
             tokens.push(added(content, &properties));
             changed
         };
-        let other = |name: &str| -> Value {
-            let file = fixture().join("..").join(name).join("tokenizer.json");
+        let other = |file: &str| -> Value {
+            let file = fixture().join("..").join(file);
             serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
         };
-        let mut metaspace = other("xlm_roberta");
+        let unigram = other("xlm_roberta/tokenizer.json");
+        let qwen = other("tokenizers/split_byte_level.json");
+        let modern_bert = other("tokenizers/neox_byte_level.json");
+        let gemma = other("tokenizers/byte_fallback.json");
+        let mut metaspace = unigram.clone();
         metaspace["pre_tokenizer"] = metaspace["pre_tokenizer"]["pretokenizers"][1].clone();
         metaspace["normalizer"] = json!({"type": "Sequence", "normalizers": [
             metaspace["normalizer"],
             {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "},
         ]});
+        let mut words_of_another_kind = qwen.clone();
+        words_of_another_kind["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] =
+            r"(?<=[a-z] )t".into();
+        let mut token_across_words = modern_bert.clone();
+        let tokens = token_across_words["added_tokens"].as_array_mut().unwrap();
+        tokens.push(added("e t", &json!({"id": 728})));
+        let mut joined_words = gemma.clone();
+        joined_words["model"]["vocab"]["e\u{2581}"] = 795.into();
+        let merges = joined_words["model"]["merges"].as_array_mut().unwrap();
+        merges.push(json!(["e", "\u{2581}"]));
         let files = [
             plain.clone(),
             with("/model/max_input_chars_per_word", json!(4)),
@@ -472,13 +487,19 @@ mod tests {
             with_token("C++", json!({"normalized": true})),
             with_token("newword", json!({})),
             with_token("NewWord", json!({"normalized": true})),
-            other("xlm_roberta"),
+            unigram,
             metaspace,
-            other("roberta"),
+            other("roberta/tokenizer.json"),
+            qwen,
+            modern_bert,
+            gemma,
             with_token("Ab", json!({"single_word": true})),
             with_token("the time", json!({})),
             with_token("\u{6f22}", json!({"normalized": true})),
             with("/pre_tokenizer", json!({"type": "WhitespaceSplit"})),
+            words_of_another_kind,
+            token_across_words,
+            joined_words,
         ];
         let load =
             |file: &Value| HfTokenizer::from_bytes(serde_json::to_vec(file).unwrap()).unwrap();
@@ -486,7 +507,7 @@ mod tests {
     });
 
     /// The tokenizers whose texts are split.
-    const SPLIT: std::ops::Range<usize> = 0..16;
+    const SPLIT: std::ops::Range<usize> = 0..19;
 
     fn model() -> ModelDir {
         ModelDir::read(&fixture(), &Options::default()).unwrap()
@@ -509,9 +530,13 @@ mod tests {
             ids.drain(..ids.len() - room);
         }
         ids.truncate(room);
-        if let [cls, sep] = special[..] {
-            ids.insert(0, cls);
-            ids.push(sep);
+        match special[..] {
+            [cls, sep] => {
+                ids.insert(0, cls);
+                ids.push(sep);
+            }
+            [end] => ids.push(end),
+            _ => {}
         }
         TokenizedText { ids, truncated }
     }

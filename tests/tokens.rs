@@ -4,6 +4,7 @@
 
 mod setup;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use semantic_search_native::options::{Backend, Options};
@@ -93,6 +94,42 @@ fn texts_and_ids_keep_their_order_and_are_told_apart() {
         assert_eq!(model.activity().texts - before, 4);
         for (row, text) in rows(&embeddings).iter().zip([0, 2, 2, 0, 0, 2]) {
             setup::assert_equal(&format!("{backend:?} {text}"), row, &expected[text]);
+        }
+    }
+}
+
+/// Of Python's `tokenizers`, for each kind of tokenizer; `generate_tokenizers.py` writes them.
+#[test]
+fn a_text_has_the_ids_that_python_gives() {
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        tokenizers: BTreeMap<String, String>,
+        cases: Vec<Case>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        ids: BTreeMap<String, Vec<u32>>,
+    }
+    let file = std::fs::read(setup::fixture("golden/token_ids.json")).unwrap();
+    let golden: Golden = serde_json::from_slice(&file).unwrap();
+    for (name, tokenizer) in &golden.tokenizers {
+        let folder = tempfile::tempdir().unwrap();
+        // Without a prompt for documents, and with more rows than any of the tokenizers has tokens.
+        setup::copy(&setup::fixture("nomic_cls"), folder.path());
+        let target = folder.path().join("tokenizer.json");
+        std::fs::copy(setup::fixture(tokenizer), target).unwrap();
+        let options = Options {
+            max_tokens: Some(2048),
+            ..setup::options()
+        };
+        let model = Model::load(folder.path(), &options).unwrap();
+        for Case {
+            text,
+            ids: expected,
+        } in &golden.cases
+        {
+            assert_eq!(ids(&model, text, false), expected[name], "{name}: {text:?}");
         }
     }
 }

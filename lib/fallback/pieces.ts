@@ -1,4 +1,7 @@
+import { isDeepStrictEqual } from "node:util";
 import { isObject, type JsonObject } from "../json_file.js";
+import { type AddedToken, isNormalized } from "./added_tokens.js";
+import type { TokenizerJson } from "./tokenizer_json.js";
 
 /** How a tokenizer treats a character, as bits. */
 const BLANK = 1; // Gives no token: whitespace, or removed by the normalizer.
@@ -10,18 +13,9 @@ const LETTER = 32; // The text may be split between it and a space.
 const SPACE = 64;
 const KNOWN = 128; // The other bits are valid.
 
-interface AddedToken {
-  content: string;
-  normalized?: boolean;
-  special?: boolean;
-  single_word?: boolean;
-  rstrip?: boolean;
-}
-
 /** Where texts may be split, and what may be left out, without changing their tokens; `src/pieces.rs` explains it. */
 export class PieceRules {
-  readonly #normalize: (text: string) => string;
-  readonly #splitIntoWords: (text: string) => string[];
+  readonly #tokenizer: TokenizerJson;
   readonly #lowerCase: boolean;
   /** Whether texts are split between words only. */
   readonly #keepsWords: boolean;
@@ -35,14 +29,12 @@ export class PieceRules {
 
   private constructor(
     json: JsonObject,
-    splitIntoWords: (text: string) => string[],
-    normalize: (text: string) => string,
+    tokenizer: TokenizerJson,
     lowerCase: boolean,
     keepsWords: boolean,
     contents: string[][],
   ) {
-    this.#splitIntoWords = splitIntoWords;
-    this.#normalize = normalize;
+    this.#tokenizer = tokenizer;
     this.#lowerCase = lowerCase;
     this.#keepsWords = keepsWords;
     for (const content of contents) {
@@ -60,19 +52,18 @@ export class PieceRules {
   }
 
   /** `undefined` for a tokenizer that may need the whole text. */
-  static of(
-    json: JsonObject,
-    splitIntoWords: (text: string) => string[],
-    normalize: (text: string) => string,
-    lowerCase: boolean,
-  ): PieceRules | undefined {
+  static of(json: JsonObject, tokenizer: TokenizerJson, lowerCase: boolean): PieceRules | undefined {
     const keepsWords = !takesCharactersOneByOne(json);
     if (keepsWords && !takesWordsOneByOne(json)) return undefined;
     const tokens = addedTokens(json);
-    const contents = tokens.map((token) => [...(isNormalized(token) ? normalize(token.content) : token.content)]);
+    const contents = tokens.map((token) => [
+      ...(isNormalized(token) ? tokenizer.normalize(token.content) : token.content),
+    ]);
     if (tokens.some(({ single_word, rstrip }) => single_word || (rstrip && keepsWords))) return undefined;
-    if (contents.flat().some((character) => /\s|\x85/.test(character))) return undefined;
-    const rules = new PieceRules(json, splitIntoWords, normalize, lowerCase, keepsWords, contents);
+    const isTorn = (content: string[]) =>
+      keepsWords ? END_OF_WORD.test(content.join("")) : content.some((character) => /\p{White_Space}/u.test(character));
+    if (contents.some(isTorn)) return undefined;
+    const rules = new PieceRules(json, tokenizer, lowerCase, keepsWords, contents);
     const isBlank = (character: string) => rules.of(character) & BLANK;
     return tokens.some(({ content }) => [...content].some(isBlank)) ? undefined : rules;
   }
@@ -92,7 +83,7 @@ export class PieceRules {
   #findOut(character: string): number {
     if (this.#keepsWords) return character === " " ? SPACE : /[a-zA-Z]/.test(character) ? LETTER : 0;
     const own = this.prepare(character);
-    const words = this.#splitIntoWords(this.#normalize(`a${own}a`));
+    const words = this.#tokenizer.splitIntoWords(this.#tokenizer.normalize(`a${own}a`), true);
     const [first] = words;
     const last = words.at(-1);
     if (words.length === 1) {
@@ -102,7 +93,7 @@ export class PieceRules {
     // It splits the word at one side only, or in a way that is not known here.
     if (first !== "a" || last !== "a") return ENDS_WORD;
     let bits = ENDS_WORD | (words.length === 2 ? BLANK : 0);
-    const characters = [...own, ...this.#normalize(own)];
+    const characters = [...own, ...this.#tokenizer.normalize(own)];
     if (!characters.some((one) => this.#behindFirst.has(one))) bits |= SPLIT_BEFORE;
     if (!characters.some((one) => this.#aheadOfLast.has(one))) bits |= SPLIT_AFTER;
     return bits;
@@ -114,8 +105,6 @@ export class PieceRules {
 }
 
 const addedTokens = (json: JsonObject) => (json.added_tokens ?? []) as AddedToken[];
-
-const isNormalized = ({ normalized, special }: AddedToken) => normalized ?? !special;
 
 /** Whether normalization and the ends of words depend on single characters only. */
 function takesCharactersOneByOne({ normalizer, pre_tokenizer }: JsonObject): boolean {
@@ -130,8 +119,36 @@ function takesCharactersOneByOne({ normalizer, pre_tokenizer }: JsonObject): boo
  * Whether a text gives the same tokens in two parts, if the first ends with an ASCII letter and the second begins with a
  * space.
  */
-function takesWordsOneByOne({ normalizer, pre_tokenizer }: JsonObject): boolean {
-  return (normalizer === null || keepsSpaces(normalizer)) && beginsWordsWithSpaces(pre_tokenizer);
+function takesWordsOneByOne({ normalizer, pre_tokenizer, model }: JsonObject): boolean {
+  const isAbsent = (part: unknown) => part === null || part === undefined;
+  const beginsWords = (isAbsent(normalizer) || keepsSpaces(normalizer)) && beginsWordsWithSpaces(pre_tokenizer);
+  // Gemma's: spaces become letters of a text that is a single word.
+  const hasNoWords =
+    isDeepStrictEqual(normalizer, SPACES_TO_LETTERS) &&
+    (isAbsent(pre_tokenizer) || isDeepStrictEqual(pre_tokenizer, SPLIT_AT_SPACES));
+  return beginsWords || (hasNoWords && joinsNoWords(model));
+}
+
+/** The letter that stands for a space. */
+const SPACE_LETTER = "▁";
+/** A place where a text may be split between words. */
+const END_OF_WORD = /[a-zA-Z][ ▁]/;
+
+const SPACES_TO_LETTERS = { type: "Replace", pattern: { String: " " }, content: SPACE_LETTER };
+const SPLIT_AT_SPACES = { type: "Split", pattern: { String: " " }, behavior: "MergedWithPrevious", invert: false };
+
+/** Qwen2's and Qwen3's. What it finds ends with a letter, or does not depend on what is behind the next space. */
+const QWEN_WORDS = String.raw`(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`;
+
+/** Whether a model never merges an ASCII letter and a space behind it: both are tokens, and no token contains both. */
+function joinsNoWords(model: unknown): boolean {
+  const { vocab, merges, ignore_merges } = isObject(model) ? model : {};
+  if (!isObject(vocab) || !merges || ignore_merges) return false;
+  const letters = [..."abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", SPACE_LETTER];
+  return (
+    letters.every((letter) => Object.hasOwn(vocab, letter)) &&
+    !Object.keys(vocab).some((token) => END_OF_WORD.test(token))
+  );
 }
 
 /** Whether a normalizer treats what is before a space and what follows independently. */
@@ -148,8 +165,10 @@ function beginsWordsWithSpaces(preTokenizer: unknown): boolean {
   if (type === "ByteLevel") return use_regex !== false;
   if (type === "Metaspace") return (prepend_scheme ?? "always") !== "first" && split !== false;
   if (type !== "Sequence" || !Array.isArray(pretokenizers) || pretokenizers.length !== 2) return false;
-  const [first, second] = pretokenizers as JsonObject[];
-  return first?.type === "WhitespaceSplit" && second?.type === "Metaspace" && second.prepend_scheme !== "first";
+  const [first = {}, second = {}] = pretokenizers as JsonObject[];
+  if (first.type === "WhitespaceSplit") return second.type === "Metaspace" && second.prepend_scheme !== "first";
+  const words = { type: "Split", pattern: { Regex: QWEN_WORDS }, behavior: "Isolated", invert: false };
+  return isDeepStrictEqual(first, words) && second.type === "ByteLevel";
 }
 
 /**

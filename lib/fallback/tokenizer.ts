@@ -4,18 +4,8 @@ import { isObject, type JsonObject, parseJsonObject } from "../json_file.js";
 import type { ModelDir } from "../model_dir.js";
 import { MOST_TOKENIZER, readRegularFile } from "../regular_file.js";
 import { PieceRules, pieces } from "./pieces.js";
-import { precompiledNormalizer } from "./precompiled.js";
 import { withinTimeLimit } from "./time_limit.js";
-
-/** The part of `@huggingface/tokenizers` that is used: its own types cannot be resolved from CommonJS. */
-interface Tokenizer {
-  normalizer: ((text: string) => string) | null;
-  pre_tokenizer: ((text: string) => string[]) | null;
-  encode(text: string, options?: { add_special_tokens?: boolean }): { ids: number[] };
-}
-const { Tokenizer } = require("@huggingface/tokenizers") as {
-  Tokenizer: new (tokenizerJson: JsonObject, tokenizerConfig: JsonObject) => Tokenizer;
-};
+import { isCount, TokenizerJson } from "./tokenizer_json.js";
 
 export interface TokenizedText {
   /** Prompt, text and special tokens, truncated to the model's limit. Only a static model's text may have none. */
@@ -34,44 +24,36 @@ const CHARACTERS_PER_MS = 100;
 export class TextTokenizer {
   /** SHA-256 of `tokenizer.json` as it was read. */
   readonly hash: string;
-  readonly #tokenizer: Tokenizer;
+  readonly #tokenizer: TokenizerJson;
   readonly #model: ModelDir;
-  readonly #before: readonly number[];
-  readonly #after: readonly number[];
   /** How long texts are split; `undefined` if they are tokenized whole. */
   readonly #pieceRules: PieceRules | undefined;
   readonly #charactersPerPiece: number;
+  /** Ids that are put around a text. */
+  readonly #before: readonly number[];
+  readonly #after: readonly number[];
   /** The token that is left out. */
   readonly #leftOut: unknown;
 
-  /** @throws EmbedderError `MODEL_INVALID`, or `INVALID_ARGUMENT` for a limit that leaves no room for text. */
+  /**
+   * @throws EmbedderError `MODEL_INVALID`, `MODEL_UNSUPPORTED` for a tokenizer that only the addon knows, or
+   * `INVALID_ARGUMENT` for a limit that leaves no room for text.
+   */
   constructor(model: ModelDir, charactersPerPiece = CHARACTERS_PER_PIECE) {
     const file = model.tokenizerFile;
     const bytes = readRegularFile(file, MOST_TOKENIZER);
     this.hash = createHash("sha256").update(bytes).digest("hex");
-    // The library expects null for absent parts.
-    const parts = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null };
-    const json: JsonObject = { ...parts, ...parseJsonObject(file, bytes) };
+    const json = parseJsonObject(file, bytes);
     checkNumbers(file, json, model.encoder.vocabulary);
     try {
-      // The second argument, tokenizer_config.json, stays empty: tokenizer.json alone decides, as for the addon.
-      this.#tokenizer = new Tokenizer({ ...json, added_tokens: json.added_tokens ?? [] }, {});
-      const { pre_tokenizer: splitIntoWords } = this.#tokenizer;
-      const normalize = normalizerOf(json.normalizer);
-      this.#pieceRules = PieceRules.of(json, (text) => splitIntoWords?.(text) ?? [text], normalize, model.lowerCase);
-      // The library mistakes a text for an added token if normalization makes them equal. A space, at which BERT splits
-      // anyway, prevents that.
-      const isSplitAtSpaces = isObject(json.pre_tokenizer) && json.pre_tokenizer.type === "BertPreTokenizer";
-      this.#tokenizer.normalizer = isSplitAtSpaces ? (text) => `${normalize(text)} ` : normalize;
-      const encode = (options?: { add_special_tokens: boolean }) =>
-        withinTimeLimit(TIME_LIMIT_MS, () => this.#tokenizer.encode("a", options).ids);
-      const content = encode({ add_special_tokens: false });
-      const whole = encode();
-      const start = whole.findIndex((_, index) => content.every((id, offset) => whole[index + offset] === id));
-      const around = [whole.slice(0, start), whole.slice(start + content.length)];
-      const special = templateIds(json.post_processor) ?? around;
-      [this.#before = [], this.#after = []] = model.staticTokens ? [] : special;
+      const tokenizer = new TokenizerJson(json);
+      this.#tokenizer = tokenizer;
+      this.#pieceRules = withinTimeLimit(TIME_LIMIT_MS, () => PieceRules.of(json, tokenizer, model.lowerCase));
+      withinTimeLimit(TIME_LIMIT_MS, () => tokenizer.ids("a"));
+      // Static models have no special tokens.
+      [this.#before, this.#after] = model.staticTokens ? [[], []] : [tokenizer.before, tokenizer.after];
     } catch (cause) {
+      if (cause instanceof EmbedderError) throw new EmbedderError(cause.code, `${file}: ${cause.message}`, { cause });
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
     if (model.staticTokens === "known") this.#leftOut = unknownToken(json);
@@ -90,7 +72,7 @@ export class TextTokenizer {
     const { queryPrompt, documentPrompt, maxTokens, truncationSide } = this.#model;
     const whole = (isQuery ? queryPrompt : documentPrompt) + text.toWellFormed();
     const room = maxTokens - this.#before.length - this.#after.length;
-    let content: number[];
+    let content: (number | undefined)[];
     try {
       const limitMs = TIME_LIMIT_MS + Math.ceil(whole.length / CHARACTERS_PER_MS);
       content = withinTimeLimit(limitMs, () => this.#contentIds(whole, room));
@@ -130,7 +112,7 @@ export class TextTokenizer {
   }
 
   /** Checks ids that are not from the vocabulary: a post-processor has its own, or `undefined` for a missing one. */
-  #checkIds(ids: readonly (number | undefined)[]): void {
+  #checkIds(ids: readonly (number | undefined)[]): asserts ids is number[] {
     const { tokenizerFile, encoder } = this.#model;
     const vocabularySize = encoder.vocabulary;
     for (const id of ids) {
@@ -139,16 +121,16 @@ export class TextTokenizer {
   }
 
   /** Ids of the text without special tokens; of a long text, only of enough pieces to exceed `room`. */
-  #contentIds(text: string, room: number): number[] {
+  #contentIds(text: string, room: number): (number | undefined)[] {
     const { lowerCase, truncationSide } = this.#model;
-    const encode = (part: string) => this.#tokenizer.encode(part, { add_special_tokens: false }).ids;
+    const encode = (part: string) => this.#tokenizer.ids(part);
     if (!this.#pieceRules || text.length <= this.#charactersPerPiece) {
       return encode(lowerCase ? text.toLowerCase() : text);
     }
     const fromEnd = truncationSide === "left";
     // The lower-case form of a capital sigma depends on its surroundings, which a piece does not have.
     const whole = lowerCase && text.includes("Σ") ? text.toLowerCase() : text;
-    let ids: number[] = [];
+    let ids: (number | undefined)[] = [];
     for (const piece of pieces(this.#pieceRules, whole, fromEnd, this.#charactersPerPiece)) {
       ids = fromEnd ? [...encode(piece), ...ids] : [...ids, ...encode(piece)];
       if (ids.length > room) break;
@@ -162,67 +144,6 @@ function unknownToken({ model, added_tokens: addedTokens }: JsonObject): unknown
   const { vocab, unk_token: token, unk_id: id } = isObject(model) ? model : {};
   const [, found] = [...vocabulary(vocab, addedTokens)].find(([name]) => token && name === token) ?? [];
   return found ?? id;
-}
-
-/** The ids that a template puts before and after a text. The library looks up the tokens' names instead. */
-function templateIds(postProcessor: unknown): [before: number[], after: number[]] | undefined {
-  if (!isObject(postProcessor) || postProcessor.type !== "TemplateProcessing") return undefined;
-  const { single, special_tokens: tokens } = postProcessor as {
-    single: { Sequence?: object; SpecialToken?: { id: string } }[];
-    special_tokens: { [name: string]: { ids: number[] } };
-  };
-  if (!Object.values(tokens).every(({ ids }) => Array.isArray(ids) && ids.every(isCount))) {
-    throw new Error("post_processor.special_tokens: expected the ids of each");
-  }
-  const text = single.findIndex(({ Sequence: sequence }) => sequence);
-  const ids = single.map(({ SpecialToken: token }) => {
-    if (!token) return [];
-    const special = tokens[token.id];
-    if (special) return special.ids;
-    throw new Error(`the template's token ${JSON.stringify(token.id)} is missing in special_tokens`);
-  });
-  return [ids.slice(0, text).flat(), ids.slice(text + 1).flat()];
-}
-
-/** A normalizer of `tokenizer.json`: the library's, unless it differs from the addon's. */
-function normalizerOf(config: unknown): (text: string) => string {
-  const { type, normalizers, precompiled_charsmap } = isObject(config) ? config : {};
-  if (type === "BertNormalizer") return bertNormalizer(config as JsonObject);
-  if (type === "Precompiled") return precompiledNormalizer(precompiled_charsmap);
-  if (type === "Sequence" && Array.isArray(normalizers)) {
-    const steps = normalizers.map(normalizerOf);
-    return (text) => steps.reduce((result, normalize) => normalize(result), text);
-  }
-  const model = { type: "BPE", vocab: {}, merges: [] };
-  const parts = { pre_tokenizer: null, post_processor: null, decoder: null, added_tokens: [] };
-  return new Tokenizer({ normalizer: config, model, ...parts }, {}).normalizer ?? ((text) => text);
-}
-
-/**
- * BERT's normalization exactly as in the Rust tokenizer. The JavaScript library differs: it does not separate CJK
- * characters beyond the basic plane, and lower-cases a word-final capital sigma to ς instead of σ.
- */
-function bertNormalizer(config: JsonObject): (text: string) => string {
-  for (const key of ["clean_text", "handle_chinese_chars", "lowercase"]) {
-    if (typeof config[key] !== "boolean") throw new Error(`normalizer.${key}: expected true or false`);
-  }
-  const stripAccents = config.strip_accents ?? config.lowercase;
-  return (text) => {
-    let result = text;
-    if (config.clean_text) {
-      result = result.replace(/(?![\t\n\r])[\0\ufffd\p{Cc}\p{Cf}\p{Co}]/gu, "").replace(/\s/g, " ");
-    }
-    if (config.handle_chinese_chars) {
-      result = result.replace(
-        /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{2a6df}\u{2a700}-\u{2b73f}\u{2b740}-\u{2b81f}\u{2b920}-\u{2ceaf}\u{2f800}-\u{2fa1f}]/gu,
-        " $& ",
-      );
-    }
-    if (stripAccents) result = result.normalize("NFD").replace(/\p{Mn}/gu, "");
-    // Capital sigma is the only letter whose lower-case form depends on what follows it.
-    if (config.lowercase) result = result.replaceAll("Σ", "σ").toLowerCase();
-    return result;
-  };
 }
 
 /**
@@ -273,10 +194,6 @@ function* vocabulary(vocab: unknown, addedTokens: unknown): Generator<[token: un
   else if (isObject(vocab)) yield* Object.entries(vocab);
   if (!Array.isArray(addedTokens)) return;
   for (const token of addedTokens) yield isObject(token) ? [token.content, token.id] : [token, undefined];
-}
-
-function isCount(value: unknown): value is number {
-  return Number.isSafeInteger(value) && (value as number) >= 0;
 }
 
 function otherModel(file: string, token: string, id: number | undefined, rows: number): EmbedderError {
