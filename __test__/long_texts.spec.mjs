@@ -168,6 +168,13 @@ test("the addon and the fallback truncate long texts alike", async () => {
   await rust.close();
 });
 
+test("a text of a single long word is tokenized within the time limit", () => {
+  for (const file of Object.values(GOLDEN.tokenizers)) {
+    const tokenizer = new TextTokenizer(modelOf(path.join(ROOT, "tests/fixtures", file)));
+    assert.equal(tokenizer.encode("!a".repeat(500_000), false).ids.length, 512, file);
+  }
+});
+
 /** Runs in a process of its own: by how many MiB the peak memory grew while 20 MB of each unit were tokenized. */
 const MEASURE = `
   const { TextTokenizer } = require(process.argv[1]);

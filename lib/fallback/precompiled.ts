@@ -42,10 +42,9 @@ export function precompiledNormalizer(charsMap: unknown): (text: string) => stri
     return known.get(text);
   };
 
-  const graphemes = new Intl.Segmenter("en");
   return (text) => {
     let normalized = "";
-    for (const { segment } of graphemes.segment(text)) {
+    for (const segment of graphemeClusters(text)) {
       // Longer ones are taken character by character.
       const whole = Buffer.byteLength(segment) < 6 ? replacementOf(segment) : undefined;
       if (whole !== undefined) normalized += whole;
@@ -58,4 +57,20 @@ export function precompiledNormalizer(charsMap: unknown): (text: string) => stri
 /** How far the children of a node are from it. */
 function offset(unit: number): number {
   return (unit >>> 10) << ((unit & (1 << 9)) >>> 6);
+}
+
+const GRAPHEMES = new Intl.Segmenter("en");
+const UNITS_PER_PART = 256;
+
+/** The segmenter takes quadratic time, so it gets the text in parts. The last cluster of a part may go on behind it. */
+function* graphemeClusters(text: string): Generator<string> {
+  let units = UNITS_PER_PART;
+  for (let start = 0; start < text.length; ) {
+    const part = text.slice(start, start + units).replace(/[\ud800-\udbff]$/, "");
+    const clusters = Array.from(GRAPHEMES.segment(part), ({ segment }) => segment);
+    if (start + part.length < text.length) clusters.pop();
+    units = clusters.length === 0 ? 2 * units : UNITS_PER_PART;
+    for (const cluster of clusters) start += cluster.length;
+    yield* clusters;
+  }
 }
