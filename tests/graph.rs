@@ -15,11 +15,11 @@ use safetensors::tensor::TensorView;
 use semantic_search_native::checkpoint::{Checkpoint, TensorSlice};
 use semantic_search_native::graph::{
     Activation, Attention, EmbeddingTables, Graph, LayerNorm, Linear, NtkScaling, Numbering, Op,
-    Pooling, Positions, Projections, RelativeBias, Rotary, Rows, Value,
+    Pooling, Positions, Projections, RelativeBias, Rotary, Rows, TokenTypes, Value,
 };
 use semantic_search_native::options::Options;
-use semantic_search_native::runtime;
 use semantic_search_native::runtime::stop::Stop;
+use semantic_search_native::runtime::{self, Tokens};
 
 const VOCABULARY: usize = 40;
 const POSITIONS: usize = 32;
@@ -90,7 +90,10 @@ struct Layer {
 struct Encoder {
     width: usize,
     numbering: Option<Numbering>,
-    has_token_type: bool,
+    /// Rows of the table of token types.
+    token_types: Option<usize>,
+    /// Whether the texts are pairs.
+    of_pairs: bool,
     layers: Vec<Layer>,
     poolings: Vec<Pooling>,
     lengths: Vec<usize>,
@@ -117,6 +120,7 @@ fn layer() -> impl Strategy<Value = Layer> {
         Activation::GeluTanh,
         Activation::Relu,
         Activation::Silu,
+        Activation::Tanh,
     ]);
     let attention = (1..4_usize, 2..4_usize, prop::option::of(rotary())).prop_map(
         |(heads, eighths, rotary)| Attention {
@@ -154,21 +158,24 @@ fn encoder() -> impl Strategy<Value = Encoder> {
     (
         1..40_usize,
         prop::option::of(numbering),
-        any::<bool>(),
+        (prop::option::of(1..4_usize), any::<bool>()),
         prop::collection::vec(layer(), 0..4),
         prop::collection::vec(pooling, 1..3),
         prop::collection::vec(1..POSITIONS, 1..4),
         any::<u64>(),
     )
         .prop_map(
-            |(width, numbering, has_token_type, layers, poolings, lengths, seed)| Encoder {
-                width,
-                numbering,
-                has_token_type,
-                layers,
-                poolings,
-                lengths,
-                seed,
+            |(width, numbering, (token_types, of_pairs), layers, poolings, lengths, seed)| {
+                Encoder {
+                    width,
+                    numbering,
+                    token_types,
+                    of_pairs,
+                    layers,
+                    poolings,
+                    lengths,
+                    seed,
+                }
             },
         )
 }
@@ -222,9 +229,10 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
             table: tensor(&[POSITIONS + numbering.first_row(), width], 0.0, 0.5),
             numbering,
         }),
-        token_type: encoder
-            .has_token_type
-            .then(|| tensor(&[1, width], 0.2, 0.3)),
+        token_types: encoder.token_types.map(|types| TokenTypes {
+            table: tensor(&[types, width], 0.2, 0.3),
+            vary: false,
+        }),
     };
     let embedded = graph.embed(embeddings);
     let mut x = graph.norm(embedded, norm(tensor, width));
@@ -262,7 +270,11 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
         let sum = graph.add(output, x);
         x = graph.norm(sum, norm(tensor, width));
     }
-    graph
+    if encoder.of_pairs {
+        graph.of_pairs()
+    } else {
+        graph
+    }
 }
 
 /// Rows of numbers.
@@ -272,15 +284,18 @@ type Matrix = Vec<Vec<f64>>;
 struct Interpreter<'a> {
     tensors: HashMap<&'a str, &'a [f32]>,
     ids: &'a [u32],
+    /// Where the tokens of type 1 begin.
+    second: usize,
 }
 
 impl<'a> Interpreter<'a> {
-    fn new(weights: &'a Weights, ids: &'a [u32]) -> Self {
+    fn new(weights: &'a Weights, ids: &'a [u32], second: usize) -> Self {
         let tensors = weights.tensors.iter();
         let tensors = tensors.map(|(name, _, values)| (name.as_str(), values.as_slice()));
         Self {
             tensors: tensors.collect(),
             ids,
+            second,
         }
     }
 
@@ -325,8 +340,9 @@ impl<'a> Interpreter<'a> {
                             };
                             row = add(&row, &self.row(&positions.table, position));
                         }
-                        if let Some(token_type) = &embeddings.token_type {
-                            row = add(&row, &self.row(token_type, 0));
+                        if let Some(types) = &embeddings.token_types {
+                            let own = usize::from(types.vary && index >= self.second);
+                            row = add(&row, &self.row(&types.table, own));
                         }
                         row
                     })
@@ -489,6 +505,7 @@ fn activated(x: f64, activation: Activation) -> f64 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Tanh => x.tanh(),
     }
 }
 
@@ -555,10 +572,14 @@ fn check(encoder: &Encoder) {
             ids.collect()
         })
         .collect();
+    // Where a second text begins, also behind the last token.
+    let seconds = texts.iter().map(|ids| random.random_range(0..=ids.len()));
+    let seconds: Vec<usize> = seconds.collect();
     let expected: Vec<Vec<f64>> = texts
         .iter()
-        .map(|ids| {
-            let interpreter = Interpreter::new(&weights, ids);
+        .zip(&seconds)
+        .map(|(ids, &second)| {
+            let interpreter = Interpreter::new(&weights, ids, second);
             let states = interpreter.run(&graph);
             let vector: Vec<f64> = (encoder.poolings.iter())
                 .flat_map(|&one| pooled(&states, one))
@@ -575,7 +596,8 @@ fn check(encoder: &Encoder) {
         };
         let (mut runtime, _) = runtime::load(&pooled_graph, &checkpoint, &options, 1).unwrap();
         let mut worker = runtime.workers.remove(0)().unwrap();
-        let batch: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let batch = texts.iter().zip(&seconds);
+        let batch: Vec<Tokens> = batch.map(|(ids, &second)| Tokens { ids, second }).collect();
         let vectors = worker.forward(&batch, &Arc::new(Stop::new())).unwrap();
         for (text, (actual, expected)) in vectors
             .chunks_exact(pooled_graph.width())
@@ -642,7 +664,8 @@ fn every_layer_has_its_own_rotation() {
         check(&Encoder {
             width: 32,
             numbering: None,
-            has_token_type: false,
+            token_types: None,
+            of_pairs: false,
             layers: vec![first, second],
             poolings: vec![Pooling::Mean],
             lengths: vec![3, 7, 20],
@@ -669,7 +692,8 @@ fn a_pooling_of_one_token_prunes_the_last_layer() {
     let encoder = Encoder {
         width: 16,
         numbering: Some(Numbering::Index),
-        has_token_type: false,
+        token_types: None,
+        of_pairs: false,
         layers: vec![layer.clone(), layer],
         poolings: vec![],
         lengths: vec![],

@@ -3,6 +3,7 @@
 
 mod bert;
 mod distilbert;
+mod head;
 mod mpnet;
 mod nomic_bert;
 mod roberta;
@@ -15,10 +16,12 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use self::head::Head;
 use self::settings::Settings;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::options::Task;
 
 /// All that can be loaded.
 const ARCHITECTURES: &[Architecture] = &[
@@ -49,6 +52,11 @@ pub trait Encoder: Debug + Send + Sync {
     /// # Errors
     /// A tensor is missing or has another shape than the settings imply.
     fn record(&self, checkpoint: &Checkpoint) -> Result<Graph>;
+
+    /// What makes a score of the hidden states; `None` where rerankers of the architecture are not computed here.
+    fn head(&self) -> Option<Head> {
+        None
+    }
 }
 
 /// What is known of an encoder without its weights. Exported graphs carry it as JSON (see [`crate::model::export_onnx`]).
@@ -64,6 +72,43 @@ pub struct Facts {
     /// Whether vectors are layer-normalized before they are truncated to their first components; `None` where models of the
     /// architecture differ in that and their settings do not tell.
     pub layer_norm_before_truncation: Option<bool>,
+}
+
+/// The task that `config.json` declares by the class of its model.
+#[must_use]
+pub fn task(json: &Value) -> Task {
+    let class = json["architectures"][0].as_str();
+    if class.is_some_and(|class| class.ends_with("ForSequenceClassification")) {
+        Task::Rerank
+    } else {
+        Task::Embed
+    }
+}
+
+/// Checks that a reranker gives one score, and that its architecture has a head that is computed here.
+///
+/// # Errors
+/// It has several labels, or no known head.
+pub fn check_reranker(path: &Path, json: &Value, encoder: &dyn Encoder) -> Result<()> {
+    let labels = match &json["id2label"] {
+        Value::Object(labels) => labels.len() as u64,
+        // What `transformers` leaves out, it reads as two.
+        _ => json["num_labels"].as_u64().unwrap_or(2),
+    };
+    if labels != 1 {
+        let hint = "supported is 1, a score (a model with several labels is a classifier)";
+        return Err(Error::unsupported(
+            path,
+            format!("num_labels = {labels}"),
+            hint,
+        ));
+    }
+    if encoder.head().is_none() {
+        let feature = format!("a reranker with model_type {}", json["model_type"]);
+        let hint = "rerankers are computed for bert, distilbert, roberta and xlm-roberta";
+        return Err(Error::unsupported(path, feature, hint));
+    }
+    Ok(())
 }
 
 /// Reads `config.json`, already parsed. `path` is for messages.

@@ -11,7 +11,7 @@ use crate::batch::{self, Limits};
 use crate::error::Result;
 use crate::guard;
 use crate::memory;
-use crate::runtime::Worker;
+use crate::runtime::{Tokens, Worker};
 use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
 use crate::vector::{Finish, VECTORS, Vectors};
@@ -72,6 +72,9 @@ impl Pipeline {
                 Input::Text(text) => {
                     self.tokenizer
                         .tokenize_unless(text, call.request.is_query, &is_unwanted)?
+                }
+                Input::Pair { query, text } => {
+                    self.tokenizer.tokenize_pair(query, text, &is_unwanted)?
                 }
                 Input::Tokens(ids) => self.tokenizer.take(ids, index)?,
             };
@@ -134,9 +137,11 @@ impl Pipeline {
     fn compute(&self, parts: &[(&Call, &[usize])], worker: &mut dyn Worker) -> Result<()> {
         let texts = parts.iter().flat_map(|(call, places)| {
             let distinct = call.distinct();
-            places.iter().map(|&place| &*distinct.tokens(place).ids)
+            places
+                .iter()
+                .map(|&place| distinct.tokens(place).as_tokens())
         });
-        let texts: Vec<&[u32]> = texts.collect();
+        let texts: Vec<Tokens> = texts.collect();
         let stop = match parts {
             [(call, _)] => Arc::clone(call.ticket.stop()),
             // One caller who gives up must not stop the others' batch, which is short anyway.

@@ -14,14 +14,14 @@ use mlx_rs::fast::{self, ScaledDotProductAttentionMask};
 use mlx_rs::transforms::compile::compile;
 use mlx_rs::{Array, ArrayElement, Dtype, ops};
 
-use super::parameters::{Affine, FusedProjections, Parameters, Weights};
+use super::parameters::{Affine, FusedProjections, Parameters, Tables, Weights};
 use super::{mlx_error, padded, size};
 use crate::error::{Error, Result};
 use crate::graph::{
     Activation, Attention, Graph, Node, Numbering, Op, Pooling, RelativeBias, Rotary, Rows,
 };
-use crate::runtime::shutdown;
 use crate::runtime::stop::Stop;
+use crate::runtime::{Tokens, shutdown};
 
 type Unary = Box<dyn for<'a> FnMut(&'a Array) -> Result<Array, Exception>>;
 type Binary = Box<dyn for<'a> FnMut((&'a Array, &'a Array)) -> Result<Array, Exception>>;
@@ -95,6 +95,8 @@ pub struct PaddedBatch {
     pub texts: i32,
     /// Length that every text is padded to.
     pub length: i32,
+    /// For each text, its [`Tokens::second`].
+    pub seconds: Vec<usize>,
     /// Real lengths of the texts; empty if nothing is padded.
     pub lengths: Vec<i32>,
     /// Real length of every text, if rotations depend on it.
@@ -107,8 +109,8 @@ impl PaddedBatch {
     ///
     /// # Errors
     /// MLX cannot count so many tokens.
-    pub fn new(texts: &[&[u32]], positions: Option<usize>, is_scaled: bool) -> Result<Self> {
-        let longest = texts.iter().map(|ids| ids.len()).max().unwrap_or(0);
+    pub fn new(texts: &[Tokens], positions: Option<usize>, is_scaled: bool) -> Result<Self> {
+        let longest = texts.iter().map(|text| text.ids.len()).max().unwrap_or(0);
         let length = if is_scaled {
             longest
         } else {
@@ -118,16 +120,17 @@ impl PaddedBatch {
         size(texts.len() * length)?;
         let mut ids = Vec::with_capacity(texts.len() * length);
         for text in texts {
-            ids.extend_from_slice(text);
-            ids.resize(ids.len() + length - text.len(), 0);
+            ids.extend_from_slice(text.ids);
+            ids.resize(ids.len() + length - text.ids.len(), 0);
         }
-        let is_padded = texts.iter().any(|ids| ids.len() < length);
+        let is_padded = texts.iter().any(|text| text.ids.len() < length);
         let lengths = texts
             .iter()
             .filter(|_| is_padded)
-            .map(|ids| size(ids.len()));
+            .map(|text| size(text.ids.len()));
         Ok(Self {
             ids,
+            seconds: texts.iter().map(|text| text.second).collect(),
             texts: size(texts.len())?,
             length: size(length)?,
             lengths: lengths.collect::<Result<_>>()?,
@@ -216,10 +219,10 @@ impl<'a> Pass<'a> {
 
     fn compute(&mut self, node: &Node, weights: &Weights, operands: &[Array]) -> Result<Array> {
         let array = match (&node.op, weights, operands) {
-            (Op::Embed(embeddings), Weights::Tables(words, table), []) => {
-                let positions = embeddings.positions.as_ref().zip(table.as_ref());
-                let positions = positions.map(|(positions, table)| (positions.numbering, table));
-                self.embed(words, positions, size(node.width)?)
+            (Op::Embed(embeddings), Weights::Tables(tables), []) => {
+                let positions = embeddings.positions.as_ref();
+                let numbering = positions.map(|positions| positions.numbering);
+                return self.embed(tables, numbering, size(node.width)?);
             }
             (Op::Add(..), _, [a, b]) => ops::add(a, b),
             (Op::Linear { .. }, Weights::Linear(layer), [x]) => affine(x, layer),
@@ -271,20 +274,34 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn embed(
-        &self,
-        words: &Array,
-        positions: Option<(Numbering, &Array)>,
-        width: i32,
-    ) -> Result<Array, Exception> {
-        let words = words.take_axis(&self.ids, 0)?;
-        let summed = match positions {
-            Some((numbering, table)) => {
-                ops::add(words, table.take_axis(self.position_rows(numbering)?, 0)?)?
+    fn embed(&self, tables: &Tables, numbering: Option<Numbering>, width: i32) -> Result<Array> {
+        let types = tables.types.as_ref();
+        let types = types.map(|table| Ok((table, self.token_types()?)));
+        let types = types.transpose()?;
+        let sum = || -> Result<Array, Exception> {
+            let mut sum = tables.words.take_axis(&self.ids, 0)?;
+            if let Some((numbering, table)) = numbering.zip(tables.positions.as_ref()) {
+                sum = ops::add(sum, table.take_axis(self.position_rows(numbering)?, 0)?)?;
             }
-            None => words,
+            if let Some((table, types)) = types {
+                sum = ops::add(sum, table.take_axis(types, 0)?)?;
+            }
+            sum.reshape(&[-1, width])
         };
-        summed.reshape(&[-1, width])
+        sum().map_err(mlx_error)
+    }
+
+    /// The type of each token, `[batch, length]`.
+    fn token_types(&self) -> Result<Array> {
+        let PaddedBatch {
+            texts,
+            length,
+            seconds,
+            ..
+        } = self.batch;
+        let types = (seconds.iter())
+            .flat_map(|second| (0..*length).map(move |token| u32::from(token as usize >= *second)));
+        array(&types.collect::<Vec<_>>(), &[*texts, *length])
     }
 
     /// Rows of a table of positions, `[length]` or `[batch, length]`.
@@ -306,6 +323,7 @@ impl<'a> Pass<'a> {
             Activation::GeluTanh => (self.kernels.gelu_tanh)(x),
             Activation::Relu => ops::maximum(x, constant(0.0, x.dtype())),
             Activation::Silu => (self.kernels.silu)(x),
+            Activation::Tanh => ops::tanh(x),
         }
     }
 

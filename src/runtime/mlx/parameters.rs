@@ -31,12 +31,21 @@ pub enum FusedProjections {
     First(Affine, Affine),
 }
 
+/// The tables of embeddings; the type of tokens that all have the same is added to one of the others.
+pub struct Tables {
+    /// `[vocabulary, width]`
+    pub words: Array,
+    /// `[positions, width]`
+    pub positions: Option<Array>,
+    /// `[types, width]`, if types vary.
+    pub types: Option<Array>,
+}
+
 /// The weights of one operation.
 pub enum Weights {
     /// It has none.
     None,
-    /// Tables of words, `[vocabulary, width]`, and positions, `[positions, width]`.
-    Tables(Array, Option<Array>),
+    Tables(Tables),
     Linear(Affine),
     /// Scale and shift, float32.
     Norm(Array, Array),
@@ -70,7 +79,14 @@ impl Weights {
     fn arrays(&self) -> Vec<&Array> {
         match self {
             Self::None => vec![],
-            Self::Tables(words, positions) => std::iter::once(words).chain(positions).collect(),
+            Self::Tables(Tables {
+                words,
+                positions,
+                types,
+            }) => std::iter::once(words)
+                .chain(positions)
+                .chain(types)
+                .collect(),
             Self::Linear(affine) => affine.arrays(),
             Self::Norm(scale, shift) => vec![scale, shift],
             Self::Projections(projections, bias) => {
@@ -119,12 +135,21 @@ impl Loader<'_> {
         let positions = embeddings.positions.as_ref();
         let positions = positions.map(|positions| self.array(&positions.table, self.dtype));
         let mut positions = positions.transpose()?;
-        if let Some(token_type) = &embeddings.token_type {
-            let token_type = self.array(token_type, self.dtype)?;
-            let table = positions.as_mut().unwrap_or(&mut words);
-            *table = ops::add(&*table, &token_type).map_err(mlx_error)?;
+        let mut types = None;
+        match &embeddings.token_types {
+            Some(all) if all.vary => types = Some(self.array(&all.table, self.dtype)?),
+            Some(all) => {
+                let row = self.array(&all.first_row(), self.dtype)?;
+                let table = positions.as_mut().unwrap_or(&mut words);
+                *table = ops::add(&*table, &row).map_err(mlx_error)?;
+            }
+            None => {}
         }
-        Ok(Weights::Tables(words, positions))
+        Ok(Weights::Tables(Tables {
+            words,
+            positions,
+            types,
+        }))
     }
 
     fn norm(&self, norm: &LayerNorm) -> Result<Weights> {
