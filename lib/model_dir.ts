@@ -6,7 +6,7 @@
 import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
-import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
+import { type Description, type EngineOptions, POOLING_MODES, type PoolingMode, type Task } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
 import { type KnownModel, modelNamedInConfig } from "./known_models.js";
@@ -37,6 +37,8 @@ export interface ModelFolder {
 }
 
 export interface ModelDir extends ModelFolder {
+  /** What it is read for. */
+  task: Task;
   encoder: EncoderFacts;
   pooling: PoolingMode[];
   queryPrompt: string;
@@ -115,7 +117,7 @@ export function readEncoderFacts({ config }: ModelFolder): EncoderFacts {
  *
  * @throws EmbedderError as `openModelFolder` and `resolveModelDir`.
  */
-export function readModelDir(dir: string, options: ModelOptions): ModelDir {
+export function readModelDir(dir: string, options: EngineOptions): ModelDir {
   const folder = openModelFolder(dir);
   return resolveModelDir(folder, readEncoderFacts(folder), options);
 }
@@ -126,20 +128,41 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
  * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming file and key; `INVALID_ARGUMENT`
  * for more `dimensions` than there are.
  */
-export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, options: ModelOptions): ModelDir {
+export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, options: EngineOptions): ModelDir {
   const { dir, transformerDir, poolingFile, config } = folder;
   const { width, positions } = encoder;
   const [, sentenceFile, tokenizerConfigFile, tokenizerFile] = TRANSFORMER_FILES.map((name) =>
     path.join(transformerDir, name),
   ) as [string, string, string, string];
 
-  const known = modelNamedInConfig(config.json);
+  const task = options.task ?? "embed";
+  const isReranker = task === "rerank";
+  if (isReranker) checkReranker(folder);
+  const known = isReranker ? undefined : modelNamedInConfig(config.json);
   const prompts = readPrompts(dir);
-  const queryPrompt = options.queryPrompt ?? prompts.query ?? known?.queryPrompt ?? prompts.fallback ?? "";
-  const documentPrompt = options.documentPrompt ?? prompts.document ?? known?.documentPrompt ?? prompts.fallback ?? "";
+  const prompt = (option: string | undefined, named: string | undefined, ofKnown: string | undefined) =>
+    isReranker ? "" : (option ?? named ?? ofKnown ?? prompts.fallback ?? "");
+  const queryPrompt = prompt(options.queryPrompt, prompts.query, known?.queryPrompt);
+  const documentPrompt = prompt(options.documentPrompt, prompts.document, known?.documentPrompt);
   const declared = poolingFile === undefined ? undefined : JsonFile.read(poolingFile);
   if (declared) checkPooling(declared, width, queryPrompt + documentPrompt !== "");
-  const pooling = options.pooling ? [options.pooling] : declared ? poolingModes(declared) : known && [known.pooling];
+  if (isReranker && prompts.fallback) {
+    throw new EmbedderError(
+      "MODEL_UNSUPPORTED",
+      `${dir}: a reranker with a prompt (${PROMPTS_FILE}) is not supported; put the prompt in front of each query, and remove it from the file`,
+    );
+  }
+  const pooling: PoolingMode[] | undefined = isReranker
+    ? ["cls"]
+    : options.pooling
+      ? [options.pooling]
+      : declared
+        ? poolingModes(declared)
+        : known && [known.pooling];
+  if (!pooling && taskOf(folder) === "rerank") {
+    const message = `${dir}: a reranker, which gives no vectors, is not supported; load it with Reranker.load`;
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
+  }
   if (!pooling) {
     throw new EmbedderError(
       "MODEL_UNSUPPORTED",
@@ -147,7 +170,7 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
         `pass the option pooling: ${POOLING_MODES.map((mode) => JSON.stringify(mode)).join(" | ")}`,
     );
   }
-  const matryoshka = readMatryoshka(folder, encoder, pooling.length * width, known, options);
+  const matryoshka = isReranker ? undefined : readMatryoshka(folder, encoder, pooling.length * width, known, options);
 
   const sentence = JsonFile.readOptional(sentenceFile);
   const maxSequenceLength = sentence.count("max_seq_length");
@@ -159,14 +182,36 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
   if (!existsSync(tokenizerFile)) throw new EmbedderError("MODEL_NOT_FOUND", `${tokenizerFile} does not exist`);
   return {
     ...folder,
-    ...{ encoder, pooling, queryPrompt, documentPrompt, matryoshka, lowerCase, truncationSide, tokenizerFile },
+    ...{ task, encoder, pooling, queryPrompt, documentPrompt, matryoshka, lowerCase, truncationSide, tokenizerFile },
     maxTokens: Math.min(
       options.maxTokens ?? DEFAULT_MAX_TOKENS,
       maxSequenceLength ?? maxLength ?? positions,
       positions,
     ),
-    normalize: options.normalize ?? true,
+    normalize: !isReranker && (options.normalize ?? true),
   };
+}
+
+/** The task that a folder declares: a reranker is a model for sequence classification without a pooling. */
+export function taskOf({ config, poolingFile }: Pick<ModelFolder, "config" | "poolingFile">): Task {
+  const { architectures } = config.json;
+  const [architecture]: unknown[] = Array.isArray(architectures) ? architectures : [];
+  const isClassifier = typeof architecture === "string" && architecture.endsWith("ForSequenceClassification");
+  return isClassifier && poolingFile === undefined ? "rerank" : "embed";
+}
+
+/** @throws EmbedderError `MODEL_UNSUPPORTED` for an embedder, or a model with several labels. */
+function checkReranker(folder: ModelFolder): void {
+  if (taskOf(folder) !== "rerank") {
+    const message = `${folder.dir}: a reranker without a head (expected a model for sequence classification, and no pooling) is not supported; load an embedder with Embedder.load`;
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
+  }
+  const { id2label, num_labels: count } = folder.config.json;
+  // What `transformers` leaves out, it reads as two.
+  const labels = isObject(id2label) ? Object.keys(id2label).length : (count ?? 2);
+  if (labels === 1) return;
+  const hint = "supported is 1, a score (a model with several labels is a classifier)";
+  throw folder.config.unsupported(`num_labels = ${JSON.stringify(labels)}`, hint);
 }
 
 /** Describes a model, given the hashes of its tokenizer and its weights. */
@@ -175,10 +220,11 @@ export function describe(
   tokenizerHash: string,
   { weightHashes, dtype }: { weightHashes: readonly string[]; dtype: string },
 ): Description {
-  const { pooling, queryPrompt, documentPrompt, maxTokens, normalize, matryoshka } = model;
+  const { task, pooling, queryPrompt, documentPrompt, maxTokens, normalize, matryoshka } = model;
   // The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`.
   const identity = {
     format: 1,
+    task: task === "rerank" ? task : undefined,
     weights: weightHashes,
     tokenizer: tokenizerHash,
     config: model.configHash,
@@ -189,7 +235,8 @@ export function describe(
   };
   const { lowerCase, truncationSide, encoder } = model;
   return {
-    dimension: matryoshka?.dimensions ?? encoder.width * pooling.length,
+    task,
+    dimension: task === "rerank" ? 1 : (matryoshka?.dimensions ?? encoder.width * pooling.length),
     ...{ maxTokens, pooling, queryPrompt, documentPrompt, normalize, lowerCase, truncationSide },
     vocabularySize: encoder.vocabulary,
     ...(matryoshka && { layerNorm: matryoshka.layerNorm }),
@@ -250,7 +297,7 @@ function readMatryoshka(
   { layerNormBeforeTruncation }: EncoderFacts,
   pooledDimension: number,
   known: KnownModel | undefined,
-  { dimensions, layerNorm }: ModelOptions,
+  { dimensions, layerNorm }: EngineOptions,
 ): Matryoshka | undefined {
   if (dimensions === undefined) return undefined;
   if (dimensions > pooledDimension) {

@@ -275,9 +275,10 @@ impl<'a> Pass<'a> {
     }
 
     fn embed(&self, tables: &Tables, numbering: Option<Numbering>, width: i32) -> Result<Array> {
-        let types = tables.types.as_ref();
-        let types = types.map(|table| Ok((table, self.token_types()?)));
-        let types = types.transpose()?;
+        let types = match &tables.types {
+            Some(table) => Some((table, self.token_types()?)),
+            None => None,
+        };
         let sum = || -> Result<Array, Exception> {
             let mut sum = tables.words.take_axis(&self.ids, 0)?;
             if let Some((numbering, table)) = numbering.zip(tables.positions.as_ref()) {
