@@ -1,5 +1,5 @@
 /**
- * Text and code embeddings inside a Node.js process.
+ * Text and code embeddings, and rerankers, inside a Node.js process.
  *
  * TypeScript checks arguments and chooses a backend; the Rust addon computes, or the JavaScript fallback where the addon
  * cannot be loaded.
@@ -8,6 +8,7 @@
  */
 /// <reference lib="esnext.disposable" preserve="true" />
 
+import { asyncDispose } from "./lib/async_dispose.js";
 import { loadEngine } from "./lib/backend.js";
 import { call } from "./lib/call.js";
 import {
@@ -39,6 +40,7 @@ import { QueryCache } from "./lib/query_cache.js";
 import { rowsInSlices } from "./lib/slices.js";
 import { checkSource, type StreamedVector, streamVectors } from "./lib/stream.js";
 
+export type { Activation } from "./lib/activation.js";
 export type { EmbedOptions, EmbedProgress, QueryOptions, StreamOptions } from "./lib/call_options.js";
 export type { BackendMemory, BackendName, EncodedVector, Encoding, PoolingMode, TextOrTokens } from "./lib/engine.js";
 export { AbortError, EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
@@ -48,7 +50,9 @@ export { KNOWN_MODELS, type KnownModel } from "./lib/known_models.js";
 export type { LoadOptions } from "./lib/load_options.js";
 export { exportOnnx } from "./lib/onnx_export.js";
 export { embed, init, isGpu } from "./lib/process_model.js";
+export type { RankOptions, RerankerOptions, ScoreOptions } from "./lib/rerank_options.js";
 export type { StreamedVector } from "./lib/stream.js";
+export { type RankedText, Reranker, type RerankerInfo } from "./reranker.js";
 
 /** See `Embedder.info`. */
 export interface EmbedderInfo extends Activity {
@@ -67,9 +71,6 @@ export interface EmbedderInfo extends Activity {
 }
 
 const QUERY_CACHE_SIZE = 128;
-
-// Node 20.0 to 20.4 do not have the symbol yet; `await using` cannot be used there, everything else can.
-const asyncDispose: typeof Symbol.asyncDispose = Symbol.asyncDispose ?? Symbol.for("Symbol.asyncDispose");
 
 /**
  * A loaded model. A process may hold several, also in worker threads.

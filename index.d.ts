@@ -35,6 +35,11 @@ export declare class Model {
    * engine's threads, which also encode.
    */
   embed(call: Call, isQuery: boolean, encoding?: string | undefined | null): Promise<Embeddings>
+  /**
+   * Scores the texts of a call, all of them strings, for a query, as [`Self::embed`]: the vector of a text is its score, a
+   * float32 logit.
+   */
+  score(call: Call, query: string): Promise<Embeddings>
   /** Embeds the texts of a call; its `next` gives the vectors of each batch as soon as it is computed. */
   stream(call: Call, isQuery: boolean, encoding?: string | undefined | null): void
   /** The token ids of a text as the model would see them: with its prompt and special tokens, truncated. Synchronous. */
@@ -80,7 +85,9 @@ export declare function describe(modelDir: string, options?: ModelOptions | unde
 
 /** What a model folder and the options resolve to. The JavaScript fallback resolves the same. */
 export interface Description {
-  /** Length of a vector. */
+  /** What the model is loaded for: "embed" or "rerank". */
+  task: string
+  /** Length of a vector; 1 of a reranker, whose vector is the score. */
   dimension: number
   /** Most tokens of a text, special tokens included. */
   maxTokens: number
@@ -148,6 +155,8 @@ export interface Memory {
 
 /** Options of a model; every one may be left out. */
 export interface ModelOptions {
+  /** What the model is loaded for: "embed" (default) or "rerank". */
+  task?: string
   /** Overrides the folder's pooling: "cls", "mean", "max", "`mean_sqrt_len_tokens`", "weightedmean" or "lasttoken". */
   pooling?: string
   /** Overrides the text put in front of queries. */

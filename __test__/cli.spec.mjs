@@ -11,7 +11,7 @@ import { api, assertClose, changedModel, model, ROOT, temporaryFolder, withEmbed
 import { until } from "./support/processes.mjs";
 
 const POSIX = { skip: process.platform === "win32" ? "signals end a process there" : false };
-const COMMANDS = ["pull", "models", "embed", "serve", "export", "doctor"];
+const COMMANDS = ["pull", "models", "embed", "rerank", "serve", "export", "doctor"];
 const TEXTS = ["def parse(value): return int(value)", "", "日本語 🚀 Ångström", " with\u2028separators ", "last"];
 
 const records = (stdout) =>

@@ -26,6 +26,7 @@ const PAGES = ["README.md", ...markdownIn("docs")];
 const OTHER_FOLDERS = ["examples/code-search", "benches", "benches/results", "fuzz", "tests/fixtures"];
 const LINKING_PAGES = [...PAGES, "CONTRIBUTING.md", "CHANGELOG.md", ...OTHER_FOLDERS.flatMap(markdownIn)];
 const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
+const RERANKERS = path.join(ROOT, "tests/fixtures/rerankers");
 const BENCH = path.join(cacheFolder(), "bench");
 
 function markdownIn(folder) {
@@ -64,6 +65,7 @@ function userFolder() {
   for (const name of ["CodeRankEmbed", "nomic-embed-text-v1.5", "all-MiniLM-L6-v2", "bge-small-en-v1.5"]) {
     symlinkSync(model, path.join(folder, "models", name), "junction");
   }
+  cpSync(path.join(RERANKERS, "bert"), path.join(folder, "models/ms-marco-MiniLM-L6-v2"), { recursive: true });
   return folder;
 }
 
@@ -82,13 +84,19 @@ function installPeers(folder, names) {
   return true;
 }
 
+const EMBEDDER = path.join(ROOT, "tests/fixtures/bert_mean");
+const UNKNOWN_MODELS = [
+  { id: "org/model", revision: "2".repeat(40) },
+  { id: "BAAI/bge-reranker-v2-m3", revision: "3".repeat(40), folder: path.join(RERANKERS, "xlm_roberta") },
+];
+
 /** The models that samples name, as small ones, and a branch for `org/model`. */
 const hub = await startHub(
   Object.fromEntries(
-    [...api.KNOWN_MODELS, { id: "org/model", revision: "2".repeat(40) }].map(({ id, revision }) => [
+    [...api.KNOWN_MODELS, ...UNKNOWN_MODELS].map(({ id, revision, folder = EMBEDDER }) => [
       id,
       {
-        files: filesIn(path.join(ROOT, "tests/fixtures/bert_mean")),
+        files: filesIn(folder),
         commit: revision,
         branches: { main: revision, "v1.2": revision },
       },
@@ -196,7 +204,7 @@ function messageSources() {
   const below = (folder) =>
     readdirSync(path.join(ROOT, folder), { recursive: true }).map((name) => path.join(folder, String(name)));
   return [
-    "embedder.ts",
+    ...["embedder.ts", "reranker.ts"],
     ...["cli", "lib", "src"].filter((folder) => existsSync(path.join(ROOT, folder))).flatMap(below),
   ]
     .filter((file) => /\.(ts|js|rs)$/.test(file))
@@ -243,9 +251,11 @@ function namesInTable(page, heading) {
 
 test("docs/options.md has a table with every option of each function, and no other", async () => {
   const embedder = await api.Embedder.load(STARTER_MODEL);
+  const reranker = await api.Reranker.load(path.join(RERANKERS, "bert"));
   const functions = {
     "## Loading a model": (options) => api.Embedder.load(STARTER_MODEL, options),
     "## Embedding": (options) => embedder.embed([], options),
+    "## Rerankers": (options) => reranker.rank("a query", [], options),
     "## Downloading": (options) => api.pull("org/name", options),
   };
   for (const [heading, call] of Object.entries(functions)) {
@@ -253,7 +263,7 @@ test("docs/options.md has a table with every option of each function, and no oth
     assert.ok(options.includes("onProgress"));
     assert.deepEqual(namesInTable(OPTIONS, heading).toSorted(), options.toSorted(), heading);
   }
-  await embedder.close();
+  await Promise.all([embedder.close(), reranker.close()]);
 });
 
 test("docs/options.md has every environment variable of this package, ONNX Runtime and the Hub that the sources read", () => {

@@ -8,7 +8,7 @@ import { ROOT, temporaryFolder } from "./support/models.mjs";
 import { runNode } from "./support/processes.mjs";
 
 const USE = `
-import { Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, pull, KNOWN_MODELS, type EmbedOptions, type Encoding, type KnownModel, type LoadOptions, type PullOptions, type PullProgress, type TextOrTokens } from "semantic-search-native";
+import { type Activation, Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, pull, KNOWN_MODELS, type EmbedOptions, type Encoding, type KnownModel, type LoadOptions, type PullOptions, type PullProgress, type RankedText, type RankOptions, Reranker, type RerankerInfo, type TextOrTokens } from "semantic-search-native";
 
 export async function use(): Promise<void> {
   const options: LoadOptions = { backend: "onnx-js", pooling: "cls", maxTokens: 128, normalize: true, dtype: "f32" };
@@ -38,6 +38,17 @@ export async function use(): Promise<void> {
   const from: PullOptions = { revision: "main", token: false, offline: true, onnx: true, onProgress };
   const folder: string = await pull("org/name", from);
   await Embedder.load("org/name@main", { offline: true, onProgress });
+  await using reranker = await Reranker.load("model", { activation: "sigmoid", maxTokens: 512 });
+  const rankOptions: RankOptions = { topK: 3, activation: "none" };
+  const ranked: RankedText[] = await reranker.rank("a", ["b"], rankOptions);
+  const scores: Float32Array = await reranker.score("a", ["b"] as const, { onTruncated });
+  const info: RerankerInfo = await reranker.info();
+  const activation: Activation = info.activation;
+  console.log(ranked, scores, activation);
+  // @ts-expect-error an option about vectors
+  await Reranker.load("model", { pooling: "cls" });
+  // @ts-expect-error an option of rank
+  await reranker.score("a", ["b"], { topK: 1 });
   const known: KnownModel | undefined = KNOWN_MODELS.find(({ id }) => id === folder);
   const width: number | undefined = known?.task === "embed" ? known.dimension : undefined;
   const code: EmbedderErrorCode = new EmbedderError("CLOSED", "closed").code;

@@ -1,15 +1,14 @@
-import { createReadStream } from "node:fs";
-import { stat } from "node:fs/promises";
 import { type Command, Option } from "commander";
 import { ENCODINGS, type Encoding } from "../lib/engine.js";
 import type { StreamedVector } from "../lib/stream.js";
 import { downloadProgress } from "./download_progress.js";
-import { CommandLineError, fileError } from "./failure.js";
+import { CommandLineError } from "./failure.js";
+import { checkInput, type Origin, textsOf } from "./input.js";
 import { interruptionSignal } from "./interruption.js";
 import { addLoadOptions, type LoadFlags, loadOptions } from "./load_flags.js";
 import { clearStatus, grouped, printResult, say, showStatus } from "./terminal.js";
-import { linesOf, type TextFormat, textOf } from "./text_lines.js";
-import { type VectorRecord, vectorOutput } from "./vector_output.js";
+import type { TextFormat } from "./text_lines.js";
+import { vectorOutput } from "./vector_output.js";
 
 interface EmbedFlags extends LoadFlags {
   inputFormat: TextFormat["format"];
@@ -63,24 +62,6 @@ export function addEmbed(program: Command): void {
   command.addHelpText("after", HELP).action(embed);
 }
 
-/** Runs before the model is loaded, so that mistakes are reported at once. */
-async function checkInput(file: string): Promise<void> {
-  if (file === "-") return;
-  const found = await stat(file).catch((error) => {
-    throw fileError(`cannot read ${file}`, error);
-  });
-  if (found.isDirectory()) throw new CommandLineError("EISDIR", `${file} is a folder: name the files in it`);
-}
-
-/** The file may also be a pipe or a device. */
-async function* contentOf(file: string): AsyncGenerator<Buffer> {
-  try {
-    yield* file === "-" ? process.stdin : createReadStream(file);
-  } catch (error) {
-    throw fileError(`cannot read ${file === "-" ? "standard input" : file}`, error);
-  }
-}
-
 async function embed(model: string, files: string[], flags: EmbedFlags): Promise<void> {
   const inputs = files.length > 0 ? files : ["-"];
   await Promise.all(inputs.map(checkInput));
@@ -91,7 +72,7 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   const start = performance.now();
   const output = await vectorOutput(flags.output, flags.encoding, embedder.dimension);
   /** The origins of the texts that are being computed, in order. */
-  const origins: Omit<VectorRecord, "index">[] = [];
+  const origins: Origin[] = [];
   /** Vectors that became ready before those of earlier texts. */
   const early = new Map<number, StreamedVector<Encoding>>();
   let goOn = () => {};
@@ -99,27 +80,14 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   let texts = 0;
 
   async function* read(): AsyncGenerator<string> {
-    for (const file of inputs) {
-      for await (const line of linesOf(contentOf(file))) {
-        const found = "problem" in line ? line : textOf(line.bytes, { format: flags.inputFormat, field: flags.field });
-        if (!found) continue;
-        if ("problem" in found) {
-          badLines++;
-          const name = file === "-" ? "stdin" : file;
-          const { problem } = found;
-          say(flags.json, `${name}:${line.number}: ${problem}`, {
-            badLine: { file: name, line: line.number, problem },
-          });
-          continue;
-        }
-        const { text, ...id } = found;
-        origins.push({ ...(inputs.length > 1 && { file }), line: line.number, ...id });
-        yield text;
-        while (origins.length >= MAX_UNWRITTEN) {
-          await new Promise<void>((resolve) => {
-            goOn = resolve;
-          });
-        }
+    const format = { format: flags.inputFormat, field: flags.field };
+    for await (const { text, origin } of textsOf(inputs, format, flags.json, () => badLines++)) {
+      origins.push(origin);
+      yield text;
+      while (origins.length >= MAX_UNWRITTEN) {
+        await new Promise<void>((resolve) => {
+          goOn = resolve;
+        });
       }
     }
   }
@@ -132,7 +100,7 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
       for (let next = early.get(texts); next; next = early.get(texts)) {
         const { index, vector, truncated } = next;
         early.delete(index);
-        const origin = origins.shift() as Omit<VectorRecord, "index">;
+        const origin = origins.shift() as Origin;
         await output.write({ index, ...origin, ...(truncated && { truncated }) }, vector);
         texts++;
       }

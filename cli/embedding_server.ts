@@ -1,4 +1,4 @@
-import type { Embedder } from "../embedder.js";
+import { type Embedder, Reranker } from "../embedder.js";
 import { finish } from "../lib/fallback/vector.js";
 import type { Matryoshka } from "../lib/model_dir.js";
 import { Admission, type AdmissionSettings } from "./admission.js";
@@ -6,9 +6,10 @@ import type { Exchange, ServerLimits } from "./exchange.js";
 import { HttpServer, type Route } from "./http_server.js";
 import { Metrics } from "./metrics.js";
 import { ApiError, checkModel, embeddingsResponse, parseEmbeddingsRequest } from "./openai_api.js";
+import { parseRerankRequest, rerankResponse } from "./rerank_api.js";
 
 export interface ServedModel {
-  embedder: Embedder;
+  loaded: Embedder | Reranker;
   /** The name of the model in requests. */
   name: string;
   /** Version of this package. */
@@ -18,6 +19,9 @@ export interface ServedModel {
   /** Set if requests may ask for fewer dimensions. */
   matryoshka: Pick<Matryoshka, "layerNorm"> | undefined;
 }
+
+/** As text-embeddings-inference, Jina and both versions of Cohere have it. */
+const RERANK_PATHS = ["/rerank", "/v1/rerank", "/v2/rerank"];
 
 /** How long a client may stop sending or receiving. */
 const STALL_MS = 10_000;
@@ -41,18 +45,23 @@ function routesOf(
   admission: Admission,
   metrics: Metrics,
 ): Record<string, Route> {
-  const { embedder, name, version } = model;
+  const { loaded, name, version } = model;
+  const isReranker = loaded instanceof Reranker;
+  const answer = isReranker
+    ? (exchange: Exchange) => answerRerank(exchange, model, loaded)
+    : (exchange: Exchange) => answerEmbeddings(exchange, model, loaded);
+  const inference: Route = {
+    methods: ["POST"],
+    answer: async (exchange) => {
+      const leave = admission.enter(exchange.request);
+      await answer(exchange).finally(leave);
+    },
+  };
   const created = Math.floor(Date.now() / 1000);
   const modelObject = { id: name, object: "model", created, owned_by: "semantic-search-native" };
   const methods = ["GET", "HEAD"];
   return {
-    "/v1/embeddings": {
-      methods: ["POST"],
-      answer: async (exchange) => {
-        const leave = admission.enter(exchange.request);
-        await answerEmbeddings(exchange, model).finally(leave);
-      },
-    },
+    ...Object.fromEntries((isReranker ? RERANK_PATHS : ["/v1/embeddings"]).map((path) => [path, inference])),
     "/v1/models": {
       methods,
       answer: async (exchange) => exchange.sendJson(200, { object: "list", data: [modelObject] }),
@@ -68,8 +77,9 @@ function routesOf(
       methods,
       isPublic: true,
       answer: async (exchange) => {
-        const { backend, isGpu, dimension, maxTokens, fingerprint, fallbackReason } = embedder;
-        const facts = { backend, isGpu, dimension, maxTokens, fingerprint, fallbackReason };
+        const { backend, isGpu, maxTokens, fingerprint, fallbackReason } = loaded;
+        const own = isReranker ? { activation: loaded.activation } : { dimension: loaded.dimension };
+        const facts = { backend, isGpu, ...own, maxTokens, fingerprint, fallbackReason };
         // For a load balancer that asks on a kept connection.
         if (limits.isStopping) throw new ApiError(503, "stopping", "the server is stopping");
         exchange.sendJson(200, { status: "ok", model: name, version, ...facts });
@@ -78,8 +88,8 @@ function routesOf(
     "/metrics": {
       methods,
       answer: async (exchange) => {
-        const { backend, fingerprint } = embedder;
-        const page = await metrics.page(embedder, { model: name, backend, fingerprint, version });
+        const { backend, fingerprint } = loaded;
+        const page = await metrics.page(loaded, { model: name, backend, fingerprint, version });
         exchange.sendText("text/plain; version=0.0.4; charset=utf-8", page);
       },
     },
@@ -96,8 +106,46 @@ function nameInPath({ request }: Exchange): string {
   }
 }
 
-async function answerEmbeddings(exchange: Exchange, served: ServedModel): Promise<void> {
-  const { embedder, name, maxBatch, matryoshka } = served;
+async function answerRerank(exchange: Exchange, served: ServedModel, reranker: Reranker): Promise<void> {
+  const { name, maxBatch } = served;
+  const parsed = parseRerankRequest(await exchange.readJson(), name, maxBatch);
+  const { query, texts, topN, isRaw } = parsed;
+  let tokens = 0;
+  let truncated: Uint32Array = new Uint32Array();
+  const ranked = await reranker
+    .rank(query, texts, {
+      ...(topN !== undefined && { topK: topN }),
+      // All three services promise numbers between 0 and 1.
+      activation: isRaw ? "none" : "sigmoid",
+      signal: exchange.signal,
+      onProgress: (progress) => {
+        tokens = progress.tokens;
+      },
+      onTruncated: (indices) => {
+        truncated = indices;
+      },
+    })
+    .catch((error) => {
+      // The only argument whose value is not checked above.
+      if (error.code !== "INVALID_ARGUMENT") throw error;
+      throw new ApiError(400, "context_length_exceeded", error.message, { param: "query" });
+    });
+  if (truncated.length > 0 && !parsed.truncation) {
+    const param = parsed.isPlain ? "texts" : "documents";
+    const message = `${param}[${truncated[0]}] is, together with the query, longer than ${reranker.maxTokens} tokens`;
+    throw new ApiError(400, "context_length_exceeded", message, { param });
+  }
+  noteTruncation(exchange, truncated);
+  exchange.sendJson(200, rerankResponse(ranked, parsed, name, tokens));
+}
+
+/** The answers have no field for it, but truncation must not go unnoticed. */
+function noteTruncation({ response }: Exchange, truncated: Uint32Array): void {
+  if (truncated.length > 0) response.setHeader("x-truncated-inputs", truncated.subarray(0, 100).join());
+}
+
+async function answerEmbeddings(exchange: Exchange, served: ServedModel, embedder: Embedder): Promise<void> {
+  const { name, maxBatch, matryoshka } = served;
   const { dimension, vocabularySize, maxTokens } = embedder;
   const limits = { model: name, dimension, vocabularySize, isMatryoshka: matryoshka !== undefined, maxBatch };
   const parsed = parseEmbeddingsRequest(await exchange.readJson(), limits);
@@ -123,7 +171,6 @@ async function answerEmbeddings(exchange: Exchange, served: ServedModel): Promis
     dimensions === undefined || !matryoshka
       ? embedded
       : embedded.map((vector) => finish(vector, { dimensions, ...matryoshka }, true));
-  // OpenAI's answer has no field for it, but truncation must not go unnoticed.
-  if (truncated.length > 0) exchange.response.setHeader("x-truncated-inputs", truncated.subarray(0, 100).join());
+  noteTruncation(exchange, truncated);
   await exchange.sendJsonPieces(embeddingsResponse(vectors, parsed, name, tokens));
 }

@@ -1,13 +1,15 @@
-/** The options of `Embedder.load` as flags, for every command that loads a model. */
+/** The options of `Embedder.load` and `Reranker.load` as flags, for every command that loads a model. */
 
 import { type Command, InvalidArgumentError, Option } from "commander";
-import { BACKENDS, DTYPES } from "../lib/engine.js";
+import { BACKENDS, DTYPES, type Task } from "../lib/engine.js";
 import { LOAD_OPTIONS, type LoadOptions } from "../lib/load_options.js";
+import { checkRerankerOptions, type RerankerOptions } from "../lib/rerank_options.js";
 
 export type LoadFlags = Omit<LoadOptions, "signal" | "onProgress" | "queryCacheSize" | "idleTimeoutMs">;
 
-export function addLoadOptions(command: Command): Command {
-  return command
+/** @param task What the command loads a model for. */
+export function addLoadOptions(command: Command, task: Task = "embed"): Command {
+  command
     .optionsGroup("Model:")
     .addOption(
       new Option("--backend <name>", "what computes the vectors (default: the fastest that works)").choices(BACKENDS),
@@ -18,22 +20,39 @@ export function addLoadOptions(command: Command): Command {
       "longest text in tokens (default: 512, or the model's limit if that is lower)",
       count,
     )
-    .option("--threads <count>", "threads to compute with (default: all that the process may use)", count)
+    .option("--threads <count>", "threads to compute with (default: all that the process may use)", count);
+  if (task === "embed") addVectorOptions(command);
+  return command
+    .option("--memory-budget <bytes>", 'most memory for the activations of a batch, such as "512MB"', bytes)
+    .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node")
+    .option("--offline", "load models of the Hub from the cache only");
+}
+
+function addVectorOptions(command: Command): void {
+  command
     .option("--dimensions <count>", "keep only the first components, for models trained for it", count)
     .option("--layer-norm", "with --dimensions: apply a layer norm to the full vector first")
     .option("--no-layer-norm", "with --dimensions: apply no layer norm")
     .option("--no-normalize", "do not scale vectors to length 1")
     .option("--pooling <mode>", "pooling, if the model folder does not declare it")
     .option("--query-prompt <text>", "text to put before queries instead of the model's own")
-    .option("--document-prompt <text>", "text to put before documents instead of the model's own")
-    .option("--memory-budget <bytes>", 'most memory for the activations of a batch, such as "512MB"', bytes)
-    .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node")
-    .option("--offline", "load models of the Hub from the cache only");
+    .option("--document-prompt <text>", "text to put before documents instead of the model's own");
 }
 
 /** Those of a command's flags that are options of `Embedder.load`. */
 export function loadOptions(flags: LoadFlags): LoadOptions {
   return Object.fromEntries(Object.entries(flags).filter(([name]) => LOAD_OPTIONS.includes(name)));
+}
+
+/**
+ * Those of a command's flags that are options of `Reranker.load`.
+ *
+ * @throws EmbedderError `INVALID_ARGUMENT` for flags about vectors and prompts.
+ */
+export function rerankerOptions(flags: LoadFlags): RerankerOptions {
+  const { normalize, ...options } = loadOptions(flags);
+  // Commander sets it to true where there is --no-normalize.
+  return checkRerankerOptions(normalize === false ? { ...options, normalize } : options);
 }
 
 /** Parses a whole number of at least 1. */

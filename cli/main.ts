@@ -11,13 +11,14 @@ import { addExport } from "./export.js";
 import { EXIT_CODES, failureOf, fileError } from "./failure.js";
 import { addModels } from "./models.js";
 import { addPull } from "./pull.js";
+import { addRerank } from "./rerank.js";
 import { addServe } from "./serve.js";
 import { say } from "./terminal.js";
 
 const HELP = `
 Exit codes:
   0    success, also if the reader of the output has stopped reading (| head)
-  1    failure, also if lines could not be embedded or doctor reports a problem
+  1    failure, also if lines could not be read or doctor reports a problem
   2    wrong usage
   130  interrupted by Ctrl-C (143: by SIGTERM); serve ends with 0 after a graceful shutdown
 
@@ -27,7 +28,7 @@ Run "semantic-search-native <command> --help" for details and examples.`;
 function commandLine(): Command {
   const { version } = require("../../package.json") as { version: string };
   const program = new Command("semantic-search-native")
-    .description("Text and code embeddings for semantic search, computed on this machine.")
+    .description("Text and code embeddings for semantic search, and rerankers, computed on this machine.")
     .version(version, "-V, --version", "print the version")
     .helpOption("-h, --help", "show help, with examples")
     .helpCommand(false)
@@ -35,7 +36,7 @@ function commandLine(): Command {
     // Errors are reported below, like those of the commands.
     .exitOverride()
     .configureOutput({ outputError: () => {} });
-  for (const add of [addPull, addModels, addEmbed, addServe, addExport, addDoctor]) add(program);
+  for (const add of [addPull, addModels, addEmbed, addRerank, addServe, addExport, addDoctor]) add(program);
   return program;
 }
 

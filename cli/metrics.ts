@@ -4,7 +4,7 @@
  * Why not prom-client: it needs OpenTelemetry's API and a digest library, for a handful of numbers.
  */
 
-import type { Embedder } from "../embedder.js";
+import type { Embedder, Reranker } from "../embedder.js";
 
 /** Upper bounds in seconds: from a cached query to a large batch on a small machine. */
 const BUCKETS = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60];
@@ -17,7 +17,7 @@ interface Durations {
 
 export type Labels = Readonly<Record<string, string>>;
 
-/** Counters of the server; those of the embedder are read for each page. */
+/** Counters of the server; those of the model are read for each page. */
 export class Metrics {
   /** Requests that are being read, computed or answered. */
   requestsInFlight = 0;
@@ -36,8 +36,10 @@ export class Metrics {
     durations.sum += seconds;
   }
 
-  async page(embedder: Embedder, info: Labels): Promise<string> {
-    const { calls, texts, tokens, batches, queryCacheHits, truncatedTexts } = await embedder.info();
+  async page(loaded: Embedder | Reranker, info: Labels): Promise<string> {
+    const facts = await loaded.info();
+    const { calls, texts, tokens, batches, truncatedTexts } = facts;
+    const cacheHits: Sample[] = "queryCacheHits" in facts ? [["", facts.queryCacheHits]] : [];
     const { user, system } = process.cpuUsage();
     const memory = process.memoryUsage.rss();
     const requests = [...this.#requests].map(([labels, count]): Sample => [labels, count]);
@@ -58,7 +60,7 @@ export class Metrics {
       metric("tokens_total", "counter", "Tokens computed.", [["", tokens]]),
       metric("batches_total", "counter", "Runs of the model.", [["", batches]]),
       metric("truncated_texts_total", "counter", "Texts truncated to the token limit.", [["", truncatedTexts]]),
-      metric("query_cache_hits_total", "counter", "Queries answered from the cache.", [["", queryCacheHits]]),
+      metric("query_cache_hits_total", "counter", "Queries answered from the cache.", cacheHits),
       metric("process_cpu_seconds_total", "counter", "Processor time.", [["", (user + system) / 1e6]], ""),
       metric("process_resident_memory_bytes", "gauge", "Resident memory.", [["", memory]], ""),
       metric("process_start_time_seconds", "gauge", "Start, in Unix time.", [["", performance.timeOrigin / 1000]], ""),

@@ -7,7 +7,15 @@ import type { ModelSource } from "../lib/model_source.js";
 import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, EXIT_CODES, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
-import { addLoadOptions, bytes, count, type LoadFlags, loadOptions, secondsOption } from "./load_flags.js";
+import {
+  addLoadOptions,
+  bytes,
+  count,
+  type LoadFlags,
+  loadOptions,
+  rerankerOptions,
+  secondsOption,
+} from "./load_flags.js";
 import { clearStatus, printResult, say } from "./terminal.js";
 
 interface ServeFlags extends LoadFlags {
@@ -34,6 +42,9 @@ Routes:
                         encoding_format (float, base64), dimensions, user; also input_type ("query" or "document"),
                         which selects the model's prompt, and truncation (false: a text beyond the token limit is an
                         error instead of being truncated)
+  POST /rerank          of a reranker instead, also as /v1/rerank and /v2/rerank: query and documents (as Cohere's and
+                        Jina's) or texts (as text-embeddings-inference's); also model, top_n, return_documents or
+                        return_text, raw_scores, and truncation or truncate
   GET  /v1/models       the model that is served
   GET  /health          200 while requests are accepted
   GET  /metrics         for Prometheus
@@ -51,7 +62,7 @@ Examples:
 export function addServe(program: Command): void {
   const command = program
     .command("serve")
-    .description("serve OpenAI's embeddings API over HTTP on this machine")
+    .description("serve an embedder (OpenAI's API) or a reranker over HTTP on this machine")
     .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
     .option("--host <address>", "address to listen on", "127.0.0.1")
     .option("-p, --port <number>", "port to listen on; 0 for any free one", port, 8080)
@@ -91,12 +102,14 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
     throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
   }
   const apiKey = (flags.apiKey ?? process.env.SEMANTIC_SEARCH_API_KEY) || undefined;
-  const [{ Embedder }, { modelSource }, { isLoopback }, { embeddingServer }] = await Promise.all([
-    import("../embedder.js"),
-    import("../lib/model_source.js"),
-    import("./admission.js"),
-    import("./embedding_server.js"),
-  ]);
+  const [{ Embedder, Reranker }, { declaredTask }, { modelSource }, { isLoopback }, { embeddingServer }] =
+    await Promise.all([
+      import("../embedder.js"),
+      import("../lib/backend.js"),
+      import("../lib/model_source.js"),
+      import("./admission.js"),
+      import("./embedding_server.js"),
+    ]);
   const { host } = flags;
   const { address } = await lookup(host);
   const isLocal = isLoopback(address);
@@ -112,15 +125,24 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   // With --matryoshka it applies to what requests ask for.
   if (layerNorm !== undefined && !flags.matryoshka) options.layerNorm = layerNorm;
   if (flags.idleTimeout) options.idleTimeoutMs = flags.idleTimeout;
-  const embedder = await Embedder.load(model, { ...options, signal, onProgress: downloadProgress() });
+  const source = modelSource(model);
+  const onProgress = downloadProgress();
+  const task = await declaredTask(source, { ...options, signal, onProgress });
+  if (task === "rerank" && flags.matryoshka) {
+    const message = "--matryoshka shortens vectors, and this model is a reranker";
+    throw new CommandLineError("USAGE", message, { exitCode: EXIT_CODES.usage });
+  }
+  const loaded =
+    task === "rerank"
+      ? await Reranker.load(model, { ...rerankerOptions(options), signal, onProgress })
+      : await Embedder.load(model, { ...options, signal, onProgress });
   const { version } = require("../../package.json") as { version: string };
   clearStatus();
-  const source = modelSource(model);
   const name = flags.modelName ?? ("hub" in source ? source.hub.id : path.basename(source.folder));
   const { maxRequests, maxRequestsPerClient = isLocal ? maxRequests : Math.ceil(maxRequests / 2) } = flags;
   const matryoshka = flags.matryoshka ? { layerNorm: layerNorm ?? (await layerNormOf(source, options)) } : undefined;
   const server = embeddingServer(
-    { embedder, name, version, maxBatch: flags.maxBatch, matryoshka },
+    { loaded, name, version, maxBatch: flags.maxBatch, matryoshka },
     {
       ...{ host, address, apiKey, allowedHosts: flags.allowHost, maxRequests, maxRequestsPerClient },
       ...{ maxBodyBytes: flags.maxBody, requestTimeoutMs: flags.requestTimeout },
@@ -132,15 +154,17 @@ async function serve(model: string, flags: ServeFlags): Promise<void> {
   );
   try {
     const url = await server.listen(host, address, flags.port);
-    const { backend, dimension, maxTokens } = embedder;
-    await printResult(flags.json, { url, model: name, backend, dimension, maxTokens, pid: process.pid }, url);
-    if (!flags.json) say(false, `serving ${name} (${dimension} dimensions, backend ${backend})`, {});
+    const { backend, maxTokens } = loaded;
+    const own = loaded instanceof Reranker ? { activation: loaded.activation } : { dimension: loaded.dimension };
+    await printResult(flags.json, { url, model: name, backend, ...own, maxTokens, pid: process.pid }, url);
+    const what = loaded instanceof Reranker ? "a reranker" : `${loaded.dimension} dimensions`;
+    if (!flags.json) say(false, `serving ${name} (${what}, backend ${backend})`, {});
     if (!signal.aborted) await once(signal, "abort");
     if (!flags.json) say(false, "stopping: waiting for requests in flight; a second signal ends at once", {});
     const cutOff = await server.stop(flags.stopTimeout);
     if (cutOff > 0) throw new CommandLineError("CUT_OFF", `${cutOff} requests were cut off after --stop-timeout`);
   } finally {
-    await embedder.close();
+    await loaded.close();
   }
 }
 

@@ -1,19 +1,14 @@
 /** Where `embed` writes vectors, one after the other. */
 
 import type { EncodedVector, Encoding } from "../lib/engine.js";
+import type { Origin } from "./input.js";
 import { print } from "./terminal.js";
 import { WholeFile } from "./whole_file.js";
 
 /** Tells which text a vector belongs to. */
-export interface VectorRecord {
+export interface VectorRecord extends Origin {
   /** Index of the vector, from 0; the row of a `.npy` file. */
   index: number;
-  /** The input file; only if there are several. */
-  file?: string;
-  /** Line of the text in its input, from 1. */
-  line: number;
-  /** The `id` of the JSON line. */
-  id?: unknown;
   /** Set if the text was truncated to the token limit. */
   truncated?: true;
 }

@@ -1,19 +1,19 @@
 import { unlessAborted } from "./abort.js";
 import type { EmbedOptions } from "./call_options.js";
-import type { Encoding, Engine, EngineProgress, EngineResult, TextOrTokens } from "./engine.js";
+import type { Encoding, Engine, EngineCall, EngineProgress, EngineResult, TextOrTokens } from "./engine.js";
 
 /**
- * One `embed` call of an engine. An aborted signal, or an error that `onProgress` throws, cancels it and rejects at once.
+ * One `embed` or `score` call of an engine. An aborted signal, or an error that `onProgress` throws, cancels it and rejects at once.
  *
  * @throws EmbedderError, ThrownByCaller
  */
 export async function call(
   engine: Engine,
   texts: TextOrTokens[],
-  { kind, encoding = "float32", signal, onProgress }: EmbedOptions<Encoding>,
+  { query, kind, encoding = "float32", signal, onProgress }: EmbedOptions<Encoding> & Pick<EngineCall, "query">,
 ): Promise<EngineResult> {
   const stop = new AbortController();
-  const options = { isQuery: kind === "query", encoding, signal: stop.signal };
+  const options = { query, isQuery: kind === "query", encoding, signal: stop.signal };
   if (!signal && !onProgress) return engine.embed(texts, options);
   const computed = new Promise<EngineResult>((resolve, reject) => {
     const report = (progress: EngineProgress) => {

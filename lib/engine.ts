@@ -30,9 +30,13 @@ export interface Engine {
   close(): Promise<void>;
 }
 
+/** What a model is loaded for. */
+export type Task = "embed" | "rerank";
+
 /** A model as its folder and the options define it. `src/model_dir.rs` and `model_dir.ts` give the same. */
 export interface Description {
-  /** Length of a vector. */
+  task: Task;
+  /** Length of a vector; 1 of a reranker, whose vector of a text is the score. */
   dimension: number;
   /** Longest text in tokens, prompt and special tokens included. */
   maxTokens: number;
@@ -55,6 +59,8 @@ export interface Description {
 
 /** Options of one call of an engine. */
 export interface EngineCall {
+  /** For rerankers: the query that each text is paired with. */
+  query?: string | undefined;
   isQuery: boolean;
   encoding: Encoding;
   signal: AbortSignal;
@@ -178,6 +184,11 @@ export interface ModelOptions {
    * always computed. Default 1 GiB.
    */
   memoryBudget?: number;
+}
+
+/** With what the model is loaded for; default `"embed"`. */
+export interface EngineOptions extends ModelOptions {
+  task?: Task;
 }
 
 /** How often a call's progress is reported. */

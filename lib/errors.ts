@@ -28,7 +28,7 @@ const ERROR_CODES = [
   "ALREADY_INITIALIZED",
   /** The `signal` of the call was aborted; the error is an `AbortError`. */
   "ABORT_ERR",
-  /** The embedder has been closed. */
+  /** The embedder or reranker has been closed. */
   "CLOSED",
 ] as const;
 
@@ -53,7 +53,7 @@ export class AbortError extends EmbedderError {
 }
 
 export function closedError(): EmbedderError {
-  return new EmbedderError("CLOSED", "the embedder is closed: load it again to embed more texts");
+  return new EmbedderError("CLOSED", "the model is closed: load it again");
 }
 
 /** @throws AbortError if the signal is aborted. */

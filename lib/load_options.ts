@@ -1,4 +1,4 @@
-import { BACKENDS, DTYPES, type ModelOptions, POOLING_MODES } from "./engine.js";
+import { BACKENDS, DTYPES, type EngineOptions, type ModelOptions, POOLING_MODES } from "./engine.js";
 import type { PullProgress } from "./hub/pull_options.js";
 import {
   atLeast,
@@ -38,10 +38,14 @@ export interface LoadOptions extends ModelOptions {
   onnxRuntimeLibrary?: string;
 }
 
+/** What a backend loads with. */
+export type EngineLoadOptions = LoadOptions & EngineOptions;
+
 const BACKEND = oneOf(...BACKENDS);
 const count = atLeast(1);
 
-const RULES: Record<keyof LoadOptions, Rule> = {
+/** Their rules. */
+export const LOAD_RULES: Readonly<Record<keyof LoadOptions, Rule>> = {
   backend: BACKEND,
   pooling: oneOf(...POOLING_MODES),
   queryPrompt: string,
@@ -62,11 +66,11 @@ const RULES: Record<keyof LoadOptions, Rule> = {
 };
 
 /** Their names. */
-export const LOAD_OPTIONS: readonly string[] = Object.keys(RULES);
+export const LOAD_OPTIONS: readonly string[] = Object.keys(LOAD_RULES);
 
 /** @throws EmbedderError `INVALID_ARGUMENT`, as `checkOptions`. */
 export function checkLoadOptions(options: unknown): LoadOptions {
-  const checked = checkOptions<LoadOptions>(options, RULES);
+  const checked = checkOptions<LoadOptions>(options, LOAD_RULES);
   if (checked.layerNorm !== undefined && checked.dimensions === undefined) {
     throw invalid(
       "option layerNorm",

@@ -7,7 +7,7 @@ import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
 import { type Dense, readDenseModules } from "./dense.js";
-import { type Description, type ModelOptions, POOLING_MODES, type PoolingMode } from "./engine.js";
+import { type Description, type EngineOptions, POOLING_MODES, type PoolingMode, type Task } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
 import { type KnownEmbedder, modelNamedInConfig } from "./known_models.js";
@@ -43,6 +43,8 @@ export interface ModelFolder {
 }
 
 export interface ModelDir extends ModelFolder {
+  /** What it is read for. */
+  task: Task;
   encoder: EncoderFacts;
   pooling: PoolingMode[];
   /** The layers that follow the pooling. */
@@ -138,7 +140,7 @@ export function readEncoderFacts({ config, transformerDir, staticTokens }: Model
  *
  * @throws EmbedderError as `openModelFolder` and `resolveModelDir`.
  */
-export function readModelDir(dir: string, options: ModelOptions): ModelDir {
+export function readModelDir(dir: string, options: EngineOptions): ModelDir {
   const folder = openModelFolder(dir);
   return resolveModelDir(folder, readEncoderFacts(folder), options);
 }
@@ -149,21 +151,42 @@ export function readModelDir(dir: string, options: ModelOptions): ModelDir {
  * @throws EmbedderError `MODEL_NOT_FOUND`, `MODEL_INVALID` or `MODEL_UNSUPPORTED`, naming file and key; `INVALID_ARGUMENT`
  * for more `dimensions` than there are.
  */
-export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, options: ModelOptions): ModelDir {
+export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, options: EngineOptions): ModelDir {
   const { dir, transformerDir, poolingFile, denseFolders, config, staticTokens } = folder;
   const { width, positions } = encoder;
   const [, sentenceFile, tokenizerConfigFile, tokenizerFile] = TRANSFORMER_FILES.map((name) =>
     path.join(transformerDir, name),
   ) as [string, string, string, string];
 
-  const known = modelNamedInConfig(config.json);
+  const task = options.task ?? "embed";
+  const isReranker = task === "rerank";
+  if (isReranker) checkReranker(folder);
+  const known = isReranker ? undefined : modelNamedInConfig(config.json);
   const prompts = readPrompts(dir);
-  const queryPrompt = options.queryPrompt ?? prompts.query ?? known?.queryPrompt ?? prompts.fallback ?? "";
-  const documentPrompt = options.documentPrompt ?? prompts.document ?? known?.documentPrompt ?? prompts.fallback ?? "";
+  const prompt = (option: string | undefined, named: string | undefined, ofKnown: string | undefined) =>
+    isReranker ? "" : (option ?? named ?? ofKnown ?? prompts.fallback ?? "");
+  const queryPrompt = prompt(options.queryPrompt, prompts.query, known?.queryPrompt);
+  const documentPrompt = prompt(options.documentPrompt, prompts.document, known?.documentPrompt);
   const declared = poolingFile === undefined ? undefined : JsonFile.read(poolingFile);
   if (declared) checkPooling(declared, width, queryPrompt + documentPrompt !== "");
+  if (isReranker && prompts.fallback) {
+    throw new EmbedderError(
+      "MODEL_UNSUPPORTED",
+      `${dir}: a reranker with a prompt (${PROMPTS_FILE}) is not supported; put the prompt in front of each query, and remove it from the file`,
+    );
+  }
   const usual = known?.pooling ?? (staticTokens && "mean");
-  const pooling = options.pooling ? [options.pooling] : declared ? poolingModes(declared) : usual && [usual];
+  const pooling: PoolingMode[] | undefined = isReranker
+    ? ["cls"]
+    : options.pooling
+      ? [options.pooling]
+      : declared
+        ? poolingModes(declared)
+        : usual && [usual];
+  if (!pooling && taskOf(folder) === "rerank") {
+    const message = `${dir}: a reranker, which gives no vectors, is not supported; load it with Reranker.load`;
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
+  }
   if (!pooling) {
     throw new EmbedderError(
       "MODEL_UNSUPPORTED",
@@ -171,8 +194,9 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
         `pass the option pooling: ${POOLING_MODES.map((mode) => JSON.stringify(mode)).join(" | ")}`,
     );
   }
-  const dense = readDenseModules(denseFolders, pooling.length * width);
-  const matryoshka = readMatryoshka(folder, encoder, fullDimension({ dense, pooling, encoder }), known, options);
+  const dense = isReranker ? [] : readDenseModules(denseFolders, pooling.length * width);
+  const full = fullDimension({ task, dense, pooling, encoder });
+  const matryoshka = isReranker ? undefined : readMatryoshka(folder, encoder, full, known, options);
 
   const sentence = JsonFile.readOptional(sentenceFile);
   const maxSequenceLength = sentence.count("max_seq_length");
@@ -184,19 +208,43 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
   if (!existsSync(tokenizerFile)) throw new EmbedderError("MODEL_NOT_FOUND", `${tokenizerFile} does not exist`);
   return {
     ...folder,
-    ...{ encoder, pooling, dense, queryPrompt, documentPrompt, matryoshka, lowerCase, truncationSide, tokenizerFile },
+    ...{ task, encoder, pooling, dense, queryPrompt, documentPrompt },
+    ...{ matryoshka, lowerCase, truncationSide, tokenizerFile },
     maxTokens: Math.min(
       options.maxTokens ?? DEFAULT_MAX_TOKENS,
       maxSequenceLength ?? maxLength ?? positions,
       positions,
     ),
-    normalize: options.normalize ?? true,
+    normalize: !isReranker && (options.normalize ?? true),
   };
 }
 
 /** Length of a vector before it is truncated to `dimensions`. */
-export function fullDimension({ dense, pooling, encoder }: Pick<ModelDir, "dense" | "pooling" | "encoder">): number {
-  return dense.at(-1)?.outputs ?? encoder.width * pooling.length;
+export function fullDimension(model: Pick<ModelDir, "task" | "dense" | "pooling" | "encoder">): number {
+  const { task, dense, pooling, encoder } = model;
+  return task === "rerank" ? 1 : (dense.at(-1)?.outputs ?? encoder.width * pooling.length);
+}
+
+/** The task that a folder declares: a reranker is a model for sequence classification without a pooling. */
+export function taskOf({ config, poolingFile }: Pick<ModelFolder, "config" | "poolingFile">): Task {
+  const { architectures } = config.json;
+  const [architecture]: unknown[] = Array.isArray(architectures) ? architectures : [];
+  const isClassifier = typeof architecture === "string" && architecture.endsWith("ForSequenceClassification");
+  return isClassifier && poolingFile === undefined ? "rerank" : "embed";
+}
+
+/** @throws EmbedderError `MODEL_UNSUPPORTED` for an embedder, or a model with several labels. */
+function checkReranker(folder: ModelFolder): void {
+  if (taskOf(folder) !== "rerank") {
+    const message = `${folder.dir}: a reranker without a head (expected a model for sequence classification, and no pooling) is not supported; load an embedder with Embedder.load`;
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
+  }
+  const { id2label, num_labels: count } = folder.config.json;
+  // What `transformers` leaves out, it reads as two.
+  const labels = isObject(id2label) ? Object.keys(id2label).length : (count ?? 2);
+  if (labels === 1) return;
+  const hint = "supported is 1, a score (a model with several labels is a classifier)";
+  throw folder.config.unsupported(`num_labels = ${JSON.stringify(labels)}`, hint);
 }
 
 /** Describes a model, given the hashes of its tokenizer and its weights. */
@@ -205,10 +253,11 @@ export function describe(
   tokenizerHash: string,
   { weightHashes, dtype }: { weightHashes: readonly string[]; dtype: string },
 ): Description {
-  const { pooling, dense, queryPrompt, documentPrompt, maxTokens, normalize, matryoshka } = model;
+  const { task, pooling, dense, queryPrompt, documentPrompt, maxTokens, normalize, matryoshka } = model;
   // The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`.
   const identity = {
     format: 1,
+    task: task === "rerank" ? task : undefined,
     weights: weightHashes,
     tokenizer: tokenizerHash,
     config: model.configHash,
@@ -221,6 +270,7 @@ export function describe(
   };
   const { lowerCase, truncationSide, encoder } = model;
   return {
+    task,
     dimension: matryoshka?.dimensions ?? fullDimension(model),
     ...{ maxTokens, pooling, queryPrompt, documentPrompt, normalize, lowerCase, truncationSide },
     vocabularySize: encoder.vocabulary,
@@ -304,7 +354,7 @@ function readMatryoshka(
   { layerNormBeforeTruncation }: EncoderFacts,
   pooledDimension: number,
   known: KnownEmbedder | undefined,
-  { dimensions, layerNorm }: ModelOptions,
+  { dimensions, layerNorm }: EngineOptions,
 ): Matryoshka | undefined {
   if (dimensions === undefined) return undefined;
   if (dimensions > pooledDimension) {

@@ -3,7 +3,7 @@ import * as path from "node:path";
 import type { WantedWeights } from "./hub/model_files.js";
 import { type HubModel, parseHubName, pullWeights } from "./hub/pull.js";
 import { knownModel } from "./known_models.js";
-import type { LoadOptions } from "./load_options.js";
+import type { EngineLoadOptions, LoadOptions } from "./load_options.js";
 import { readModules, readPrompts } from "./model_dir.js";
 import { invalid } from "./option_rules.js";
 
@@ -37,8 +37,8 @@ export function modelSource(model: unknown): ModelSource {
 export async function locate(
   source: ModelSource,
   wanted: WantedWeights,
-  options: LoadOptions,
-): Promise<{ dir: string; options: LoadOptions }> {
+  options: EngineLoadOptions,
+): Promise<{ dir: string; options: EngineLoadOptions }> {
   const { onProgress, offline, signal, ...rest } = options;
   if ("folder" in source) return { dir: source.folder, options: rest };
   const dir = await pullWeights(source.hub, wanted, {

@@ -16,7 +16,7 @@ import {
   type TextOrTokens,
 } from "./engine.js";
 import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
-import type { LoadOptions } from "./load_options.js";
+import type { EngineLoadOptions } from "./load_options.js";
 import { inSlices } from "./slices.js";
 
 type Addon = typeof import("../index.js");
@@ -54,7 +54,7 @@ function innermostReasons(error: unknown): string {
  * Options for the addon: with the cache folder, and with the ONNX Runtime library of `onnxruntime-node`, unless the caller
  * or `ORT_DYLIB_PATH` names another.
  */
-export function addonOptions(options: LoadOptions): AddonOptions {
+export function addonOptions(options: EngineLoadOptions): AddonOptions {
   const cacheFolder = packageCacheFolder();
   const onnxRuntimeLibrary =
     options.onnxRuntimeLibrary ?? (process.env.ORT_DYLIB_PATH ? undefined : bundledOnnxRuntime());
@@ -119,7 +119,7 @@ export class NativeEngine implements Engine {
   }
 
   /** @throws EmbedderError */
-  static async load(modelDir: string, options: LoadOptions): Promise<NativeEngine> {
+  static async load(modelDir: string, options: EngineLoadOptions): Promise<NativeEngine> {
     const addon = loadAddon();
     try {
       const model = await addon.Model.load(modelDir, addonOptions(options));
@@ -131,8 +131,10 @@ export class NativeEngine implements Engine {
   }
 
   async embed(texts: readonly TextOrTokens[], options: EngineCall): Promise<EngineResult> {
-    const { isQuery, encoding } = options;
-    return this.#run(texts, options, (call) => this.#model.embed(call, isQuery, encoding));
+    const { query, isQuery, encoding } = options;
+    return this.#run(texts, options, (call) =>
+      query === undefined ? this.#model.embed(call, isQuery, encoding) : this.#model.score(call, query),
+    );
   }
 
   async stream(texts: readonly TextOrTokens[], options: EngineCall, take: (rows: EngineRows) => void): Promise<void> {

@@ -111,7 +111,7 @@ pub enum Error {
     #[error("the call was aborted")]
     Aborted,
     /// The model was closed.
-    #[error("the model is closed: load it again to embed more texts")]
+    #[error("the model is closed: load it again")]
     Closed,
 }
 

@@ -1,4 +1,4 @@
-//! Text and code embeddings for semantic search, computed inside a Node.js process.
+//! Text and code embeddings for semantic search, and scores of rerankers, computed inside a Node.js process.
 //!
 //! # From texts to vectors
 //!
@@ -12,6 +12,8 @@
 //!           →  vector       NaN scan, truncation to fewer dimensions, L2 normalization, encoding (pure)
 //!           →  one typed array, returned as one view per text
 //! ```
+//!
+//! A reranker goes the same way: its texts are pairs of a query and a text, and its vectors have one number, the score.
 //!
 //! # Where things are
 //!

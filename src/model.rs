@@ -10,7 +10,7 @@ use crate::graph::Graph;
 use crate::guard;
 use crate::memory;
 use crate::model_dir::ModelDir;
-use crate::options::Options;
+use crate::options::{Options, Task};
 use crate::runtime::onnx::{self, ExportedEncoder, Precision};
 use crate::runtime::{self, Memory};
 use crate::tokenizer::{Input, TokenizedText, Tokenizer};
@@ -21,7 +21,7 @@ pub const EXPORTED_GRAPH: &str = "semantic-search-native.onnx";
 /// The same with int8 weights.
 pub const EXPORTED_INT8_GRAPH: &str = "semantic-search-native.int8.onnx";
 
-/// A model that embeds texts. All methods take `&self` and may be called from any thread.
+/// A model that embeds texts, or a reranker that scores pairs of texts. All methods take `&self` and may be called from any thread.
 pub struct Model {
     dir: ModelDir,
     engine: Engine,
@@ -107,6 +107,17 @@ impl Model {
             .map(Embeddings::floats)
     }
 
+    /// Scores `texts` for `query` and waits: one number for each text, as the model gives it (a logit). The model is one that
+    /// was loaded with [`Task::Rerank`].
+    ///
+    /// # Errors
+    /// As [`Self::embed`]; the query leaves no room for a text.
+    pub fn score(&self, query: &str, texts: Vec<String>) -> Result<Embeddings> {
+        let query = Arc::from(query);
+        let pairs = texts.into_iter().map(|text| Input::from((&query, text)));
+        self.embed(pairs.collect(), false)
+    }
+
     /// See [`Engine::submit`].
     pub fn submit(&self, request: Request, reply: Reply) -> Arc<Ticket> {
         self.engine.submit(request, reply)
@@ -129,6 +140,17 @@ impl Model {
     /// The tokenizer refuses the text.
     pub fn tokenize(&self, text: &str, is_query: bool) -> Result<TokenizedText> {
         guard::run(|| self.engine.tokenizer().tokenize(text, is_query))
+    }
+
+    /// The token ids of a query and a text, as a reranker would see them.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn tokenize_pair(&self, query: &str, text: &str) -> Result<TokenizedText> {
+        guard::run(|| {
+            let tokenizer = self.engine.tokenizer();
+            tokenizer.tokenize_pair(query, text, &|| false)
+        })
     }
 
     /// See [`Engine::close`].
@@ -203,7 +225,7 @@ fn read(path: &Path, options: &Options) -> Result<Parts> {
     guard::read(path, || {
         let dir = ModelDir::read(path, options)?;
         let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
-        let states = dir.encoder.record(&checkpoint)?;
+        let states = dir.record(&checkpoint)?;
         let mut vectors = states.pooled(&dir.pooling);
         for (number, dense) in dir.dense.iter().enumerate() {
             dense.record(number, &mut checkpoint, &mut vectors)?;
@@ -221,7 +243,8 @@ fn read(path: &Path, options: &Options) -> Result<Parts> {
 /// the columns of a static model: its initializers point into the checkpoint's files. With
 /// [`Dtype::Int8`](crate::options::Dtype) it is [`EXPORTED_INT8_GRAPH`], which holds the int8 weights. Input `input_ids` (int64
 /// `[batch, length]`, texts of equal length), output `last_hidden_state` (float `[batch, length, width]`): what follows, such
-/// as `Dense` modules, is computed by the reader. The fallback knows no architectures: what it has to know of the encoder,
+/// as `Dense` modules, is computed by the reader. Of a reranker, the input is joined by `token_type_ids` if its tokens have
+/// types, and the output is `logits` (float `[batch, 1]`). The fallback knows no architectures: what it has to know of the encoder,
 /// its [`Facts`](crate::arch::Facts), is among the file's properties.
 ///
 /// # Errors
@@ -232,17 +255,25 @@ pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
 
 fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
     onnx::check_dtype(options.dtype)?;
+    let options = &Options {
+        task: guard::read(path, || ModelDir::task_of(path))?,
+        ..options.clone()
+    };
     let Parts {
         dir,
         checkpoint,
         states,
-        ..
+        vectors,
     } = read(path, options)?;
+    let graph = match dir.task {
+        Task::Embed => states,
+        Task::Rerank => vectors,
+    };
     let encoder = ExportedEncoder {
         facts: dir.encoder.facts(),
         config_sha256: &dir.config_digest,
     };
-    let graph = onnx::export(&states, &encoder, &checkpoint, options)?;
+    let graph = onnx::export(&graph, &encoder, &checkpoint, options)?;
     let folder = dir.weights[0].parent().unwrap_or(&dir.path);
     let name = match Precision::of(options.dtype) {
         Precision::Float => EXPORTED_GRAPH,

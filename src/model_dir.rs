@@ -13,6 +13,7 @@
 //!
 //! A static model (see `arch/static_table.rs`) has `StaticEmbedding` in place of Transformer and Pooling, and need not have a
 //! `config.json`.
+//! A reranker's folder has no pooling, and a model for sequence classification with one label. With prompts it is refused.
 //!
 //! A folder with only config, tokenizer and weights works for models that its `config.json` names
 //! (CodeRankEmbed, nomic-embed-text); for any other the pooling has to be given as an option.
@@ -35,13 +36,13 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::arch::{self, Encoder, Facts};
-use crate::checkpoint::{SINGLE_FILE, WEIGHTS_EXPECTED, sha256_hex};
+use crate::checkpoint::{Checkpoint, SINGLE_FILE, WEIGHTS_EXPECTED, sha256_hex};
 use crate::dense::Dense;
 use crate::error::{Error, Result};
 use crate::file;
-use crate::graph::Pooling;
+use crate::graph::{Graph, Pooling};
 use crate::json_file::{self, JsonFile, read_bytes};
-use crate::options::Options;
+use crate::options::{Options, Task};
 use crate::vector::Matryoshka;
 
 const TOKENIZER: &str = "expected the tokenizer in the format of Hugging Face `tokenizers`";
@@ -51,9 +52,11 @@ const TOKENIZER: &str = "expected the tokenizer in the format of Hugging Face `t
 pub struct ModelDir {
     /// The folder.
     pub path: PathBuf,
+    /// What it is read for.
+    pub task: Task,
     /// The architecture with its settings.
     pub encoder: Arc<dyn Encoder>,
-    /// How token states become a vector.
+    /// How token states become a vector; a score is taken from the first token.
     pub pooling: Vec<Pooling>,
     /// The layers that follow, in their order.
     pub dense: Vec<Dense>,
@@ -96,10 +99,20 @@ impl ModelDir {
         let config_bytes = read_bytes(&config_path, file::MOST_SETTINGS)?;
         let (config_file, encoder) = read_encoder(config_path, config_bytes.as_deref(), &modules)?;
         let facts = encoder.facts();
-        let known = KnownModel::of(&config_file.json);
+        let is_reranker = options.task == Task::Rerank;
+        let known = KnownModel::of(&config_file.json).filter(|_| !is_reranker);
+        if is_reranker {
+            if modules.pooling.is_some() || arch::task(&config_file.json) == Task::Embed {
+                return Err(not_a_reranker(path));
+            }
+            arch::check_reranker(&config_file.path, &config_file.json, &*encoder)?;
+        }
 
         let prompts = Prompts::read(path)?;
         let prompt = |option: &Option<String>, names: &[&str], known: Option<&String>| {
+            if is_reranker {
+                return String::new();
+            }
             let option = option.as_ref();
             let declared = option.or_else(|| prompts.named(names));
             let prompt = declared.or(known).or(prompts.default.as_ref());
@@ -123,18 +136,12 @@ impl ModelDir {
         if let Some(file) = &pooling_file {
             check_pooling(file, facts.width, has_prompt)?;
         }
-        let pooling = match (options.pooling, pooling_file, known) {
-            (Some(pooling), _, _) => vec![pooling],
-            (None, Some(file), _) => pooling_modes(&file)?,
-            (None, None, Some(known)) => vec![known.pooling.parse()?],
-            (None, None, None) if encoder.static_tokens().is_some() => vec![Pooling::Mean],
-            (None, None, None) => {
-                return Err(Error::unsupported(
-                    path,
-                    "a model folder that does not say its pooling (no modules.json, no 1_Pooling)",
-                    "pass the option `pooling: \"cls\" | \"mean\" | …` that the model's card names",
-                ));
-            }
+        let pooling = if is_reranker {
+            prompts.check_reranker(path)?;
+            vec![Pooling::Cls]
+        } else {
+            let task = arch::task(&config_file.json);
+            poolings(path, options.pooling, pooling_file, known, &*encoder, task)?
         };
 
         let pooled = pooling.len() * facts.width;
@@ -171,6 +178,7 @@ impl ModelDir {
         }
         Ok(Self {
             path: path.to_owned(),
+            task: options.task,
             pooling,
             dense,
             query_prompt,
@@ -178,13 +186,28 @@ impl ModelDir {
             max_tokens,
             lower_case,
             matryoshka,
-            normalize: options.normalize.unwrap_or(true),
+            normalize: !is_reranker && options.normalize.unwrap_or(true),
             tokenizer,
             truncate_left,
             weights: weight_files(folder)?,
             config_digest: sha256_hex(config_bytes.as_deref().unwrap_or_default()),
             encoder,
         })
+    }
+
+    /// The task that a folder declares: what it may be read for, unless something else is wrong with it.
+    ///
+    /// # Errors
+    /// Its `modules.json` or `config.json` cannot be used.
+    pub fn task_of(path: &Path) -> Result<Task> {
+        let modules = Modules::read(path)?;
+        if modules.pooling.is_some() {
+            return Ok(Task::Embed);
+        }
+        let config = modules.transformer.join("config.json");
+        Ok(arch::task(
+            &JsonFile::read(config, "the architecture's settings")?.json,
+        ))
     }
 
     /// Length of a vector.
@@ -194,13 +217,26 @@ impl ModelDir {
             .map_or_else(|| self.full_dimension(), |matryoshka| matryoshka.dimensions)
     }
 
-    /// Length of a vector before it is truncated to `dimensions`.
+    /// Length of a vector before it is truncated to `dimensions`; 1 of a score.
     #[must_use]
     pub fn full_dimension(&self) -> usize {
-        self.dense.last().map_or_else(
-            || self.pooling.len() * self.encoder.facts().width,
-            |dense| dense.outputs,
-        )
+        match (self.task, self.dense.last()) {
+            (Task::Rerank, _) => 1,
+            (Task::Embed, Some(dense)) => dense.outputs,
+            (Task::Embed, None) => self.pooling.len() * self.encoder.facts().width,
+        }
+    }
+
+    /// What is computed of each token, before pooling.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape than the settings imply.
+    pub fn record(&self, checkpoint: &Checkpoint) -> Result<Graph> {
+        match (self.task, self.encoder.head()) {
+            (Task::Embed, _) => self.encoder.record(checkpoint),
+            (Task::Rerank, Some(head)) => head.record(&*self.encoder, checkpoint),
+            (Task::Rerank, None) => Err(not_a_reranker(&self.path)),
+        }
     }
 
     /// The bytes of `tokenizer.json`.
@@ -221,6 +257,9 @@ impl ModelDir {
         #[serde(rename_all = "camelCase")]
         struct Identity<'a> {
             format: u32,
+            // Left out for embedders: indexes that are older than rerankers stay valid.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            task: Option<&'static str>,
             weights: &'a [String],
             tokenizer: &'a str,
             config: &'a str,
@@ -240,6 +279,7 @@ impl ModelDir {
         }
         let identity = Identity {
             format: 1,
+            task: (self.task == Task::Rerank).then_some(self.task.name()),
             weights,
             tokenizer,
             config: &self.config_digest,
@@ -257,6 +297,14 @@ impl ModelDir {
             serde_json::to_vec(&identity).expect("strings, numbers and booleans always serialize");
         sha256_hex(&json)
     }
+}
+
+fn not_a_reranker(path: &Path) -> Error {
+    Error::unsupported(
+        path,
+        "a reranker without a head (expected a model for sequence classification, and no pooling)",
+        "load an embedder with `Embedder.load`",
+    )
 }
 
 /// `modules.json`: where the parts of the chain lie.
@@ -365,6 +413,33 @@ fn read_encoder(
     };
     let encoder = read(&file.path, &file.json)?;
     Ok((file, encoder))
+}
+
+/// How token states become a vector: what the option, the folder or what is known of the model says.
+fn poolings(
+    path: &Path,
+    option: Option<Pooling>,
+    file: Option<JsonFile>,
+    known: Option<&KnownModel>,
+    encoder: &dyn Encoder,
+    task: Task,
+) -> Result<Vec<Pooling>> {
+    match (option, file, known) {
+        (Some(pooling), _, _) => Ok(vec![pooling]),
+        (None, Some(file), _) => pooling_modes(&file),
+        (None, None, Some(known)) => Ok(vec![known.pooling.parse()?]),
+        (None, None, None) if encoder.static_tokens().is_some() => Ok(vec![Pooling::Mean]),
+        (None, None, None) if task == Task::Rerank => Err(Error::unsupported(
+            path,
+            "a reranker, which gives no vectors,",
+            "load it with `Reranker.load`",
+        )),
+        (None, None, None) => Err(Error::unsupported(
+            path,
+            "a model folder that does not say its pooling (no modules.json, no 1_Pooling)",
+            "pass the option `pooling: \"cls\" | \"mean\" | …` that the model's card names",
+        )),
+    }
 }
 
 /// Refuses pooling that contradicts the encoder or leaves out a prompt's tokens, which is not computed here.
@@ -479,6 +554,18 @@ impl Prompts {
         Ok(Self { by_name, default })
     }
 
+    /// Refuses a prompt that `CrossEncoder` would put in front of queries and texts.
+    fn check_reranker(&self, folder: &Path) -> Result<()> {
+        match self.default.as_deref() {
+            None | Some("") => Ok(()),
+            Some(_) => Err(Error::unsupported(
+                folder,
+                "a reranker with a prompt (config_sentence_transformers.json)",
+                "put the prompt in front of each query, and remove it from the file",
+            )),
+        }
+    }
+
     fn named(&self, names: &[&str]) -> Option<&String> {
         names.iter().find_map(|&name| self.by_name.get(name))
     }
@@ -545,7 +632,7 @@ fn read_matryoshka(
     known_norm: Option<bool>,
     options: &Options,
 ) -> Result<Option<Matryoshka>> {
-    let Some(dimensions) = options.dimensions else {
+    let Some(dimensions) = options.dimensions.filter(|_| options.task == Task::Embed) else {
         return Ok(None);
     };
     if !(1..=pooled).contains(&dimensions) {

@@ -35,7 +35,7 @@ use crate::json_file::JsonFile;
 use crate::memory;
 use crate::model::{self, Model as LoadedModel};
 use crate::model_dir::ModelDir;
-use crate::options::Options;
+use crate::options::{Options, Task};
 use crate::runtime;
 use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
@@ -53,6 +53,8 @@ fn on_load() {
 /// Options of a model; every one may be left out.
 #[napi(object)]
 pub struct ModelOptions {
+    /// What the model is loaded for: "embed" (default) or "rerank".
+    pub task: Option<String>,
     /// Overrides the folder's pooling: "cls", "mean", "max", "`mean_sqrt_len_tokens`", "weightedmean" or "lasttoken".
     pub pooling: Option<String>,
     /// Overrides the text put in front of queries.
@@ -89,6 +91,7 @@ impl TryFrom<Option<ModelOptions>> for Options {
             return Ok(Self::default());
         };
         Ok(Self {
+            task: options.task.as_deref().unwrap_or("embed").parse()?,
             pooling: options.pooling.as_deref().map(str::parse).transpose()?,
             query_prompt: options.query_prompt,
             document_prompt: options.document_prompt,
@@ -109,7 +112,9 @@ impl TryFrom<Option<ModelOptions>> for Options {
 /// What a model folder and the options resolve to. The JavaScript fallback resolves the same.
 #[napi(object)]
 pub struct Description {
-    /// Length of a vector.
+    /// What the model is loaded for: "embed" or "rerank".
+    pub task: String,
+    /// Length of a vector; 1 of a reranker, whose vector is the score.
     pub dimension: u32,
     /// Most tokens of a text, special tokens included.
     pub max_tokens: u32,
@@ -137,6 +142,7 @@ impl Description {
     fn of(dir: &ModelDir, fingerprint: String) -> Self {
         let pooling = dir.pooling.iter();
         Self {
+            task: dir.task.name().to_owned(),
             dimension: dir.dimension() as u32,
             max_tokens: dir.max_tokens as u32,
             pooling: pooling.map(|mode| mode.name().to_owned()).collect(),
@@ -178,10 +184,14 @@ pub fn check_config(file: String) -> napi::Result<(), Code> {
         let path = PathBuf::from(file);
         guard::read(&path, || {
             let config = JsonFile::read(path.clone(), "the architecture's settings")?;
-            match arch::read(&config.path, &config.json) {
+            let encoder = match arch::read(&config.path, &config.json) {
                 // Of a static model the weights tell what else is to be known, and they are still to be downloaded.
-                Ok(_) | Err(Error::ModelNotFound { .. }) => Ok(()),
-                Err(error) => Err(error),
+                Err(Error::ModelNotFound { .. }) => return Ok(()),
+                read => read?,
+            };
+            match arch::task(&config.json) {
+                Task::Embed => Ok(()),
+                Task::Rerank => arch::check_reranker(&config.path, &config.json, &*encoder),
             }
         })
     })
@@ -398,6 +408,18 @@ impl Call {
             is_query,
         })
     }
+
+    /// The same with a query in front of each text.
+    fn pairs(&mut self, query: &str) -> Result<Request, Error> {
+        let query: Arc<str> = query.into();
+        let mut request = self.request(false, None)?;
+        let pairs = request.texts.into_iter().map(|text| match text {
+            Input::Text(text) => Ok(Input::from((&query, text))),
+            _ => Err(Error::argument("texts", "strings", "token ids")),
+        });
+        request.texts = pairs.collect::<Result<_, _>>()?;
+        Ok(request)
+    }
 }
 
 /// A loaded model. A process may hold several, in any of its threads.
@@ -442,21 +464,22 @@ impl Model {
     ) -> napi::Result<Object<'env>, Code> {
         guarded(|| {
             let request = call.request(is_query, encoding.as_deref())?;
-            let (deferred, promise) = env.create_deferred().map_err(node_error)?;
-            let reply = move |result| {
-                deferred.resolve(settlement(
-                    result,
-                    |_, result: engine::Embeddings<Vectors>| {
-                        Ok(Embeddings {
-                            vectors: typed_array(result.vectors),
-                            truncated: Uint32Array::new(result.truncated),
-                            tokens: result.tokens as u32,
-                        })
-                    },
-                ));
-            };
-            call.ticket = Some(self.model.submit(request, Box::new(reply)));
-            Ok(promise)
+            self.submit(env, call, request)
+        })
+    }
+
+    /// Scores the texts of a call, all of them strings, for a query, as [`Self::embed`]: the vector of a text is its score, a
+    /// float32 logit.
+    #[napi(ts_return_type = "Promise<Embeddings>")]
+    pub fn score<'env>(
+        &self,
+        env: &'env Env,
+        call: &mut Call,
+        query: String,
+    ) -> napi::Result<Object<'env>, Code> {
+        guarded(|| {
+            let request = call.pairs(&query)?;
+            self.submit(env, call, request)
         })
     }
 
@@ -562,6 +585,32 @@ impl Model {
     #[napi(getter)]
     pub fn is_gpu(&self) -> napi::Result<bool, Code> {
         guarded(|| Ok(self.model.is_gpu()))
+    }
+}
+
+impl Model {
+    /// A promise of a call's vectors.
+    fn submit<'env>(
+        &self,
+        env: &'env Env,
+        call: &mut Call,
+        request: Request,
+    ) -> Result<Object<'env>, Error> {
+        let (deferred, promise) = env.create_deferred().map_err(node_error)?;
+        let reply = move |result| {
+            deferred.resolve(settlement(
+                result,
+                |_, result: engine::Embeddings<Vectors>| {
+                    Ok(Embeddings {
+                        vectors: typed_array(result.vectors),
+                        truncated: Uint32Array::new(result.truncated),
+                        tokens: result.tokens as u32,
+                    })
+                },
+            ));
+        };
+        call.ticket = Some(self.model.submit(request, Box::new(reply)));
+        Ok(promise)
     }
 }
 

@@ -11,6 +11,8 @@ use crate::graph::Pooling;
 /// Options of [`crate::Model::load`]. The default follows the model folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Options {
+    /// What the model is loaded for. Another folder is refused.
+    pub task: Task,
     /// Overrides the folder's pooling; required if the folder does not say.
     pub pooling: Option<Pooling>,
     /// Overrides the text put in front of queries.
@@ -47,6 +49,37 @@ pub struct Options {
 impl Options {
     /// Token limit if neither the caller nor the model asks for less.
     pub const DEFAULT_MAX_TOKENS: usize = 512;
+}
+
+/// What a model computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Task {
+    /// A vector for each text.
+    #[default]
+    Embed,
+    /// A score for each pair of a query and a text: the raw number that the model gives (a logit). Options about vectors
+    /// and prompts do not apply.
+    Rerank,
+}
+
+impl Task {
+    /// The name that users know.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::Rerank => "rerank",
+        }
+    }
+}
+
+impl FromStr for Task {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let all = [Self::Embed, Self::Rerank].map(|task| (task.name(), task));
+        named("task", name, &all)
+    }
 }
 
 /// Number format of the weights while computing.

@@ -1,10 +1,12 @@
 //! Texts to token ids.
 //!
 //! The token limit comes from the model folder and the caller, never from the truncation settings in `tokenizer.json`, and
-//! special tokens always survive it. Token ids from the caller are used as they are.
+//! special tokens always survive it. Token ids from the caller are used as they are. Of a pair only the second text is
+//! truncated.
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
 
 use tokenizers::{
     Encoding, PostProcessor, PostProcessorWrapper, Tokenizer as HfTokenizer, TruncationDirection,
@@ -16,7 +18,9 @@ use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::guard;
 use crate::model_dir::ModelDir;
+use crate::options::Task;
 use crate::pieces::{PieceRules, Pieces};
+use crate::runtime::Tokens;
 
 /// Longest text, in bytes, that is tokenized at once. Most texts at the token limit are shorter, and it takes no time.
 const BYTES_PER_PIECE: usize = 4096;
@@ -28,6 +32,22 @@ pub enum Input {
     Text(String),
     /// Its token ids, of the model's own vocabulary, special tokens included.
     Tokens(Vec<u32>),
+    /// A query and a text, for rerankers. The texts of a call share their query.
+    Pair {
+        /// The first text of the pair, which is never truncated.
+        query: Arc<str>,
+        /// The second.
+        text: String,
+    },
+}
+
+impl From<(&Arc<str>, String)> for Input {
+    fn from((query, text): (&Arc<str>, String)) -> Self {
+        Self::Pair {
+            query: Arc::clone(query),
+            text,
+        }
+    }
 }
 
 impl From<String> for Input {
@@ -47,8 +67,29 @@ impl From<Vec<u32>> for Input {
 pub struct TokenizedText {
     /// Token ids, special tokens included. Only a static model's text may have none.
     pub ids: Vec<u32>,
+    /// See [`Tokens::second`].
+    pub second: usize,
     /// Whether tokens were cut off to stay within the limit.
     pub truncated: bool,
+}
+
+impl TokenizedText {
+    fn single(ids: Vec<u32>, truncated: bool) -> Self {
+        Self {
+            second: ids.len(),
+            ids,
+            truncated,
+        }
+    }
+
+    /// As runtimes take it.
+    #[must_use]
+    pub fn as_tokens(&self) -> Tokens<'_> {
+        Tokens {
+            ids: &self.ids,
+            second: self.second,
+        }
+    }
 }
 
 /// A tokenizer with the model's prompts and token limit.
@@ -61,7 +102,7 @@ pub struct Tokenizer {
     rows: usize,
     /// The token that is left out.
     left_out: Option<u32>,
-    /// Most tokens of a text, without special ones.
+    /// Most tokens of a text, or of both texts of a pair, without special ones.
     max_text_tokens: usize,
     /// How long texts are split; `None` if they are tokenized whole.
     piece_rules: Option<PieceRules>,
@@ -94,13 +135,22 @@ impl Tokenizer {
         if model.encoder.static_tokens().is_some() {
             inner.with_post_processor(None::<PostProcessorWrapper>);
         }
-        let special_tokens = inner
-            .get_post_processor()
-            .map_or(0, |processor| processor.added_tokens(false));
-        if model.max_tokens <= special_tokens {
-            let expected = format!(
-                "more than the {special_tokens} special tokens that this model adds to a text"
-            );
+        let special_tokens = inner.get_post_processor().map_or(0, |processor| {
+            processor.added_tokens(model.task == Task::Rerank)
+        });
+        let (texts, expected) = match model.task {
+            Task::Embed => (
+                1,
+                format!(
+                    "more than the {special_tokens} special tokens that this model adds to a text"
+                ),
+            ),
+            Task::Rerank => (
+                2,
+                format!("at least {special_tokens} special tokens and a token of each text"),
+            ),
+        };
+        if model.max_tokens < special_tokens + texts {
             return Err(Error::argument(
                 "maxTokens",
                 expected,
@@ -134,7 +184,11 @@ impl Tokenizer {
             bytes_per_piece: BYTES_PER_PIECE,
         };
         // Special tokens are checked with an empty text, so that a model that cannot embed them is refused when it is loaded.
-        tokenizer.with_special_tokens(Vec::new())?;
+        match model.task {
+            Task::Embed => tokenizer.with_special_tokens(Vec::new()).map(|_| ())?,
+            // The token types of an empty text would not be seen.
+            Task::Rerank => tokenizer.join(vec![0], vec![0], false).map(|_| ())?,
+        }
         Ok(tokenizer)
     }
 
@@ -167,33 +221,87 @@ impl Tokenizer {
         } else {
             &self.model.document_prompt
         };
-        let mut ids = match &self.piece_rules {
+        self.check_task(Task::Embed)?;
+        let ids = self.content(prompt, text, should_stop)?;
+        let (ids, truncated) = self.kept(ids, self.max_text_tokens);
+        let ids = self.with_special_tokens(ids)?;
+        if ids.is_empty() && self.model.encoder.static_tokens().is_none() {
+            return Err(no_token());
+        }
+        Ok(TokenizedText::single(ids, truncated))
+    }
+
+    /// The ids of a pair: `query`, then `text`, with the special tokens that the tokenizer has for pairs. The text is
+    /// truncated, the query is not.
+    ///
+    /// # Errors
+    /// The tokenizer refuses a text; [`Error::InvalidArgument`] if the query leaves no room for a token of the text;
+    /// [`Error::Aborted`] if `should_stop` returns true.
+    pub fn tokenize_pair(
+        &self,
+        query: &str,
+        text: &str,
+        should_stop: &dyn Fn() -> bool,
+    ) -> Result<TokenizedText> {
+        self.check_task(Task::Rerank)?;
+        let query = self.content("", query, should_stop)?;
+        let room = self.max_text_tokens.saturating_sub(query.len());
+        if room == 0 {
+            let most = self.max_text_tokens - 1;
+            let limit = self.model.max_tokens;
+            let expected = format!(
+                "at most {most} tokens, so that a token of a text and the special tokens fit into maxTokens, {limit}"
+            );
+            return Err(Error::argument("query", expected, "a longer one"));
+        }
+        let text = self.content("", text, should_stop)?;
+        let (text, truncated) = self.kept(text, room);
+        self.join(query, text, truncated)
+    }
+
+    /// Refuses a single text for a reranker, and a pair of texts for an embedder.
+    fn check_task(&self, of_input: Task) -> Result<()> {
+        let (expected, found) = match self.model.task {
+            task if task == of_input => return Ok(()),
+            Task::Embed => ("single texts (the model is an embedder)", "a pair of texts"),
+            Task::Rerank => (
+                "pairs of a query and a text (the model is a reranker)",
+                "a single text",
+            ),
+        };
+        Err(Error::argument("texts", expected, found))
+    }
+
+    /// The ids of a text without special tokens. Beyond the limit plus one, ids may be missing on the truncated side.
+    fn content(
+        &self,
+        prompt: &str,
+        text: &str,
+        should_stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<u32>> {
+        match &self.piece_rules {
             Some(rules) if prompt.len() + text.len() > self.bytes_per_piece => {
                 // The lower-case form of a capital sigma depends on its neighbours, which a piece may lack.
                 if self.model.lower_case && (prompt.contains('Σ') || text.contains('Σ')) {
                     let text = format!("{prompt}{text}").to_lowercase();
-                    self.ids_of_pieces(rules, "", &text, should_stop)?
+                    self.ids_of_pieces(rules, "", &text, should_stop)
                 } else {
-                    self.ids_of_pieces(rules, prompt, text, should_stop)?
+                    self.ids_of_pieces(rules, prompt, text, should_stop)
                 }
             }
-            _ => self.ids_of_whole(prompt, text)?,
-        };
-        let truncated = ids.len() > self.max_text_tokens;
+            _ => self.ids_of_whole(prompt, text),
+        }
+    }
+
+    /// At most `most` of the ids, without those that are left out, and whether there were more.
+    fn kept(&self, mut ids: Vec<u32>, most: usize) -> (Vec<u32>, bool) {
+        let truncated = ids.len() > most;
         if truncated && self.model.truncate_left {
-            ids.drain(..ids.len() - self.max_text_tokens);
+            ids.drain(..ids.len() - most);
         }
-        ids.truncate(self.max_text_tokens);
+        ids.truncate(most);
         ids.retain(|&id| Some(id) != self.left_out);
-        let ids = self.with_special_tokens(ids)?;
-        if ids.is_empty() && self.model.encoder.static_tokens().is_none() {
-            return Err(Error::TokenizationFailed {
-                reason: "the tokenizer gives no token for a text, not even a special one"
-                    .to_owned(),
-                source: None,
-            });
-        }
-        Ok(TokenizedText { ids, truncated })
+        (ids, truncated)
     }
 
     /// Token ids from the caller: no prompt and no special tokens are added. They are truncated like those of a text.
@@ -201,6 +309,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::InvalidArgument`] if there are none, or one is not in the model's vocabulary; it names text number `index`.
     pub fn take(&self, ids: &[u32], index: usize) -> Result<TokenizedText> {
+        self.check_task(Task::Embed)?;
         if ids.is_empty() {
             let expected = "at least one token id for a text";
             return Err(Error::argument(
@@ -223,10 +332,7 @@ impl Tokenizer {
         } else {
             &ids[..ids.len() - excess]
         };
-        Ok(TokenizedText {
-            ids: kept.to_vec(),
-            truncated: excess > 0,
-        })
+        Ok(TokenizedText::single(kept.to_vec(), excess > 0))
     }
 
     fn ids_of_whole(&self, prompt: &str, text: &str) -> Result<Vec<u32>> {
@@ -283,15 +389,40 @@ impl Tokenizer {
 
     fn with_special_tokens(&self, mut ids: Vec<u32>) -> Result<Vec<u32>> {
         if let Some(processor) = self.inner.get_post_processor() {
-            let tokens = ids.into_iter();
-            let encoding: Encoding = tokens
-                .map(|id| (id, String::new(), (0, 0), None, 0))
-                .collect();
-            let encoding = run_library(|| processor.process(encoding, None, true))?;
+            let encoding = run_library(|| processor.process(encoding_of(ids), None, true))?;
             ids = encoding.get_ids().to_vec();
         }
         self.check(&ids)?;
         Ok(ids)
+    }
+
+    /// Both texts of a pair, with special tokens.
+    fn join(&self, query: Vec<u32>, text: Vec<u32>, truncated: bool) -> Result<TokenizedText> {
+        let (ids, second) = match self.inner.get_post_processor() {
+            Some(processor) => {
+                let (query, text) = (encoding_of(query), Some(encoding_of(text)));
+                let encoding = run_library(|| processor.process(query, text, true))?;
+                let types = encoding.get_type_ids();
+                let second = types.iter().take_while(|&&of_token| of_token == 0).count();
+                if types[second..].iter().any(|&of_token| of_token != 1) {
+                    let problem = format!(
+                        "expected token types 0 and then 1 for a pair of texts, found {types:?}"
+                    );
+                    return Err(Error::invalid(&self.model.tokenizer, problem));
+                }
+                (encoding.get_ids().to_vec(), second)
+            }
+            None => ([&*query, &*text].concat(), query.len()),
+        };
+        self.check(&ids)?;
+        if ids.is_empty() {
+            return Err(no_token());
+        }
+        Ok(TokenizedText {
+            ids,
+            second,
+            truncated,
+        })
     }
 
     /// Checks ids before runtimes look them up in tables, some of them without a bounds check. The vocabulary does not
@@ -316,6 +447,20 @@ impl Tokenizer {
     /// The place of the first id that has no row in the embedding table.
     fn beyond_vocabulary(&self, ids: &[u32]) -> Option<usize> {
         ids.iter().position(|&id| id as usize >= self.rows)
+    }
+}
+
+fn encoding_of(ids: Vec<u32>) -> Encoding {
+    let tokens = ids.into_iter();
+    tokens
+        .map(|id| (id, String::new(), (0, 0), None, 0))
+        .collect()
+}
+
+fn no_token() -> Error {
+    Error::TokenizationFailed {
+        reason: "the tokenizer gives no token for a text, not even a special one".to_owned(),
+        source: None,
     }
 }
 
@@ -538,7 +683,7 @@ mod tests {
             [end] => ids.push(end),
             _ => {}
         }
-        TokenizedText { ids, truncated }
+        TokenizedText::single(ids, truncated)
     }
 
     fn text() -> impl Strategy<Value = String> {

@@ -14,7 +14,7 @@ use semantic_search_native::engine::{Activity, Embeddings, Engine, Rows, Sink, T
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
 use semantic_search_native::runtime::stop::Stop;
-use semantic_search_native::runtime::{MakeWorker, Runtime, Worker};
+use semantic_search_native::runtime::{MakeWorker, Runtime, Tokens, Worker};
 use semantic_search_native::tokenizer::Tokenizer;
 use semantic_search_native::vector::{Finish, Vectors};
 use semantic_search_native::{Error, Model, Result};
@@ -604,7 +604,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
     const STACK: usize = 512 << 20;
     struct Idle(Arc<()>);
     impl Worker for Idle {
-        fn forward(&mut self, _: &[&[u32]], _: &Arc<Stop>) -> Result<Vec<f32>> {
+        fn forward(&mut self, _: &[Tokens], _: &Arc<Stop>) -> Result<Vec<f32>> {
             unreachable!("nothing is submitted, {} know", Arc::strong_count(&self.0))
         }
     }

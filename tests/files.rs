@@ -205,7 +205,7 @@ fn packed_weights_are_given_back() {
             let checkpoint = Arc::new(checkpoint);
             let (runtime, _) = runtime::load(&graph, &checkpoint, &options, 2).unwrap();
             drop(checkpoint);
-            let batch = [&[2_u32, 7, 11, 5, 9][..], &[2, 3]];
+            let batch = [&[2_u32, 7, 11, 5, 9][..], &[2, 3]].map(Into::into);
             let mut makers = runtime.workers;
             makers.push(runtime.urgent_worker);
             let mut workers = vec![makers.remove(0)().unwrap()];

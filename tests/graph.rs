@@ -15,11 +15,12 @@ use safetensors::tensor::TensorView;
 use semantic_search_native::checkpoint::{Checkpoint, TensorSlice};
 use semantic_search_native::graph::{
     Activation, Attention, EmbeddingTables, Graph, Linear, Mask, Norm, NormKind, NtkScaling,
-    Numbering, Op, Pooling, Positions, Projections, RelativeBias, Rotary, Rows, Value, alibi_slope,
+    Numbering, Op, Pooling, Positions, Projections, RelativeBias, Rotary, Rows, TokenTypes, Value,
+    alibi_slope,
 };
 use semantic_search_native::options::Options;
-use semantic_search_native::runtime;
 use semantic_search_native::runtime::stop::Stop;
+use semantic_search_native::runtime::{self, Tokens};
 
 const VOCABULARY: usize = 40;
 const POSITIONS: usize = 32;
@@ -101,7 +102,10 @@ struct Encoder {
     /// Whether tokens share rows of the table of words, each with a factor of its own.
     shares_rows: bool,
     numbering: Option<Numbering>,
-    has_token_type: bool,
+    /// Rows of the table of token types.
+    token_types: Option<usize>,
+    /// Whether the texts are pairs.
+    of_pairs: bool,
     word_scale: Option<f32>,
     layers: Vec<Layer>,
     poolings: Vec<Pooling>,
@@ -213,7 +217,7 @@ fn encoder() -> impl Strategy<Value = Encoder> {
         8..40_usize,
         any::<bool>(),
         prop::option::of(numbering),
-        any::<bool>(),
+        (prop::option::of(1..4_usize), any::<bool>()),
         prop::option::of(0.3..3.0_f32),
         prop::collection::vec(layer(), 0..4),
         prop::collection::vec(pooling, 1..3),
@@ -225,7 +229,7 @@ fn encoder() -> impl Strategy<Value = Encoder> {
                 width,
                 shares_rows,
                 numbering,
-                has_token_type,
+                (token_types, of_pairs),
                 word_scale,
                 layers,
                 poolings,
@@ -236,7 +240,8 @@ fn encoder() -> impl Strategy<Value = Encoder> {
                     width,
                     shares_rows,
                     numbering,
-                    has_token_type,
+                    token_types,
+                    of_pairs,
                     word_scale,
                     layers,
                     poolings,
@@ -310,9 +315,10 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
             table: tensor(&[POSITIONS + numbering.first_row(), width], 0.0, 0.5),
             numbering,
         }),
-        token_type: encoder
-            .has_token_type
-            .then(|| tensor(&[1, width], 0.2, 0.3)),
+        token_types: encoder.token_types.map(|types| TokenTypes {
+            table: tensor(&[types, width], 0.2, 0.3),
+            vary: false,
+        }),
     };
     let embedded = graph.embed(embeddings);
     let mut x = graph.norm(embedded, norm(tensor, NormKind::Layer, width));
@@ -362,7 +368,11 @@ fn build(encoder: &Encoder, tensor: Tensor) -> Graph {
         let sum = graph.add(output, x);
         x = graph.norm(sum, norm(tensor, norms, width));
     }
-    graph
+    if encoder.of_pairs {
+        graph.of_pairs()
+    } else {
+        graph
+    }
 }
 
 /// Rows of numbers.
@@ -372,15 +382,18 @@ type Matrix = Vec<Vec<f64>>;
 struct Interpreter<'a> {
     tensors: HashMap<&'a str, &'a [f32]>,
     ids: &'a [u32],
+    /// Where the tokens of type 1 begin.
+    second: usize,
 }
 
 impl<'a> Interpreter<'a> {
-    fn new(weights: &'a Weights, ids: &'a [u32]) -> Self {
+    fn new(weights: &'a Weights, ids: &'a [u32], second: usize) -> Self {
         let tensors = weights.tensors.iter();
         let tensors = tensors.map(|(name, _, values)| (name.as_str(), values.as_slice()));
         Self {
             tensors: tensors.collect(),
             ids,
+            second,
         }
     }
 
@@ -434,8 +447,9 @@ impl<'a> Interpreter<'a> {
                             };
                             row = add(&row, &self.row(&positions.table, position));
                         }
-                        if let Some(token_type) = &embeddings.token_type {
-                            row = add(&row, &self.row(token_type, 0));
+                        if let Some(types) = &embeddings.token_types {
+                            let own = usize::from(types.vary && index >= self.second);
+                            row = add(&row, &self.row(&types.table, own));
                         }
                         row
                     })
@@ -683,10 +697,14 @@ fn check(encoder: &Encoder) {
             ids.collect()
         })
         .collect();
+    // Where a second text begins, also behind the last token.
+    let seconds = texts.iter().map(|ids| random.random_range(0..=ids.len()));
+    let seconds: Vec<usize> = seconds.collect();
     let expected: Vec<Vec<f64>> = texts
         .iter()
-        .map(|ids| {
-            let interpreter = Interpreter::new(&weights, ids);
+        .zip(&seconds)
+        .map(|(ids, &second)| {
+            let interpreter = Interpreter::new(&weights, ids, second);
             let states = interpreter.run(&graph);
             let vector: Vec<f64> = (encoder.poolings.iter())
                 .flat_map(|&one| pooled(&states, one))
@@ -703,7 +721,8 @@ fn check(encoder: &Encoder) {
         };
         let (mut runtime, _) = runtime::load(&pooled_graph, &checkpoint, &options, 1).unwrap();
         let mut worker = runtime.workers.remove(0)().unwrap();
-        let batch: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let batch = texts.iter().zip(&seconds);
+        let batch: Vec<Tokens> = batch.map(|(ids, &second)| Tokens { ids, second }).collect();
         let vectors = worker.forward(&batch, &Arc::new(Stop::new())).unwrap();
         for (text, (actual, expected)) in vectors
             .chunks_exact(pooled_graph.width())
@@ -772,7 +791,8 @@ fn every_layer_has_its_own_rotation() {
             width: 32,
             shares_rows: false,
             numbering: None,
-            has_token_type: false,
+            token_types: None,
+            of_pairs: false,
             word_scale: None,
             layers: vec![first, second],
             poolings: vec![Pooling::Mean],
@@ -799,7 +819,8 @@ fn a_pooling_of_one_token_prunes_the_last_layer() {
         width: 16,
         shares_rows: false,
         numbering: Some(Numbering::Index),
-        has_token_type: false,
+        token_types: None,
+        of_pairs: false,
         word_scale: None,
         layers: vec![layer.clone(), layer],
         poolings: vec![],

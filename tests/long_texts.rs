@@ -64,7 +64,7 @@ fn memory_does_not_grow_with_the_text() {
             let text = unit.repeat(TEXT_BYTES / unit.len());
             let before = ALLOCATED.load(Ordering::Relaxed);
             PEAK.store(before, Ordering::Relaxed);
-            let TokenizedText { ids, truncated } = tokenizer.tokenize(&text, false).unwrap();
+            let TokenizedText { ids, truncated, .. } = tokenizer.tokenize(&text, false).unwrap();
             let taken = PEAK.load(Ordering::Relaxed) - before;
             let what = format!("20 MB of {unit:?}, truncate_left: {truncate_left}");
             assert!(taken < MOST_BYTES, "{what}: {taken} bytes");

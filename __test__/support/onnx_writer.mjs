@@ -10,6 +10,7 @@ import { OnnxGraph } from "../../scripts/onnx-graph.mjs";
  * @param {string} [graph.output] its name
  * @param {boolean} [graph.isPooled] the output is the mean over tokens
  * @param {string} [graph.externalData] name of the file that holds the table
+ * @param {string} [graph.lookUp] the input whose values are rows of the table
  */
 export function tableModel({
   table,
@@ -18,15 +19,15 @@ export function tableModel({
   output = "last_hidden_state",
   isPooled = false,
   externalData,
+  lookUp = inputs.input_ids ? "input_ids" : Object.keys(inputs)[0],
 }) {
   const graph = new OnnxGraph();
   for (const [name, type] of Object.entries(inputs)) graph.input(name, type, ["batch", "tokens"]);
-  const ids = inputs.input_ids ? "input_ids" : Object.keys(inputs)[0];
   const shape = [table.length / width, width];
   if (externalData) {
     graph.externalWeight("table", shape, { location: externalData, offset: 0, length: table.byteLength });
   } else graph.weight("table", shape, table);
-  const states = graph.node("Gather", ["table", ids], {}, { name: isPooled ? "states" : output });
+  const states = graph.node("Gather", ["table", lookUp], {}, { name: isPooled ? "states" : output });
   if (isPooled) graph.node("ReduceMean", [states], { axes: [1], keepdims: 0 }, { name: output });
   graph.output(output, isPooled ? ["batch", width] : ["batch", "tokens", width]);
   return Buffer.concat(graph.parts());

@@ -5,9 +5,9 @@ import {
   type Description,
   type Engine,
   type EngineCall,
+  type EngineOptions,
   type EngineResult,
   type EngineRows,
-  type ModelOptions,
   type TextOrTokens,
 } from "../engine.js";
 import { closedError, EmbedderError } from "../errors.js";
@@ -35,7 +35,7 @@ export class FallbackEngine implements Engine {
   }
 
   /** @throws EmbedderError */
-  static async load(modelDir: string, options: ModelOptions): Promise<FallbackEngine> {
+  static async load(modelDir: string, options: EngineOptions): Promise<FallbackEngine> {
     if (process.env[CHILD_MARKER]) {
       // A packaged program that always runs itself, whatever file it is given, would otherwise do so without end.
       const message = `the onnx-js backend cannot start its process: ${process.execPath} runs this program instead of the file that it is given`;

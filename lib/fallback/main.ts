@@ -15,7 +15,7 @@ import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
 import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply, type Rows } from "./protocol.js";
-import { TextTokenizer } from "./tokenizer.js";
+import { TextTokenizer, type TokenizedText } from "./tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
 
 class FallbackModel {
@@ -38,11 +38,12 @@ class FallbackModel {
 
   static async load({ modelDir, options }: LoadRequest): Promise<FallbackModel> {
     const folder = openModelFolder(modelDir);
+    const task = options.task ?? "embed";
     const onnx = findOnnxFile(folder, options.dtype ?? "auto");
     const model = resolveModelDir(folder, onnx.encoder ?? readEncoderFacts(folder), options);
     const tokenizer = new TextTokenizer(model);
-    const session = await OnnxSession.load(onnx.path, options.threads);
-    if (session.isPooled && (options.pooling !== undefined || model.pooling.length > 1)) {
+    const session = await OnnxSession.load(onnx.path, task, options.threads);
+    if (task === "embed" && session.isPooled && (options.pooling !== undefined || model.pooling.length > 1)) {
       const message = `${onnx.path}: its output is already pooled, so pooling ${model.pooling.join(", ")} cannot be applied; use a file with last_hidden_state`;
       throw new EmbedderError("MODEL_UNSUPPORTED", message);
     }
@@ -52,8 +53,8 @@ class FallbackModel {
     }
     const loaded = new FallbackModel(model, tokenizer, session, onnx);
     // Checks the width before anything relies on it. A static model may not know the text.
-    const { ids } = tokenizer.encode("a", false);
-    await loaded.#run(ids.length > 0 ? ids : [0]);
+    const probe = task === "embed" ? tokenizer.encode("a", false) : tokenizer.encodePair("", "a");
+    await loaded.#run(probe.ids.length > 0 ? probe : { ...probe, ids: [0], second: 1 });
     onnx.files.checkNames();
     return loaded;
   }
@@ -61,34 +62,41 @@ class FallbackModel {
   /** @param index Of the text in its call, for errors. */
   async embed(
     text: TextOrTokens,
-    isQuery: boolean,
+    { query, isQuery }: Pick<Job, "query" | "isQuery">,
     index: number,
   ): Promise<{ vector: Float32Array; truncated: boolean; tokens: number }> {
     const { matryoshka, normalize } = this.#model;
-    const { ids, truncated } =
-      typeof text === "string" ? this.#tokenizer.encode(text, isQuery) : this.#tokenizer.take(text, index);
+    const tokenized =
+      typeof text !== "string"
+        ? this.#tokenizer.take(text, index)
+        : query === undefined
+          ? this.#tokenizer.encode(text, isQuery)
+          : this.#tokenizer.encodePair(query, text);
+    const { ids, truncated } = tokenized;
     // Only a static model's text may have no token.
-    const full = ids.length > 0 ? await this.#full(ids) : new Float32Array(fullDimension(this.#model));
+    const full = ids.length > 0 ? await this.#full(tokenized) : new Float32Array(fullDimension(this.#model));
     return { vector: finish(full, matryoshka, normalize), truncated, tokens: ids.length };
   }
 
   /** The vector before it is finished. */
-  async #full(ids: readonly number[]): Promise<Float32Array> {
+  async #full(tokenized: TokenizedText): Promise<Float32Array> {
     const { encoder, pooling } = this.#model;
-    const values = await this.#run(ids);
+    const values = await this.#run(tokenized);
     const pooled = this.#session.isPooled ? values : pool(values, encoder.width, pooling);
     return this.#dense.reduce((vector, layer) => layer.apply(vector), pooled);
   }
 
-  /** Token states, or the vector if the graph pools. */
-  async #run(ids: readonly number[]): Promise<Float32Array> {
-    const { width } = this.#model.encoder;
+  /** Token states, or the vector or score if the graph gives it. */
+  async #run(tokenized: TokenizedText): Promise<Float32Array> {
+    const { task, encoder } = this.#model;
+    const width = task === "rerank" ? 1 : encoder.width;
+    const { ids } = tokenized;
     this.#files.checkContents();
-    const values = await this.#session.run(ids);
+    const values = await this.#session.run(tokenized);
     this.#files.checkContents();
     const expected = this.#session.isPooled ? width : ids.length * width;
     if (values.length !== expected) {
-      const message = `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but the hidden size is ${width}`;
+      const message = `the ONNX file gave ${values.length} numbers for ${ids.length} tokens, but ${task === "rerank" ? "a score is one number" : `the hidden size is ${width}`}`;
       throw new EmbedderError("MODEL_INVALID", message);
     }
     return values;
@@ -98,6 +106,7 @@ class FallbackModel {
 /** One `embed` call on its way through the process, a text at a time. */
 interface Job {
   call: number;
+  query: string | undefined;
   isQuery: boolean;
   encoding: Encoding;
   texts: TextOrTokens[];
@@ -144,7 +153,7 @@ async function advance(job: Job, model: FallbackModel): Promise<"more" | "done">
     if (entry) {
       unsent.repeated.push([index, entry.index]);
     } else {
-      const { vector, truncated, tokens } = await model.embed(text, job.isQuery, index);
+      const { vector, truncated, tokens } = await model.embed(text, job, index);
       entry = { index, truncated };
       computed.set(key, entry);
       unsent.computed.push(index);
@@ -197,12 +206,12 @@ class Server {
         this.#drop(call);
         break;
       case "embed": {
-        const { isQuery, encoding } = request;
+        const { query, isQuery, encoding } = request;
         const texts = this.#incoming.get(call) ?? [];
         this.#incoming.delete(call);
         const seen = { computed: new Map(), computedTokens: new Map() };
         const sentAt = performance.now();
-        this.#jobs.push({ call, isQuery, encoding, texts, next: 0, ...seen, unsent: noRows(), sentAt });
+        this.#jobs.push({ call, query, isQuery, encoding, texts, next: 0, ...seen, unsent: noRows(), sentAt });
         this.#wake();
       }
     }

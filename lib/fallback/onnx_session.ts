@@ -1,16 +1,18 @@
 import type { InferenceSession, Tensor } from "onnxruntime-node";
+import type { Task } from "../engine.js";
 import { EmbedderError } from "../errors.js";
 import { availableProcessors } from "../processors.js";
+import type { TokenizedText } from "./tokenizer.js";
 
 interface Input {
   name: string;
-  fill: "ids" | 0 | 1;
+  fill: "ids" | "types" | 1;
   type: "int64" | "int32";
 }
 
 interface Output {
   name: string;
-  /** Whether the graph itself pools: the values are one vector. */
+  /** Whether the graph itself pools: the values are one vector, or a score. */
   isPooled: boolean;
 }
 
@@ -38,7 +40,7 @@ export class OnnxSession {
   }
 
   /** @throws EmbedderError `BACKEND_UNAVAILABLE`, `MODEL_INVALID` or `MODEL_UNSUPPORTED` (naming the input or output). */
-  static async load(file: string, threads: number | undefined): Promise<OnnxSession> {
+  static async load(file: string, task: Task, threads: number | undefined): Promise<OnnxSession> {
     const ort = loadRuntime();
     let session: InferenceSession;
     try {
@@ -54,18 +56,18 @@ export class OnnxSession {
       const reason = (cause as Error).message;
       throw new EmbedderError("MODEL_INVALID", `${file}: ONNX Runtime cannot load it: ${reason}`, { cause });
     }
-    return new OnnxSession(ort, session, inspectInputs(file, session), inspectOutputs(file, session));
+    return new OnnxSession(ort, session, inspectInputs(file, session), inspectOutputs(file, task, session));
   }
 
   /**
-   * Token states [tokens × width], or the vector if the graph pools.
+   * Token states [tokens × width], or the vector or score if the graph gives it.
    *
    * @throws EmbedderError `INFERENCE_FAILED`
    */
-  async run(ids: readonly number[]): Promise<Float32Array> {
+  async run({ ids, second }: Pick<TokenizedText, "ids" | "second">): Promise<Float32Array> {
     const feeds: { [name: string]: Tensor } = {};
     for (const { name, fill, type } of this.#inputs) {
-      const values = fill === "ids" ? ids : ids.map(() => fill);
+      const values = fill === "ids" ? ids : ids.map((_, index) => (fill === "types" ? Number(index >= second) : fill));
       feeds[name] =
         type === "int64"
           ? new this.#ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, ids.length])
@@ -92,7 +94,7 @@ function loadRuntime(): typeof import("onnxruntime-node") {
 
 function inspectInputs(file: string, session: InferenceSession): readonly Input[] {
   const inputs = session.inputMetadata.map((input) => {
-    const fill = ({ input_ids: "ids", attention_mask: 1, token_type_ids: 0 } as const)[input.name];
+    const fill = ({ input_ids: "ids", attention_mask: 1, token_type_ids: "types" } as const)[input.name];
     if (fill === undefined) {
       const message = `${file}: input ${JSON.stringify(input.name)}; supported are input_ids, attention_mask and token_type_ids`;
       throw new EmbedderError("MODEL_UNSUPPORTED", message);
@@ -111,12 +113,22 @@ function inspectInputs(file: string, session: InferenceSession): readonly Input[
 }
 
 /** Prefers token states to a pooled output, so that the pooling is certain to be that of the model folder. */
-function inspectOutputs(file: string, session: InferenceSession): Output {
+function inspectOutputs(file: string, task: Task, session: InferenceSession): Output {
   const outputs = session.outputMetadata.map((output) => ({
     name: output.name,
     type: output.isTensor ? output.type : "no tensor",
     rank: output.isTensor ? output.shape.length : 0,
   }));
+  const refused = (expected: string) => {
+    const found = outputs.map(({ name, type, rank }) => `${name} (${type}, rank ${rank})`).join(", ");
+    const message = `${file}: expected a float32 output ${expected}, found ${found || "none"}`;
+    return new EmbedderError("MODEL_UNSUPPORTED", message);
+  };
+  if (task === "rerank") {
+    const logits = outputs.find(({ name }) => name === "logits") ?? outputs[0];
+    if (logits?.type === "float32" && logits.rank === 2) return { name: logits.name, isPooled: true };
+    throw refused("logits [batch, 1]");
+  }
   const ofRank3 = outputs.filter(({ rank }) => rank === 3);
   const states = ofRank3.find(({ name }) => name === "last_hidden_state" || name === "token_embeddings") ?? ofRank3[0];
   const pooled = outputs.find(
@@ -124,9 +136,7 @@ function inspectOutputs(file: string, session: InferenceSession): Output {
   );
   const output = states ?? pooled;
   if (output?.type !== "float32") {
-    const found = outputs.map(({ name, type, rank }) => `${name} (${type}, rank ${rank})`).join(", ");
-    const message = `${file}: expected a float32 output last_hidden_state [batch, tokens, width] or sentence_embedding [batch, width], found ${found || "none"}`;
-    throw new EmbedderError("MODEL_UNSUPPORTED", message);
+    throw refused("last_hidden_state [batch, tokens, width] or sentence_embedding [batch, width]");
   }
   return { name: output.name, isPooled: output === pooled };
 }

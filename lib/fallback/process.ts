@@ -72,7 +72,7 @@ export class FallbackProcess {
   /** @param take Receives vectors as they are computed, and how many texts and tokens were run for them. */
   async embed(
     texts: readonly TextOrTokens[],
-    { isQuery, encoding, signal, onProgress }: EngineCall,
+    { query, isQuery, encoding, signal, onProgress }: EngineCall,
     take: (rows: () => EngineRows, computed: { texts: number; tokens: number }) => void,
   ): Promise<EngineResult> {
     const { dimension } = this.description;
@@ -85,7 +85,7 @@ export class FallbackProcess {
       signal,
       async (call) => {
         await inSlices(texts, (slice) => this.#send({ kind: "texts", call, texts: slice }), signal);
-        this.#send({ kind: "embed", call, isQuery, encoding });
+        this.#send({ kind: "embed", call, query, isQuery, encoding });
       },
       (rows) => {
         for (const [row, index] of rows.computed.entries()) {

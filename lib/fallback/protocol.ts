@@ -1,17 +1,17 @@
-import type { Description, EncodedVector, Encoding, ModelOptions, TextOrTokens } from "../engine.js";
+import type { Description, EncodedVector, Encoding, EngineOptions, TextOrTokens } from "../engine.js";
 import type { EmbedderErrorCode } from "../errors.js";
 
 /** Messages between `process.ts` and the child process that it starts, `main.ts`; a `LoadRequest` is the first. */
 export interface LoadRequest {
   modelDir: string;
-  options: ModelOptions;
+  options: EngineOptions;
 }
 
 export type CallRequest =
   /** Texts of a call, which are sent in slices. */
   | { kind: "texts"; call: number; texts: TextOrTokens[] }
   /** All texts of the call have been sent. */
-  | { kind: "embed"; call: number; isQuery: boolean; encoding: Encoding }
+  | { kind: "embed"; call: number; query: string | undefined; isQuery: boolean; encoding: Encoding }
   /** Nobody waits for the call any more. */
   | { kind: "cancel"; call: number };
 

@@ -10,6 +10,8 @@ import { isCount, TokenizerJson } from "./tokenizer_json.js";
 export interface TokenizedText {
   /** Prompt, text and special tokens, truncated to the model's limit. Only a static model's text may have none. */
   ids: number[];
+  /** The index of the first token of type 1, which those of a pair's second text have; without any, the number of tokens. */
+  second: number;
   truncated: boolean;
 }
 
@@ -26,6 +28,8 @@ export class TextTokenizer {
   readonly hash: string;
   readonly #tokenizer: TokenizerJson;
   readonly #model: ModelDir;
+  /** For rerankers. */
+  readonly #pair: readonly PairPart[];
   /** How long texts are split; `undefined` if they are tokenized whole. */
   readonly #pieceRules: PieceRules | undefined;
   readonly #charactersPerPiece: number;
@@ -58,10 +62,17 @@ export class TextTokenizer {
     }
     if (model.staticTokens === "known") this.#leftOut = unknownToken(json);
     this.#model = model;
-    this.#checkIds([...this.#before, ...this.#after]);
-    const specialTokens = this.#before.length + this.#after.length;
-    if (model.maxTokens <= specialTokens) {
-      const message = `maxTokens: expected more than the ${specialTokens} special tokens that this model adds to a text, found ${model.maxTokens}`;
+    this.#pair = model.task === "rerank" ? pairTemplate(file, json.post_processor) : [];
+    const specials =
+      model.task === "rerank" ? this.#pair.flatMap(({ ids = [] }) => ids) : [...this.#before, ...this.#after];
+    this.#checkIds(specials);
+    const specialTokens = specials.length;
+    const [texts, expected] =
+      model.task === "rerank"
+        ? [2, `at least ${specialTokens} special tokens and a token of each text`]
+        : [1, `more than the ${specialTokens} special tokens that this model adds to a text`];
+    if (model.maxTokens < specialTokens + texts) {
+      const message = `maxTokens: expected ${expected}, found ${model.maxTokens}`;
       throw new EmbedderError("INVALID_ARGUMENT", message);
     }
     this.#charactersPerPiece = charactersPerPiece;
@@ -69,9 +80,43 @@ export class TextTokenizer {
 
   /** @throws EmbedderError `TOKENIZATION_FAILED` */
   encode(text: string, isQuery: boolean): TokenizedText {
-    const { queryPrompt, documentPrompt, maxTokens, truncationSide } = this.#model;
-    const whole = (isQuery ? queryPrompt : documentPrompt) + text.toWellFormed();
+    const { queryPrompt, documentPrompt, maxTokens } = this.#model;
     const room = maxTokens - this.#before.length - this.#after.length;
+    const content = this.#content((isQuery ? queryPrompt : documentPrompt) + text, room);
+    const ids = [...this.#before, ...this.#kept(content, room), ...this.#after];
+    this.#checkNotEmpty(ids);
+    return { ids, second: ids.length, truncated: content.length > room };
+  }
+
+  /**
+   * A query and a text, of which the text is truncated.
+   *
+   * @throws EmbedderError `TOKENIZATION_FAILED`, or `INVALID_ARGUMENT` for a query that leaves no room for a text.
+   */
+  encodePair(query: string, text: string): TokenizedText {
+    const { maxTokens } = this.#model;
+    const most = maxTokens - this.#pair.reduce((count, { ids = [] }) => count + ids.length, 0);
+    const first = this.#content(query, most);
+    const room = most - first.length;
+    if (room <= 0) {
+      const message = `query: expected at most ${most - 1} tokens, so that a token of a text and the special tokens fit into maxTokens, ${maxTokens}, found a longer one`;
+      throw new EmbedderError("INVALID_ARGUMENT", message);
+    }
+    const content = this.#content(text, room);
+    const parts = { A: first, B: this.#kept(content, room) };
+    const ids: number[] = [];
+    let second = -1;
+    for (const part of this.#pair) {
+      if (part.type === 1 && second < 0) second = ids.length;
+      ids.push(...(part.ids ?? parts[part.sequence]));
+    }
+    this.#checkNotEmpty(ids);
+    return { ids, second: second < 0 ? ids.length : second, truncated: content.length > room };
+  }
+
+  /** Ids of a text without special tokens; of a long text, only of enough pieces to exceed `room`. */
+  #content(text: string, room: number): number[] {
+    const whole = text.toWellFormed();
     let content: (number | undefined)[];
     try {
       const limitMs = TIME_LIMIT_MS + Math.ceil(whole.length / CHARACTERS_PER_MS);
@@ -79,15 +124,21 @@ export class TextTokenizer {
     } catch (cause) {
       throw new EmbedderError("TOKENIZATION_FAILED", `tokenization failed: ${(cause as Error).message}`, { cause });
     }
-    const truncated = content.length > room;
-    if (truncated) content = truncationSide === "right" ? content.slice(0, room) : content.slice(-room);
-    content = content.filter((id) => id !== this.#leftOut);
-    const ids = [...this.#before, ...content, ...this.#after];
-    if (ids.length === 0 && !this.#model.staticTokens) {
-      throw new EmbedderError("TOKENIZATION_FAILED", "the tokenizer gives no token for a text, not even a special one");
-    }
-    this.#checkIds(ids);
-    return { ids, truncated };
+    this.#checkIds(content);
+    return content;
+  }
+
+  /** What is left of too many ids, without those that do not count. */
+  #kept(content: number[], room: number): number[] {
+    const { truncationSide } = this.#model;
+    const kept =
+      content.length <= room ? content : truncationSide === "right" ? content.slice(0, room) : content.slice(-room);
+    return kept.filter((id) => id !== this.#leftOut);
+  }
+
+  #checkNotEmpty(ids: readonly number[]): void {
+    if (ids.length > 0 || this.#model.staticTokens) return;
+    throw new EmbedderError("TOKENIZATION_FAILED", "the tokenizer gives no token for a text, not even a special one");
   }
 
   /**
@@ -108,7 +159,7 @@ export class TextTokenizer {
       throw refused(expected, `${ids[place]} at texts[${index}][${place}]`);
     }
     const kept = truncationSide === "right" ? ids.subarray(0, maxTokens) : ids.subarray(-maxTokens);
-    return { ids: [...kept], truncated: ids.length > maxTokens };
+    return { ids: [...kept], second: kept.length, truncated: ids.length > maxTokens };
   }
 
   /** Checks ids that are not from the vocabulary: a post-processor has its own, or `undefined` for a missing one. */
@@ -144,6 +195,54 @@ function unknownToken({ model, added_tokens: addedTokens }: JsonObject): unknown
   const { vocab, unk_token: token, unk_id: id } = isObject(model) ? model : {};
   const [, found] = [...vocabulary(vocab, addedTokens)].find(([name]) => token && name === token) ?? [];
   return found ?? id;
+}
+
+/** A part of a pair with the type of its tokens: special tokens, or one of the texts. */
+type PairPart = { type: number } & (
+  | { ids: readonly number[]; sequence?: undefined }
+  | { ids?: undefined; sequence: "A" | "B" }
+);
+
+/**
+ * How a post-processor joins two texts.
+ *
+ * @throws EmbedderError `MODEL_UNSUPPORTED` or `MODEL_INVALID`
+ */
+function pairTemplate(file: string, postProcessor: unknown): PairPart[] {
+  const { type, ...settings } = isObject(postProcessor) ? postProcessor : { type: undefined };
+  const parts = pairParts(type, settings);
+  if (!parts) {
+    const message = `${file}: post_processor ${JSON.stringify(type)} for pairs of texts is not supported; supported are TemplateProcessing, BertProcessing and RobertaProcessing`;
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
+  }
+  const types = parts.map((part) => part.type);
+  if (types.every((own, index) => (own === 0 || own === 1) && own >= (types[index - 1] ?? 0))) return parts;
+  const message = `${file}: expected token types 0 and then 1 for a pair of texts, found ${JSON.stringify(types)}`;
+  throw new EmbedderError("MODEL_INVALID", message);
+}
+
+function pairParts(type: unknown, settings: JsonObject): PairPart[] | undefined {
+  const [first, second]: PairPart[] = [
+    { sequence: "A", type: 0 },
+    { sequence: "B", type: type === "RobertaProcessing" ? 0 : 1 },
+  ];
+  if (type === undefined) return [first as PairPart, second as PairPart];
+  if (type === "BertProcessing" || type === "RobertaProcessing") {
+    const [cls, sep] = [settings.cls, settings.sep].map((token) => [(token as [string, number])[1]]);
+    const between = type === "BertProcessing" ? sep : [...(sep ?? []), ...(sep ?? [])];
+    const special = (ids: number[] | undefined, own: number): PairPart => ({ ids: ids ?? [], type: own });
+    const own = (second as PairPart).type;
+    return [special(cls, 0), first as PairPart, special(between, 0), second as PairPart, special(sep, own)];
+  }
+  if (type !== "TemplateProcessing") return undefined;
+  const { pair, special_tokens: tokens } = settings as {
+    pair: { Sequence?: { id: "A" | "B"; type_id: number }; SpecialToken?: { id: string; type_id: number } }[];
+    special_tokens: { [name: string]: { ids: number[] } };
+  };
+  return pair.map(({ Sequence: sequence, SpecialToken: token }): PairPart => {
+    if (sequence) return { sequence: sequence.id, type: sequence.type_id };
+    return { ids: tokens[token?.id ?? ""]?.ids ?? [], type: token?.type_id ?? 0 };
+  });
 }
 
 /**

@@ -1,7 +1,7 @@
 //! BERT as in `bert-base-uncased` and its descendants for embeddings: bge, E5, gte, all-MiniLM, arctic-embed-s/m.
 //!
-//! Absolute positions, token types (always type 0: a single text), biases everywhere, LayerNorm after each
-//! residual (post-norm), GELU feed-forward. The pooler head of the original is not used by embedding models.
+//! Absolute positions, token types (of a single text always type 0), biases everywhere, LayerNorm after each
+//! residual (post-norm), GELU feed-forward. Embedding models do not use the pooler of the original; rerankers do.
 //! [`Bert`] also computes the families that differ in settings and names only.
 //!
 //! - Paper: <https://arxiv.org/abs/1810.04805>
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::settings::Settings;
 use super::weights::Weights;
-use super::{Architecture, Encoder, Facts};
+use super::{Architecture, Encoder, Facts, Head};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::graph::{
@@ -23,7 +23,20 @@ use crate::graph::{
 pub const BERT: Architecture = Architecture {
     model_types: &["bert"],
     recognises: |_| true,
-    read: |settings| Ok(Arc::new(Bert::read(settings, Numbering::Index)?)),
+    read: |settings| {
+        let bert = Bert::read(settings, Numbering::Index)?;
+        Ok(Arc::new(Bert {
+            head: Some(HEAD),
+            ..bert
+        }))
+    },
+};
+
+/// The pooler of the original, and the classifier of its descendants.
+const HEAD: Head = Head {
+    dense: "pooler.dense",
+    activation: Activation::Tanh,
+    output: "classifier",
 };
 
 /// Names of a layer's weights, within the layer.
@@ -77,6 +90,7 @@ pub struct Bert {
     pub layer_norm_eps: f32,
     pub activation: Activation,
     pub names: Names,
+    pub head: Option<Head>,
 }
 
 impl Bert {
@@ -102,6 +116,7 @@ impl Bert {
             layer_norm_eps: settings.number(&["layer_norm_eps"])? as f32,
             activation,
             names: NAMES,
+            head: None,
         })
     }
 
@@ -153,6 +168,10 @@ impl Encoder for Bert {
             positions: self.max_position_embeddings - self.numbering.first_row(),
             layer_norm_before_truncation: Some(false),
         }
+    }
+
+    fn head(&self) -> Option<Head> {
+        self.head
     }
 
     fn record(&self, checkpoint: &Checkpoint) -> Result<Graph> {

@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use super::Architecture;
 use super::bert::{Bert, Names};
 use super::settings::Settings;
+use super::{Architecture, Head};
 use crate::error::Result;
-use crate::graph::Numbering;
+use crate::graph::{Activation, Numbering};
 
 pub const DISTILBERT: Architecture = Architecture {
     model_types: &["distilbert"],
@@ -30,6 +30,12 @@ const NAMES: Names = Names {
     output_norm: "output_layer_norm",
 };
 
+const HEAD: Head = Head {
+    dense: "pre_classifier",
+    activation: Activation::Relu,
+    output: "classifier",
+};
+
 fn read(settings: &Settings) -> Result<Bert> {
     let dim = settings.count(&["dim"])?;
     let heads = settings.count(&["n_heads"])?;
@@ -46,5 +52,6 @@ fn read(settings: &Settings) -> Result<Bert> {
         layer_norm_eps: 1e-12,
         activation: settings.activation("activation")?,
         names: NAMES,
+        head: Some(HEAD),
     })
 }

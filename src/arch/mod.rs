@@ -3,6 +3,7 @@
 
 mod bert;
 mod distilbert;
+mod head;
 mod modernbert;
 mod mpnet;
 mod nomic_bert;
@@ -17,11 +18,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use self::head::Head;
 use self::settings::Settings;
 pub use self::static_table::read as read_static;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
+use crate::options::Task;
 
 /// All that can be loaded.
 const ARCHITECTURES: &[Architecture] = &[
@@ -59,6 +62,11 @@ pub trait Encoder: Debug + Send + Sync {
     /// # Errors
     /// A tensor is missing or has another shape than the settings imply.
     fn record(&self, checkpoint: &Checkpoint) -> Result<Graph>;
+
+    /// What makes a score of the hidden states; `None` where rerankers of the architecture are not computed here.
+    fn head(&self) -> Option<Head> {
+        None
+    }
 }
 
 /// What is known of an encoder without its weights. Exported graphs carry it as JSON (see [`crate::model::export_onnx`]).
@@ -84,6 +92,43 @@ pub enum StaticTokens {
     All,
     /// All but the unknown token.
     Known,
+}
+
+/// The task that `config.json` declares by the class of its model.
+#[must_use]
+pub fn task(json: &Value) -> Task {
+    let class = json["architectures"][0].as_str();
+    if class.is_some_and(|class| class.ends_with("ForSequenceClassification")) {
+        Task::Rerank
+    } else {
+        Task::Embed
+    }
+}
+
+/// Checks that a reranker gives one score, and that its architecture has a head that is computed here.
+///
+/// # Errors
+/// It has several labels, or no known head.
+pub fn check_reranker(path: &Path, json: &Value, encoder: &dyn Encoder) -> Result<()> {
+    let labels = match &json["id2label"] {
+        Value::Object(labels) => labels.len() as u64,
+        // What `transformers` leaves out, it reads as two.
+        _ => json["num_labels"].as_u64().unwrap_or(2),
+    };
+    if labels != 1 {
+        let hint = "supported is 1, a score (a model with several labels is a classifier)";
+        return Err(Error::unsupported(
+            path,
+            format!("num_labels = {labels}"),
+            hint,
+        ));
+    }
+    if encoder.head().is_none() {
+        let feature = format!("a reranker with model_type {}", json["model_type"]);
+        let hint = "rerankers are computed for bert, distilbert, roberta and xlm-roberta";
+        return Err(Error::unsupported(path, feature, hint));
+    }
+    Ok(())
 }
 
 /// Reads `config.json`, already parsed. `path` is for messages.

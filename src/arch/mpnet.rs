@@ -65,5 +65,6 @@ fn read(settings: &Settings) -> Result<Bert> {
         layer_norm_eps: settings.number(&["layer_norm_eps"])? as f32,
         activation: settings.activation("hidden_act")?,
         names: NAMES,
+        head: None,
     })
 }

@@ -1,4 +1,5 @@
-//! `RoBERTa` and XLM-`RoBERTa`: multilingual-e5, bge-m3, arctic-embed-l-v2, paraphrase-multilingual, codebert, unixcoder.
+//! `RoBERTa` and XLM-`RoBERTa`: multilingual-e5, bge-m3, arctic-embed-l-v2, paraphrase-multilingual, codebert, unixcoder; the reranker
+//! bge-reranker-v2-m3.
 //!
 //! BERT whose positions are numbered from `pad_token_id + 1`, and count only tokens that are not padding.
 //!
@@ -7,9 +8,9 @@
 
 use std::sync::Arc;
 
-use super::Architecture;
 use super::bert::Bert;
-use crate::graph::Numbering;
+use super::{Architecture, Head};
+use crate::graph::{Activation, Numbering};
 
 pub const ROBERTA: Architecture = Architecture {
     model_types: &["roberta", "xlm-roberta", "camembert"],
@@ -17,6 +18,15 @@ pub const ROBERTA: Architecture = Architecture {
     read: |settings| {
         let padding = settings.integer(&["pad_token_id"], 0)?;
         let bert = Bert::read(settings, Numbering::NotPadding { padding })?;
-        Ok(Arc::new(bert))
+        Ok(Arc::new(Bert {
+            head: Some(HEAD),
+            ..bert
+        }))
     },
+};
+
+const HEAD: Head = Head {
+    dense: "classifier.dense",
+    activation: Activation::Tanh,
+    output: "classifier.out_proj",
 };

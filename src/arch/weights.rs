@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::Result;
-use crate::graph::{EmbeddingTables, Linear, Norm, NormKind, Numbering, Positions};
+use crate::graph::{EmbeddingTables, Linear, Norm, NormKind, Numbering, Positions, TokenTypes};
 
 /// A checkpoint whose names may all have a prefix, such as `bert.`, that the architecture does not know of.
 pub struct Weights<'a> {
@@ -18,6 +18,14 @@ impl<'a> Weights<'a> {
     pub fn of(checkpoint: &'a Checkpoint, anchor: &str) -> Result<Self> {
         let prefix = checkpoint.prefix_of(anchor)?.to_owned();
         Ok(Self { checkpoint, prefix })
+    }
+
+    /// The layer `name`, wherever it lies.
+    ///
+    /// # Errors
+    /// There is no such layer.
+    pub fn ending(checkpoint: &'a Checkpoint, name: &str) -> Result<Self> {
+        Self::of(checkpoint, &format!("{name}.weight"))
     }
 
     fn full_name(&self, name: &str) -> String {
@@ -64,8 +72,7 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// The tables of `embeddings.<name>.weight`: words, and perhaps positions and row 0 of the token types, with their numbers
-    /// of rows.
+    /// The tables of `embeddings.<name>.weight`: words, and perhaps positions and token types, with their numbers of rows.
     pub fn embeddings(
         &self,
         width: usize,
@@ -79,13 +86,13 @@ impl<'a> Weights<'a> {
             let table = table("position_embeddings", rows);
             table.map(|table| Positions { table, numbering })
         });
-        let token_type = token_types.map(|rows| {
+        let token_types = token_types.map(|rows| {
             let table = table("token_type_embeddings", rows);
-            table.map(|table| table.part(0, rows))
+            table.map(|table| TokenTypes { table, vary: false })
         });
         Ok(EmbeddingTables {
             positions: positions.transpose()?,
-            token_type: token_type.transpose()?,
+            token_types: token_types.transpose()?,
             ..EmbeddingTables::of(table("word_embeddings", vocabulary)?)
         })
     }

@@ -11,8 +11,8 @@ use crate::batch::{self, Limits};
 use crate::error::Result;
 use crate::guard;
 use crate::memory;
-use crate::runtime::Worker;
 use crate::runtime::stop::Stop;
+use crate::runtime::{Tokens, Worker};
 use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
 use crate::vector::{Finish, VECTORS, Vectors};
@@ -73,6 +73,9 @@ impl Pipeline {
                 Input::Text(text) => {
                     self.tokenizer
                         .tokenize_unless(text, call.request.is_query, &is_unwanted)?
+                }
+                Input::Pair { query, text } => {
+                    self.tokenizer.tokenize_pair(query, text, &is_unwanted)?
                 }
                 Input::Tokens(ids) => self.tokenizer.take(ids, index)?,
             };
@@ -135,9 +138,11 @@ impl Pipeline {
     fn compute(&self, parts: &[(&Call, &[usize])], worker: &mut dyn Worker) -> Result<()> {
         let texts = parts.iter().flat_map(|(call, places)| {
             let distinct = call.distinct();
-            places.iter().map(|&place| &*distinct.tokens(place).ids)
+            places
+                .iter()
+                .map(|&place| distinct.tokens(place).as_tokens())
         });
-        let texts: Vec<&[u32]> = texts.collect();
+        let texts: Vec<Tokens> = texts.collect();
         let stop = match parts {
             [(call, _)] => Arc::clone(call.ticket.stop()),
             // One caller who gives up must not stop the others' batch, which is short anyway.
@@ -176,12 +181,12 @@ impl Pipeline {
 /// [`Worker::forward`], also of texts that have no token. Their vectors, of `width` numbers, are zeros.
 fn forward(
     worker: &mut dyn Worker,
-    texts: &[&[u32]],
+    texts: &[Tokens],
     width: usize,
     stop: &Arc<Stop>,
 ) -> Result<Vec<f32>> {
-    let texts_with_tokens: Vec<&[u32]> = (texts.iter().copied())
-        .filter(|ids| !ids.is_empty())
+    let texts_with_tokens: Vec<Tokens> = (texts.iter().copied())
+        .filter(|tokens| !tokens.ids.is_empty())
         .collect();
     if texts_with_tokens.len() == texts.len() {
         return worker.forward(texts, stop);
@@ -192,7 +197,8 @@ fn forward(
     }
     let computed = worker.forward(&texts_with_tokens, stop)?;
     let rows = vectors.chunks_exact_mut(width).zip(texts);
-    let rows = rows.filter(|(_, ids)| !ids.is_empty()).map(|(row, _)| row);
+    let rows = rows.filter(|(_, tokens)| !tokens.ids.is_empty());
+    let rows = rows.map(|(row, _)| row);
     for (row, vector) in rows.zip(computed.chunks_exact(width)) {
         row.copy_from_slice(vector);
     }

@@ -76,8 +76,26 @@ pub struct EmbeddingTables {
     pub factors: Option<Arc<[f32]>>,
     /// A row for each place in a text.
     pub positions: Option<Positions>,
-    /// `[1, width]`: row 0 of the token-type table, the same for every token of a single text.
-    pub token_type: Option<TensorSlice>,
+    /// A row for each type of token.
+    pub token_types: Option<TokenTypes>,
+}
+
+/// A table of token types.
+#[derive(Debug, Clone)]
+pub struct TokenTypes {
+    /// `[types, width]`
+    pub table: TensorSlice,
+    /// Whether tokens have types of their own: 0 in the first text of a pair, 1 in the second. Otherwise every token has
+    /// type 0.
+    pub vary: bool,
+}
+
+impl TokenTypes {
+    /// `[1, width]`: what is added to every token if types do not vary.
+    #[must_use]
+    pub fn first_row(&self) -> TensorSlice {
+        self.table.part(0, self.table.shape[0])
+    }
 }
 
 impl EmbeddingTables {
@@ -90,7 +108,7 @@ impl EmbeddingTables {
             rows: None,
             factors: None,
             positions: None,
-            token_type: None,
+            token_types: None,
         }
     }
 }

@@ -11,7 +11,7 @@ mod prune;
 
 pub use self::layers::{
     Activation, Attention, EmbeddingTables, Linear, Mask, Norm, NormKind, NtkScaling, Numbering,
-    Pooling, Positions, Projections, RelativeBias, Rotary, alibi_slope,
+    Pooling, Positions, Projections, RelativeBias, Rotary, TokenTypes, alibi_slope,
 };
 
 /// The result of an operation, given by its place in the graph.
@@ -255,6 +255,32 @@ impl Graph {
     #[must_use]
     pub fn encoder(&self) -> &[Node] {
         &self.nodes[..self.pooled_at.unwrap_or(self.nodes.len())]
+    }
+
+    /// The graph for pairs of texts, whose tokens have types where a table has more than one.
+    #[must_use]
+    pub fn of_pairs(mut self) -> Self {
+        for node in &mut self.nodes {
+            if let Op::Embed(EmbeddingTables {
+                token_types: Some(types),
+                ..
+            }) = &mut node.op
+            {
+                types.vary = types.table.shape[0] > 1;
+            }
+        }
+        self
+    }
+
+    /// Whether it computes from the types of tokens, beside their ids.
+    #[must_use]
+    pub fn takes_token_types(&self) -> bool {
+        self.nodes.iter().any(|node| match &node.op {
+            Op::Embed(embeddings) => {
+                (embeddings.token_types.as_ref()).is_some_and(|types| types.vary)
+            }
+            _ => false,
+        })
     }
 
     /// The longest text that its tables of positions have rows for, in tokens; `None` where it has none.

@@ -17,12 +17,31 @@ use crate::options::{Backend, Dtype, Options};
 
 /// Computes batches, one at a time, on the thread that owns it.
 pub trait Worker: Send {
-    /// The pooled vectors of a batch, `[texts, width]` row-major, not normalized. Each text is given by its token ids;
-    /// padding is up to the runtime.
+    /// The results of a batch, `[texts, width]` row-major: pooled vectors, not normalized, or scores. Padding is up to the
+    /// runtime.
     ///
     /// # Errors
     /// The runtime failed; [`Error::Aborted`] once `stop` is requested.
-    fn forward(&mut self, texts: &[&[u32]], stop: &Arc<Stop>) -> Result<Vec<f32>>;
+    fn forward(&mut self, texts: &[Tokens], stop: &Arc<Stop>) -> Result<Vec<f32>>;
+}
+
+/// The tokens of a text, or of a pair of texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tokens<'a> {
+    /// Their ids.
+    pub ids: &'a [u32],
+    /// The index of the first one of type 1, which the tokens of a pair's second text have; all before are of type 0. Without
+    /// any it is the number of tokens.
+    pub second: usize,
+}
+
+impl<'a> From<&'a [u32]> for Tokens<'a> {
+    fn from(ids: &'a [u32]) -> Self {
+        Self {
+            ids,
+            second: ids.len(),
+        }
+    }
 }
 
 /// Makes a worker. Called on the thread that will use it, since that can take as long as loading.

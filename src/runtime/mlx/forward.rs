@@ -18,8 +18,8 @@ use super::parameters::{Affine, NormWeights, Parameters, Tables, Weights};
 use super::{mlx_error, padded, size};
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Graph, Node, Norm, NormKind, Numbering, Op, Pooling, Rotary, Rows};
-use crate::runtime::shutdown;
 use crate::runtime::stop::Stop;
+use crate::runtime::{Tokens, shutdown};
 
 type Unary = Box<dyn for<'a> FnMut(&'a Array) -> Result<Array, Exception>>;
 type Binary = Box<dyn for<'a> FnMut((&'a Array, &'a Array)) -> Result<Array, Exception>>;
@@ -93,6 +93,8 @@ pub struct PaddedBatch {
     pub texts: i32,
     /// Length that every text is padded to.
     pub length: i32,
+    /// For each text, its [`Tokens::second`].
+    pub seconds: Vec<usize>,
     /// Real lengths of the texts; empty if nothing is padded.
     pub lengths: Vec<i32>,
     /// Real length of every text, if rotations depend on it.
@@ -105,8 +107,8 @@ impl PaddedBatch {
     ///
     /// # Errors
     /// MLX cannot count so many tokens.
-    pub fn new(texts: &[&[u32]], positions: Option<usize>, is_scaled: bool) -> Result<Self> {
-        let longest = texts.iter().map(|ids| ids.len()).max().unwrap_or(0);
+    pub fn new(texts: &[Tokens], positions: Option<usize>, is_scaled: bool) -> Result<Self> {
+        let longest = texts.iter().map(|text| text.ids.len()).max().unwrap_or(0);
         let length = if is_scaled {
             longest
         } else {
@@ -116,16 +118,17 @@ impl PaddedBatch {
         size(texts.len() * length)?;
         let mut ids = Vec::with_capacity(texts.len() * length);
         for text in texts {
-            ids.extend_from_slice(text);
-            ids.resize(ids.len() + length - text.len(), 0);
+            ids.extend_from_slice(text.ids);
+            ids.resize(ids.len() + length - text.ids.len(), 0);
         }
-        let is_padded = texts.iter().any(|ids| ids.len() < length);
+        let is_padded = texts.iter().any(|text| text.ids.len() < length);
         let lengths = texts
             .iter()
             .filter(|_| is_padded)
-            .map(|ids| size(ids.len()));
+            .map(|text| size(text.ids.len()));
         Ok(Self {
             ids,
+            seconds: texts.iter().map(|text| text.second).collect(),
             texts: size(texts.len())?,
             length: size(length)?,
             lengths: lengths.collect::<Result<_>>()?,
@@ -215,8 +218,9 @@ impl<'a> Pass<'a> {
     fn compute(&mut self, node: &Node, weights: &Weights, operands: &[Array]) -> Result<Array> {
         let array = match (&node.op, weights, operands) {
             (Op::Embed(embeddings), Weights::Tables(tables), []) => {
-                let numbering = (embeddings.positions.as_ref()).map(|one| one.numbering);
-                self.embed(tables, numbering, size(node.width)?)
+                let positions = embeddings.positions.as_ref();
+                let numbering = positions.map(|positions| positions.numbering);
+                return self.embed(tables, numbering, size(node.width)?);
             }
             (Op::Add(..), _, [a, b]) => ops::add(a, b),
             (Op::Linear { .. }, Weights::Linear(layer), [x]) => affine(x, layer),
@@ -263,26 +267,44 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn embed(
-        &self,
-        tables: &Tables,
-        numbering: Option<Numbering>,
-        width: i32,
-    ) -> Result<Array, Exception> {
-        let mut x = match &tables.rows {
-            Some(rows) => tables.words.take_axis(rows.take_axis(&self.ids, 0)?, 0)?,
-            None => tables.words.take_axis(&self.ids, 0)?,
+    fn embed(&self, tables: &Tables, numbering: Option<Numbering>, width: i32) -> Result<Array> {
+        let types = match &tables.types {
+            Some(table) => Some((table, self.token_types()?)),
+            None => None,
         };
-        if let Some(factors) = &tables.factors {
-            x = ops::multiply(x, factors.take_axis(&self.ids, 0)?)?;
-        }
-        if let Some((numbering, table)) = numbering.zip(tables.positions.as_ref()) {
-            x = ops::add(x, table.take_axis(self.position_rows(numbering)?, 0)?)?;
-        }
-        if let Some(shift) = &tables.shift {
-            x = ops::add(x, shift)?;
-        }
-        x.reshape(&[-1, width])
+        let sum = || -> Result<Array, Exception> {
+            let mut sum = match &tables.rows {
+                Some(rows) => tables.words.take_axis(rows.take_axis(&self.ids, 0)?, 0)?,
+                None => tables.words.take_axis(&self.ids, 0)?,
+            };
+            if let Some(factors) = &tables.factors {
+                sum = ops::multiply(sum, factors.take_axis(&self.ids, 0)?)?;
+            }
+            if let Some((numbering, table)) = numbering.zip(tables.positions.as_ref()) {
+                sum = ops::add(sum, table.take_axis(self.position_rows(numbering)?, 0)?)?;
+            }
+            if let Some(shift) = &tables.shift {
+                sum = ops::add(sum, shift)?;
+            }
+            if let Some((table, types)) = types {
+                sum = ops::add(sum, table.take_axis(types, 0)?)?;
+            }
+            sum.reshape(&[-1, width])
+        };
+        sum().map_err(mlx_error)
+    }
+
+    /// The type of each token, `[batch, length]`.
+    fn token_types(&self) -> Result<Array> {
+        let PaddedBatch {
+            texts,
+            length,
+            seconds,
+            ..
+        } = self.batch;
+        let types = (seconds.iter())
+            .flat_map(|second| (0..*length).map(move |token| u32::from(token as usize >= *second)));
+        array(&types.collect::<Vec<_>>(), &[*texts, *length])
     }
 
     /// Rows of a table of positions, `[length]` or `[batch, length]`.

@@ -59,7 +59,7 @@ use self::parameters::Parameters;
 use self::thread::{State, Turn};
 use super::shutdown;
 use super::stop::Stop;
-use super::{MakeWorker, Memory, Runtime, Worker};
+use super::{MakeWorker, Memory, Runtime, Tokens, Worker};
 use crate::batch::{self, Limits};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -209,15 +209,15 @@ struct MlxWorker {
 }
 
 impl Worker for MlxWorker {
-    fn forward(&mut self, texts: &[&[u32]], stop: &Arc<Stop>) -> Result<Vec<f32>> {
+    fn forward(&mut self, texts: &[Tokens], stop: &Arc<Stop>) -> Result<Vec<f32>> {
         let Handle {
             number, positions, ..
         } = *self.handle;
-        let groups = texts.chunk_by(|a, b| self.growths(a.len()) == self.growths(b.len()));
+        let groups = texts.chunk_by(|a, b| self.growths(a.ids.len()) == self.growths(b.ids.len()));
         let batches = groups.map(|texts| {
             // Texts beyond the trained length have one length: padding would need another rotation.
             let is_scaled = self
-                .growths(texts[0].len())
+                .growths(texts[0].ids.len())
                 .iter()
                 .any(|&growth| growth > 1.0);
             PaddedBatch::new(texts, positions, is_scaled)

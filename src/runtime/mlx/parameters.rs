@@ -35,7 +35,7 @@ pub enum FusedProjections {
     First(Affine, Affine),
 }
 
-/// What first hidden states are made of.
+/// What first hidden states are made of. The type of tokens that all have the same is added to one of the other tables.
 pub struct Tables {
     /// `[rows, width]`.
     pub words: Array,
@@ -45,13 +45,21 @@ pub struct Tables {
     pub factors: Option<Array>,
     /// `[positions, width]`.
     pub positions: Option<Array>,
-    /// The token type, `[1, width]`, where it is in neither table: words that are multiplied cannot contain it.
+    /// `[types, width]`, if types vary.
+    pub types: Option<Array>,
+    /// The type, `[1, width]`, where it is in neither table: words that are multiplied cannot contain it.
     pub shift: Option<Array>,
 }
 
 impl Tables {
     fn arrays(&self) -> Vec<&Array> {
-        let optional = [&self.rows, &self.factors, &self.positions, &self.shift];
+        let optional = [
+            &self.rows,
+            &self.factors,
+            &self.positions,
+            &self.types,
+            &self.shift,
+        ];
         let optional = optional.into_iter().flatten();
         std::iter::once(&self.words).chain(optional).collect()
     }
@@ -165,18 +173,22 @@ impl Loader<'_> {
         let positions = embeddings.positions.as_ref();
         let positions = positions.map(|positions| self.array(&positions.table, self.dtype));
         let mut positions = positions.transpose()?;
-        let mut shift = None;
-        if let Some(token_type) = &embeddings.token_type {
-            let token_type = self.array(token_type, self.dtype)?;
-            let table = match &mut positions {
-                None if embeddings.factors.is_some() => None,
-                None => Some(&mut words),
-                table => table.as_mut(),
-            };
-            match table {
-                Some(table) => *table = ops::add(&*table, &token_type).map_err(mlx_error)?,
-                None => shift = Some(token_type),
+        let (mut types, mut shift) = (None, None);
+        match &embeddings.token_types {
+            Some(all) if all.vary => types = Some(self.array(&all.table, self.dtype)?),
+            Some(all) => {
+                let row = self.array(&all.first_row(), self.dtype)?;
+                let table = match &mut positions {
+                    None if embeddings.factors.is_some() => None,
+                    None => Some(&mut words),
+                    table => table.as_mut(),
+                };
+                match table {
+                    Some(table) => *table = ops::add(&*table, &row).map_err(mlx_error)?,
+                    None => shift = Some(row),
+                }
             }
+            None => {}
         }
         let rows = embeddings.rows.as_deref();
         let rows = rows.map(|rows| array(rows, &[size(rows.len())?]));
@@ -189,6 +201,7 @@ impl Loader<'_> {
             rows: rows.transpose()?,
             factors: factors.transpose()?,
             positions,
+            types,
             shift,
         }))
     }

@@ -63,7 +63,7 @@ fn count_pass(fixture: &str, layers_key: &'static str, layers: usize, is_padded:
         let parameters = Parameters::load(&graph, &checkpoint, Dtype::Float32)?;
         let ids = [7; LENGTH as usize];
         let second = if is_padded { &ids[..5] } else { &ids };
-        let batch = PaddedBatch::new(&[&ids, second], None, false)?;
+        let batch = PaddedBatch::new(&[ids[..].into(), second.into()], None, false)?;
         let stop = Stop::new();
         let mut pass = Pass::new(&parameters, &mut state.kernels, &batch, &stop)?;
         Ok(count(&pass.run(&graph)?))

@@ -21,10 +21,14 @@ use crate::int8::{self, Int8Weights};
 
 /// The graph's input: token ids, int64 `[batch, length]`.
 pub const INPUT: &str = "input_ids";
+/// The second input of a graph whose tokens have types: int64 `[batch, length]`.
+pub const TOKEN_TYPES: &str = "token_type_ids";
 /// Output of a pooled graph: float `[batch, dimension]`.
 pub const EMBEDDING: &str = "sentence_embedding";
-/// Output of an exported graph: float `[batch, length, width]`.
+/// Output of an exported encoder: float `[batch, length, width]`.
 pub const HIDDEN_STATE: &str = "last_hidden_state";
+/// Output of an exported reranker: float `[batch, 1]`.
+pub const LOGITS: &str = "logits";
 
 /// Property of an exported graph: SHA-256 of the checkpoint's files, comma-separated, in the order of their names.
 /// Offsets into other files would read garbage, so the digests are compared when the graph is loaded.
@@ -77,6 +81,8 @@ pub struct GraphBuilder {
     pub(super) quantized_rows: HashMap<String, QuantizedRows>,
     /// The rotations so far.
     pub(super) rotaries: Vec<Rotary>,
+    /// Whether [`TOKEN_TYPES`] is an input.
+    pub(super) takes_token_types: bool,
     defined: HashSet<String>,
 }
 
@@ -90,6 +96,7 @@ impl GraphBuilder {
             quantized: Vec::new(),
             quantized_rows: HashMap::new(),
             rotaries: Vec::new(),
+            takes_token_types: false,
             defined: HashSet::new(),
         }
     }
@@ -154,7 +161,7 @@ impl GraphBuilder {
         (self.encode(placeholders, output, vec![]), weights)
     }
 
-    /// The finished graph of all token states, as a file for the model's folder: initializers name the checkpoint's files,
+    /// The finished graph of all token states, or of scores, as a file for the model's folder: initializers name the checkpoint's files,
     /// and weights of half precision are cast when the graph is loaded. The file contains the int8 weights.
     pub fn finish_exported(
         mut self,
@@ -163,9 +170,16 @@ impl GraphBuilder {
         checkpoint: &Checkpoint,
         int8: Option<&Int8Weights>,
     ) -> Vec<u8> {
-        let shape = self.shape_of(Rows::All);
-        let output = self.op("Reshape", &[&output.name, &shape], vec![]);
-        self.rename(&output, HIDDEN_STATE);
+        let output = if output.rows == Rows::All {
+            let shape = self.shape_of(Rows::All);
+            let states = self.op("Reshape", &[&output.name, &shape], vec![]);
+            self.rename(&states, HIDDEN_STATE);
+            let dims = ["batch".into(), "length".into(), encoder.facts.width.into()];
+            tensor_info(HIDDEN_STATE, DataType::Float, &dims)
+        } else {
+            self.rename(&output.name, LOGITS);
+            tensor_info(LOGITS, DataType::Float, &["batch".into(), 1.into()])
+        };
         let mut casts = Vec::new();
         let initializers = std::mem::take(&mut self.weights)
             .into_iter()
@@ -200,8 +214,6 @@ impl GraphBuilder {
             )
             .collect();
         self.nodes.splice(0..0, casts);
-        let dims = ["batch".into(), "length".into(), encoder.facts.width.into()];
-        let output = tensor_info(HIDDEN_STATE, DataType::Float, &dims);
         let encoder =
             serde_json::to_string(encoder).expect("numbers, booleans and strings always serialize");
         // The graph ends in front of the pooling, and so has no weights of what follows.
@@ -251,6 +263,10 @@ impl GraphBuilder {
             domain: domain.to_owned(),
             version,
         };
+        let inputs = [INPUT, TOKEN_TYPES].into_iter();
+        let inputs = inputs.take(if self.takes_token_types { 2 } else { 1 });
+        let dims = ["batch".into(), "length".into()];
+        let input = inputs.map(|name| tensor_info(name, DataType::Int64, &dims));
         ModelProto {
             ir_version: 9,
             producer_name: env!("CARGO_PKG_NAME").to_owned(),
@@ -259,11 +275,7 @@ impl GraphBuilder {
                 node: self.nodes,
                 name: "encoder".to_owned(),
                 initializer,
-                input: vec![tensor_info(
-                    INPUT,
-                    DataType::Int64,
-                    &["batch".into(), "length".into()],
-                )],
+                input: input.collect(),
                 output: vec![output],
             }),
             opset_import: vec![opset("", 20), opset(MICROSOFT, 1)],

@@ -26,11 +26,11 @@ use ort::session::{RunOptions, Session};
 use ort::value::TensorRef;
 
 pub use self::builder::ExportedEncoder;
-use self::builder::{EMBEDDING, GraphBuilder, INPUT};
+use self::builder::{EMBEDDING, GraphBuilder, INPUT, TOKEN_TYPES};
 use self::weights::{Initializers, SharedWeights};
 use super::shutdown::{self, Guarded};
 use super::stop::{Interrupt, Stop};
-use super::{MakeWorker, Runtime, Worker};
+use super::{MakeWorker, Runtime, Tokens, Worker};
 use crate::batch::Limits;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Cause, Error, Result};
@@ -139,6 +139,7 @@ pub fn load(
         sessions,
         graph: encoded,
         precision,
+        takes_token_types: graph.takes_token_types(),
         weights: Arc::new(shutdown::ONNX.guard(weights)),
         are_packed,
     });
@@ -171,7 +172,7 @@ pub fn load(
     })
 }
 
-/// The encoder without pooling as an ONNX file for the model's folder, where its initializers point at the checkpoint's
+/// The encoder without pooling, or the pooled graph of a reranker, as an ONNX file for the model's folder, where its initializers point at the checkpoint's
 /// files. What is known of the encoder goes into its properties.
 ///
 /// # Errors
@@ -297,6 +298,7 @@ struct SessionFactory {
     sessions: Sessions,
     graph: Vec<u8>,
     precision: Precision,
+    takes_token_types: bool,
     weights: Arc<Guarded<SharedWeights>>,
     /// Whether sessions no longer read the matrices that they were made from.
     are_packed: bool,
@@ -313,6 +315,7 @@ impl Drop for SessionFactory {
 struct OnnxWorker {
     session: Guarded<Session>,
     precision: Precision,
+    takes_token_types: bool,
     _weights: Arc<Guarded<SharedWeights>>,
 }
 
@@ -330,17 +333,28 @@ impl OnnxWorker {
         Ok(Self {
             session: shutdown::ONNX.guard(session),
             precision: factory.precision,
+            takes_token_types: factory.takes_token_types,
             _weights: Arc::clone(&factory.weights),
         })
     }
 
     /// Runs texts of equal length.
-    fn run(&mut self, texts: &[&[u32]], options: &RunOptions) -> Result<Vec<f32>, ort::Error> {
-        let shape = [texts.len(), texts[0].len()];
-        let ids = texts.iter().flat_map(|ids| ids.iter());
+    fn run(&mut self, texts: &[Tokens], options: &RunOptions) -> Result<Vec<f32>, ort::Error> {
+        let shape = [texts.len(), texts[0].ids.len()];
+        let ids = texts.iter().flat_map(|text| text.ids);
         let ids: Vec<i64> = ids.map(|&id| i64::from(id)).collect();
         let input = TensorRef::from_array_view((shape, &*ids))?;
-        let inputs = ort::inputs![INPUT => input];
+        let mut inputs = ort::inputs![INPUT => input];
+        let mut types: Vec<i64> = Vec::new();
+        if self.takes_token_types {
+            let of_text = |text: &Tokens| {
+                let second = text.second;
+                (0..text.ids.len()).map(move |token| i64::from(token >= second))
+            };
+            types.extend(texts.iter().flat_map(of_text));
+            let types = TensorRef::from_array_view((shape, &*types))?;
+            inputs.extend(ort::inputs![TOKEN_TYPES => types]);
+        }
         let outputs = self.session.run_with_options(inputs, options)?;
         let (_, vectors) = outputs[EMBEDDING].try_extract_tensor::<f32>()?;
         Ok(vectors.to_vec())
@@ -350,14 +364,14 @@ impl OnnxWorker {
 impl Worker for OnnxWorker {
     /// Nothing is padded: neighbours of equal length run together, one group after the other. With int8 every text runs
     /// alone, since a rounding that differs in the last bit may become a step between two integers there.
-    fn forward(&mut self, texts: &[&[u32]], stop: &Arc<Stop>) -> Result<Vec<f32>> {
+    fn forward(&mut self, texts: &[Tokens], stop: &Arc<Stop>) -> Result<Vec<f32>> {
         let _inside = shutdown::ONNX.enter();
         // New for each batch, which costs nothing in comparison: a late interruption must not harm a later run.
         let options = Arc::new(RunOptions::new().map_err(Error::inference)?);
         let run: Arc<dyn Interrupt> = options.clone();
         let mut vectors = Vec::new();
         let may_group = self.precision == Precision::Float;
-        for group in texts.chunk_by(|a, b| may_group && a.len() == b.len()) {
+        for group in texts.chunk_by(|a, b| may_group && a.ids.len() == b.ids.len()) {
             let part = shutdown::interruptible(stop, &run, || self.run(group, &options))?;
             vectors.extend(part.map_err(Error::inference)?);
         }

@@ -10,10 +10,11 @@
 //! and a large value in one token costs the others no precision. Layers that read the same rows share the quantized rows.
 //! Layers behind the pooling stay in float32.
 //!
-//! Texts of a batch have equal lengths: the graph has one input, `input_ids` of shape `[batch, length]`, and no mask.
+//! Texts of a batch have equal lengths: the graph's input is `input_ids` of shape `[batch, length]`, and there is no mask. If
+//! tokens have types, `token_type_ids` of the same shape is a second input.
 
 use super::Precision;
-use super::builder::{GraphBuilder, INPUT, MICROSOFT, QuantizedRows, States};
+use super::builder::{GraphBuilder, INPUT, MICROSOFT, QuantizedRows, States, TOKEN_TYPES};
 use super::nodes::{float, int, string};
 use super::proto::DataType;
 use crate::checkpoint::TensorSlice;
@@ -98,9 +99,15 @@ impl GraphBuilder {
             let rows = self.position_rows(positions);
             x = self.op("Add", &[&x, &rows], vec![]);
         }
-        if let Some(token_type) = &embeddings.token_type {
-            let row = self.weight(token_type);
-            x = self.op("Add", &[&x, &row], vec![]);
+        if let Some(types) = &embeddings.token_types {
+            let rows = if types.vary {
+                self.takes_token_types = true;
+                let table = self.weight(&types.table);
+                self.op("Gather", &[&table, TOKEN_TYPES], vec![])
+            } else {
+                self.weight(&types.first_row())
+            };
+            x = self.op("Add", &[&x, &rows], vec![]);
         }
         self.flatten(&x, width)
     }
@@ -171,9 +178,9 @@ impl GraphBuilder {
             Activation::Gelu => self.op("Gelu", &[x], vec![]),
             Activation::GeluTanh => self.op("Gelu", &[x], vec![string("approximate", "tanh")]),
             Activation::Relu => self.op("Relu", &[x], vec![]),
+            Activation::Tanh => self.op("Tanh", &[x], vec![]),
             // x · sigmoid(alpha · x)
             Activation::Silu => self.op_of(MICROSOFT, "QuickGelu", &[x], vec![float("alpha", 1.0)]),
-            Activation::Tanh => self.op("Tanh", &[x], vec![]),
         }
     }
 

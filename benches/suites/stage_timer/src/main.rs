@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::Criterion;
+use semantic_search_native::Result;
 use semantic_search_native::batch;
 use semantic_search_native::checkpoint::Checkpoint;
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
 use semantic_search_native::runtime::stop::Stop;
+use semantic_search_native::runtime::{self, Tokens};
 use semantic_search_native::tokenizer::Tokenizer;
 use semantic_search_native::vector::{Encoding, Finish};
-use semantic_search_native::{Result, runtime};
 
 fn setting(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("the environment variable {name} is not set"))
@@ -49,9 +50,9 @@ fn main() -> Result<()> {
     let tokenized = tokenize()?;
     let lengths: Vec<usize> = tokenized.iter().map(|text| text.ids.len()).collect();
     let plan = || batch::plan(&lengths, runtime.limits);
-    let batches: Vec<Vec<&[u32]>> = plan()
+    let batches: Vec<Vec<Tokens>> = plan()
         .iter()
-        .map(|batch| batch.iter().map(|&text| &*tokenized[text].ids).collect())
+        .map(|batch| batch.iter().map(|&text| tokenized[text].as_tokens()).collect())
         .collect();
     let never = Arc::new(Stop::new());
     let mut forward = || {
