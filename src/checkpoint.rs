@@ -214,7 +214,9 @@ impl Checkpoint {
     /// # Errors
     /// No tensor's name ends with `anchor`.
     pub fn prefix_of(&self, anchor: &str) -> Result<&str> {
-        let prefixes = (self.tensors.keys()).filter_map(|name| name.strip_suffix(anchor));
+        // Whatever its number format, which is checked once it is used.
+        let names = self.tensors.keys().chain(self.others.keys());
+        let prefixes = names.filter_map(|name| name.strip_suffix(anchor));
         let prefix = prefixes
             .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
             .min_by_key(|prefix| prefix.len());
