@@ -258,6 +258,56 @@ test("an ONNX file from elsewhere: logits as the output, token types as an input
   }
 });
 
+test("both tokenizers join a pair alike, whatever joins it", async () => {
+  const token = (id, type_id) => ({ SpecialToken: { id, type_id } });
+  const sequence = (id, type_id) => ({ Sequence: { id, type_id } });
+  const special = (name, ids) => ({ [name]: { id: name, ids, tokens: ids.map(String) } });
+  const template = (pair, tokens) => ({
+    type: "TemplateProcessing",
+    single: [sequence("A", 0)],
+    pair,
+    special_tokens: tokens,
+  });
+  const tokens = { ...special("[CLS]", [2]), ...special("[SEP]", [3]) };
+  const sep = ["[SEP]", 3];
+  const cls = ["[CLS]", 2];
+  const options = { backend: "onnx", maxTokens: 20 };
+  const long = "the time ".repeat(30);
+  for (const processor of [
+    { type: "BertProcessing", sep, cls },
+    { type: "RobertaProcessing", sep, cls, trim_offsets: true, add_prefix_space: false },
+    template([sequence("A", 0), token("[SEP]", 1), sequence("B", 1)], tokens),
+    template([token("[CLS]", 0), sequence("B", 0), token("[SEP]", 0), sequence("A", 1)], tokens),
+  ]) {
+    const folder = await changed("bert", {
+      "tokenizer.json": (tokenizer) => ({ ...tokenizer, post_processor: processor }),
+    });
+    await api.exportOnnx(folder);
+    const score = (backend) =>
+      withReranker(folder, { ...options, backend }, (loaded) => loaded.score(QUERY, [...TEXTS, long]));
+    assertClose(await score("onnx-js"), await score("onnx"), TOLERANCE, JSON.stringify(processor));
+  }
+  const unordered = template([sequence("A", 1), sequence("B", 0)], tokens);
+  const missing = template([sequence("A", 0), token("[X]", 0), sequence("B", 1)], tokens);
+  for (const [processor, backend, code] of [
+    [unordered, "onnx", "MODEL_INVALID"],
+    [unordered, "onnx-js", "MODEL_INVALID"],
+    // The library panics.
+    [missing, "onnx", "TOKENIZATION_FAILED"],
+    [missing, "onnx-js", "MODEL_INVALID"],
+    [
+      { type: "ByteLevel", add_prefix_space: false, trim_offsets: false, use_regex: true },
+      "onnx-js",
+      "MODEL_UNSUPPORTED",
+    ],
+  ]) {
+    const folder = await changed("bert", {
+      "tokenizer.json": (tokenizer) => ({ ...tokenizer, post_processor: processor }),
+    });
+    await assert.rejects(Reranker.load(folder, { backend }), embedderError(code));
+  }
+});
+
 /** A query's tokens with the special tokens around it, which are those of a single text. */
 async function tokensOf(query) {
   const { createRequire } = await import("node:module");

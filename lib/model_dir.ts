@@ -239,12 +239,17 @@ function checkReranker(folder: ModelFolder): void {
     const message = `${folder.dir}: a reranker without a head (expected a model for sequence classification, and no pooling) is not supported; load an embedder with Embedder.load`;
     throw new EmbedderError("MODEL_UNSUPPORTED", message);
   }
-  const { id2label, num_labels: count } = folder.config.json;
+  checkLabels(folder.config);
+}
+
+/** @throws EmbedderError `MODEL_UNSUPPORTED` for a model with several labels. */
+export function checkLabels(config: JsonFile): void {
+  const { id2label, num_labels: count } = config.json;
   // What `transformers` leaves out, it reads as two.
   const labels = isObject(id2label) ? Object.keys(id2label).length : (count ?? 2);
   if (labels === 1) return;
   const hint = "supported is 1, a score (a model with several labels is a classifier)";
-  throw folder.config.unsupported(`num_labels = ${JSON.stringify(labels)}`, hint);
+  throw config.unsupported(`num_labels = ${JSON.stringify(labels)}`, hint);
 }
 
 /** Describes a model, given the hashes of its tokenizer and its weights. */

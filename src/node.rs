@@ -35,7 +35,7 @@ use crate::json_file::JsonFile;
 use crate::memory;
 use crate::model::{self, Model as LoadedModel};
 use crate::model_dir::ModelDir;
-use crate::options::{Options, Task};
+use crate::options::Options;
 use crate::runtime;
 use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
@@ -184,14 +184,10 @@ pub fn check_config(file: String) -> napi::Result<(), Code> {
         let path = PathBuf::from(file);
         guard::read(&path, || {
             let config = JsonFile::read(path.clone(), "the architecture's settings")?;
-            let encoder = match arch::read(&config.path, &config.json) {
+            match arch::read(&config.path, &config.json) {
                 // Of a static model the weights tell what else is to be known, and they are still to be downloaded.
-                Err(Error::ModelNotFound { .. }) => return Ok(()),
-                read => read?,
-            };
-            match arch::task(&config.json) {
-                Task::Embed => Ok(()),
-                Task::Rerank => arch::check_reranker(&config.path, &config.json, &*encoder),
+                Ok(_) | Err(Error::ModelNotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
             }
         })
     })

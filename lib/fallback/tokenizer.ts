@@ -209,30 +209,37 @@ type PairPart = { type: number } & (
  * @throws EmbedderError `MODEL_UNSUPPORTED` or `MODEL_INVALID`
  */
 function pairTemplate(file: string, postProcessor: unknown): PairPart[] {
-  const { type, ...settings } = isObject(postProcessor) ? postProcessor : { type: undefined };
-  const parts = pairParts(type, settings);
+  const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
+  const processor = isObject(postProcessor) ? postProcessor : {};
+  const parts = pairParts(processor, invalid);
   if (!parts) {
-    const message = `${file}: post_processor ${JSON.stringify(type)} for pairs of texts is not supported; supported are TemplateProcessing, BertProcessing and RobertaProcessing`;
+    const message = `${file}: post_processor ${JSON.stringify(processor.type)} for pairs of texts is not supported; supported are TemplateProcessing, BertProcessing and RobertaProcessing`;
     throw new EmbedderError("MODEL_UNSUPPORTED", message);
   }
   const types = parts.map((part) => part.type);
   if (types.every((own, index) => (own === 0 || own === 1) && own >= (types[index - 1] ?? 0))) return parts;
-  const message = `${file}: expected token types 0 and then 1 for a pair of texts, found ${JSON.stringify(types)}`;
-  throw new EmbedderError("MODEL_INVALID", message);
+  throw invalid(`expected token types 0 and then 1 for a pair of texts, found ${JSON.stringify(types)}`);
 }
 
-function pairParts(type: unknown, settings: JsonObject): PairPart[] | undefined {
-  const [first, second]: PairPart[] = [
-    { sequence: "A", type: 0 },
-    { sequence: "B", type: type === "RobertaProcessing" ? 0 : 1 },
-  ];
-  if (type === undefined) return [first as PairPart, second as PairPart];
+function pairParts(
+  { type, ...settings }: JsonObject,
+  invalid: (problem: string) => EmbedderError,
+): PairPart[] | undefined {
+  const first: PairPart = { sequence: "A", type: 0 };
+  if (type === undefined) return [first, { sequence: "B", type: 1 }];
   if (type === "BertProcessing" || type === "RobertaProcessing") {
-    const [cls, sep] = [settings.cls, settings.sep].map((token) => [(token as [string, number])[1]]);
-    const between = type === "BertProcessing" ? sep : [...(sep ?? []), ...(sep ?? [])];
-    const special = (ids: number[] | undefined, own: number): PairPart => ({ ids: ids ?? [], type: own });
-    const own = (second as PairPart).type;
-    return [special(cls, 0), first as PairPart, special(between, 0), second as PairPart, special(sep, own)];
+    // Each is a token and its id.
+    const [cls, sep] = [settings.cls, settings.sep].map((token) => (Array.isArray(token) ? token[1] : undefined));
+    if (!isCount(cls) || !isCount(sep)) throw invalid("post_processor: expected the ids of cls and sep");
+    const isBert = type === "BertProcessing";
+    const ofSecond = isBert ? 1 : 0;
+    return [
+      { ids: [cls], type: 0 },
+      first,
+      { ids: isBert ? [sep] : [sep, sep], type: 0 },
+      { sequence: "B", type: ofSecond },
+      { ids: [sep], type: ofSecond },
+    ];
   }
   if (type !== "TemplateProcessing") return undefined;
   const { pair, special_tokens: tokens } = settings as {
@@ -241,7 +248,9 @@ function pairParts(type: unknown, settings: JsonObject): PairPart[] | undefined 
   };
   return pair.map(({ Sequence: sequence, SpecialToken: token }): PairPart => {
     if (sequence) return { sequence: sequence.id, type: sequence.type_id };
-    return { ids: tokens[token?.id ?? ""]?.ids ?? [], type: token?.type_id ?? 0 };
+    const ids = token && tokens[token.id]?.ids;
+    if (ids) return { ids, type: token.type_id };
+    throw invalid(`the template's token ${JSON.stringify(token?.id)} is missing in special_tokens`);
   });
 }
 

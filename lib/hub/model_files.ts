@@ -3,7 +3,7 @@ import * as path from "node:path";
 import { DENSE_FILES } from "../dense.js";
 import { EmbedderError } from "../errors.js";
 import { isObject, JsonFile } from "../json_file.js";
-import { EXPORTED_GRAPHS, PROMPTS_FILE, readModules, TRANSFORMER_FILES } from "../model_dir.js";
+import { checkLabels, EXPORTED_GRAPHS, PROMPTS_FILE, readModules, TRANSFORMER_FILES, taskOf } from "../model_dir.js";
 import { checkConfig } from "../native.js";
 import { isPlainPath } from "../regular_file.js";
 import type { Listing } from "./listing.js";
@@ -31,8 +31,8 @@ const GRAPHS = {
 
 /**
  * The files that loading a model reads (see `model_dir.ts` and `src/model_dir.rs`), and no others. Some small files tell
- * which ones those are: `fetch` downloads them first. A model of an unsupported architecture is refused before its weights
- * are downloaded.
+ * which ones those are: `fetch` downloads them first. A model of an unsupported architecture, and a classifier, are refused
+ * before their weights are downloaded.
  *
  * @throws EmbedderError `MODEL_UNSUPPORTED` if there are no weights of the needed kind; as `readModules`.
  */
@@ -60,7 +60,12 @@ export async function modelFiles(
   if (missing !== undefined) throw withoutWeights(name, missing);
   await fetch(present([config]));
   // Safetensors are for the addon. A graph is run without knowing what it computes.
-  if (wanted.safetensors && !isStatic) checkConfig(path.join(folder, config));
+  if (!isStatic) {
+    if (wanted.safetensors) checkConfig(path.join(folder, config));
+    const settings = JsonFile.read(path.join(folder, config));
+    const declared = listing.files.has(pooling) ? pooling : undefined;
+    if (taskOf({ config: settings, poolingFile: declared }) === "rerank") checkLabels(settings);
+  }
 
   const files = present(["modules.json", PROMPTS_FILE, pooling, ...TRANSFORMER_FILES.map(inTransformer), ...dense]);
   const exported = EXPORTED_GRAPHS[wanted.onnx === "int8" ? 1 : 0];

@@ -52,7 +52,12 @@ fn main() -> Result<()> {
     let plan = || batch::plan(&lengths, runtime.limits);
     let batches: Vec<Vec<Tokens>> = plan()
         .iter()
-        .map(|batch| batch.iter().map(|&text| tokenized[text].as_tokens()).collect())
+        .map(|batch| {
+            batch
+                .iter()
+                .map(|&text| tokenized[text].as_tokens())
+                .collect()
+        })
         .collect();
     let never = Arc::new(Stop::new());
     let mut forward = || {
