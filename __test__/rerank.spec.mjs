@@ -18,7 +18,7 @@ import {
 import { tableModel } from "./support/onnx_writer.mjs";
 
 const { Embedder, Reranker } = api;
-const NAMES = ["bert", "distilbert", "xlm_roberta"];
+const NAMES = ["bert", "distilbert", "modernbert", "xlm_roberta"];
 /** Token ids of the fixture `bert`. */
 const VOCABULARY = 1411;
 /** Scores are raw logits. */

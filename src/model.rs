@@ -217,7 +217,7 @@ struct Parts {
     checkpoint: Checkpoint,
     /// The graph of the states of all tokens.
     states: Graph,
-    /// The graph of one row per text.
+    /// The graph of one row per text: its vector before it is finished, or a pair's score.
     vectors: Graph,
 }
 
@@ -225,11 +225,7 @@ fn read(path: &Path, options: &Options) -> Result<Parts> {
     guard::read(path, || {
         let dir = ModelDir::read(path, options)?;
         let mut checkpoint = Checkpoint::open(&dir.path, &dir.weights)?;
-        let states = dir.record(&checkpoint)?;
-        let mut vectors = states.pooled(&dir.pooling);
-        for (number, dense) in dir.dense.iter().enumerate() {
-            dense.record(number, &mut checkpoint, &mut vectors)?;
-        }
+        let [states, vectors] = dir.record(&mut checkpoint)?;
         Ok(Parts {
             dir,
             checkpoint,

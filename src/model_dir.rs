@@ -227,16 +227,24 @@ impl ModelDir {
         }
     }
 
-    /// What is computed of each token, before pooling.
+    /// The states of all tokens, and what is computed of a text: its vector before it is finished, or a pair's score.
     ///
     /// # Errors
     /// A tensor is missing or has another shape than the settings imply.
-    pub fn record(&self, checkpoint: &Checkpoint) -> Result<Graph> {
-        match (self.task, self.encoder.head()) {
-            (Task::Embed, _) => self.encoder.record(checkpoint),
-            (Task::Rerank, Some(head)) => head.record(&*self.encoder, checkpoint),
-            (Task::Rerank, None) => Err(not_a_reranker(&self.path)),
+    pub fn record(&self, checkpoint: &mut Checkpoint) -> Result<[Graph; 2]> {
+        let states = self.encoder.record(checkpoint)?;
+        if self.task == Task::Rerank {
+            let head = self.encoder.head();
+            let head = head.ok_or_else(|| not_a_reranker(&self.path))?;
+            let states = states.of_pairs();
+            let scores = head.record(&states, checkpoint)?;
+            return Ok([states, scores]);
         }
+        let mut vectors = states.pooled(&self.pooling);
+        for (number, dense) in self.dense.iter().enumerate() {
+            dense.record(number, checkpoint, &mut vectors)?;
+        }
+        Ok([states, vectors])
     }
 
     /// The bytes of `tokenizer.json`.

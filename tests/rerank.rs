@@ -12,7 +12,7 @@ use semantic_search_native::{Error, Input, Model};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-const RERANKERS: [&str; 3] = ["bert", "distilbert", "xlm_roberta"];
+const RERANKERS: [&str; 4] = ["bert", "distilbert", "modernbert", "xlm_roberta"];
 
 /// Largest difference between equal scores, which are raw logits.
 const TOLERANCE: f32 = 1e-4;

@@ -33,11 +33,7 @@ pub const BERT: Architecture = Architecture {
 };
 
 /// The pooler of the original, and the classifier of its descendants.
-const HEAD: Head = Head {
-    dense: "pooler.dense",
-    activation: Activation::Tanh,
-    output: "classifier",
-};
+const HEAD: Head = Head::of("pooler.dense", Activation::Tanh, "classifier");
 
 /// Names of a layer's weights, within the layer.
 #[derive(Debug)]

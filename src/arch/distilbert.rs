@@ -30,11 +30,7 @@ const NAMES: Names = Names {
     output_norm: "output_layer_norm",
 };
 
-const HEAD: Head = Head {
-    dense: "pre_classifier",
-    activation: Activation::Relu,
-    output: "classifier",
-};
+const HEAD: Head = Head::of("pre_classifier", Activation::Relu, "classifier");
 
 fn read(settings: &Settings) -> Result<Bert> {
     let dim = settings.count(&["dim"])?;

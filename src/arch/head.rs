@@ -1,37 +1,81 @@
-//! The layers behind an encoder that make rerankers (cross-encoders): from the state of a pair's first token to its score.
+//! The layers behind an encoder that make rerankers (cross-encoders): from the state of a pair's first token, or the mean of
+//! all, to its score.
 
-use super::Encoder;
 use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::graph::{Activation, Graph};
+use crate::graph::{Activation, Graph, Norm, NormKind, Pooling};
 
-/// `output(activation(dense(x)))`, as in the models of `transformers` for sequence classification. Names are those of the
-/// checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `output(norm(activation(dense(x))))`, as in the models of `transformers` for sequence classification. Names are those of
+/// the checkpoint.
+#[derive(Debug, Clone, Copy)]
 pub struct Head {
+    /// What is made of the states of a pair's tokens.
+    pub pooling: Pooling,
     /// `[width, width]`
     pub dense: &'static str,
-    /// Between both layers.
+    /// Whether it has a bias.
+    pub dense_bias: bool,
+    /// What follows it.
     pub activation: Activation,
-    /// `[1, width]`
+    /// Before the last layer.
+    pub norm: Option<HeadNorm>,
+    /// `[1, width]`, with a bias.
     pub output: &'static str,
 }
 
+/// A layer norm of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNorm {
+    /// `[width]`
+    pub name: &'static str,
+    /// Whether it has a shift.
+    pub bias: bool,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
 impl Head {
-    /// Records the encoder for pairs of texts, and the head on top: a number for each token, of which that of the first is
-    /// the score.
+    /// Of a pair's first token, with a bias and no norm.
+    pub const fn of(dense: &'static str, activation: Activation, output: &'static str) -> Self {
+        Self {
+            pooling: Pooling::Cls,
+            dense,
+            dense_bias: true,
+            activation,
+            norm: None,
+            output,
+        }
+    }
+
+    /// From the states of all tokens to one number for each pair, its score.
     ///
     /// # Errors
     /// A tensor is missing or has another shape than the settings imply.
-    pub fn record(&self, encoder: &dyn Encoder, checkpoint: &Checkpoint) -> Result<Graph> {
-        let mut graph = encoder.record(checkpoint)?.of_pairs();
-        let (states, width) = (graph.result(), graph.width());
-        let linear =
-            |name, outputs| Weights::ending(checkpoint, name)?.linear(name, outputs, width, true);
-        let dense = graph.linear(states, linear(self.dense, width)?);
-        let active = graph.activate(dense, self.activation);
-        graph.linear(active, linear(self.output, 1)?);
+    pub fn record(&self, states: &Graph, checkpoint: &Checkpoint) -> Result<Graph> {
+        let mut graph = states.pooled(&[self.pooling]);
+        let (pooled, width) = (graph.result(), graph.width());
+        let linear = |name, outputs, bias| {
+            Weights::ending(checkpoint, name)?.linear(name, outputs, width, bias)
+        };
+        let dense = graph.linear(pooled, linear(self.dense, width, self.dense_bias)?);
+        let mut x = graph.activate(dense, self.activation);
+        if let Some(norm) = &self.norm {
+            x = graph.norm(x, norm.read(checkpoint, width)?);
+        }
+        graph.linear(x, linear(self.output, 1, true)?);
         Ok(graph)
+    }
+}
+
+impl HeadNorm {
+    fn read(&self, checkpoint: &Checkpoint, width: usize) -> Result<Norm> {
+        let weights = Weights::ending(checkpoint, self.name)?;
+        if self.bias {
+            weights.norm(self.name, width, self.epsilon)
+        } else {
+            let scale = format!("{}.weight", self.name);
+            weights.scale(NormKind::Layer, &scale, width, self.epsilon)
+        }
     }
 }

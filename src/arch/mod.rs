@@ -125,7 +125,8 @@ pub fn check_reranker(path: &Path, json: &Value, encoder: &dyn Encoder) -> Resul
     }
     if encoder.head().is_none() {
         let feature = format!("a reranker with model_type {}", json["model_type"]);
-        let hint = "rerankers are computed for bert, distilbert, roberta and xlm-roberta";
+        let hint =
+            "rerankers are computed for bert, distilbert, modernbert, roberta and xlm-roberta";
         return Err(Error::unsupported(path, feature, hint));
     }
     Ok(())

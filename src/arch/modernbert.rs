@@ -9,13 +9,15 @@
 
 use std::sync::Arc;
 
+use super::head::{Head, HeadNorm};
 use super::settings::{LayerType, Settings};
 use super::weights::Weights;
 use super::{Architecture, Encoder, Facts};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::graph::{
-    Activation, Attention, EmbeddingTables, Graph, Mask, NormKind, Projections, Rotary, Value,
+    Activation, Attention, EmbeddingTables, Graph, Mask, NormKind, Pooling, Projections, Rotary,
+    Value,
 };
 
 pub const MODERNBERT: Architecture = Architecture {
@@ -38,6 +40,8 @@ struct ModernBert {
     attention_bias: bool,
     mlp_bias: bool,
     hidden_activation: Activation,
+    /// Of rerankers.
+    head: Option<Head>,
 }
 
 impl ModernBert {
@@ -80,6 +84,35 @@ impl ModernBert {
             attention_bias: settings.flag("attention_bias")?,
             mlp_bias: settings.flag("mlp_bias")?,
             hidden_activation: settings.activation("hidden_activation")?,
+            head: settings
+                .is_reranker()
+                .then(|| Self::head(settings))
+                .transpose()?,
+        })
+    }
+
+    fn head(settings: &Settings) -> Result<Head> {
+        let pooling = match settings.text(&["classifier_pooling"])? {
+            "cls" => Pooling::Cls,
+            "mean" => Pooling::Mean,
+            other => {
+                let supported = "\"cls\" or \"mean\"";
+                return Err(settings.unsupported("classifier_pooling", &other.into(), supported));
+            }
+        };
+        Ok(Head {
+            pooling,
+            dense_bias: settings.flag("classifier_bias")?,
+            norm: Some(HeadNorm {
+                name: "head.norm",
+                bias: settings.flag("norm_bias")?,
+                epsilon: settings.number(&["norm_eps"])? as f32,
+            }),
+            ..Head::of(
+                "head.dense",
+                settings.activation("classifier_activation")?,
+                "classifier",
+            )
         })
     }
 
@@ -127,6 +160,10 @@ impl Encoder for ModernBert {
             positions: self.max_position_embeddings,
             layer_norm_before_truncation: Some(false),
         }
+    }
+
+    fn head(&self) -> Option<Head> {
+        self.head
     }
 
     fn record(&self, checkpoint: &Checkpoint) -> Result<Graph> {

@@ -25,8 +25,4 @@ pub const ROBERTA: Architecture = Architecture {
     },
 };
 
-const HEAD: Head = Head {
-    dense: "classifier.dense",
-    activation: Activation::Tanh,
-    output: "classifier.out_proj",
-};
+const HEAD: Head = Head::of("classifier.dense", Activation::Tanh, "classifier.out_proj");

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Attention, Numbering};
+use crate::options::Task;
 
 /// How far a layer's attention sees, in the words of `layer_types`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,11 @@ impl<'a> Settings<'a> {
     pub fn is_model_type(&self, names: &[&str]) -> bool {
         let name = self.json.get("model_type").and_then(Value::as_str);
         name.is_some_and(|name| names.contains(&name))
+    }
+
+    /// Whether the model is one for sequence classification.
+    pub fn is_reranker(&self) -> bool {
+        super::task(self.json) == Task::Rerank
     }
 
     /// The value under the first of `keys` that is present and not null.
