@@ -114,11 +114,14 @@ fn rotary() -> impl Strategy<Value = Rotary> {
             trained_positions,
         },
     ));
-    (2.0..20_000.0_f64, 1..3_usize, scaling).prop_map(|(base, half, scaling)| Rotary {
-        base,
-        dimensions: 8 * half,
-        scaling,
-    })
+    (2.0..20_000.0_f64, 1..3_usize, 1.0..2.0_f64, scaling).prop_map(
+        |(base, half, position_divisor, scaling)| Rotary {
+            base,
+            dimensions: 8 * half,
+            position_divisor,
+            scaling,
+        },
+    )
 }
 
 fn attention() -> impl Strategy<Value = Attention> {
@@ -541,7 +544,8 @@ fn rotate(head: &mut [f64], position: usize, length: usize, rotary: &Rotary) {
     }
     let half = rotary.dimensions / 2;
     for i in 0..half {
-        let angle = position as f64 * base.powf(-2.0 * i as f64 / dimensions);
+        let position = position as f64 / rotary.position_divisor;
+        let angle = position * base.powf(-2.0 * i as f64 / dimensions);
         let (a, b) = (head[i], head[i + half]);
         head[i] = a * angle.cos() - b * angle.sin();
         head[i + half] = b * angle.cos() + a * angle.sin();
@@ -711,6 +715,7 @@ fn every_layer_has_its_own_rotation() {
             rotary: Some(Rotary {
                 base,
                 dimensions,
+                position_divisor: 1.0,
                 scaling,
             }),
             ..Attention::new(2, 16)

@@ -3,6 +3,8 @@
 
 mod bert;
 mod distilbert;
+mod gte_new;
+mod jina_bert;
 mod mpnet;
 mod nomic_bert;
 mod roberta;
@@ -20,10 +22,12 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 
-/// All that can be loaded.
+/// All that can be loaded. Of those that recognise a `config.json`, the first one reads it.
 const ARCHITECTURES: &[Architecture] = &[
+    jina_bert::JINA_BERT,
     bert::BERT,
     distilbert::DISTILBERT,
+    gte_new::GTE_NEW,
     mpnet::MPNET,
     nomic_bert::NOMIC_BERT,
     roberta::ROBERTA,
@@ -84,7 +88,9 @@ pub fn read(path: &Path, json: &Value) -> Result<Arc<dyn Encoder>> {
         None => "(missing)".to_owned(),
     };
     let names = ARCHITECTURES.iter().flat_map(|one| one.model_types);
-    let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
+    let mut names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
+    names.sort_unstable();
+    names.dedup();
     let hint = format!("supported are {}", names.join(", "));
     Err(Error::unsupported(
         path,

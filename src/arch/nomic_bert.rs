@@ -119,6 +119,7 @@ impl NomicBert {
         Ok(Rotary {
             base: settings.number(&["rotary_emb_base"])?,
             dimensions,
+            position_divisor: 1.0,
             scaling,
         })
     }

@@ -136,6 +136,8 @@ pub struct Rotary {
     pub base: f64,
     /// How many leading dimensions of a head are rotated. Even.
     pub dimensions: usize,
+    /// What positions are divided by: 1 where they are taken as they are.
+    pub position_divisor: f64,
     /// Dynamic NTK scaling beyond the trained length.
     pub scaling: Option<NtkScaling>,
 }
