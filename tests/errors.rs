@@ -152,7 +152,7 @@ fn unsupported_architectures_are_refused_by_name() {
         (
             "gte_new",
             "rope_scaling",
-            json!({"factor": 2.0, "type": "linear"}),
+            json!({"factor": 2, "type": "linear"}),
         ),
         (
             "gte_new",
@@ -162,7 +162,7 @@ fn unsupported_architectures_are_refused_by_name() {
         (
             "gte_new",
             "rope_scaling",
-            json!({"factor": 2.0, "mixed_b": 0.6, "type": "ntk"}),
+            json!({"factor": 2, "mixed_b": 0.6, "type": "ntk"}),
         ),
         ("nomic_cls", "prenorm", json!(true)),
         ("nomic_cls", "parallel_block", json!(true)),
@@ -172,7 +172,12 @@ fn unsupported_architectures_are_refused_by_name() {
         ("nomic_cls", "rotary_emb_scale_base", json!(512)),
         ("nomic_cls", "moe_every_n_layers", json!(2)),
         ("nomic_cls", "num_experts", json!(8)),
-        ("nomic_cls", "activation_function", json!("gelu")),
+        ("nomic_cls", "activation_function", json!("relu")),
+        ("nomic_moe", "moe_normalize_expert_weights", json!(true)),
+        ("nomic_moe", "expert_choice_router", json!(true)),
+        ("nomic_moe", "num_shared_experts", json!(1)),
+        ("nomic_moe", "ffn_div", json!(2)),
+        ("nomic_moe", "moe_top_k", json!(9)),
         ("nomic_cls", "rotary_emb_fraction", json!(0.0)),
         ("nomic_cls", "rotary_emb_fraction", json!(0.01)),
     ];

@@ -285,6 +285,39 @@ impl Projections {
     }
 }
 
+/// A feed-forward of several experts, of which a router chooses some for each row `x`: with `s` the softmax of `x · routerᵀ`,
+/// the sum of `s[e] · activation(x · upᵀ) · down` over the experts `e` with the largest `s[e]`, plus `bias`. The chosen `s[e]`
+/// do not add up to 1.
+#[derive(Debug, Clone)]
+pub struct Experts {
+    /// `[experts, width]`
+    pub router: TensorSlice,
+    /// `[experts · inner, width]`, expert by expert.
+    pub up: TensorSlice,
+    /// `[experts · inner, width]`, expert by expert.
+    pub down: TensorSlice,
+    /// `[width]`
+    pub bias: TensorSlice,
+    /// How many experts a row is given to.
+    pub chosen: usize,
+    /// The function between `up` and `down`.
+    pub activation: Activation,
+}
+
+impl Experts {
+    /// How many experts there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.router.shape[0]
+    }
+
+    /// Numbers in a row between `up` and `down` of an expert.
+    #[must_use]
+    pub fn inner(&self) -> usize {
+        self.up.shape[0] / self.count()
+    }
+}
+
 /// How token states become one vector. All tokens count, special ones included.
 /// Source: `sentence_transformers` 6.2, `modules/pooling.py`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

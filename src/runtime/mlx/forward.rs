@@ -227,6 +227,9 @@ impl<'a> Pass<'a> {
                 Activation::Silu => (self.kernels.swiglu)((x, gate)),
                 _ => (self.activate(gate, *activation)).and_then(|gate| ops::multiply(x, gate)),
             },
+            (Op::Experts { layer, .. }, Weights::Experts(weights), [x]) => {
+                self.experts(x, layer, weights)
+            }
             (
                 Op::Attend {
                     projections,
@@ -292,7 +295,11 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn activate(&mut self, x: &Array, activation: Activation) -> Result<Array, Exception> {
+    pub(super) fn activate(
+        &mut self,
+        x: &Array,
+        activation: Activation,
+    ) -> Result<Array, Exception> {
         match activation {
             Activation::Gelu => (self.kernels.gelu)(x),
             Activation::GeluTanh => (self.kernels.gelu_tanh)(x),

@@ -303,6 +303,21 @@ impl GraphBuilder {
         output
     }
 
+    /// An operator with two results.
+    pub(super) fn op_pair(
+        &mut self,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: Vec<AttributeProto>,
+    ) -> (String, String) {
+        let first = format!("{op_type}_{}", self.nodes.len());
+        let second = format!("{first}_second");
+        let mut both = node(op_type, "", inputs, &first, attributes);
+        both.output.push(second.clone());
+        self.nodes.push(both);
+        (first, second)
+    }
+
     /// An operator whose result is the same wherever it is used, recorded once under `name`.
     pub(super) fn shared(
         &mut self,

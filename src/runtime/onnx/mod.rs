@@ -9,6 +9,7 @@
 
 mod attention;
 mod builder;
+mod experts;
 mod nodes;
 mod packing;
 #[doc(hidden)]

@@ -57,6 +57,7 @@ impl GraphBuilder {
                 let gate = self.activate(&values[gate.index()].name, *activation);
                 self.op("Mul", &[&values[x.index()].name, &gate], vec![])
             }
+            Op::Experts { x, layer } => self.experts(&values[x.index()].name, layer),
             Op::Attend {
                 x,
                 projections,
@@ -146,7 +147,7 @@ impl GraphBuilder {
         self.flatten(&normed, width)
     }
 
-    fn activate(&mut self, x: &str, activation: Activation) -> String {
+    pub(super) fn activate(&mut self, x: &str, activation: Activation) -> String {
         match activation {
             Activation::Gelu => self.op("Gelu", &[x], vec![]),
             Activation::GeluTanh => self.op("Gelu", &[x], vec![string("approximate", "tanh")]),
