@@ -5,6 +5,7 @@
 
 use super::builder::GraphBuilder;
 use super::nodes::{int, string};
+use super::packing::Matrix;
 use crate::graph::Experts;
 
 impl GraphBuilder {
@@ -12,10 +13,7 @@ impl GraphBuilder {
     pub(super) fn experts(&mut self, x: &str, layer: &Experts) -> String {
         let shares = self.shares(x, layer);
         let mut sum = self.zeros_like(x);
-        let [flat, columns] = [vec![-1], vec![-1, 1]].map(|shape: Vec<i64>| {
-            let name = format!("flat_{}", shape.len());
-            self.ints(&name, &shape)
-        });
+        let flat = self.ints("flat", &[-1]);
         for index in 0..layer.count() {
             let number = self.int_scalar(&format!("expert_{index}"), index as i64);
             let share = self.op("Gather", &[&shares, &number], vec![int("axis", 1)]);
@@ -23,12 +21,12 @@ impl GraphBuilder {
             let places = self.op("NonZero", &[&share], vec![]);
             let places = self.op("Reshape", &[&places, &flat], vec![]);
             let rows = self.op("Gather", &[x, &places], vec![]);
-            let up = self.weight_of(&layer.up.part(index, layer.count()), true);
-            let wide = self.op("Gemm", &[&rows, &up], vec![int("transB", 1)]);
+            let up = layer.up.part(index, layer.count());
+            let wide = self.float_product(&rows, &up, Matrix::Float);
             let wide = self.activate(&wide, layer.activation);
-            let down = self.weight(&layer.down.part(index, layer.count()));
-            let made = self.op("Gemm", &[&wide, &down], vec![]);
-            let places = self.op("Reshape", &[&places, &columns], vec![]);
+            let down = layer.down.part(index, layer.count());
+            let made = self.float_product(&wide, &down, Matrix::Transposed);
+            let places = self.flatten(&places, 1);
             let share = self.op("Gather", &[&share, &places], vec![]);
             let made = self.op("Mul", &[&made, &share], vec![]);
             // In the order of the experts, whichever rows are in the batch.
