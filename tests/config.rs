@@ -65,6 +65,8 @@ const WITHOUT_EFFECT: &[&str] = &[
 
 /// Families in which a setting counts for nothing that it counts for in another.
 const WITHOUT_EFFECT_IN: &[(&str, &str)] = &[
+    // Of `tests/fixtures/remote_code.py`; the tensors tell.
+    ("bert", "has_qk_norms"),
     // Only RoBERTa numbers positions by it.
     ("bert", "pad_token_id"),
     ("distilbert", "pad_token_id"),

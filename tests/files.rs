@@ -175,6 +175,7 @@ fn packed_weights_are_given_back() {
             });
             let matrices = graph.nodes().iter().filter_map(|node| match &node.op {
                 Op::Linear { layer, .. } => Some(layer.weight.clone()),
+                Op::Experts { layer, .. } => Some(layer.down.clone()),
                 _ => None,
             });
             let matrix = matrices.max_by_key(TensorSlice::len).unwrap();

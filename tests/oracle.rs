@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
-use candle_nn::VarBuilder;
-use candle_transformers::models::{bert, nomic_bert};
+use candle_nn::{Module as _, VarBuilder};
+use candle_transformers::models::{bert, jina_bert, nomic_bert};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -194,6 +194,39 @@ fn classic_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
     (config, weights)
 }
 
+/// As jina-embeddings-v2 for prose has it; the model for code is another implementation, which candle does not have.
+fn jina_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
+    let width = sizes.heads * sizes.head_dim;
+    let mut weights = Weights::new(sizes.seed);
+    for (table, rows) in [("word", VOCABULARY), ("token_type", 2)] {
+        let name = format!("embeddings.{table}_embeddings.weight");
+        weights.add(name, &[rows, width], 0.1, 0.7);
+    }
+    weights.norm("embeddings.LayerNorm", width);
+    for layer in 0..sizes.layers {
+        let name = format!("encoder.layer.{layer}");
+        for (part, gain) in [("query", 1.5), ("key", 1.5), ("value", 1.0)] {
+            let part = format!("{name}.attention.self.{part}");
+            weights.linear(&part, width, width, gain, true);
+        }
+        let dense = format!("{name}.attention.output.dense");
+        weights.linear(&dense, width, width, 1.0, true);
+        weights.norm(&format!("{name}.attention.output.LayerNorm"), width);
+        let gated = format!("{name}.mlp.gated_layers");
+        weights.linear(&gated, 2 * sizes.inner, width, 1.0, false);
+        weights.linear(&format!("{name}.mlp.wo"), width, sizes.inner, 1.0, true);
+        weights.norm(&format!("{name}.mlp.layernorm"), width);
+    }
+    let config = json!({
+        "model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": width,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.inner, "hidden_act": "gelu", "feed_forward_type": "geglu",
+        "max_position_embeddings": POSITIONS, "type_vocab_size": 2, "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12, "pad_token_id": 0, "position_embedding_type": "alibi",
+    });
+    (config, weights)
+}
+
 const TEXTS: [&str; 4] = [
     "",
     "def add(a, b): return a + b",
@@ -252,6 +285,16 @@ proptest! {
             let config = serde_json::from_value(config.clone()).unwrap();
             let model = nomic_bert::NomicBertModel::load(variables, &config).unwrap();
             model.forward(ids, None, None).unwrap()
+        });
+    }
+
+    #[test]
+    fn jina_bert_equals_candle(sizes in sizes(), cls: bool) {
+        let (config, weights) = jina_bert(sizes);
+        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
+        compare(&config, &weights, pooling, |variables, ids| {
+            let config = serde_json::from_value(config.clone()).unwrap();
+            jina_bert::BertModel::new(variables, &config).unwrap().forward(ids).unwrap()
         });
     }
 

@@ -178,9 +178,11 @@ fn load_changed(name: &str, file: &str, changes: &Value) -> Result<Model, Error>
 fn a_query_that_leaves_no_room_is_refused() {
     for name in RERANKERS {
         let model = load(name);
-        for words in [61, 70, 100_000] {
+        let limit = golden(name).max_tokens;
+        for words in [limit - 3, limit + 6, 100_000] {
             let result = model.score(&"time ".repeat(words), vec!["of".to_owned()]);
-            assert_error(result, "INVALID_ARGUMENT", &["query", "maxTokens, 64"]);
+            let expected = format!("maxTokens, {limit}");
+            assert_error(result, "INVALID_ARGUMENT", &["query", &expected]);
         }
     }
 }

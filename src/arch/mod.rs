@@ -3,7 +3,9 @@
 
 mod bert;
 mod distilbert;
+mod gte_new;
 mod head;
+mod jina_bert;
 mod modernbert;
 mod mpnet;
 mod nomic_bert;
@@ -26,10 +28,12 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::options::Task;
 
-/// All that can be loaded.
+/// All that can be loaded. Of those that recognise a `config.json`, the first one reads it.
 const ARCHITECTURES: &[Architecture] = &[
+    jina_bert::JINA_BERT,
     bert::BERT,
     distilbert::DISTILBERT,
+    gte_new::GTE_NEW,
     modernbert::MODERNBERT,
     mpnet::MPNET,
     nomic_bert::NOMIC_BERT,
@@ -150,7 +154,9 @@ pub fn read(path: &Path, json: &Value) -> Result<Arc<dyn Encoder>> {
         None => "(missing)".to_owned(),
     };
     let names = ARCHITECTURES.iter().flat_map(|one| one.model_types);
-    let names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
+    let mut names: Vec<_> = names.map(|name| format!("{name:?}")).collect();
+    names.sort_unstable();
+    names.dedup();
     let hint = format!("supported are {}", names.join(", "));
     Err(Error::unsupported(
         path,

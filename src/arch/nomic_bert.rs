@@ -1,10 +1,13 @@
-//! NomicBert: CodeRankEmbed, nomic-embed-text v1 and v1.5, arctic-embed-m-long.
+//! NomicBert: CodeRankEmbed, nomic-embed-text v1, v1.5 and v2-moe, arctic-embed-m-long.
 //!
 //! BERT with four changes: rotary positions on queries and keys instead of a position table; one fused projection
 //! `Wqkv` whose rows are q, k and v; a gated feed-forward, `fc2(fc11(x) · silu(fc12(x)))`; biases only where the
 //! configuration asks for them. LayerNorm follows each residual; there is no final norm.
 //!
-//! - Paper: <https://arxiv.org/abs/2402.01613>
+//! v2-moe has a feed-forward without gate, `fc2(gelu(fc1(x)))`, and in every second layer one of eight experts in its place, of
+//! which each token is given to two.
+//!
+//! - Papers: <https://arxiv.org/abs/2402.01613>, <https://arxiv.org/abs/2502.07972>
 //! - Reference: `transformers`, `models/nomic_bert/modeling_nomic_bert.py`, and the original
 //!   `modeling_hf_nomic_bert.py` of `nomic-ai/nomic-bert-2048`
 //!
@@ -20,7 +23,7 @@ use super::weights::Weights;
 use super::{Architecture, Encoder, Facts};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::graph::{Activation, Attention, Graph, NtkScaling, Projections, Rotary, Value};
+use crate::graph::{Activation, Attention, Experts, Graph, NtkScaling, Projections, Rotary, Value};
 
 pub const NOMIC_BERT: Architecture = Architecture {
     model_types: &["nomic_bert"],
@@ -40,10 +43,29 @@ struct NomicBert {
     n_inner: usize,
     type_vocab_size: usize,
     layer_norm_epsilon: f32,
-    activation: Activation,
+    feed_forward: FeedForward,
+    experts: Option<ExpertSettings>,
     qkv_proj_bias: bool,
     mlp_fc1_bias: bool,
     mlp_fc2_bias: bool,
+}
+
+/// The feed-forward of layers without experts.
+#[derive(Debug, Clone, Copy)]
+enum FeedForward {
+    /// `fc2(fc11(x) · activation(fc12(x)))`
+    Gated(Activation),
+    /// `fc2(activation(fc1(x)))`
+    Plain(Activation),
+}
+
+/// Which layers have experts, and how many.
+#[derive(Debug, Clone, Copy)]
+struct ExpertSettings {
+    activation: Activation,
+    moe_every_n_layers: usize,
+    num_experts: usize,
+    moe_top_k: usize,
 }
 
 impl NomicBert {
@@ -58,17 +80,15 @@ impl NomicBert {
             settings.only(key, &json!(false))?;
         }
         settings.only("rotary_emb_scale_base", &Json::Null)?;
-        for key in ["moe_every_n_layers", "num_experts"] {
-            settings.only(key, &json!(0))?;
-        }
-        let activation = match settings.text(&["activation_function"])? {
-            "swiglu" => Activation::Silu,
-            "geglu" => Activation::Gelu,
+        let feed_forward = match settings.text(&["activation_function"])? {
+            "swiglu" => FeedForward::Gated(Activation::Silu),
+            "geglu" => FeedForward::Gated(Activation::Gelu),
+            "gelu" => FeedForward::Plain(Activation::Gelu),
             other => {
                 return Err(settings.unsupported(
                     "activation_function",
                     &json!(other),
-                    "\"swiglu\" or \"geglu\"",
+                    "\"swiglu\", \"geglu\" or \"gelu\"",
                 ));
             }
         };
@@ -87,11 +107,42 @@ impl NomicBert {
             n_inner: settings.count(&["n_inner", "intermediate_size"])?,
             type_vocab_size: settings.count(&["type_vocab_size"])?,
             layer_norm_epsilon: settings.number(&["layer_norm_epsilon", "layer_norm_eps"])? as f32,
-            activation,
+            feed_forward,
+            experts: Self::experts(settings, feed_forward)?,
             qkv_proj_bias: settings.flag("qkv_proj_bias")?,
             mlp_fc1_bias: settings.flag("mlp_fc1_bias")?,
             mlp_fc2_bias: settings.flag("mlp_fc2_bias")?,
         })
+    }
+
+    /// Of no layer, unless `moe_every_n_layers` says otherwise.
+    fn experts(settings: &Settings, other: FeedForward) -> Result<Option<ExpertSettings>> {
+        let every = "moe_every_n_layers";
+        if settings.get(&[every]).is_none_or(|every| *every == 0) {
+            settings.only("num_experts", &json!(0))?;
+            return Ok(None);
+        }
+        let moe_every_n_layers = settings.count(&[every])?;
+        let FeedForward::Plain(activation) = other else {
+            let supported = "0, where the feed-forward is gated";
+            return Err(settings.unsupported(every, &json!(moe_every_n_layers), supported));
+        };
+        settings.only("moe_normalize_expert_weights", &json!(false))?;
+        settings.only("expert_choice_router", &json!(false))?;
+        settings.only("num_shared_experts", &json!(0))?;
+        settings.only("ffn_div", &json!(1))?;
+        let num_experts = settings.count(&["num_experts"])?;
+        let moe_top_k = settings.count(&["moe_top_k"])?;
+        if moe_top_k > num_experts {
+            let supported = format!("at most the number of experts, {num_experts}");
+            return Err(settings.unsupported("moe_top_k", &json!(moe_top_k), &supported));
+        }
+        Ok(Some(ExpertSettings {
+            activation,
+            moe_every_n_layers,
+            num_experts,
+            moe_top_k,
+        }))
     }
 
     fn rotary(settings: &Settings, head_dim: usize) -> Result<Rotary> {
@@ -119,13 +170,15 @@ impl NomicBert {
         Ok(Rotary {
             base: settings.number(&["rotary_emb_base"])?,
             dimensions,
+            position_divisor: 1.0,
             scaling,
         })
     }
 
-    /// Attention and gated feed-forward, each with its residual and norm.
-    fn block(&self, name: &str, weights: &Weights, graph: &mut Graph, x: Value) -> Result<Value> {
-        let (width, inner, bias) = (self.n_embd, self.n_inner, self.qkv_proj_bias);
+    /// Attention and feed-forward, each with its residual and norm.
+    fn block(&self, index: usize, weights: &Weights, graph: &mut Graph, x: Value) -> Result<Value> {
+        let name = format!("encoder.layers.{index}");
+        let (width, bias) = (self.n_embd, self.qkv_proj_bias);
         let linear = |part: &str, outputs, inputs, bias| {
             weights.linear(&format!("{name}.{part}"), outputs, inputs, bias)
         };
@@ -138,12 +191,64 @@ impl NomicBert {
         let attended = graph.linear(attended, linear("attn.out_proj", width, width, bias)?);
         let sum = graph.add(attended, x);
         let x = graph.norm(sum, norm("norm1")?);
-        let value = graph.linear(x, linear("mlp.fc11", inner, width, self.mlp_fc1_bias)?);
-        let gate = graph.linear(x, linear("mlp.fc12", inner, width, self.mlp_fc1_bias)?);
-        let gated = graph.gate(value, gate, self.activation);
-        let output = graph.linear(gated, linear("mlp.fc2", width, inner, self.mlp_fc2_bias)?);
+        let has_experts = |experts: &ExpertSettings| index % experts.moe_every_n_layers == 1;
+        let output = match self.experts.filter(has_experts) {
+            Some(experts) => self.give_to_experts(&name, experts, weights, graph, x)?,
+            None => self.feed_forward(&name, weights, graph, x)?,
+        };
         let sum = graph.add(output, x);
         Ok(graph.norm(sum, norm("norm2")?))
+    }
+
+    fn feed_forward(
+        &self,
+        name: &str,
+        weights: &Weights,
+        graph: &mut Graph,
+        x: Value,
+    ) -> Result<Value> {
+        let (width, inner) = (self.n_embd, self.n_inner);
+        let linear = |part: &str, outputs, inputs, bias| {
+            weights.linear(&format!("{name}.mlp.{part}"), outputs, inputs, bias)
+        };
+        let first = |part| linear(part, inner, width, self.mlp_fc1_bias);
+        let wide = match self.feed_forward {
+            FeedForward::Gated(activation) => {
+                let value = graph.linear(x, first("fc11")?);
+                let gate = graph.linear(x, first("fc12")?);
+                graph.gate(value, gate, activation)
+            }
+            FeedForward::Plain(activation) => {
+                let wide = graph.linear(x, first("fc1")?);
+                graph.activate(wide, activation)
+            }
+        };
+        Ok(graph.linear(wide, linear("fc2", width, inner, self.mlp_fc2_bias)?))
+    }
+
+    fn give_to_experts(
+        &self,
+        name: &str,
+        experts: ExpertSettings,
+        weights: &Weights,
+        graph: &mut Graph,
+        x: Value,
+    ) -> Result<Value> {
+        let tensor = |part: &str, shape: &[usize]| {
+            let name = format!("{name}.mlp.{part}");
+            weights.tensor(&name, shape)
+        };
+        let (width, count) = (self.n_embd, experts.num_experts);
+        let every = [count * self.n_inner, width];
+        let layer = Experts {
+            router: tensor("router.layer.weight", &[count, width])?,
+            up: tensor("experts.mlp.w1", &every)?,
+            down: tensor("experts.mlp.w2", &every)?,
+            bias: tensor("experts.bias", &[width])?,
+            chosen: experts.moe_top_k,
+            activation: experts.activation,
+        };
+        Ok(graph.experts(x, layer))
     }
 }
 
@@ -166,8 +271,7 @@ impl Encoder for NomicBert {
         let norm = weights.norm("emb_ln", width, self.layer_norm_epsilon)?;
         let mut x = graph.norm(embedded, norm);
         for index in 0..self.n_layer {
-            let name = format!("encoder.layers.{index}");
-            x = self.block(&name, &weights, &mut graph, x)?;
+            x = self.block(index, &weights, &mut graph, x)?;
         }
         Ok(graph)
     }

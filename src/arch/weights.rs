@@ -32,6 +32,11 @@ impl<'a> Weights<'a> {
         format!("{}{name}", self.prefix)
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.checkpoint.has(&self.full_name(name))
+    }
+
     /// The tensor `name`, which must have exactly this shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorSlice> {
         self.checkpoint.tensor(&self.full_name(name), shape)
@@ -50,8 +55,7 @@ impl<'a> Weights<'a> {
 
     /// A layer norm with `<name>.{weight,bias}`, or the `{gamma,beta}` of checkpoints converted from TensorFlow.
     pub fn norm(&self, name: &str, width: usize, epsilon: f32) -> Result<Norm> {
-        let gamma = self.full_name(&format!("{name}.gamma"));
-        let (scale, shift) = if self.checkpoint.has(&gamma) {
+        let (scale, shift) = if self.has(&format!("{name}.gamma")) {
             ("gamma", "beta")
         } else {
             ("weight", "bias")

@@ -177,6 +177,8 @@ pub struct Rotary {
     pub base: f64,
     /// How many leading dimensions of a head are rotated. Even.
     pub dimensions: usize,
+    /// What positions are divided by: 1 where they are taken as they are.
+    pub position_divisor: f64,
     /// Dynamic NTK scaling beyond the trained length.
     pub scaling: Option<NtkScaling>,
 }
@@ -188,6 +190,7 @@ impl Rotary {
         Self {
             base,
             dimensions: head_dim,
+            position_divisor: 1.0,
             scaling: None,
         }
     }
@@ -333,6 +336,39 @@ impl Projections {
             value: fused.part(2, 3),
             norms: None,
         }
+    }
+}
+
+/// A feed-forward of several experts, of which a router chooses some for each row `x`: with `s` the softmax of `x · routerᵀ`,
+/// the sum of `s[e] · activation(x · upᵀ) · down` over the experts `e` with the largest `s[e]`, plus `bias`. The chosen `s[e]`
+/// do not add up to 1.
+#[derive(Debug, Clone)]
+pub struct Experts {
+    /// `[experts, width]`
+    pub router: TensorSlice,
+    /// `[experts · inner, width]`, expert by expert.
+    pub up: TensorSlice,
+    /// `[experts · inner, width]`, expert by expert.
+    pub down: TensorSlice,
+    /// `[width]`
+    pub bias: TensorSlice,
+    /// How many experts a row is given to.
+    pub chosen: usize,
+    /// The function between `up` and `down`.
+    pub activation: Activation,
+}
+
+impl Experts {
+    /// How many experts there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.router.shape[0]
+    }
+
+    /// Numbers in a row between `up` and `down` of an expert.
+    #[must_use]
+    pub fn inner(&self) -> usize {
+        self.up.shape[0] / self.count()
     }
 }
 

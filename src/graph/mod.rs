@@ -10,8 +10,8 @@ mod layers;
 mod prune;
 
 pub use self::layers::{
-    Activation, Attention, EmbeddingTables, Linear, Mask, Norm, NormKind, NtkScaling, Numbering,
-    Pooling, Positions, Projections, RelativeBias, Rotary, TokenTypes, alibi_slope,
+    Activation, Attention, EmbeddingTables, Experts, Linear, Mask, Norm, NormKind, NtkScaling,
+    Numbering, Pooling, Positions, Projections, RelativeBias, Rotary, TokenTypes, alibi_slope,
 };
 
 /// The result of an operation, given by its place in the graph.
@@ -74,6 +74,13 @@ pub enum Op {
         /// The function.
         activation: Activation,
     },
+    /// A feed-forward of experts, of every row.
+    Experts {
+        /// What it is applied to.
+        x: Value,
+        /// The layer.
+        layer: Box<Experts>,
+    },
     /// Multi-head self-attention within each text: keys and values come from every token, queries from those of the
     /// result. The projections are part of it, so that a runtime may fuse them.
     Attend {
@@ -110,6 +117,7 @@ impl Op {
             Self::Linear { x, .. }
             | Self::Norm { x, .. }
             | Self::Activate { x, .. }
+            | Self::Experts { x, .. }
             | Self::Attend { x, .. }
             | Self::Select { x, .. }
             | Self::Pool { x, .. } => (Some(x), None),
@@ -125,6 +133,7 @@ impl Op {
             Self::Linear { x, .. }
             | Self::Norm { x, .. }
             | Self::Activate { x, .. }
+            | Self::Experts { x, .. }
             | Self::Attend { x, .. }
             | Self::Select { x, .. }
             | Self::Pool { x, .. } => (Some(x), None),
@@ -231,6 +240,12 @@ impl Graph {
         self.push_like(x, op)
     }
 
+    /// Records [`Op::Experts`].
+    pub fn experts(&mut self, x: Value, layer: Experts) -> Value {
+        let layer = Box::new(layer);
+        self.push_like(x, Op::Experts { x, layer })
+    }
+
     /// Records [`Op::Attend`]: the heads of each token side by side, `heads · head_dim` wide.
     pub fn attend(&mut self, x: Value, projections: Projections, attention: Attention) -> Value {
         let width = attention.heads * attention.head_dim;
@@ -317,13 +332,17 @@ impl Graph {
     /// wide part of the feed-forward, with their temporaries; of attention to a window, its scores and copies.
     #[must_use]
     pub fn token_bytes(&self) -> usize {
-        let widths = |is_layer: fn(&Op) -> bool| {
-            // What follows the pooling has one row per text.
-            let layers = (self.encoder().iter()).filter(move |node| is_layer(&node.op));
-            layers.map(|node| node.width).max().unwrap_or(0)
-        };
-        let states = widths(|op| matches!(op, Op::Embed(_)));
-        let widest = widths(|op| matches!(op, Op::Linear { .. }));
+        // What follows the pooling has one row per text.
+        let most = |width: fn(&Node) -> usize| self.encoder().iter().map(width).max().unwrap_or(0);
+        let states = most(|node| match node.op {
+            Op::Embed(_) => node.width,
+            _ => 0,
+        });
+        let widest = most(|node| match &node.op {
+            Op::Linear { .. } => node.width,
+            Op::Experts { layer, .. } => layer.chosen * layer.inner(),
+            _ => 0,
+        });
         let windows = self.attentions().map(|attention| match attention.mask {
             Mask::Window(reach) => attention.heads * (9 * reach + 8 * attention.head_dim),
             _ => 0,

@@ -1,5 +1,5 @@
 //! Linear layers in int8, for the ONNX backend: a quarter of the memory, and products that processors compute several
-//! times faster than those of float32. Embeddings, norms, biases and softmax stay float32.
+//! times faster than those of float32. Embeddings, norms, biases, softmax and feed-forwards of experts stay float32.
 //!
 //! Weights have one scale per output and are quantized once ([`scheme`]); the result is kept in a file in the cache folder
 //! ([`cache`]). Activations have one scale per token, computed at run time (`runtime/onnx/write.rs`), so that a token's

@@ -230,6 +230,9 @@ impl<'a> Pass<'a> {
                 Activation::Silu => (self.kernels.swiglu)((x, gate)),
                 _ => (self.activate(gate, *activation)).and_then(|gate| ops::multiply(x, gate)),
             },
+            (Op::Experts { layer, .. }, Weights::Experts(weights), [x]) => {
+                self.experts(x, layer, weights)
+            }
             (
                 Op::Attend {
                     projections,
@@ -320,7 +323,11 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn activate(&mut self, x: &Array, activation: Activation) -> Result<Array, Exception> {
+    pub(super) fn activate(
+        &mut self,
+        x: &Array,
+        activation: Activation,
+    ) -> Result<Array, Exception> {
         match activation {
             Activation::Gelu => (self.kernels.gelu)(x),
             Activation::GeluTanh => (self.kernels.gelu_tanh)(x),
@@ -472,7 +479,7 @@ pub fn affine(x: &Array, layer: &Affine) -> Result<Array, Exception> {
     }
 }
 
-/// `base'^(2i/d)` with `base' = base · growth^(d/(d−2))`: what positions are divided by before the rotation.
+/// `base'^(2i/d)` with `base' = base · growth^(d/(d−2))`, times the divisor of the rotation: what positions are divided by before the rotation.
 fn wavelengths(rotary: &Rotary, scaled_length: Option<usize>) -> Result<Array> {
     let dimensions = rotary.dimensions as f64;
     let growth = match (rotary.scaling, scaled_length) {
@@ -485,7 +492,7 @@ fn wavelengths(rotary: &Rotary, scaled_length: Option<usize>) -> Result<Array> {
         rotary.base
     };
     let wavelengths: Vec<f32> = (0..rotary.dimensions / 2)
-        .map(|i| base.powf(2.0 * i as f64 / dimensions) as f32)
+        .map(|i| (base.powf(2.0 * i as f64 / dimensions) * rotary.position_divisor) as f32)
         .collect();
     array(&wavelengths, &[size(wavelengths.len())?])
 }

@@ -42,6 +42,7 @@
 //! depends on the operating system.
 
 mod attention;
+mod experts;
 mod forward;
 mod parameters;
 #[cfg(test)]

@@ -10,7 +10,8 @@ use super::{mlx_error, size};
 use crate::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use crate::error::{Error, Result};
 use crate::graph::{
-    Attention, EmbeddingTables, Graph, Linear, Mask, Node, Norm, NormKind, Op, Projections, Rows,
+    Attention, EmbeddingTables, Experts, Graph, Linear, Mask, Node, Norm, NormKind, Op,
+    Projections, Rows,
 };
 
 /// A fully connected layer.
@@ -72,6 +73,7 @@ pub enum Weights {
     Tables(Tables),
     Linear(Affine),
     Norm(NormWeights),
+    Experts(ExpertWeights),
     Attention(AttentionWeights),
 }
 
@@ -79,6 +81,18 @@ pub enum Weights {
 pub struct NormWeights {
     pub scale: Array,
     pub shift: Option<Array>,
+}
+
+/// The weights of a feed-forward of experts.
+pub struct ExpertWeights {
+    /// `[width, experts]`
+    pub router: Array,
+    /// `[experts, width, inner]`
+    pub up: Array,
+    /// `[experts, inner, width]`
+    pub down: Array,
+    /// `[width]`
+    pub bias: Array,
 }
 
 /// The weights of an attention.
@@ -125,6 +139,9 @@ impl Weights {
             Self::Tables(tables) => tables.arrays(),
             Self::Linear(affine) => affine.arrays(),
             Self::Norm(norm) => norm.arrays().collect(),
+            Self::Experts(experts) => {
+                vec![&experts.router, &experts.up, &experts.down, &experts.bias]
+            }
             Self::Attention(attention) => {
                 let mut arrays = match &attention.projections {
                     FusedProjections::All(all) => all.arrays(),
@@ -152,6 +169,7 @@ impl Loader<'_> {
             Op::Embed(embeddings) => self.tables(embeddings)?,
             Op::Linear { layer, .. } => Weights::Linear(self.join(&[layer])?),
             Op::Norm { layer, .. } => Weights::Norm(self.norm(layer)?),
+            Op::Experts { layer, .. } => Weights::Experts(self.experts(layer)?),
             Op::Attend {
                 projections,
                 attention,
@@ -216,6 +234,23 @@ impl Loader<'_> {
         Ok(NormWeights {
             scale,
             shift: shift.transpose()?,
+        })
+    }
+
+    fn experts(&self, layer: &Experts) -> Result<ExpertWeights> {
+        let shape = [layer.count(), layer.inner(), layer.router.shape[1]];
+        let [experts, inner, width] = [size(shape[0])?, size(shape[1])?, size(shape[2])?];
+        let apart = |tensor| {
+            let array = self.array(tensor, self.dtype)?;
+            array.reshape(&[experts, inner, width]).map_err(mlx_error)
+        };
+        let up = apart(&layer.up)?.transpose_axes(&[0, 2, 1]);
+        let router = self.array(&layer.router, self.dtype)?.transpose();
+        Ok(ExpertWeights {
+            router: router.map_err(mlx_error)?,
+            up: up.map_err(mlx_error)?,
+            down: apart(&layer.down)?,
+            bias: self.array(&layer.bias, self.dtype)?,
         })
     }
 

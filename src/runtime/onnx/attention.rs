@@ -289,7 +289,7 @@ impl GraphBuilder {
         let named = |what: &str| format!("rotary_{number}_{what}");
         let half = rotary.dimensions / 2;
         let step = |i: usize| 2.0 * i as f64 / rotary.dimensions as f64;
-        let frequencies = (0..half).map(|i| rotary.base.powf(-step(i)));
+        let frequencies = (0..half).map(|i| rotary.base.powf(-step(i)) / rotary.position_divisor);
         let mut frequency = self.floats(&named("frequencies"), &[1, half], frequencies);
         if let Some(scaling) = rotary.scaling {
             // base' = base · growth^(d/(d−2)), so that frequency' = frequency · growth^(−2i/(d−2)).

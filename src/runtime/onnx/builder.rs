@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Precision;
 use super::nodes::{entry, external, external_at, int, node, tensor_info};
+use super::packing::Matrix;
 use super::proto::{
     AttributeProto, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, ValueInfoProto,
@@ -317,6 +318,21 @@ impl GraphBuilder {
         output
     }
 
+    /// An operator with two results.
+    pub(super) fn op_pair(
+        &mut self,
+        op_type: &str,
+        inputs: &[&str],
+        attributes: Vec<AttributeProto>,
+    ) -> (String, String) {
+        let first = format!("{op_type}_{}", self.nodes.len());
+        let second = format!("{first}_second");
+        let mut both = node(op_type, "", inputs, &first, attributes);
+        both.output.push(second.clone());
+        self.nodes.push(both);
+        (first, second)
+    }
+
     /// An operator whose result is the same wherever it is used, recorded once under `name`.
     pub(super) fn shared(
         &mut self,
@@ -332,18 +348,19 @@ impl GraphBuilder {
     }
 
     pub(super) fn weight(&mut self, tensor: &TensorSlice) -> String {
-        self.weight_of(tensor, false)
+        self.weight_of(tensor, None)
     }
 
-    pub(super) fn weight_of(&mut self, tensor: &TensorSlice, is_matrix: bool) -> String {
+    pub(super) fn weight_of(&mut self, tensor: &TensorSlice, matrix: Option<Matrix>) -> String {
         if self.defined.insert(tensor.name.clone()) {
             self.weights.push(GraphWeight {
                 tensor: tensor.clone(),
-                is_matrix,
+                matrix,
             });
         } else if let Some(known) = (self.weights.iter_mut()).find(|known| known.tensor == *tensor)
+            && known.matrix != matrix
         {
-            known.is_matrix &= is_matrix;
+            known.matrix = None;
         }
         tensor.name.clone()
     }

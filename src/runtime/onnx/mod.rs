@@ -9,6 +9,7 @@
 
 mod attention;
 mod builder;
+mod experts;
 mod nodes;
 mod packing;
 #[doc(hidden)]
@@ -27,6 +28,7 @@ use ort::value::TensorRef;
 
 pub use self::builder::ExportedEncoder;
 use self::builder::{EMBEDDING, GraphBuilder, INPUT, TOKEN_TYPES};
+use self::packing::Matrix;
 use self::weights::{Initializers, SharedWeights};
 use super::shutdown::{self, Guarded};
 use super::stop::{Interrupt, Stop};
@@ -124,15 +126,15 @@ pub fn load(
         environment,
         folder: folder.display().to_string(),
     };
-    let quantized: Vec<[usize; 2]> = layers
-        .iter()
-        .map(|layer| [layer.shape[1], layer.shape[0]])
-        .collect();
-    let matrices = weights.iter().filter(|weight| weight.is_matrix);
-    let floats = matrices.map(|weight| &*weight.tensor.shape);
-    let quantized = quantized.iter().map(|shape| &shape[..]);
-    let are_packed = packing::is_complete(&sessions, file_name, Precision::Float, floats)
-        && packing::is_complete(&sessions, file_name, Precision::Int8, quantized);
+    let floats = weights.iter().filter_map(|weight| {
+        let kind = weight.matrix?;
+        Some((kind, weight.tensor.shape.clone()))
+    });
+    let quantized = layers.iter().map(|layer| {
+        let [inputs, outputs] = layer.shape;
+        (Matrix::Int8, vec![outputs, inputs])
+    });
+    let are_packed = packing::is_complete(&sessions, file_name, floats.chain(quantized));
     drop(layers);
     let weights = SharedWeights::new(checkpoint, &weights, int8)?;
     let factory = Arc::new(SessionFactory {

@@ -14,27 +14,36 @@ use super::weights::Initializers;
 use super::{Precision, Sessions};
 use crate::checkpoint::{TensorSlice, WeightType};
 use crate::error::{Error, Result};
-use crate::graph::Linear;
 use crate::int8::QuantizedLinear;
 use crate::pages::Pages;
 use crate::sync::{Mutex, lock};
 
-/// Whether the kernels of this precision pack matrices `[outputs, inputs]` of all these shapes. `file` lies in the folder
-/// of `sessions`; see [`GraphBuilder::finish_pooled`].
-pub fn is_complete<'a>(
+/// How a kernel takes a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Matrix {
+    /// float32 `[outputs, inputs]`.
+    Float,
+    /// float32 `[inputs, outputs]`.
+    Transposed,
+    /// int8, quantized from `[outputs, inputs]`.
+    Int8,
+}
+
+/// Whether the kernels pack all these matrices, given with their shapes. `file` lies in the folder of
+/// `sessions`; see [`GraphBuilder::finish_pooled`].
+pub fn is_complete(
     sessions: &Sessions,
     file: &Path,
-    precision: Precision,
-    shapes: impl IntoIterator<Item = &'a [usize]>,
+    matrices: impl IntoIterator<Item = (Matrix, Vec<usize>)>,
 ) -> bool {
-    type Known = HashMap<(Precision, Vec<usize>), bool>;
+    type Known = HashMap<(Matrix, Vec<usize>), bool>;
     static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
     let mut known = lock(&KNOWN);
-    shapes.into_iter().all(|shape| {
-        let key = (precision, shape.to_vec());
+    matrices.into_iter().all(|(kind, shape)| {
+        let key = (kind, shape.clone());
         *known.entry(key).or_insert_with(|| {
             // If it cannot be tested, the matrix is kept in memory.
-            ignores_its_matrix(sessions, file, precision, shape).unwrap_or(false)
+            ignores_its_matrix(sessions, file, kind, &shape).unwrap_or(false)
         })
     })
 }
@@ -42,7 +51,7 @@ pub fn is_complete<'a>(
 fn ignores_its_matrix(
     sessions: &Sessions,
     file: &Path,
-    precision: Precision,
+    kind: Matrix,
     shape: &[usize],
 ) -> Result<bool> {
     /// As float32 0.19, as int8 62; and 0.75 or 63.
@@ -54,14 +63,16 @@ fn ignores_its_matrix(
         shape: shape.to_vec(),
         offset: 0,
     };
-    let &[outputs, inputs] = shape else {
+    let &[rows, columns] = shape else {
         return Ok(false);
     };
+    let (outputs, inputs, precision) = match kind {
+        Matrix::Float => (rows, columns, Precision::Float),
+        Matrix::Transposed => (columns, rows, Precision::Float),
+        Matrix::Int8 => (rows, columns, Precision::Int8),
+    };
     let mut builder = GraphBuilder::new(precision);
-    let output = builder.layer_of_ids(&Linear {
-        weight: matrix.clone(),
-        bias: None,
-    });
+    let output = builder.layer_of_ids(&matrix, kind);
     let bytes = matrix.len() * precision.matrix_bytes();
     let mut pages = Pages::zeroed(bytes, "a trial layer")?;
     pages[..].fill(BYTES[0]);

@@ -20,6 +20,7 @@ use ort::AsPointer;
 use ort::session::builder::{PrepackedWeights, SessionBuilder};
 use ort::value::TensorRef;
 
+use super::packing::Matrix;
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::{Error, Result};
 use crate::int8::Int8Weights;
@@ -124,7 +125,7 @@ impl SharedWeights {
             matrices: Vec::new(),
             others: Vec::new(),
         };
-        for GraphWeight { tensor, is_matrix } in weights {
+        for GraphWeight { tensor, matrix } in weights {
             let converted = shared.checkpoint.converted(tensor)?;
             let bytes = match &converted {
                 Some(pages) => pages,
@@ -137,7 +138,7 @@ impl SharedWeights {
                 (shared.initializers).add_floats(&tensor.name, &tensor.shape, bytes)?;
             };
             shared.converted.extend(converted);
-            if *is_matrix {
+            if matrix.is_some() {
                 shared.matrices.push(place);
             } else {
                 shared.others.push(place);
@@ -182,8 +183,8 @@ impl SharedWeights {
 /// A weight that a graph takes as float32.
 pub struct GraphWeight {
     pub tensor: TensorSlice,
-    /// Whether it is only used as the matrix of a linear layer.
-    pub is_matrix: bool,
+    /// How it is taken, if it is only used as the matrix of a product.
+    pub matrix: Option<Matrix>,
 }
 
 fn addresses(bytes: &[u8]) -> Range<usize> {

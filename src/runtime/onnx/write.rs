@@ -16,6 +16,7 @@
 use super::Precision;
 use super::builder::{GraphBuilder, INPUT, MICROSOFT, QuantizedRows, States, TOKEN_TYPES};
 use super::nodes::{float, int, string};
+use super::packing::Matrix;
 use super::proto::DataType;
 use crate::checkpoint::TensorSlice;
 use crate::graph::{
@@ -63,6 +64,7 @@ impl GraphBuilder {
                 let gate = self.activate(&values[gate.index()].name, *activation);
                 self.op("Mul", &[&values[x.index()].name, &gate], vec![])
             }
+            Op::Experts { x, layer } => self.experts(&values[x.index()].name, layer),
             Op::Attend {
                 x,
                 projections,
@@ -173,7 +175,7 @@ impl GraphBuilder {
         self.flatten(&normed, width)
     }
 
-    fn activate(&mut self, x: &str, activation: Activation) -> String {
+    pub(super) fn activate(&mut self, x: &str, activation: Activation) -> String {
         match activation {
             Activation::Gelu => self.op("Gelu", &[x], vec![]),
             Activation::GeluTanh => self.op("Gelu", &[x], vec![string("approximate", "tanh")]),
@@ -208,7 +210,7 @@ impl GraphBuilder {
     pub(super) fn product(&mut self, x: &States, linear: &Linear) -> String {
         match self.precision {
             Precision::Float => {
-                let weight = self.weight_of(&linear.weight, true);
+                let weight = self.weight_of(&linear.weight, Some(Matrix::Float));
                 let bias = linear.bias.as_ref().map(|bias| self.weight(bias));
                 let inputs = [x.name.as_str(), &weight].into_iter();
                 let inputs: Vec<&str> = inputs.chain(bias.as_deref()).collect();
@@ -227,16 +229,27 @@ impl GraphBuilder {
         }
     }
 
-    /// A layer whose input is the ids themselves, one row per text.
-    pub fn layer_of_ids(&mut self, linear: &Linear) -> States {
+    /// The product of the ids themselves, one row per text, and a matrix.
+    pub fn layer_of_ids(&mut self, matrix: &TensorSlice, kind: Matrix) -> States {
         let row = States {
             name: self.op("Cast", &[INPUT], vec![int("to", DataType::Float as i64)]),
             rows: Rows::First,
         };
+        let name = match kind {
+            Matrix::Float | Matrix::Transposed => self.float_product(&row.name, matrix, kind),
+            Matrix::Int8 => self.int8_product(&row, matrix),
+        };
         States {
-            name: self.product(&row, linear),
+            name,
             rows: Rows::First,
         }
+    }
+
+    /// `x · weightᵀ` or, where it is stored transposed, `x · weight`.
+    pub(super) fn float_product(&mut self, x: &str, weight: &TensorSlice, kind: Matrix) -> String {
+        let weight = self.weight_of(weight, Some(kind));
+        let trans_b = i64::from(kind == Matrix::Float);
+        self.op("Gemm", &[x, &weight], vec![int("transB", trans_b)])
     }
 
     fn int8_product(&mut self, x: &States, weight: &TensorSlice) -> String {
