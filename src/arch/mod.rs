@@ -3,8 +3,10 @@
 
 mod bert;
 mod distilbert;
+mod gemma3;
 mod mpnet;
 mod nomic_bert;
+mod qwen;
 mod roberta;
 mod settings;
 mod weights;
@@ -24,8 +26,10 @@ use crate::graph::Graph;
 const ARCHITECTURES: &[Architecture] = &[
     bert::BERT,
     distilbert::DISTILBERT,
+    gemma3::GEMMA3,
     mpnet::MPNET,
     nomic_bert::NOMIC_BERT,
+    qwen::QWEN,
     roberta::ROBERTA,
 ];
 

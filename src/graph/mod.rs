@@ -148,9 +148,21 @@ pub struct Node {
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     nodes: Vec<Node>,
+    refuses_f16: bool,
 }
 
 impl Graph {
+    /// Records that numbers of trained models exceed 65504, the most that float16 holds: half precision has to be bfloat16.
+    pub const fn refuse_f16(&mut self) {
+        self.refuses_f16 = true;
+    }
+
+    /// See [`Self::refuse_f16`].
+    #[must_use]
+    pub const fn refuses_f16(&self) -> bool {
+        self.refuses_f16
+    }
+
     /// The operations, in an order in which they can be computed.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
