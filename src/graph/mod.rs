@@ -312,11 +312,12 @@ impl Graph {
         Self::bytes_of_scores(self.attentions())
     }
 
-    /// [`Self::score_bytes`] where they are kept only if something is added to them.
+    /// [`Self::score_bytes`] where they are kept only if something other than a causal mask is added to them.
     #[must_use]
     pub fn masked_score_bytes(&self) -> usize {
         let attentions = self.attentions();
-        Self::bytes_of_scores(attentions.filter(|one| !matches!(one.mask, Mask::None)))
+        let is_kept = |one: &&Attention| !matches!(one.mask, Mask::None | Mask::Causal);
+        Self::bytes_of_scores(attentions.filter(is_kept))
     }
 
     fn bytes_of_scores<'a>(attentions: impl Iterator<Item = &'a Attention>) -> usize {

@@ -303,6 +303,14 @@ impl GraphBuilder {
         output
     }
 
+    /// Asks the operator that was recorded last for further results.
+    pub(super) fn ask_for(&mut self, further: &[&str]) {
+        if let Some(node) = self.nodes.last_mut() {
+            let names = further.iter().map(|what| format!("{}_{what}", node.name));
+            node.output.extend(names);
+        }
+    }
+
     /// An operator whose result is the same wherever it is used, recorded once under `name`.
     pub(super) fn shared(
         &mut self,
