@@ -172,9 +172,10 @@ export interface ModelOptions {
    */
   layerNorm?: boolean;
   /**
-   * Number format of the weights. `"auto"` (default) is float16 on a GPU and float32 elsewhere; `"f16"` and `"bf16"` are
-   * for MLX. `"int8"` computes the linear layers in integers, on the CPU: faster, with nearly the same vectors. Quantized
-   * weights are kept in the cache folder; `onnx-js` needs a quantized ONNX file (`exportOnnx` with this option writes one).
+   * Number format of the weights. `"auto"` (default) is float16 on a GPU, or bfloat16 for models whose numbers exceed it,
+   * and float32 elsewhere; `"f16"` and `"bf16"` are for MLX. `"int8"` computes the linear layers in integers, on the CPU:
+   * faster, with nearly the same vectors. Quantized weights are kept in the cache folder; `onnx-js` needs a quantized ONNX
+   * file (`exportOnnx` with this option writes one).
    */
   dtype?: (typeof DTYPES)[number];
   /** Threads that compute. Default: the processors that this process may use. */

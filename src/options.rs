@@ -85,7 +85,7 @@ impl FromStr for Task {
 /// Number format of the weights while computing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Dtype {
-    /// What suits the backend: float16 on a GPU, float32 on a CPU.
+    /// What suits the backend: float16 on a GPU, or bfloat16 for models whose numbers exceed it; float32 on a CPU.
     #[default]
     Auto,
     /// float32.

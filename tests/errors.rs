@@ -180,11 +180,117 @@ fn unsupported_architectures_are_refused_by_name() {
         ("nomic_moe", "moe_top_k", json!(9)),
         ("nomic_cls", "rotary_emb_fraction", json!(0.0)),
         ("nomic_cls", "rotary_emb_fraction", json!(0.01)),
+        ("qwen3", "is_causal", json!(false)),
+        ("qwen3", "use_sliding_window", json!(true)),
+        (
+            "qwen3",
+            "layer_types",
+            json!(["full_attention", "sliding_attention"]),
+        ),
+        ("qwen3", "head_dim", json!(20)),
+        ("gemma3", "head_dim", json!(15)),
+        ("qwen3", "hidden_act", json!("mish")),
+        (
+            "qwen3",
+            "rope_scaling",
+            json!({"factor": 4, "rope_type": "yarn"}),
+        ),
+        ("gemma3", "use_bidirectional_attention", json!(false)),
+        ("gemma3", "use_bidirectional_attention", Value::Null),
+        ("gemma3", "attn_logit_softcapping", json!(50)),
+        ("gemma3", "final_logit_softcapping", json!(30)),
+        ("gemma3", "layer_types", json!(["full_attention"])),
+        (
+            "gemma3",
+            "layer_types",
+            json!(["full_attention", "full_attention", "linear_attention"]),
+        ),
     ];
     for (fixture, key, value) in cases {
         let shown = value.to_string();
         let result = load_spoiled(fixture, set_config(key, value));
         assert_error(result, "MODEL_UNSUPPORTED", &["config.json", key, &shown]);
+    }
+}
+
+#[test]
+fn a_scaled_rotation_is_refused() {
+    let yarn = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0});
+    for (fixture, parameters) in [
+        ("qwen3", yarn.clone()),
+        ("qwen2", json!({"type": "yarn"})),
+        (
+            "gemma3",
+            json!({"full_attention": yarn, "sliding_attention": {"rope_theta": 1e4}}),
+        ),
+    ] {
+        let result = load_spoiled(fixture, set_config("rope_parameters", parameters));
+        let named = ["config.json", "type", "yarn", "default"];
+        assert_error(result, "MODEL_UNSUPPORTED", &named);
+    }
+}
+
+/// As `transformers` wrote them before version 5.
+#[test]
+fn older_settings_of_a_rotation_mean_the_same() {
+    let text = || vec!["def f(x): return x + 1".repeat(3)];
+    let bases: [(&str, &[(&str, f64)]); 3] = [
+        ("qwen2", &[("rope_theta", 1e6)]),
+        ("qwen3", &[("rope_theta", 1e6)]),
+        (
+            "gemma3",
+            &[("rope_theta", 1e6), ("rope_local_base_freq", 1e4)],
+        ),
+    ];
+    for (fixture, bases) in bases {
+        let write = |scale: f64| {
+            move |folder: &Path| {
+                set_config("rope_parameters", Value::Null)(folder);
+                set_config("rope_scaling", Value::Null)(folder);
+                for &(key, base) in bases {
+                    set_config(key, json!(base * scale))(folder);
+                }
+            }
+        };
+        let embed = |model: Model| model.embed(text(), false).unwrap().vectors;
+        let expected = embed(load_spoiled(fixture, |_| ()).unwrap());
+        let older = embed(load_spoiled(fixture, write(1.0)).unwrap());
+        assert_eq!(older, expected, "{fixture}");
+        let other = embed(load_spoiled(fixture, write(0.5)).unwrap());
+        assert_ne!(other, expected, "{fixture}: the base is read");
+    }
+}
+
+#[test]
+fn windows_repeat_by_a_pattern_or_a_list() {
+    let pattern = |folder: &Path| {
+        set_config("layer_types", Value::Null)(folder);
+        set_config("sliding_window_pattern", json!(2))(folder);
+    };
+    let embed = |model: Model| {
+        let text = "def f(x): return x + 1".repeat(3);
+        model.embed(vec![text], false).unwrap().vectors
+    };
+    let expected = embed(load_spoiled("gemma3", |_| ()).unwrap());
+    assert_eq!(embed(load_spoiled("gemma3", pattern).unwrap()), expected);
+    let full = json!(["full_attention", "full_attention", "full_attention"]);
+    let full = load_spoiled("gemma3", set_config("layer_types", full)).unwrap();
+    assert_ne!(embed(full), expected, "the list is read");
+}
+
+/// Whatever the backend: the others take no float16 at all.
+#[test]
+fn float16_is_refused_where_numbers_exceed_it() {
+    for &backend in setup::BACKENDS {
+        for fixture in ["qwen2", "qwen3", "gemma3"] {
+            let options = Options {
+                dtype: Dtype::F16,
+                ..setup::options_for(backend)
+            };
+            let result = load_spoiled_with(fixture, &options, |_| ());
+            let named = ["dtype", "\"bf16\"", "exceed", "float16"];
+            assert_error(result, "INVALID_ARGUMENT", &named);
+        }
     }
 }
 
@@ -211,12 +317,24 @@ fn settings_that_are_missing_or_malformed_are_named() {
         ("nomic_cls", "n_layer", json!(-1), "a positive integer"),
         ("bert_mean", "layer_norm_eps", json!("tiny"), "a number"),
         ("bert_mean", "hidden_act", json!(7), "a string"),
+        ("qwen3", "head_dim", Value::Null, "a positive integer"),
+        ("qwen3", "rope_parameters", json!([]), "an object"),
+        ("gemma3", "sliding_window", json!(1), "at least 2"),
     ] {
         let result = load_spoiled(fixture, set_config(key, value));
         assert_error(result, "MODEL_INVALID", &["config.json", key, expected]);
     }
     let result = load_spoiled("bert_mean", set_config("num_attention_heads", json!(7)));
     assert_error(result, "MODEL_INVALID", &["7 heads", "48"]);
+    let result = load_spoiled("qwen3", set_config("num_key_value_heads", json!(3)));
+    assert_error(result, "MODEL_INVALID", &["3 heads", "4 heads"]);
+    for (key, named) in [
+        ("rope_parameters", "rope_theta"),
+        ("attention_bias", "true or false"),
+    ] {
+        let result = load_spoiled("qwen3", set_config(key, Value::Null));
+        assert_error(result, "MODEL_INVALID", &["config.json", named]);
+    }
 }
 
 #[test]

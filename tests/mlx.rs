@@ -15,6 +15,9 @@ use semantic_search_native::options::{Backend, Dtype, Options};
 use semantic_search_native::runtime::mlx;
 use semantic_search_native::{Embeddings, Error, Model};
 
+/// Fixtures of architectures whose numbers exceed float16; see `tests/errors.rs`.
+const REFUSE_F16: [&str; 3] = ["gemma3", "qwen2", "qwen3"];
+
 fn load(fixture: &str, backend: Backend, dtype: Dtype) -> Model {
     let options = Options {
         dtype,
@@ -62,13 +65,16 @@ fn half_precision_stays_close() {
     for fixture in setup::FIXTURES.iter() {
         let exact = load(fixture, Backend::Mlx, Dtype::F32);
         let expected = exact.embed(texts(12), false).unwrap();
-        for (dtype, least) in [(Dtype::F16, 0.9995), (Dtype::BF16, 0.99)] {
+        for dtype in [Dtype::F16, Dtype::BF16] {
+            if dtype == Dtype::F16 && REFUSE_F16.contains(&fixture.as_str()) {
+                continue;
+            }
             let half = load(fixture, Backend::Mlx, dtype);
             assert_ne!(half.fingerprint(), exact.fingerprint());
             let actual = half.embed(texts(12), false).unwrap();
             for (row, other) in rows(&half, &actual).iter().zip(rows(&exact, &expected)) {
                 let cosine = setup::cosine(row, other);
-                assert!(cosine >= least, "{fixture} {dtype:?}: cosine {cosine}");
+                assert!(cosine >= 0.9995, "{fixture} {dtype:?}: cosine {cosine}");
             }
         }
     }

@@ -3,12 +3,14 @@
 
 mod bert;
 mod distilbert;
+mod gemma3;
 mod gte_new;
 mod head;
 mod jina_bert;
 mod modernbert;
 mod mpnet;
 mod nomic_bert;
+mod qwen;
 mod roberta;
 mod settings;
 mod static_table;
@@ -33,10 +35,12 @@ const ARCHITECTURES: &[Architecture] = &[
     jina_bert::JINA_BERT,
     bert::BERT,
     distilbert::DISTILBERT,
+    gemma3::GEMMA3,
     gte_new::GTE_NEW,
     modernbert::MODERNBERT,
     mpnet::MPNET,
     nomic_bert::NOMIC_BERT,
+    qwen::QWEN,
     roberta::ROBERTA,
     static_table::STATIC_TABLE,
 ];

@@ -16,8 +16,7 @@ use super::{Architecture, Encoder, Facts};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::graph::{
-    Activation, Attention, EmbeddingTables, Graph, Mask, NormKind, Pooling, Projections, Rotary,
-    Value,
+    Activation, Attention, EmbeddingTables, Graph, Mask, NormKind, Pooling, Projections, Value,
 };
 
 pub const MODERNBERT: Architecture = Architecture {
@@ -56,28 +55,24 @@ impl ModernBert {
             let is_global = move |index: usize| index.is_multiple_of(every);
             Ok(Box::new(is_global))
         })?;
-        let bases = [
-            settings.rope_base(LayerType::Full, "global_rope_theta", 160_000.0)?,
-            settings.rope_base(LayerType::Sliding, "local_rope_theta", 10_000.0)?,
-        ];
         // A token sees half of the window on each side.
         let reach = settings.count(&["local_attention"])? / 2;
         let of_layer = |layer: LayerType| {
-            let (base, mask) = match layer {
-                LayerType::Full => (bases[0], Mask::None),
-                LayerType::Sliding => (bases[1], Mask::Window(reach)),
+            let (older, mask) = match layer {
+                LayerType::Full => ("global_rope_theta", Mask::None),
+                LayerType::Sliding => ("local_rope_theta", Mask::Window(reach)),
             };
-            Attention {
-                rotary: Some(Rotary::plain(base, attention.head_dim)),
+            Ok(Attention {
+                rotary: Some(settings.rotary_of(layer, older, attention.head_dim)?),
                 mask,
                 ..attention.clone()
-            }
+            })
         };
         Ok(Self {
             vocab_size: settings.count(&["vocab_size"])?,
             hidden_size,
             max_position_embeddings: settings.count(&["max_position_embeddings"])?,
-            attentions: types.into_iter().map(of_layer).collect(),
+            attentions: types.into_iter().map(of_layer).collect::<Result<_>>()?,
             intermediate_size: settings.count(&["intermediate_size"])?,
             norm_eps: settings.number(&["norm_eps"])? as f32,
             norm_bias: settings.flag("norm_bias")?,

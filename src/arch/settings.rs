@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::graph::{Activation, Attention, Numbering};
+use crate::graph::{Activation, Attention, Numbering, Rotary};
 use crate::options::Task;
 
 /// How far a layer's attention sees, in the words of `layer_types`.
@@ -60,6 +60,15 @@ impl<'a> Settings<'a> {
         keys.iter()
             .filter_map(|key| self.json.get(key))
             .find(|value| !value.is_null())
+    }
+
+    /// The object under a key, as settings of its own.
+    pub fn part(&self, key: &str) -> Result<Option<Self>> {
+        match self.get(&[key]) {
+            Some(json) if json.is_object() => Ok(Some(Self { json, ..*self })),
+            Some(other) => Err(self.invalid(key, "an object", other)),
+            None => Ok(None),
+        }
     }
 
     /// A required positive integer.
@@ -184,27 +193,11 @@ impl<'a> Settings<'a> {
         }
     }
 
-    /// The base of the rotation in layers of this type: `rope_parameters.<type>.rope_theta`, or `older_key`, or the default.
-    pub fn rope_base(&self, of: LayerType, older_key: &str, default: f64) -> Result<f64> {
-        self.only("rope_scaling", &Value::Null)?;
-        let key = format!("rope_parameters.{}", of.name());
-        let Some(parameters) = self
-            .get(&["rope_parameters"])
-            .and_then(|by_type| by_type.get(of.name()))
-        else {
-            return match self.get(&[older_key]) {
-                Some(_) => self.number(&[older_key]),
-                None => Ok(default),
-            };
-        };
-        let parameters = Settings::new(self.path, parameters);
-        if let Some(kind) = parameters
-            .get(&["rope_type", "type"])
-            .filter(|kind| *kind != "default")
-        {
-            return Err(self.unsupported(&format!("{key}.rope_type"), kind, "only \"default\""));
-        }
-        parameters.number(&["rope_theta"])
+    /// [`Self::rotary`] of layers of this type: of `rope_parameters.<type>`.
+    pub fn rotary_of(&self, layers: LayerType, older: &str, head_dim: usize) -> Result<Rotary> {
+        let parameters = self.part("rope_parameters")?;
+        let parameters = parameters.map(|by_type| by_type.part(layers.name()));
+        self.rotary(parameters.transpose()?.flatten(), older, head_dim)
     }
 
     pub fn unsupported(&self, key: &str, value: &Value, supported: &str) -> Error {
@@ -231,5 +224,41 @@ impl<'a> Settings<'a> {
             return Err(Error::invalid(self.path, problem));
         }
         Ok(Attention::new(heads, width / heads))
+    }
+
+    /// [`Attention::new`] with `num_attention_heads`, of which groups share one of `num_key_value_heads`.
+    pub fn grouped_attention(&self, head_dim: usize) -> Result<Attention> {
+        let heads = self.count(&["num_attention_heads"])?;
+        let kv_heads = self.count(&["num_key_value_heads"])?;
+        if !heads.is_multiple_of(kv_heads) {
+            let problem =
+                format!("{kv_heads} heads of keys and values do not divide {heads} heads");
+            return Err(Error::invalid(self.path, problem));
+        }
+        Ok(Attention {
+            kv_heads,
+            ..Attention::new(heads, head_dim)
+        })
+    }
+
+    /// A rotation of whole heads without scaling. Its base is `rope_theta` of `parameters`, which are in `rope_parameters`
+    /// somewhere, or `older` where there are none: files of `transformers` before version 5.
+    pub fn rotary(&self, parameters: Option<Self>, older: &str, head_dim: usize) -> Result<Rotary> {
+        self.only("rope_scaling", &Value::Null)?;
+        if let Some(parameters) = &parameters {
+            for key in ["rope_type", "type"] {
+                parameters.only(key, &"default".into())?;
+            }
+        }
+        if !head_dim.is_multiple_of(2) {
+            return Err(self.unsupported("head_dim", &head_dim.into(), "an even number"));
+        }
+        let key = "rope_theta";
+        let parameters = parameters.filter(|parameters| parameters.get(&[key]).is_some());
+        let base = match parameters {
+            Some(parameters) => parameters.number(&[key])?,
+            None => self.number(&[older])?,
+        };
+        Ok(Rotary::plain(base, head_dim))
     }
 }

@@ -159,9 +159,21 @@ pub struct Graph {
     nodes: Vec<Node>,
     /// How many operations there were when the result was pooled.
     pooled_at: Option<usize>,
+    refuses_f16: bool,
 }
 
 impl Graph {
+    /// Records that numbers of trained models exceed 65504, the most that float16 holds: half precision has to be bfloat16.
+    pub const fn refuse_f16(&mut self) {
+        self.refuses_f16 = true;
+    }
+
+    /// See [`Self::refuse_f16`].
+    #[must_use]
+    pub const fn refuses_f16(&self) -> bool {
+        self.refuses_f16
+    }
+
     /// The operations, in an order in which they can be computed.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
@@ -356,11 +368,12 @@ impl Graph {
         Self::bytes_of_scores(self.attentions())
     }
 
-    /// [`Self::score_bytes`] where they are kept only if something is added to them.
+    /// [`Self::score_bytes`] where they are kept only if something other than a causal mask is added to them.
     #[must_use]
     pub fn masked_score_bytes(&self) -> usize {
         let attentions = self.attentions();
-        Self::bytes_of_scores(attentions.filter(|one| !matches!(one.mask, Mask::None)))
+        let is_kept = |one: &&Attention| !matches!(one.mask, Mask::None | Mask::Causal);
+        Self::bytes_of_scores(attentions.filter(is_kept))
     }
 
     fn bytes_of_scores<'a>(attentions: impl Iterator<Item = &'a Attention>) -> usize {

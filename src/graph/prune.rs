@@ -39,7 +39,10 @@ fn needed_for(graph: &Graph, rows: Rows) -> Graph {
         }
     }
 
-    let mut pruned = Graph::default();
+    let mut pruned = Graph {
+        nodes: Vec::new(),
+        ..*graph
+    };
     // For each value, its place in the new graph, and the places of its selected rows.
     let mut places: Vec<Option<Value>> = vec![None; graph.nodes.len()];
     let mut selections: Vec<(Value, Rows, Value)> = Vec::new();

@@ -81,13 +81,17 @@ pub struct Memory {
 /// backend is not used, if one was tried.
 ///
 /// # Errors
-/// The named backend does not work, or none does.
+/// The named backend does not work, or none does; the number format does not fit the encoder.
 pub fn load(
     graph: &Graph,
     checkpoint: &Arc<Checkpoint>,
     options: &Options,
     threads: usize,
 ) -> Result<(Runtime, Option<String>)> {
+    if options.dtype == Dtype::F16 && graph.refuses_f16() {
+        let expected = "\"auto\", \"f32\" or \"bf16\", since numbers of this architecture exceed those of float16";
+        return Err(refused_dtype(options.dtype, expected));
+    }
     let load_onnx = || {
         onnx::check_dtype(options.dtype)?;
         onnx::load(graph, Arc::clone(checkpoint), options, threads)

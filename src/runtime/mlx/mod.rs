@@ -116,6 +116,7 @@ pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> R
     let number = NEXT_MODEL.fetch_add(1, Ordering::Relaxed);
     let is_gpu = has_gpu()?;
     let (dtype, name) = match options.dtype {
+        Dtype::Auto if is_gpu && graph.refuses_f16() => (MlxDtype::Bfloat16, "bf16"),
         Dtype::Auto if is_gpu => (MlxDtype::Float16, "f16"),
         Dtype::Auto | Dtype::F32 => (MlxDtype::Float32, "f32"),
         Dtype::F16 => (MlxDtype::Float16, "f16"),

@@ -1,6 +1,7 @@
 //! Attention: projections, rotation, masks and windows.
 //!
-//! Scores and their softmax are ONNX Runtime's `MultiHeadAttention`. Without a mask it keeps only a tile of the scores.
+//! Scores and their softmax are ONNX Runtime's `MultiHeadAttention`, which keeps only a tile of the scores where nothing is
+//! added to them, and `GroupQueryAttention`, which does so with a causal mask.
 
 use super::builder::{GraphBuilder, INPUT, MICROSOFT, States};
 use super::nodes::{float, int};
@@ -69,7 +70,8 @@ impl GraphBuilder {
             Mask::Window(reach) => {
                 self.mix_in_window([&query, &key, &value], attention, *reach, rows)
             }
-            Mask::None | Mask::Causal => self.mix([&query, &key, &value], attention, None),
+            Mask::None => self.mix([&query, &key, &value], attention, None),
+            Mask::Causal => self.mix_causal([&query, &key, &value], attention),
             Mask::Relative(bias) => {
                 let bias = self.relative_bias(bias, rows);
                 self.mix([&query, &key, &value], attention, Some(&bias))
@@ -89,13 +91,10 @@ impl GraphBuilder {
         attention: &Attention,
         bias: Option<&str>,
     ) -> String {
-        let mut attributes = vec![
+        let attributes = vec![
             int("num_heads", attention.heads as i64),
             float("scale", attention.scale),
         ];
-        if matches!(attention.mask, Mask::Causal) {
-            attributes.push(int("unidirectional", 1));
-        }
         let mut inputs = query_key_value.to_vec();
         if let Some(bias) = bias {
             // Behind two optional inputs.
@@ -104,7 +103,33 @@ impl GraphBuilder {
         self.op_of(MICROSOFT, "MultiHeadAttention", &inputs, attributes)
     }
 
-    /// `[batch, length, kv_heads · head_dim]` → `[batch, length, heads · head_dim]`.
+    /// [`Self::mix`] of every token with those before it, with `kv_heads` of keys and values.
+    fn mix_causal(&mut self, query_key_value: [&str; 3], attention: &Attention) -> String {
+        let to_int32 = || vec![int("to", DataType::Int32 as i64)];
+        let length = self.length();
+        let one = self.int_scalar("one", 1);
+        let last = self.shared("last_place", "Sub", &[&length, &one], vec![]);
+        let last = self.shared("last_place_int32", "Cast", &[&last], to_int32());
+        let batch = self.shared("batch", "Shape", &[INPUT], vec![int("end", 1)]);
+        let lasts = self.shared("last_places", "Expand", &[&last, &batch], vec![]);
+        let length = self.shared("length_int32", "Cast", &[&length], to_int32());
+        let mut inputs = query_key_value.to_vec();
+        // There are no keys and values of earlier runs.
+        inputs.extend(["", "", &lasts, &length]);
+        let attributes = vec![
+            int("num_heads", attention.heads as i64),
+            int("kv_num_heads", attention.kv_heads as i64),
+            float("scale", attention.scale),
+        ];
+        let mixed = self.op_of(MICROSOFT, "GroupQueryAttention", &inputs, attributes);
+        // Nothing takes these, but without them it keeps all scores (ONNX Runtime 1.30, x86).
+        for unused in ["keys", "values"] {
+            self.further(unused);
+        }
+        mixed
+    }
+
+    /// `[batch, length, kv_heads · head_dim]` → `[batch, length, heads · head_dim]`, unless [`Self::mix_causal`] follows.
     fn repeat_heads(&mut self, x: &str, attention: &Attention) -> String {
         let Attention {
             heads,
@@ -112,7 +137,7 @@ impl GraphBuilder {
             head_dim,
             ..
         } = *attention;
-        if heads == kv_heads {
+        if heads == kv_heads || matches!(attention.mask, Mask::Causal) {
             return x.to_owned();
         }
         let [apart, times, together] = [
@@ -265,7 +290,7 @@ impl GraphBuilder {
         self.shared(&named("bias"), "Unsqueeze", &[&biases, &axis], vec![])
     }
 
-    /// What ALiBi adds: `[1, heads, length, length]`, of first tokens `[1, heads, 1, length]`.
+    /// What `ALiBi` adds: `[1, heads, length, length]`, of first tokens `[1, heads, 1, length]`.
     fn alibi(&mut self, heads: usize, rows: Rows) -> String {
         let which = if rows == Rows::All { "all" } else { "first" };
         let named = |what: &str| format!("alibi_{heads}_{what}_{which}");

@@ -318,19 +318,12 @@ impl GraphBuilder {
         output
     }
 
-    /// An operator with two results.
-    pub(super) fn op_pair(
-        &mut self,
-        op_type: &str,
-        inputs: &[&str],
-        attributes: Vec<AttributeProto>,
-    ) -> (String, String) {
-        let first = format!("{op_type}_{}", self.nodes.len());
-        let second = format!("{first}_second");
-        let mut both = node(op_type, "", inputs, &first, attributes);
-        both.output.push(second.clone());
-        self.nodes.push(both);
-        (first, second)
+    /// Asks the operator that was recorded last for a further result; returns its name.
+    pub(super) fn further(&mut self, what: &str) -> String {
+        let node = (self.nodes.last_mut()).expect("an operator was recorded before");
+        let name = format!("{}_{what}", node.name);
+        node.output.push(name.clone());
+        name
     }
 
     /// An operator whose result is the same wherever it is used, recorded once under `name`.

@@ -44,7 +44,8 @@ impl GraphBuilder {
         let shares = self.op("Softmax", &[&scores], vec![int("axis", -1)]);
         let chosen = layer.chosen;
         let count = self.ints(&format!("chosen_{chosen}"), &[chosen as i64]);
-        let (largest, experts) = self.op_pair("TopK", &[&shares, &count], vec![int("axis", -1)]);
+        let largest = self.op("TopK", &[&shares, &count], vec![int("axis", -1)]);
+        let experts = self.further("indices");
         let zeros = self.zeros_like(&shares);
         let inputs = [zeros.as_str(), &experts, &largest];
         self.op("ScatterElements", &inputs, vec![int("axis", 1)])

@@ -165,7 +165,7 @@ pub fn load(
                 .memory_budget
                 .unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
             token_bytes: graph.token_bytes(),
-            // Without a mask, ONNX Runtime's attention keeps only a tile of the scores.
+            // Without a mask and with a causal one, ONNX Runtime's attention keeps only a tile of the scores.
             score_bytes: graph.masked_score_bytes(),
         },
         workers,

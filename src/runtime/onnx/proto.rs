@@ -112,6 +112,7 @@ pub enum DataType {
     Float = 1,
     Uint8 = 2,
     Int8 = 3,
+    Int32 = 6,
     Int64 = 7,
     Float16 = 10,
     Bfloat16 = 16,
