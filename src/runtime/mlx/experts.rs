@@ -16,6 +16,7 @@ impl Pass<'_> {
         layer: &Experts,
         weights: &ExpertWeights,
     ) -> Result<Array, Exception> {
+        let x = &x.as_dtype(weights.up.dtype())?;
         let scores = ops::matmul(x, &weights.router)?.as_dtype(Dtype::Float32)?;
         let shares = ops::softmax_axis(scores, -1, true)?;
         let chosen = layer.chosen as i32;
@@ -30,6 +31,7 @@ impl Pass<'_> {
         let made = ops::gather_mm(&wide, &weights.down, None, &experts, None)?;
         let made = made.reshape(&[rows, chosen, width])?;
         let sum = ops::matmul(shares.reshape(&[rows, 1, chosen])?, made)?;
-        ops::add(sum.reshape(&[rows, width])?, &weights.bias)
+        let sum = ops::add(sum.reshape(&[rows, width])?, &weights.bias)?;
+        self.narrow(sum)
     }
 }

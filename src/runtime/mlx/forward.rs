@@ -368,7 +368,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Back to the format of the weights.
-    fn narrow(&self, x: Array) -> Result<Array, Exception> {
+    pub(super) fn narrow(&self, x: Array) -> Result<Array, Exception> {
         match self.parameters.dtype {
             Dtype::Float32 => Ok(x),
             dtype => x.as_dtype(dtype),

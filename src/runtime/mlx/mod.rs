@@ -129,7 +129,7 @@ pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> R
     thread::run(move |state| {
         let value_bytes = if dtype == MlxDtype::Float32 { 4 } else { 2 };
         let parameters = reserve(checkpoint.values() * value_bytes, "the weights")
-            .and_then(|()| Parameters::load(&graph, &checkpoint, dtype))
+            .and_then(|()| Parameters::load(&graph, &checkpoint, dtype, is_gpu))
             // What is too large for MLX may not be too large for another backend.
             .map_err(|error| Error::unavailable("mlx", error))?;
         let model = MlxModel {

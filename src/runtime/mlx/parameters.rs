@@ -112,7 +112,7 @@ impl NormWeights {
 
 /// All weights of a graph.
 pub struct Parameters {
-    /// Number format of everything but the norms, which stay float32.
+    /// Number format of everything but the norms and, on a CPU, the experts, which stay float32.
     pub dtype: Dtype,
     /// The weights of each operation, in the order of the graph.
     pub weights: Vec<Weights>,
@@ -123,8 +123,18 @@ impl Parameters {
     ///
     /// # Errors
     /// MLX failed, for instance for lack of memory.
-    pub fn load(graph: &Graph, checkpoint: &Checkpoint, dtype: Dtype) -> Result<Self> {
-        let loader = Loader { checkpoint, dtype };
+    pub fn load(
+        graph: &Graph,
+        checkpoint: &Checkpoint,
+        dtype: Dtype,
+        is_gpu: bool,
+    ) -> Result<Self> {
+        let loader = Loader {
+            checkpoint,
+            dtype,
+            // On a CPU, MLX has products with gathered matrices in float32 alone.
+            expert_dtype: if is_gpu { dtype } else { Dtype::Float32 },
+        };
         let weights = graph.nodes().iter().map(|node| loader.weights(node));
         let weights = weights.collect::<Result<Vec<_>>>()?;
         transforms::eval(weights.iter().flat_map(Weights::arrays)).map_err(mlx_error)?;
@@ -161,6 +171,7 @@ impl Weights {
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     dtype: Dtype,
+    expert_dtype: Dtype,
 }
 
 impl Loader<'_> {
@@ -241,16 +252,16 @@ impl Loader<'_> {
         let shape = [layer.count(), layer.inner(), layer.router.shape[1]];
         let [experts, inner, width] = [size(shape[0])?, size(shape[1])?, size(shape[2])?];
         let apart = |tensor| {
-            let array = self.array(tensor, self.dtype)?;
+            let array = self.array(tensor, self.expert_dtype)?;
             array.reshape(&[experts, inner, width]).map_err(mlx_error)
         };
         let up = apart(&layer.up)?.transpose_axes(&[0, 2, 1]);
-        let router = self.array(&layer.router, self.dtype)?.transpose();
+        let router = self.array(&layer.router, self.expert_dtype)?.transpose();
         Ok(ExpertWeights {
             router: router.map_err(mlx_error)?,
             up: up.map_err(mlx_error)?,
             down: apart(&layer.down)?,
-            bias: self.array(&layer.bias, self.dtype)?,
+            bias: self.array(&layer.bias, self.expert_dtype)?,
         })
     }
 

@@ -60,7 +60,7 @@ fn count_pass(fixture: &str, layers_key: &'static str, layers: usize, is_padded:
         .pooled(&[Pooling::Mean]);
     let checkpoint = Arc::new(checkpoint);
     thread::run(move |state| {
-        let parameters = Parameters::load(&graph, &checkpoint, Dtype::Float32)?;
+        let parameters = Parameters::load(&graph, &checkpoint, Dtype::Float32, state.is_gpu)?;
         let ids = [7; LENGTH as usize];
         let second = if is_padded { &ids[..5] } else { &ids };
         let batch = PaddedBatch::new(&[ids[..].into(), second.into()], None, false)?;
