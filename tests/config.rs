@@ -74,8 +74,18 @@ const WITHOUT_EFFECT_IN: &[(&str, &str)] = &[
     ("model2vec", "embedding_dtype"),
     ("model2vec", "normalize"),
     ("model2vec", "vocabulary_quantization"),
+    ("gemma3_text", "pad_token_id"),
     ("modernbert", "pad_token_id"),
     ("mpnet", "pad_token_id"),
+    ("qwen2", "pad_token_id"),
+    ("qwen3", "pad_token_id"),
+    // `layer_types` says the same.
+    ("gemma3_text", "_sliding_window_pattern"),
+    // They count with `use_sliding_window`, which is refused.
+    ("qwen2", "max_window_layers"),
+    ("qwen2", "sliding_window"),
+    ("qwen3", "max_window_layers"),
+    ("qwen3", "sliding_window"),
 ];
 
 /// Settings of a family that its fixtures were saved without, and their defaults.

@@ -597,12 +597,11 @@ impl<'a> Interpreter<'a> {
                     let distance = other as i64 - token as i64;
                     score
                         + match &attention.mask {
-                            Mask::None => 0.0,
                             Mask::Causal if distance > 0 => f64::NEG_INFINITY,
                             Mask::Window(reach) if distance.unsigned_abs() as usize > *reach => {
                                 f64::NEG_INFINITY
                             }
-                            Mask::Causal | Mask::Window(_) => 0.0,
+                            Mask::None | Mask::Causal | Mask::Window(_) => 0.0,
                             Mask::Relative(bias) => {
                                 self.row(&bias.table, bias.bucket(distance))[number]
                             }

@@ -74,7 +74,9 @@ fn half_precision_stays_close() {
             let actual = half.embed(texts(12), false).unwrap();
             for (row, other) in rows(&half, &actual).iter().zip(rows(&exact, &expected)) {
                 let cosine = setup::cosine(row, other);
-                assert!(cosine >= 0.9995, "{fixture} {dtype:?}: cosine {cosine}");
+                // bfloat16 has eight bits, and attention of random weights is peakier than a trained model's.
+                let least = if dtype == Dtype::F16 { 0.9995 } else { 0.999 };
+                assert!(cosine >= least, "{fixture} {dtype:?}: cosine {cosine}");
             }
         }
     }

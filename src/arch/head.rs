@@ -37,6 +37,7 @@ pub struct HeadNorm {
 
 impl Head {
     /// Of a pair's first token, with a bias and no norm.
+    #[must_use]
     pub const fn of(dense: &'static str, activation: Activation, output: &'static str) -> Self {
         Self {
             pooling: Pooling::Cls,
