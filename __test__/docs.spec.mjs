@@ -85,18 +85,16 @@ function installPeers(folder, names) {
 }
 
 const EMBEDDER = path.join(ROOT, "tests/fixtures/bert_mean");
-const UNKNOWN_MODELS = [
-  { id: "org/model", revision: "2".repeat(40) },
-  { id: "BAAI/bge-reranker-v2-m3", revision: "3".repeat(40), folder: path.join(RERANKERS, "xlm_roberta") },
-];
+const RERANKER = path.join(RERANKERS, "xlm_roberta");
+const UNKNOWN_MODEL = { id: "org/model", revision: "2".repeat(40), task: "embed" };
 
 /** The models that samples name, as small ones, and a branch for `org/model`. */
 const hub = await startHub(
   Object.fromEntries(
-    [...api.KNOWN_MODELS, ...UNKNOWN_MODELS].map(({ id, revision, folder = EMBEDDER }) => [
+    [...api.KNOWN_MODELS, UNKNOWN_MODEL].map(({ id, revision, task }) => [
       id,
       {
-        files: filesIn(folder),
+        files: filesIn(task === "rerank" ? RERANKER : EMBEDDER),
         commit: revision,
         branches: { main: revision, "v1.2": revision },
       },

@@ -201,7 +201,7 @@ impl ModelDir {
     /// Its `modules.json` or `config.json` cannot be used.
     pub fn task_of(path: &Path) -> Result<Task> {
         let modules = Modules::read(path)?;
-        if modules.pooling.is_some() {
+        if modules.pooling.is_some() || modules.is_static {
             return Ok(Task::Embed);
         }
         let config = modules.transformer.join("config.json");
