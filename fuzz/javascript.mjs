@@ -124,6 +124,15 @@ function changedFile(random, name, bytes) {
   return name.endsWith(".safetensors") ? changedSafetensors(random, bytes) : changedBytes(random, bytes);
 }
 
+/** The object that a text is, if it is one. The rest of a file of weights may begin like one. */
+function jsonOf(text) {
+  try {
+    return text.startsWith("{") ? JSON.parse(text) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** What is wrong with how something failed; `undefined` where it failed as it should. */
 function flawOf(error) {
   const { name, code, message } = error ?? {};
@@ -276,9 +285,9 @@ class HubTarget {
   }
 
   #changedBody(random, body) {
-    const text = body.toString();
-    if (!text.startsWith("{") || random.next() < 0.2) return changedBytes(random, Buffer.from(body));
-    return JSON.stringify(changedJson(random, JSON.parse(text))) ?? "";
+    const json = jsonOf(body.toString());
+    if (json === undefined || random.next() < 0.2) return changedBytes(random, Buffer.from(body));
+    return JSON.stringify(changedJson(random, json)) ?? "";
   }
 
   async close() {
