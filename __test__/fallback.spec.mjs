@@ -164,7 +164,7 @@ async function withShortTimeLimit(use) {
   const file = path.join(temporaryFolder(), "short-time-limit.cjs");
   writeFileSync(
     file,
-    `const limits = require(${JSON.stringify(path.join(ROOT, "dist/lib/fallback/time_limit.js"))});
+    `const limits = require(${JSON.stringify(path.join(ROOT, "dist/lib/fallback/tokenizer/time_limit.js"))});
      const { withinTimeLimit } = limits;
      limits.withinTimeLimit = (limitMs, work) => withinTimeLimit(Math.ceil(limitMs / 20), work);`,
   );

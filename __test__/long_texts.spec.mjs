@@ -11,9 +11,9 @@ import { reportsOf } from "./support/processes.mjs";
 
 const require = createRequire(import.meta.url);
 const { readModelDir } = require("../dist/lib/model_dir.js");
-const { PieceRules } = require("../dist/lib/fallback/pieces.js");
-const { TokenizerJson } = require("../dist/lib/fallback/tokenizer_json.js");
-const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
+const { PieceRules } = require("../dist/lib/fallback/tokenizer/pieces.js");
+const { TokenizerJson } = require("../dist/lib/fallback/tokenizer/tokenizer_json.js");
+const { TextTokenizer } = require("../dist/lib/fallback/tokenizer/text_tokenizer.js");
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
 
 const GOLDEN = JSON.parse(readFileSync(path.join(ROOT, "tests/fixtures/golden/token_ids.json"), "utf8"));
@@ -195,7 +195,7 @@ const MEASURE = `
 `;
 
 test("memory does not grow with the length of a text", async () => {
-  const tokenizer = require.resolve("../dist/lib/fallback/tokenizer.js");
+  const tokenizer = require.resolve("../dist/lib/fallback/tokenizer/text_tokenizer.js");
   const args = ["-e", MEASURE, tokenizer, JSON.stringify(modelOf(FIXTURE))];
   const rows = (await reportsOf(args))[0];
   const tokens = { a: 3, "a\u0301\u0300": 3, " ": 2, "\u200b": 2, "\u0301": 2 };

@@ -24,7 +24,7 @@ import { GOLDEN, goldenTokenizers, TokenizerPair } from "./support/tokens.mjs";
 const require = createRequire(import.meta.url);
 const { loadAddon, addonOptions } = require("../dist/lib/native.js");
 const { readModelDir } = require("../dist/lib/model_dir.js");
-const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
+const { TextTokenizer } = require("../dist/lib/fallback/tokenizer/text_tokenizer.js");
 
 const both = (folder, options, use) =>
   withEmbedder(folder, { ...options, backend: "onnx" }, (rust) =>

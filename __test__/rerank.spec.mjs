@@ -313,7 +313,7 @@ async function tokensOf(query) {
   const { createRequire } = await import("node:module");
   const require = createRequire(import.meta.url);
   const { readModelDir } = require("../dist/lib/model_dir.js");
-  const { TextTokenizer } = require("../dist/lib/fallback/tokenizer.js");
+  const { TextTokenizer } = require("../dist/lib/fallback/tokenizer/text_tokenizer.js");
   const { ids } = new TextTokenizer(readModelDir(await model("bert_mean"), { maxTokens: 64 })).encode(query, false);
   return ids;
 }

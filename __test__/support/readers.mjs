@@ -15,7 +15,7 @@ import { changedFolder, OPTIONS } from "./model_folders.mjs";
 const require = createRequire(import.meta.url);
 const { loadAddon } = require("../../dist/lib/native.js");
 const { describe, readModelDir } = require("../../dist/lib/model_dir.js");
-const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer.js");
+const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer/text_tokenizer.js");
 
 // Most of the time goes into writing files, so a file system in memory is used where there is one.
 const SCRATCH = existsSync("/dev/shm") ? "/dev/shm" : os.tmpdir();

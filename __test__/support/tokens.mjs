@@ -12,7 +12,7 @@ import { ROOT, temporaryFolder } from "./models.mjs";
 const require = createRequire(import.meta.url);
 const { addonOptions, loadAddon } = require("../../dist/lib/native.js");
 const { readModelDir } = require("../../dist/lib/model_dir.js");
-const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer.js");
+const { TextTokenizer } = require("../../dist/lib/fallback/tokenizer/text_tokenizer.js");
 
 const FIXTURES = path.join(ROOT, "tests/fixtures");
 /** A model without a prompt for documents, and with more rows than the tokenizers have tokens. */
@@ -458,7 +458,13 @@ const SOURCE_CODE = "tests/fixtures/source_code";
 /** Source code in many languages: written for these tests, and this repository's own. */
 const CODE = [
   ...readdirSync(path.join(ROOT, SOURCE_CODE)).map((name) => `${SOURCE_CODE}/${name}`),
-  ...["src/tokenizer.rs", "lib/fallback/pieces.ts", "tests/fixtures/families.py", "package.json", "README.md"],
+  ...[
+    "src/tokenizer.rs",
+    "lib/fallback/tokenizer/pieces.ts",
+    "tests/fixtures/families.py",
+    "package.json",
+    "README.md",
+  ],
 ];
 
 /** Texts for one tokenizer. */

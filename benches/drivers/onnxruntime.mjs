@@ -11,7 +11,7 @@ await serve(async ({ package: folder, model, maxTokens, pooling }) => {
   const require = createRequire(path.join(folder, "dist/lib/"));
   const ort = require("onnxruntime-node");
   const { readModelDir } = require("./model_dir.js");
-  const { TextTokenizer } = require("./fallback/tokenizer.js");
+  const { TextTokenizer } = require("./fallback/tokenizer/text_tokenizer.js");
   const tokenizer = new TextTokenizer(readModelDir(model, { maxTokens }));
   const session = await ort.InferenceSession.create(path.join(model, "onnx/model.onnx"));
 

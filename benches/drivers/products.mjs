@@ -27,7 +27,7 @@ if (isMainThread) {
   await serve(async ({ package: folder, model, maxTokens, threads, pooling }) => {
     const require = createRequire(path.join(folder, "dist/lib/"));
     const { readModelDir } = require("./model_dir.js");
-    const { TextTokenizer } = require("./fallback/tokenizer.js");
+    const { TextTokenizer } = require("./fallback/tokenizer/text_tokenizer.js");
     const tokenizer = new TextTokenizer(readModelDir(model, { maxTokens }));
     const { n_embd, hidden_size, n_head, num_attention_heads } = require(path.join(model, "config.json"));
     const data = {

@@ -103,7 +103,7 @@ function questionsAbout(functions) {
 /** Some texts within the token limit, and some that exceed it. */
 function byLimit(modelFolder, maxTokens, texts) {
   const require = createRequire(path.join(ROOT, "dist/lib/"));
-  const { TextTokenizer } = require("./fallback/tokenizer.js");
+  const { TextTokenizer } = require("./fallback/tokenizer/text_tokenizer.js");
   const { readModelDir } = require("./model_dir.js");
   const tokenizer = new TextTokenizer(readModelDir(modelFolder, { maxTokens }));
   const isCut = (text) => tokenizer.encode(text, false).truncated;

@@ -15,7 +15,7 @@ import type { LoadedFiles } from "./loaded_files.js";
 import { findOnnxFile, type OnnxFile } from "./onnx_file.js";
 import { OnnxSession } from "./onnx_session.js";
 import { type CallRequest, CHILD_MARKER, type LoadRequest, type Reply, type Rows } from "./protocol.js";
-import { TextTokenizer, type TokenizedText } from "./tokenizer.js";
+import { TextTokenizer, type TokenizedText } from "./tokenizer/text_tokenizer.js";
 import { encode, finish, pool } from "./vector.js";
 
 class FallbackModel {

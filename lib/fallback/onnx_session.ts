@@ -2,7 +2,7 @@ import type { InferenceSession, Tensor } from "onnxruntime-node";
 import type { Task } from "../engine.js";
 import { EmbedderError } from "../errors.js";
 import { availableProcessors } from "../processors.js";
-import type { TokenizedText } from "./tokenizer.js";
+import type { TokenizedText } from "./tokenizer/text_tokenizer.js";
 
 interface Input {
   name: string;

@@ -1,4 +1,4 @@
-import { isObject, type JsonObject } from "../json_file.js";
+import { isObject, type JsonObject } from "../../json_file.js";
 import { unknownType, unsupported } from "./unknown_type.js";
 
 /** The part of `@huggingface/tokenizers` that is used: its own types cannot be resolved from CommonJS. */

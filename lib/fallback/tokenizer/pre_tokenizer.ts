@@ -1,4 +1,4 @@
-import type { JsonObject } from "../json_file.js";
+import type { JsonObject } from "../../json_file.js";
 import { type Behavior, Pattern, patternOf } from "./pattern.js";
 import { knownToExpressions, PUNCTUATION, WORD_OR_SYMBOLS } from "./unicode.js";
 import { unknownType, unsupported } from "./unknown_type.js";

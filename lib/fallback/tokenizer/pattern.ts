@@ -1,4 +1,4 @@
-import { isObject } from "../json_file.js";
+import { isObject } from "../../json_file.js";
 import { knownToExpressions } from "./unicode.js";
 
 const { SplitPreTokenizer } = require("@huggingface/tokenizers") as {

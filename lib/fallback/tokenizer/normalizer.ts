@@ -1,4 +1,4 @@
-import type { JsonObject } from "../json_file.js";
+import type { JsonObject } from "../../json_file.js";
 import { patternOf } from "./pattern.js";
 import { precompiledNormalizer } from "./precompiled.js";
 import { MARK, NONSPACING_MARK, OTHER, unicodeForm } from "./unicode.js";

@@ -1,4 +1,4 @@
-import { EmbedderError } from "../errors.js";
+import { EmbedderError } from "../../errors.js";
 
 /** The error for a part of `tokenizer.json` that is not known here. `ofAddon` are the types that the addon knows. */
 export function unknownType(key: string, type: unknown, ofAddon: readonly string[]): Error {

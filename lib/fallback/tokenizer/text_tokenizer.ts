@@ -1,8 +1,8 @@
 import { createHash } from "node:crypto";
-import { EmbedderError } from "../errors.js";
-import { isObject, type JsonObject, parseJsonObject } from "../json_file.js";
-import type { ModelDir } from "../model_dir.js";
-import { MOST_TOKENIZER, readRegularFile } from "../regular_file.js";
+import { EmbedderError } from "../../errors.js";
+import { isObject, type JsonObject, parseJsonObject } from "../../json_file.js";
+import type { ModelDir } from "../../model_dir.js";
+import { MOST_TOKENIZER, readRegularFile } from "../../regular_file.js";
 import { PieceRules, pieces } from "./pieces.js";
 import { withinTimeLimit } from "./time_limit.js";
 import { isCount, TokenizerJson } from "./tokenizer_json.js";

@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
-import { isObject, type JsonObject } from "../json_file.js";
+import { isObject, type JsonObject } from "../../json_file.js";
 import { type AddedToken, isNormalized } from "./added_tokens.js";
 import type { TokenizerJson } from "./tokenizer_json.js";
 

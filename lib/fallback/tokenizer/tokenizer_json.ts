@@ -1,4 +1,4 @@
-import type { JsonObject } from "../json_file.js";
+import type { JsonObject } from "../../json_file.js";
 import { type AddedToken, AddedTokens, isNormalized } from "./added_tokens.js";
 import { type Normalizer, normalizerOf } from "./normalizer.js";
 import { type PreTokenizer, preTokenizerOf } from "./pre_tokenizer.js";
