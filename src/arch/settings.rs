@@ -185,11 +185,14 @@ impl<'a> Settings<'a> {
         let read = types
             .as_array()
             .and_then(|types| types.iter().map(named).collect());
-        let expected =
-            || format!("\"full_attention\" or \"sliding_attention\" for each of {layers} layers");
         match read {
             Some(read) if Vec::len(&read) == layers => Ok(read),
-            _ => Err(self.invalid(key, &expected(), types)),
+            _ => {
+                let supported = format!(
+                    "\"full_attention\" or \"sliding_attention\" for each layer (num_hidden_layers = {layers})"
+                );
+                Err(self.unsupported(key, types, &supported))
+            }
         }
     }
 
