@@ -9,7 +9,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::{Module as _, VarBuilder};
-use candle_transformers::models::{bert, jina_bert, nomic_bert};
+use candle_transformers::models::{
+    bert, distilbert, jina_bert, modernbert, nomic_bert, qwen2, qwen3, xlm_roberta,
+};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -48,6 +50,9 @@ fn sizes() -> impl Strategy<Value = Sizes> {
 const VOCABULARY: usize = 1472;
 const POSITIONS: usize = 128;
 
+/// Of norms, where a model's settings say it: large enough that another one would show.
+const EPSILON: f64 = 1e-2;
+
 /// Random weights that make attention peaky, so that errors in rotation or mixing show.
 struct Weights {
     random: StdRng,
@@ -84,8 +89,13 @@ impl Weights {
         }
     }
 
-    fn norm(&mut self, name: &str, width: usize) {
+    /// Of a norm without shift.
+    fn scale(&mut self, name: &str, width: usize) {
         self.add(format!("{name}.weight"), &[width], 1.0, 0.1);
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.scale(name, width);
         self.add(format!("{name}.bias"), &[width], 0.0, 0.05);
     }
 }
@@ -137,13 +147,14 @@ fn nomic_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
     (config, weights)
 }
 
-fn classic_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
+/// Of BERT and XLM-RoBERTa, with tables of so many rows.
+fn bert_weights(sizes: Sizes, positions: usize, token_types: usize) -> Weights {
     let width = sizes.heads * sizes.head_dim;
     let mut weights = Weights::new(sizes.seed);
     for (table, rows) in [
         ("word", VOCABULARY),
-        ("position", POSITIONS),
-        ("token_type", 2),
+        ("position", positions),
+        ("token_type", token_types),
     ] {
         let name = format!("embeddings.{table}_embeddings.weight");
         weights.add(name, &[rows, width], 0.1, 0.7);
@@ -184,8 +195,13 @@ fn classic_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
         weights.norm(&format!("{name}.attention.output.LayerNorm"), width);
         weights.norm(&format!("{name}.output.LayerNorm"), width);
     }
+    weights
+}
+
+fn classic_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
+    let weights = bert_weights(sizes, POSITIONS, 2);
     let config = json!({
-        "model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": width,
+        "model_type": "bert", "vocab_size": VOCABULARY, "hidden_size": sizes.heads * sizes.head_dim,
         "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
         "intermediate_size": sizes.inner, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
         "max_position_embeddings": POSITIONS, "type_vocab_size": 2, "initializer_range": 0.02,
@@ -223,6 +239,139 @@ fn jina_bert(sizes: Sizes) -> (serde_json::Value, Weights) {
         "intermediate_size": sizes.inner, "hidden_act": "gelu", "feed_forward_type": "geglu",
         "max_position_embeddings": POSITIONS, "type_vocab_size": 2, "initializer_range": 0.02,
         "layer_norm_eps": 1e-12, "pad_token_id": 0, "position_embedding_type": "alibi",
+    });
+    (config, weights)
+}
+
+fn xlm_roberta(sizes: Sizes, padding: usize) -> (serde_json::Value, Weights) {
+    let positions = padding + 1 + POSITIONS;
+    let weights = bert_weights(sizes, positions, 1);
+    let config = json!({
+        "model_type": "xlm-roberta", "vocab_size": VOCABULARY, "hidden_size": sizes.heads * sizes.head_dim,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.inner, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0, "max_position_embeddings": positions, "type_vocab_size": 1,
+        "layer_norm_eps": EPSILON, "pad_token_id": padding, "position_embedding_type": "absolute",
+    });
+    (config, weights)
+}
+
+/// With `ReLU`: what candle computes for `gelu` here is the approximation by tanh, not the one with erf of `transformers`.
+fn distilbert(sizes: Sizes) -> (serde_json::Value, Weights) {
+    let width = sizes.heads * sizes.head_dim;
+    let mut weights = Weights::new(sizes.seed);
+    for (table, rows) in [("word", VOCABULARY), ("position", POSITIONS)] {
+        let name = format!("embeddings.{table}_embeddings.weight");
+        weights.add(name, &[rows, width], 0.1, 0.7);
+    }
+    weights.norm("embeddings.LayerNorm", width);
+    for layer in 0..sizes.layers {
+        let name = format!("transformer.layer.{layer}");
+        for (part, gain) in [("q", 1.5), ("k", 1.5), ("v", 1.0), ("out", 1.0)] {
+            let part = format!("{name}.attention.{part}_lin");
+            weights.linear(&part, width, width, gain, true);
+        }
+        let inner = sizes.inner;
+        weights.linear(&format!("{name}.ffn.lin1"), inner, width, 1.0, true);
+        weights.linear(&format!("{name}.ffn.lin2"), width, inner, 1.0, true);
+        weights.norm(&format!("{name}.sa_layer_norm"), width);
+        weights.norm(&format!("{name}.output_layer_norm"), width);
+    }
+    let config = json!({
+        "model_type": "distilbert", "vocab_size": VOCABULARY, "dim": width, "n_layers": sizes.layers,
+        "n_heads": sizes.heads, "hidden_dim": sizes.inner, "activation": "relu",
+        "max_position_embeddings": POSITIONS, "initializer_range": 0.02, "pad_token_id": 0,
+    });
+    (config, weights)
+}
+
+/// With settings as before version 5 of `transformers`, which candle reads.
+fn modern_bert(sizes: Sizes, window: usize, every: usize) -> (serde_json::Value, Weights) {
+    let width = sizes.heads * sizes.head_dim;
+    let mut weights = Weights::new(sizes.seed);
+    let words = "model.embeddings.tok_embeddings.weight";
+    weights.add(words.into(), &[VOCABULARY, width], 0.0, 1.0);
+    weights.scale("model.embeddings.norm", width);
+    for layer in 0..sizes.layers {
+        let name = format!("model.layers.{layer}");
+        if layer > 0 {
+            weights.scale(&format!("{name}.attn_norm"), width);
+        }
+        weights.linear(&format!("{name}.attn.Wqkv"), 3 * width, width, 1.5, false);
+        weights.linear(&format!("{name}.attn.Wo"), width, width, 1.0, false);
+        weights.scale(&format!("{name}.mlp_norm"), width);
+        let inner = sizes.inner;
+        weights.linear(&format!("{name}.mlp.Wi"), 2 * inner, width, 1.0, false);
+        weights.linear(&format!("{name}.mlp.Wo"), width, inner, 1.0, false);
+    }
+    weights.scale("model.final_norm", width);
+    let config = json!({
+        "model_type": "modernbert", "vocab_size": VOCABULARY, "hidden_size": width,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "intermediate_size": sizes.inner, "hidden_activation": "gelu", "max_position_embeddings": POSITIONS,
+        // One for candle, the other one for `transformers`.
+        "layer_norm_eps": EPSILON, "norm_eps": EPSILON,
+        "norm_bias": false, "attention_bias": false, "mlp_bias": false, "pad_token_id": 0,
+        "global_attn_every_n_layers": every, "global_rope_theta": 160_000.0,
+        "local_attention": window, "local_rope_theta": 10_000.0,
+    });
+    (config, weights)
+}
+
+/// Of a decoder: `sizes.heads` heads of keys and values, each for so many heads of queries.
+#[derive(Debug, Clone, Copy)]
+struct Decoder {
+    sizes: Sizes,
+    group: usize,
+    width: usize,
+    model_type: &'static str,
+    /// Of the projections to queries, keys and values.
+    qkv_bias: bool,
+    output_bias: bool,
+}
+
+fn decoder(decoder: Decoder) -> (serde_json::Value, Weights) {
+    let Decoder { sizes, width, .. } = decoder;
+    let [heads, kv_heads] = [sizes.heads * decoder.group, sizes.heads];
+    let mut weights = Weights::new(sizes.seed);
+    let words = "model.embed_tokens.weight";
+    weights.add(words.into(), &[VOCABULARY, width], 0.0, 1.0);
+    for layer in 0..sizes.layers {
+        let name = format!("model.layers.{layer}");
+        weights.scale(&format!("{name}.input_layernorm"), width);
+        weights.scale(&format!("{name}.post_attention_layernorm"), width);
+        for (part, heads, gain) in [
+            ("q", heads, 1.5),
+            ("k", kv_heads, 1.5),
+            ("v", kv_heads, 1.0),
+        ] {
+            let part = format!("{name}.self_attn.{part}_proj");
+            weights.linear(&part, heads * sizes.head_dim, width, gain, decoder.qkv_bias);
+        }
+        if decoder.model_type == "qwen3" {
+            for part in ["q", "k"] {
+                weights.scale(&format!("{name}.self_attn.{part}_norm"), sizes.head_dim);
+            }
+        }
+        let output = format!("{name}.self_attn.o_proj");
+        let mixed = heads * sizes.head_dim;
+        weights.linear(&output, width, mixed, 1.0, decoder.output_bias);
+        for part in ["gate", "up"] {
+            let part = format!("{name}.mlp.{part}_proj");
+            weights.linear(&part, sizes.inner, width, 1.0, false);
+        }
+        let down = format!("{name}.mlp.down_proj");
+        weights.linear(&down, width, sizes.inner, 1.0, false);
+    }
+    weights.scale("model.norm", width);
+    let config = json!({
+        "model_type": decoder.model_type, "vocab_size": VOCABULARY, "hidden_size": width,
+        "num_hidden_layers": sizes.layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": sizes.head_dim,
+        "intermediate_size": sizes.inner, "hidden_act": "silu", "max_position_embeddings": POSITIONS,
+        "rope_theta": 1e6, "rms_norm_eps": EPSILON, "attention_bias": decoder.output_bias,
+        "tie_word_embeddings": true, "max_window_layers": sizes.layers,
+        // candle applies the window to Qwen2 whether it is used or not: longer than any text.
+        "use_sliding_window": false, "sliding_window": POSITIONS,
     });
     (config, weights)
 }
@@ -265,6 +414,7 @@ fn compare(
             let states = oracle(variables, &ids).i(0).unwrap();
             let pooled = match pooling {
                 Pooling::Cls => states.i(0).unwrap(),
+                Pooling::LastToken => states.i(states.dim(0).unwrap() - 1).unwrap(),
                 _ => states.mean(0).unwrap(),
             };
             let mut expected: Vec<f32> = pooled.to_vec1().unwrap();
@@ -306,6 +456,78 @@ proptest! {
             let config = serde_json::from_value(config.clone()).unwrap();
             let model = bert::BertModel::load(variables, &config).unwrap();
             model.forward(ids, &ids.zeros_like().unwrap(), None).unwrap()
+        });
+    }
+
+    #[test]
+    fn xlm_roberta_equals_candle(sizes in sizes(), padding in 0..80_usize, cls: bool) {
+        let (config, weights) = xlm_roberta(sizes, padding);
+        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
+        compare(&config, &weights, pooling, |variables, ids| {
+            let config = serde_json::from_value(config.clone()).unwrap();
+            let model = xlm_roberta::XLMRobertaModel::new(&config, variables).unwrap();
+            let zeros = ids.zeros_like().unwrap();
+            let mask = ids.ones_like().unwrap();
+            model.forward(ids, &mask, &zeros, None, None, None).unwrap()
+        });
+    }
+
+    #[test]
+    fn distilbert_equals_candle(sizes in sizes(), cls: bool) {
+        let (config, weights) = distilbert(sizes);
+        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
+        compare(&config, &weights, pooling, |variables, ids| {
+            let config = serde_json::from_value(config.clone()).unwrap();
+            let model = distilbert::DistilBertModel::load(variables, &config).unwrap();
+            // 1 hides a token.
+            model.forward(ids, &ids.zeros_like().unwrap()).unwrap()
+        });
+    }
+
+    #[test]
+    fn modernbert_equals_candle(sizes in sizes(), window in 2..64_usize, every in 1..4_usize, cls: bool) {
+        let (config, weights) = modern_bert(sizes, window, every);
+        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
+        compare(&config, &weights, pooling, |variables, ids| {
+            let config = serde_json::from_value(config.clone()).unwrap();
+            let model = modernbert::ModernBert::load(variables, &config).unwrap();
+            model.forward(ids, &ids.ones_like().unwrap()).unwrap()
+        });
+    }
+
+    #[test]
+    fn qwen2_equals_candle(sizes in sizes(), group in 1..4_usize, last: bool) {
+        let (config, weights) = decoder(Decoder {
+            sizes,
+            group,
+            width: sizes.heads * group * sizes.head_dim,
+            model_type: "qwen2",
+            qkv_bias: true,
+            output_bias: false,
+        });
+        let pooling = if last { Pooling::LastToken } else { Pooling::Mean };
+        compare(&config, &weights, pooling, |variables, ids| {
+            let config = serde_json::from_value(config.clone()).unwrap();
+            let mut model = qwen2::Model::new(&config, variables).unwrap();
+            model.forward(ids, 0, None).unwrap()
+        });
+    }
+
+    #[test]
+    fn qwen3_equals_candle(sizes in sizes(), group in 1..4_usize, width in 8..100_usize, bias: bool, last: bool) {
+        let (config, weights) = decoder(Decoder {
+            sizes,
+            group,
+            width,
+            model_type: "qwen3",
+            qkv_bias: bias,
+            output_bias: bias,
+        });
+        let pooling = if last { Pooling::LastToken } else { Pooling::Mean };
+        compare(&config, &weights, pooling, |variables, ids| {
+            let config = serde_json::from_value(config.clone()).unwrap();
+            let mut model = qwen3::Model::new(&config, variables).unwrap();
+            model.forward(ids, 0).unwrap()
         });
     }
 }

@@ -55,6 +55,12 @@ struct Architecture {
     read: fn(&Settings) -> Result<Arc<dyn Encoder>>,
 }
 
+impl Architecture {
+    fn can_read(&self, settings: &Settings) -> bool {
+        settings.is_model_type(self.model_types) && (self.recognises)(settings)
+    }
+}
+
 /// An encoder's settings, read and checked, and what can be made of them.
 pub trait Encoder: Debug + Send + Sync {
     /// What is known of it without its weights.
@@ -146,9 +152,7 @@ pub fn check_reranker(path: &Path, json: &Value, encoder: &dyn Encoder) -> Resul
 /// A setting is missing, malformed or asks for something that is not computed here.
 pub fn read(path: &Path, json: &Value) -> Result<Arc<dyn Encoder>> {
     let settings = Settings::new(path, json);
-    let known = ARCHITECTURES.iter().find(|architecture| {
-        settings.is_model_type(architecture.model_types) && (architecture.recognises)(&settings)
-    });
+    let known = ARCHITECTURES.iter().find(|one| one.can_read(&settings));
     if let Some(architecture) = known {
         return (architecture.read)(&settings);
     }
@@ -167,4 +171,28 @@ pub fn read(path: &Path, json: &Value) -> Result<Arc<dyn Encoder>> {
         format!("model_type {found}"),
         hint,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tests of equality and of batches go through the model folders that have golden vectors.
+    #[test]
+    fn every_architecture_has_a_fixture() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let goldens = std::fs::read_dir(fixtures.join("golden")).unwrap();
+        let configs: Vec<Value> = goldens
+            .filter_map(|golden| {
+                let folder = fixtures.join(golden.unwrap().path().file_stem()?);
+                let config = std::fs::read(folder.join("config.json")).ok()?;
+                Some(serde_json::from_slice(&config).unwrap())
+            })
+            .collect();
+        for architecture in ARCHITECTURES {
+            let mut settings = configs.iter().map(|json| Settings::new(&fixtures, json));
+            let has_fixture = settings.any(|settings| architecture.can_read(&settings));
+            assert!(has_fixture, "{:?}", architecture.model_types);
+        }
+    }
 }
