@@ -79,15 +79,22 @@ export function writeFamilyModel({ folder, name, isTiny, maxTokens }) {
   const positions = maxTokens + 2;
   const source = path.join(ROOT, "tests/fixtures", name);
   cpSync(source, folder, { recursive: true });
-  for (const file of ["config.json", "1_Pooling/config.json"]) {
-    const target = path.join(folder, file);
-    if (!existsSync(target)) continue;
-    const config = JSON.parse(readFileSync(target, "utf8"));
-    const enlarged = { ...enlarge(config, growth, layers, positions), ...(file === "config.json" && family.config) };
-    writeFileSync(target, `${JSON.stringify(enlarged, null, 2)}\n`);
-  }
+  changeJson(folder, "config.json", (config) => ({ ...enlarge(config, growth, layers, positions), ...family.config }));
+  changeJson(folder, "1_Pooling/config.json", (config) => enlarge(config, growth, layers, positions));
+  // Not every peer puts a prompt before texts that it is not told of.
+  changeJson(folder, "config_sentence_transformers.json", (config) => ({ ...config, prompts: {} }));
+  // The only limit that sentence-transformers applies to a static table.
+  const truncation = { direction: "Right", max_length: maxTokens, strategy: "LongestFirst", stride: 0 };
+  if (layers.length === 0) changeJson(folder, "tokenizer.json", (tokenizer) => ({ ...tokenizer, truncation }));
   const fixture = float32Tensors(path.join(source, "model.safetensors"));
   writeFloat32Tensors(path.join(folder, "model.safetensors"), tensors(name, fixture, growth, layers, positions));
+}
+
+/** A static table has no configuration of a transformer or of pooling. */
+function changeJson(folder, file, change) {
+  const target = path.join(folder, file);
+  if (!existsSync(target)) return;
+  writeFileSync(target, `${JSON.stringify(change(JSON.parse(readFileSync(target, "utf8"))), null, 2)}\n`);
 }
 
 function enlarge(config, growth, layers, positions) {
