@@ -5,8 +5,8 @@
  * `suites/` is what is measured, `contestants/` who is compared and how it is installed and started, `drivers/` the code
  * that runs in their processes, `models/` and `texts/` what they are given, `report/` what is made of the samples.
  *
- *   --suite=engine,peers,stages,mlx   what to measure
- *   --model=nomic,minilm       on which models
+ *   --suite=engine,peers,stages,mlx,families   what to measure; `families` is one model of each family
+ *   --model=nomic,minilm       on which models; for `families` see `models/family_model.mjs`
  *   --peers=ours-f32,candle    which peers; see `contestants/registry.mjs`
  *   --full                     25,000 symbols, more rounds, all suites on all models, large peers too
  *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark works
@@ -29,11 +29,13 @@ import {
 } from "../scripts/setup.mjs";
 import { cacheFolder } from "./contestants/install.mjs";
 import { measured } from "./contestants/registry.mjs";
+import { FAMILIES } from "./models/family_model.mjs";
 import { prepareModel } from "./models/prepare.mjs";
 import { figures } from "./report/figures.mjs";
 import { report } from "./report/markdown.mjs";
 import { describeRun } from "./report/provenance.mjs";
 import { measureEngine } from "./suites/engine.mjs";
+import { measureFamilies } from "./suites/families.mjs";
 import { measureMlx } from "./suites/mlx.mjs";
 import { measurePeers } from "./suites/peers.mjs";
 import { measureStages } from "./suites/stages.mjs";
@@ -43,16 +45,37 @@ import { makeLists } from "./texts/lists.mjs";
 process.env.ORT_DISABLE_TELEMETRY = "1";
 
 const RESULTS = fileURLToPath(new URL("results", import.meta.url));
-const SUITES = { engine: measureEngine, peers: measurePeers, stages: measureStages, mlx: measureMlx };
+const SUITES = {
+  engine: measureEngine,
+  peers: measurePeers,
+  stages: measureStages,
+  mlx: measureMlx,
+  families: measureFamilies,
+};
+/** Of a family, only throughput is measured. */
+const THROUGHPUT_ONLY = {
+  rounds: 1,
+  equal: {},
+  queries: 0,
+  busyQueries: 0,
+  busyTexts: 0,
+  delayTexts: 0,
+  randomTexts: 0,
+};
 
 /**
- * How much is measured. `suites` names the models of each suite; `equal` says how often batches of each size are embedded;
+ * How much is measured. `suites` names the models of each suite, `perSuite` and `perModel` what differs there; `equal` says how often batches of each size are embedded;
  * `symbolsSeconds` limits the time for the symbols of every peer but ours. The usual sizes take less than ten minutes on
  * two processors.
  */
 const SIZES = {
   smoke: {
-    suites: { engine: ["tiny-bert", "tiny-nomic"], peers: ["tiny-bert", "tiny-nomic"] },
+    suites: {
+      engine: ["tiny-bert", "tiny-nomic"],
+      peers: ["tiny-bert", "tiny-nomic"],
+      families: ["tiny-distilbert", "tiny-qwen3"],
+    },
+    perSuite: { families: THROUGHPUT_ONLY },
     maxTokens: 64,
     equalTokens: 32,
     npm: false,
@@ -97,6 +120,7 @@ const SIZES = {
     serveTexts: 1024,
     qualityPairs: 1000,
     randomLongest: 128,
+    perSuite: { families: { ...THROUGHPUT_ONLY, symbols: 256, symbolsChunk: 32, symbolsSeconds: 60 } },
     // What does not depend on the model's size is measured on the small one only.
     perModel: {
       nomic: { delayTexts: 0, randomTexts: 0, serveTexts: 0, qualityPairs: 0 },
@@ -112,6 +136,7 @@ SIZES.full = {
     peers: ["minilm", "nomic"],
     stages: ["nomic", "minilm"],
     mlx: ["nomic-2-layers"],
+    families: Object.keys(FAMILIES),
   },
   perModel: {
     ...SIZES.usual.perModel,
@@ -160,7 +185,7 @@ async function setUp() {
 
 async function main() {
   const mode = options.smoke ? "smoke" : options.full ? "full" : "usual";
-  const { perModel, suites, ...common } = SIZES[mode];
+  const { perModel, perSuite, suites, ...common } = SIZES[mode];
   if (options.package !== ROOT) measured.package = path.resolve(options.package);
   measured.withLarge = options.full || options.peers !== undefined;
   if (measured.package === ROOT) await setUp();
@@ -172,7 +197,7 @@ async function main() {
   for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
     results[suite] ??= { models: {} };
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
-      const sizes = { ...common, ...perModel?.[name], peers: options.peers?.split(",") };
+      const sizes = { ...common, ...perSuite[suite], ...perModel?.[name], peers: options.peers?.split(",") };
       const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
       const lists = makeLists(model.folder, sizes, suite !== "engine");
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
@@ -197,13 +222,13 @@ async function main() {
  *
  * @throws Error naming what is wrong
  */
-function checkSmoke({ engine, peers: rounds }) {
+function checkSmoke({ engine, peers: rounds, families }) {
   const drivers = [
     ...Object.values(engine?.models ?? {}).flatMap(({ samples: { throughput } }) => [
       ...Object.entries(throughput.refused).map(([name, refused]) => ({ name, refused })),
       ...Object.entries(throughput.cosines).map(([name, cosines]) => ({ name, cosines })),
     ]),
-    ...Object.values(rounds?.models ?? {}).flatMap(({ peers }) =>
+    ...Object.values({ ...rounds?.models, ...families?.models }).flatMap(({ peers }) =>
       Object.entries(peers).map(([name, { introduction, cosines }]) => ({
         name,
         refused: introduction.refused,

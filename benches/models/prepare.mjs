@@ -11,10 +11,12 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { installStarterModel, ROOT } from "../../scripts/setup.mjs";
 import { cacheFolder, pythonPeer } from "../contestants/install.mjs";
+import { FAMILIES, writeFamilyModel } from "./family_model.mjs";
 import { exportEncoder, exportProducts } from "./onnx_export.mjs";
 import { writeRandomModel } from "./random_model.mjs";
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
+/** Of BERT; fastembed insists on a file of them. */
 const SPECIAL_TOKENS = {
   cls_token: "[CLS]",
   mask_token: "[MASK]",
@@ -29,8 +31,9 @@ const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json"];
  * @property {string} name
  * @property {string} title for people
  * @property {string} folder
- * @property {"cls" | "mean"} pooling
+ * @property {"cls" | "mean"} [pooling] not of a family's model, whose peers read it in the folder
  * @property {{ [file: string]: string }} missing why a file that a peer needs is not there
+ * @property {{ [peer: string]: string }} [refused] why a peer is not measured
  */
 
 const MODELS = {
@@ -62,6 +65,13 @@ const MODELS = {
   },
 };
 
+for (const [name, { title, refused }] of Object.entries(FAMILIES)) {
+  for (const isTiny of [false, true]) {
+    const make = (folder, maxTokens) => writeFamilyModel({ folder, name, isTiny, maxTokens });
+    MODELS[isTiny ? `tiny-${name}` : name] = { title: isTiny ? `${title}, tiny` : title, refused, make };
+  }
+}
+
 async function makeRandom(folder, settings) {
   writeRandomModel({ folder, ...settings });
   // NomicBert has BERT's vocabulary.
@@ -79,7 +89,7 @@ async function makeRandom(folder, settings) {
  * @returns {Promise<Model>}
  */
 export async function prepareModel(name, { maxTokens, forPeers }) {
-  const { title, pooling, make } = MODELS[name];
+  const { title, pooling, refused, make } = MODELS[name];
   const folder = path.join(cacheFolder(), "models", `${name}-${maxTokens}`);
   const stamp = path.join(folder, "made-by");
   const maker = digestOfMakers();
@@ -87,17 +97,20 @@ export async function prepareModel(name, { maxTokens, forPeers }) {
     console.error(`making ${title}`);
     rmSync(folder, { recursive: true, force: true });
     mkdirSync(path.join(folder, "onnx"), { recursive: true });
-    await make(folder);
-    completeTokenizer(folder, maxTokens);
-    exportEncoder(folder, path.join(folder, "onnx/model.onnx"));
-    exportProducts(folder, path.join(folder, "products.onnx"), { cls: pooling === "cls" });
+    await make(folder, maxTokens);
+    limitTokens(folder, maxTokens);
+    if (pooling) {
+      changeJson(path.join(folder, "special_tokens_map.json"), SPECIAL_TOKENS);
+      exportEncoder(folder, path.join(folder, "onnx/model.onnx"));
+      exportProducts(folder, path.join(folder, "products.onnx"), { cls: pooling === "cls" });
+    }
     const { Embedder, exportOnnx } = createRequire(import.meta.url)("../../dist/embedder.js");
     await exportOnnx(folder);
     // Quantizes the weights into the cache now, so that no measured start includes it.
     await (await Embedder.load(folder, { backend: "onnx", dtype: "int8" })).close();
     writeFileSync(stamp, maker);
   }
-  return { name, title, folder, pooling, missing: forPeers ? derive(folder, pooling) : {} };
+  return { name, title, folder, pooling, missing: forPeers && pooling ? derive(folder, pooling) : {}, refused };
 }
 
 /** Digest of the scripts that make models: when they change, models are made again. */
@@ -109,16 +122,15 @@ function digestOfMakers() {
   return hash.digest("hex");
 }
 
-/** The limit where each peer looks for it, and a file that fastembed insists on. */
-function completeTokenizer(folder, maxTokens) {
-  const change = (file, changes) => {
-    const target = path.join(folder, file);
-    const content = existsSync(target) ? JSON.parse(readFileSync(target, "utf8")) : {};
-    writeFileSync(target, JSON.stringify({ ...content, ...changes }, null, 2));
-  };
-  change("tokenizer_config.json", { model_max_length: maxTokens });
-  change("sentence_bert_config.json", { max_seq_length: maxTokens });
-  change("special_tokens_map.json", SPECIAL_TOKENS);
+/** The limit where each peer looks for it. */
+function limitTokens(folder, maxTokens) {
+  changeJson(path.join(folder, "tokenizer_config.json"), { model_max_length: maxTokens });
+  changeJson(path.join(folder, "sentence_bert_config.json"), { max_seq_length: maxTokens });
+}
+
+function changeJson(file, changes) {
+  const content = existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : {};
+  writeFileSync(file, JSON.stringify({ ...content, ...changes }, null, 2));
 }
 
 /** Files made by a script for a peer: its Python environment, the script, and what it reads. */

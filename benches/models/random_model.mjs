@@ -40,7 +40,8 @@ const MODULES = [
   { idx: 1, name: "1", path: "1_Pooling", type: "sentence_transformers.models.Pooling" },
 ];
 
-function normalNumbers(count, { mean = 0, deviation, random }) {
+/** Normally distributed numbers. */
+export function normalNumbers(count, { mean = 0, deviation, random }) {
   const values = new Float32Array(count);
   for (let i = 0; i < count; i += 2) {
     const radius = deviation * Math.sqrt(-2 * Math.log(1 - random.next()));

@@ -1,8 +1,9 @@
 /** From results to Markdown. */
 
 import { PEERS } from "../contestants/registry.mjs";
-import { speedsOf } from "../suites/peers.mjs";
-import { median, quantile } from "./statistics.mjs";
+import { COLUMNS } from "../suites/families.mjs";
+import { REFERENCE, speedsOf } from "../suites/peers.mjs";
+import { median, quantile, sum } from "./statistics.mjs";
 
 const MARKS = new Map([
   [true, "yes"],
@@ -33,6 +34,7 @@ const SUITES = {
   stages: { heading: "Stages", section: stagesSection },
   mlx: { heading: "The addon on MLX beside Python's MLX", section: peersSection },
 };
+const FAMILIES_HEADING = "One model of each family";
 
 /** @param {string[]} charts files that lie beside the report */
 export function report(results, charts) {
@@ -49,6 +51,7 @@ export function report(results, charts) {
       lines.push("", `### ${model.title}`, "", ...provenance(model.run), "", ...section(model));
     }
   }
+  if (results.families) lines.push("", `## ${FAMILIES_HEADING}`, "", ...familiesSection(results.families.models));
   return `${lines.join("\n")}\n`;
 }
 
@@ -153,5 +156,43 @@ function peersSection({ peers, preloaded }) {
     "",
     `Versions: ${present.map(([, { introduction }]) => introduction.name).join("; ")}.`,
     ...refused.map(([, peer]) => `\nLeft out: ${peer.title}: ${peer.introduction.refused}.`),
+  ];
+}
+
+/** One table for all families; those of one command, day and commit share their provenance. */
+function familiesSection(models) {
+  const all = Object.values(models);
+  const originOf = ({ run: { command, date, commit } }) => [command, date, commit].join();
+  const runs = [...new Set(all.map(originOf))].map((origin) => all.filter((model) => originOf(model) === origin));
+  const origins = runs.flatMap((group) => {
+    const run = group[0].run;
+    const seconds = sum(group.map((model) => model.run.seconds));
+    const who = runs.length > 1 ? ["", `${group.map(({ title }) => title).join(", ")}:`, ""] : [];
+    return [...who, ...provenance({ ...run, seconds, load: [run.load[0], group.at(-1).run.load[1]] })];
+  });
+  const rows = all.map(({ title, parameters, peers, refused }) => {
+    const speeds = speedsOf(peers);
+    const cells = COLUMNS.map((name) => {
+      const speed = speeds[name];
+      if (!speed) return refused[name] ?? (peers[name] ? "left out" : "not measured");
+      if (name === REFERENCE) return `${speed.speed.toFixed(1)} texts/s`;
+      return `${speed.ratio.toFixed(2)}, cosine ${Math.min(...Object.values(peers[name].cosines)).toFixed(4)}`;
+    });
+    return [title, `${(parameters / 1e6).toFixed(1)} M`, ...cells];
+  });
+  const measured = all.flatMap(({ peers }) => Object.values(peers));
+  const names = measured.flatMap(({ introduction: { name } }) => name ?? []);
+  const leftOut = measured.flatMap(({ title, introduction: { refused } }) => (refused ? `${title}: ${refused}` : []));
+  return [
+    ...origins,
+    "",
+    ...table(["family", "parameters", ...COLUMNS.map((name) => PEERS[name].title)], rows, "l"),
+    "",
+    "Random weights, 384 wide, with 6 layers where there are any; the vocabularies of about a thousand tokens are those of the",
+    "tests' small models. Of the others: time for the same texts divided by that of our float32, and the least cosine to its",
+    "vectors.",
+    "",
+    `Versions: ${[...new Set(names)].join("; ")}.`,
+    ...[...new Set(leftOut)].map((line) => `\nLeft out: ${line}.`),
   ];
 }
