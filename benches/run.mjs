@@ -64,9 +64,9 @@ const THROUGHPUT_ONLY = {
 };
 
 /**
- * How much is measured. `suites` names the models of each suite, `perSuite` and `perModel` what differs there; `equal` says how often batches of each size are embedded;
- * `symbolsSeconds` limits the time for the symbols of every peer but ours. The usual sizes take less than ten minutes on
- * two processors.
+ * How much is measured. `suites` names the models of each suite, `perSuite` and `perModel` what differs there; `equal`
+ * says how often batches of each size are embedded; `symbolsSeconds` limits the time for the symbols of every peer but
+ * ours. The usual sizes take less than ten minutes on two processors.
  */
 const SIZES = {
   smoke: {

@@ -29,7 +29,12 @@ export const FAMILIES = {
   distilbert: { title: "DistilBERT" },
   xlm_roberta: { title: "XLM-RoBERTa" },
   mpnet: { title: "MPNet" },
-  modernbert: { title: "ModernBERT", layers: [0, 1, 2, 3, 1, 2], config: { local_attention: 128 } },
+  modernbert: {
+    title: "ModernBERT",
+    layers: [0, 1, 2, 3, 1, 2],
+    // transformers wants a float for the factor, which JavaScript would write without its point; nothing here reads it.
+    config: { local_attention: 128, initializer_cutoff_factor: undefined },
+  },
   qwen3: { title: "Qwen3" },
   gemma3: { title: "Gemma 3", layers: [0, 0, 0, 0, 0, 1], config: { sliding_window: 512 } },
   jina_bert: { title: "JinaBERT", heads: 2, refused: { "sentence-transformers": REMOTE_CODE } },

@@ -33,7 +33,7 @@ const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json"];
  * @property {string} folder
  * @property {"cls" | "mean"} [pooling] not of a family's model, whose peers read it in the folder
  * @property {{ [file: string]: string }} missing why a file that a peer needs is not there
- * @property {{ [peer: string]: string }} [refused] why a peer is not measured
+ * @property {{ [peer: string]: string }} refused why a peer is not measured
  */
 
 const MODELS = {
@@ -89,7 +89,7 @@ async function makeRandom(folder, settings) {
  * @returns {Promise<Model>}
  */
 export async function prepareModel(name, { maxTokens, forPeers }) {
-  const { title, pooling, refused, make } = MODELS[name];
+  const { title, pooling, refused = {}, make } = MODELS[name];
   const folder = path.join(cacheFolder(), "models", `${name}-${maxTokens}`);
   const stamp = path.join(folder, "made-by");
   const maker = digestOfMakers();

@@ -164,10 +164,10 @@ function familiesSection(models) {
   const all = Object.values(models);
   const originOf = ({ run: { command, date, commit } }) => [command, date, commit].join();
   const runs = [...new Set(all.map(originOf))].map((origin) => all.filter((model) => originOf(model) === origin));
-  const origins = runs.flatMap((group) => {
+  const origins = runs.flatMap((group, i) => {
     const run = group[0].run;
     const seconds = sum(group.map((model) => model.run.seconds));
-    const who = runs.length > 1 ? ["", `${group.map(({ title }) => title).join(", ")}:`, ""] : [];
+    const who = runs.length > 1 ? [...(i > 0 ? [""] : []), `${group.map(({ title }) => title).join(", ")}:`, ""] : [];
     return [...who, ...provenance({ ...run, seconds, load: [run.load[0], group.at(-1).run.load[1]] })];
   });
   const rows = all.map(({ title, parameters, peers, refused }) => {
@@ -190,7 +190,7 @@ function familiesSection(models) {
     "",
     "Random weights, 384 wide, with 6 layers where there are any; the vocabularies of about a thousand tokens are those of the",
     "tests' small models. Of the others: time for the same texts divided by that of our float32, and the least cosine to its",
-    "vectors.",
+    "vectors. Random weights quantize worse than trained ones.",
     "",
     `Versions: ${[...new Set(names)].join("; ")}.`,
     ...[...new Set(leftOut)].map((line) => `\nLeft out: ${line}.`),
