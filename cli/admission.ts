@@ -3,7 +3,7 @@
 import { createHash, timingSafeEqual } from "node:crypto";
 import type { IncomingMessage } from "node:http";
 import { isIP } from "node:net";
-import { ApiError } from "./openai_api.js";
+import { ApiError } from "./request.js";
 
 export interface AdmissionSettings {
   /** As the user named it. */

@@ -2,17 +2,13 @@ import { type Command, Option } from "commander";
 import { ENCODINGS, type Encoding } from "../lib/engine.js";
 import type { StreamedVector } from "../lib/stream.js";
 import { downloadProgress } from "./download_progress.js";
-import { CommandLineError } from "./failure.js";
-import { checkInput, type Origin, textsOf } from "./input.js";
+import { addInputOptions, checkBadLines, checkInput, type InputFlags, type Origin, textsOf } from "./input.js";
 import { interruptionSignal } from "./interruption.js";
 import { addLoadOptions, type LoadFlags, loadOptions } from "./load_flags.js";
-import { clearStatus, grouped, printResult, say, showStatus } from "./terminal.js";
-import type { TextFormat } from "./text_lines.js";
+import { clearStatus, grouped, printSummary, showStatus } from "./terminal.js";
 import { vectorOutput } from "./vector_output.js";
 
-interface EmbedFlags extends LoadFlags {
-  inputFormat: TextFormat["format"];
-  field: string;
+interface EmbedFlags extends LoadFlags, InputFlags {
   kind: "query" | "document";
   encoding: Encoding;
   output?: string;
@@ -46,9 +42,8 @@ export function addEmbed(program: Command): void {
     .command("embed")
     .description("embed lines of standard input or files, as JSON lines or a NumPy array")
     .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
-    .argument("[files...]", 'files to read (default: "-", standard input)')
-    .addOption(new Option("-i, --input-format <format>", "what a line is").choices(["lines", "jsonl"]).default("lines"))
-    .option("-f, --field <name>", "with jsonl: the field that contains the text", "text")
+    .argument("[files...]", 'files to read (default: "-", standard input)');
+  addInputOptions(command)
     .addOption(
       new Option("-k, --kind <kind>", "what the texts are, which selects the model's prompt")
         .choices(["query", "document"])
@@ -80,8 +75,7 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   let texts = 0;
 
   async function* read(): AsyncGenerator<string> {
-    const format = { format: flags.inputFormat, field: flags.field };
-    for await (const { text, origin } of textsOf(inputs, format, flags.json, () => badLines++)) {
+    for await (const { text, origin } of textsOf(inputs, flags, () => badLines++)) {
       origins.push(origin);
       yield text;
       while (origins.length >= MAX_UNWRITTEN) {
@@ -127,10 +121,6 @@ async function embed(model: string, files: string[], flags: EmbedFlags): Promise
   };
   const cut = truncatedTexts > 0 ? `, ${grouped(truncatedTexts)} of them truncated to ${maxTokens} tokens` : "";
   const line = `${grouped(texts)} texts in ${summary.seconds.toFixed(1)} s (${grouped(rate())} per second)${cut}`;
-  if (flags.json && flags.output !== undefined) await printResult(true, summary, line);
-  else if (!flags.quiet) say(flags.json, line, { summary });
-  if (badLines > 0) {
-    const lines = badLines === 1 ? "1 line was" : `${grouped(badLines)} lines were`;
-    throw new CommandLineError("BAD_LINES", `${lines} skipped, see above; the others are embedded`);
-  }
+  await printSummary(flags, summary, line);
+  checkBadLines(badLines, "embedded");
 }

@@ -5,7 +5,8 @@ import { Admission, type AdmissionSettings } from "./admission.js";
 import type { Exchange, ServerLimits } from "./exchange.js";
 import { HttpServer, type Route } from "./http_server.js";
 import { Metrics } from "./metrics.js";
-import { ApiError, checkModel, embeddingsResponse, parseEmbeddingsRequest } from "./openai_api.js";
+import { embeddingsResponse, parseEmbeddingsRequest } from "./openai_api.js";
+import { ApiError, checkModel } from "./request.js";
 import { parseRerankRequest, rerankResponse } from "./rerank_api.js";
 
 export interface ServedModel {

@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { setImmediate } from "node:timers/promises";
-import { ApiError } from "./openai_api.js";
+import { ApiError } from "./request.js";
 
 /** What applies to every request of a server. */
 export interface ServerLimits {

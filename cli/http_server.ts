@@ -6,7 +6,7 @@ import { type Admission, asHostname } from "./admission.js";
 import { Exchange, requestTimedOut, type ServerLimits } from "./exchange.js";
 import { CommandLineError } from "./failure.js";
 import type { Metrics } from "./metrics.js";
-import { ApiError } from "./openai_api.js";
+import { ApiError } from "./request.js";
 
 export interface Route {
   methods: readonly string[];

@@ -2,8 +2,9 @@
 
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
+import { type Command, Option } from "commander";
 import { CommandLineError, fileError } from "./failure.js";
-import { say } from "./terminal.js";
+import { grouped, say } from "./terminal.js";
 import { linesOf, type TextFormat, textOf } from "./text_lines.js";
 
 /** A text, and where it comes from. */
@@ -19,6 +20,18 @@ export interface Origin {
   line: number;
   /** The `id` of the JSON line. */
   id?: unknown;
+}
+
+/** The flags that say what a line is. */
+export interface InputFlags {
+  inputFormat: TextFormat["format"];
+  field: string;
+}
+
+export function addInputOptions(command: Command): Command {
+  return command
+    .addOption(new Option("-i, --input-format <format>", "what a line is").choices(["lines", "jsonl"]).default("lines"))
+    .option("-f, --field <name>", "with jsonl: the field that contains the text", "text");
 }
 
 /** Runs before the model is loaded, so that mistakes are reported at once. */
@@ -46,23 +59,29 @@ async function* contentOf(file: string): AsyncGenerator<Buffer> {
  */
 export async function* textsOf(
   inputs: readonly string[],
-  format: TextFormat,
-  isJson: boolean | undefined,
+  { inputFormat: format, field, json }: InputFlags & { json?: boolean },
   onBadLine: () => void,
 ): AsyncGenerator<InputText> {
   for (const file of inputs) {
     for await (const line of linesOf(contentOf(file))) {
-      const found = "problem" in line ? line : textOf(line.bytes, format);
+      const found = "problem" in line ? line : textOf(line.bytes, { format, field });
       if (!found) continue;
       if ("problem" in found) {
         onBadLine();
         const name = file === "-" ? "stdin" : file;
         const { problem } = found;
-        say(isJson, `${name}:${line.number}: ${problem}`, { badLine: { file: name, line: line.number, problem } });
+        say(json, `${name}:${line.number}: ${problem}`, { badLine: { file: name, line: line.number, problem } });
         continue;
       }
       const { text, ...id } = found;
       yield { text, origin: { ...(inputs.length > 1 && { file }), line: line.number, ...id } };
     }
   }
+}
+
+/** @param done What became of the other lines. @throws CommandLineError if there were bad lines. */
+export function checkBadLines(badLines: number, done: string): void {
+  if (badLines === 0) return;
+  const lines = badLines === 1 ? "1 line was" : `${grouped(badLines)} lines were`;
+  throw new CommandLineError("BAD_LINES", `${lines} skipped, see above; the others are ${done}`);
 }

@@ -1,38 +1,8 @@
-/** Requests, answers and errors of OpenAI's embeddings API. */
+/** Requests and answers of OpenAI's embeddings API. */
 
 import type { EmbedOptions, TextOrTokens } from "../embedder.js";
 import { describeValue } from "../lib/errors.js";
-
-/** An error as an answer. */
-export class ApiError extends Error {
-  readonly status: number;
-  readonly code: string;
-  readonly param: string | null;
-  readonly headers: Readonly<Record<string, string>>;
-
-  constructor(
-    status: number,
-    code: string,
-    message: string,
-    details: { param?: string; headers?: Record<string, string> } = {},
-  ) {
-    super(message);
-    this.status = status;
-    this.code = code;
-    this.param = details.param ?? null;
-    this.headers = { ...(RETRIED.includes(status) && { "retry-after": "1" }), ...details.headers };
-  }
-
-  toJSON(): object {
-    const { message, code, param } = this;
-    return { error: { message, type: ERROR_TYPES[this.status] ?? "invalid_request_error", param, code } };
-  }
-}
-
-/** With these, the same request may be sent again. */
-const RETRIED = [429, 503];
-
-const ERROR_TYPES: Record<number, string> = { 429: "rate_limit_error", 500: "server_error", 503: "server_error" };
+import { ApiError, checkBatch, checkModel, expected, fieldsOf } from "./request.js";
 
 export interface EmbeddingsRequest {
   texts: TextOrTokens[];
@@ -72,15 +42,11 @@ const FIELDS = ["input", "model", "encoding_format", "dimensions", "user", "inpu
  * @throws ApiError 400, 404 for another model, 413 for too many texts
  */
 export function parseEmbeddingsRequest(body: unknown, limits: RequestLimits): EmbeddingsRequest {
-  if (typeof body !== "object" || body === null || Array.isArray(body)) {
-    throw new ApiError(400, "invalid_value", "the body must be a JSON object with input and model");
-  }
-  const unknown = Object.keys(body).find((name) => !FIELDS.includes(name));
-  if (unknown !== undefined) {
-    const message = `unknown field ${JSON.stringify(unknown)} (known: ${FIELDS.join(", ")})`;
-    throw new ApiError(400, "unknown_parameter", message, { param: unknown });
-  }
-  const { model, input, encoding_format, dimensions, input_type, truncation } = body as Record<string, unknown>;
+  const { model, input, encoding_format, dimensions, input_type, truncation } = fieldsOf(
+    body,
+    FIELDS,
+    "input and model",
+  );
   checkModel(model, limits.model);
   const texts = parseInput(input, limits);
   const format = encoding_format ?? "float";
@@ -101,14 +67,6 @@ export function parseEmbeddingsRequest(body: unknown, limits: RequestLimits): Em
   };
 }
 
-/** @throws ApiError 404 */
-export function checkModel(model: unknown, served: string): void {
-  if (typeof model !== "string" || model === "") throw expected("model", `the name of the model, "${served}"`, model);
-  if (model === served) return;
-  const message = `the model ${JSON.stringify(model)} is not served here; this server has "${served}"`;
-  throw new ApiError(404, "model_not_found", message, { param: "model" });
-}
-
 /** OpenAI accepts one text or several, or the token ids of one text or several. */
 function parseInput(input: unknown, { vocabularySize, maxBatch }: RequestLimits): TextOrTokens[] {
   if (typeof input === "string") return [input];
@@ -116,10 +74,7 @@ function parseInput(input: unknown, { vocabularySize, maxBatch }: RequestLimits)
   if (input.length === 0) throw expected("input", "at least one text", input);
   const [first] = input;
   if (typeof first === "number") return [parseTokens("input", input, vocabularySize)];
-  if (input.length > maxBatch) {
-    const message = `input: ${input.length} texts in one request; this server takes ${maxBatch} (--max-batch)`;
-    throw new ApiError(413, "batch_too_large", message, { param: "input" });
-  }
+  checkBatch("input", input.length, maxBatch);
   return input.map((text: unknown, index) => {
     const what = `input[${index}]`;
     if (Array.isArray(first)) {
@@ -158,11 +113,6 @@ function parseDimensions(dimensions: unknown, { dimension, isMatryoshka }: Reque
     `dimensions: this server gives vectors of ${dimension} components; to shorten those of a model that was trained for ` +
     "it (Matryoshka), start the server with --matryoshka";
   throw new ApiError(400, "dimensions_not_supported", message, { param: "dimensions" });
-}
-
-function expected(what: string, expectation: string, found: unknown, param = what): ApiError {
-  const message = `${what}: expected ${expectation}, found ${describeValue(found)}`;
-  return new ApiError(400, "invalid_value", message, { param });
 }
 
 /** Vectors that are turned into text at once: two thousand would block the event loop. */

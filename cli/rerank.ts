@@ -1,20 +1,16 @@
 import { type Command, Option } from "commander";
 import { ACTIVATIONS, type Activation } from "../lib/activation.js";
 import { downloadProgress } from "./download_progress.js";
-import { CommandLineError } from "./failure.js";
-import { checkInput, type Origin, textsOf } from "./input.js";
+import { addInputOptions, checkBadLines, checkInput, type InputFlags, type Origin, textsOf } from "./input.js";
 import { interruptionSignal } from "./interruption.js";
 import { addLoadOptions, count, type LoadFlags, rerankerOptions } from "./load_flags.js";
-import { clearStatus, grouped, print, printResult, say, showStatus } from "./terminal.js";
-import type { TextFormat } from "./text_lines.js";
+import { clearStatus, grouped, print, printSummary, showStatus } from "./terminal.js";
 import { WholeFile } from "./whole_file.js";
 
-interface RerankFlags extends LoadFlags {
+interface RerankFlags extends LoadFlags, InputFlags {
   query: string;
   topK?: number;
   activation?: Activation;
-  inputFormat: TextFormat["format"];
-  field: string;
   output?: string;
   quiet?: boolean;
   json?: boolean;
@@ -44,9 +40,8 @@ export function addRerank(program: Command): void {
     .option("-k, --top-k <count>", "print only the best texts, this many", count)
     .addOption(
       new Option("--activation <name>", "of scores (default: what the model folder declares)").choices(ACTIVATIONS),
-    )
-    .addOption(new Option("-i, --input-format <format>", "what a line is").choices(["lines", "jsonl"]).default("lines"))
-    .option("-f, --field <name>", "with jsonl: the field that contains the text", "text")
+    );
+  addInputOptions(command)
     .option("-o, --output <file>", "write to a file, which appears when it is complete")
     .option("--quiet", "print no summary on standard error")
     .option("--json", "summary and messages as JSON; the summary goes to standard output if --output is given");
@@ -68,8 +63,7 @@ async function rerank(model: string, files: string[], flags: RerankFlags): Promi
   let badLines = 0;
   const output = flags.output === undefined ? undefined : await WholeFile.create(flags.output);
   try {
-    const format = { format: flags.inputFormat, field: flags.field };
-    for await (const { text, origin } of textsOf(inputs, format, flags.json, () => badLines++)) {
+    for await (const { text, origin } of textsOf(inputs, flags, () => badLines++)) {
       signal.throwIfAborted();
       texts.push(text);
       origins.push(origin);
@@ -110,10 +104,6 @@ async function rerank(model: string, files: string[], flags: RerankFlags): Promi
   };
   const cut = truncatedTexts > 0 ? `, ${grouped(truncatedTexts)} of them truncated to ${maxTokens} tokens` : "";
   const line = `${grouped(texts.length)} texts in ${seconds.toFixed(1)} s${cut}`;
-  if (flags.json && flags.output !== undefined) await printResult(true, summary, line);
-  else if (!flags.quiet) say(flags.json, line, { summary });
-  if (badLines > 0) {
-    const lines = badLines === 1 ? "1 line was" : `${grouped(badLines)} lines were`;
-    throw new CommandLineError("BAD_LINES", `${lines} skipped, see above; the others are scored`);
-  }
+  await printSummary(flags, summary, line);
+  checkBadLines(badLines, "scored");
 }

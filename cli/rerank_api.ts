@@ -1,8 +1,7 @@
 /** Requests and answers of `POST /rerank`: those of text-embeddings-inference, and those that Cohere and Jina share. */
 
 import type { RankedText } from "../embedder.js";
-import { describeValue } from "../lib/errors.js";
-import { ApiError, checkModel } from "./openai_api.js";
+import { checkBatch, checkModel, expected, fieldsOf } from "./request.js";
 
 export interface RerankRequest {
   query: string;
@@ -31,15 +30,7 @@ const FIELDS = [
  * @throws ApiError 400, 404 for another model, 413 for too many texts
  */
 export function parseRerankRequest(body: unknown, served: string, maxBatch: number): RerankRequest {
-  if (typeof body !== "object" || body === null || Array.isArray(body)) {
-    throw new ApiError(400, "invalid_value", "the body must be a JSON object with query and documents (or texts)");
-  }
-  const unknown = Object.keys(body).find((name) => !FIELDS.includes(name));
-  if (unknown !== undefined) {
-    const message = `unknown field ${JSON.stringify(unknown)} (known: ${FIELDS.join(", ")})`;
-    throw new ApiError(400, "unknown_parameter", message, { param: unknown });
-  }
-  const fields = body as Record<string, unknown>;
+  const fields = fieldsOf(body, FIELDS, "query and documents (or texts)");
   const { query, documents, texts, model, top_n: topN } = fields;
   if (model !== undefined) checkModel(model, served);
   if (typeof query !== "string") throw expected("query", "a string", query);
@@ -71,20 +62,12 @@ export function parseRerankRequest(body: unknown, served: string, maxBatch: numb
 function parseTexts(name: string, texts: unknown, maxBatch: number): string[] {
   if (!Array.isArray(texts)) throw expected(name, "an array of strings", texts);
   if (texts.length === 0) throw expected(name, "at least one text", texts);
-  if (texts.length > maxBatch) {
-    const message = `${name}: ${texts.length} texts in one request; this server takes ${maxBatch} (--max-batch)`;
-    throw new ApiError(413, "batch_too_large", message, { param: name });
-  }
+  checkBatch(name, texts.length, maxBatch);
   return texts.map((text: unknown, index) => {
     const content = typeof text === "object" && text !== null ? (text as { text?: unknown }).text : text;
     if (typeof content === "string") return content;
     throw expected(`${name}[${index}]`, 'a string or an object with a string "text"', text, name);
   });
-}
-
-function expected(what: string, expectation: string, found: unknown, param = what): ApiError {
-  const message = `${what}: expected ${expectation}, found ${describeValue(found)}`;
-  return new ApiError(400, "invalid_value", message, { param });
 }
 
 /** The answer, best text first. */

@@ -29,6 +29,16 @@ export async function printResult(isJson: boolean | undefined, result: unknown, 
   await print(`${isJson ? JSON.stringify(result) : text}\n`);
 }
 
+/** Where the summary of a command goes: to standard output with `--json` if the result is in a file, else to standard error. */
+export async function printSummary(
+  { json, output, quiet }: { json?: boolean; output?: string; quiet?: boolean },
+  summary: object,
+  line: string,
+): Promise<void> {
+  if (json && output !== undefined) await printResult(true, summary, line);
+  else if (!quiet) say(json, line, { summary });
+}
+
 /** Writes a message to standard error: a line for people, or an object with `--json`. */
 export function say(isJson: boolean | undefined, line: string, object: object): void {
   note(isJson ? JSON.stringify(object) : line);
