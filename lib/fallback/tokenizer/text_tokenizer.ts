@@ -4,8 +4,9 @@ import { isObject, type JsonObject, parseJsonObject } from "../../json_file.js";
 import type { ModelDir } from "../../model_dir.js";
 import { MOST_TOKENIZER, readRegularFile } from "../../regular_file.js";
 import { PieceRules, pieces } from "./pieces.js";
+import { isCount, type PairPart, pairTemplate } from "./post_processor.js";
 import { withinTimeLimit } from "./time_limit.js";
-import { isCount, TokenizerJson } from "./tokenizer_json.js";
+import { TokenizerJson } from "./tokenizer_json.js";
 
 export interface TokenizedText {
   /** Prompt, text and special tokens, truncated to the model's limit. Only a static model's text may have none. */
@@ -195,63 +196,6 @@ function unknownToken({ model, added_tokens: addedTokens }: JsonObject): unknown
   const { vocab, unk_token: token, unk_id: id } = isObject(model) ? model : {};
   const [, found] = [...vocabulary(vocab, addedTokens)].find(([name]) => token && name === token) ?? [];
   return found ?? id;
-}
-
-/** A part of a pair with the type of its tokens: special tokens, or one of the texts. */
-type PairPart = { type: number } & (
-  | { ids: readonly number[]; sequence?: undefined }
-  | { ids?: undefined; sequence: "A" | "B" }
-);
-
-/**
- * How a post-processor joins two texts.
- *
- * @throws EmbedderError `MODEL_UNSUPPORTED` or `MODEL_INVALID`
- */
-function pairTemplate(file: string, postProcessor: unknown): PairPart[] {
-  const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
-  const processor = isObject(postProcessor) ? postProcessor : {};
-  const parts = pairParts(processor, invalid);
-  if (!parts) {
-    const message = `${file}: post_processor ${JSON.stringify(processor.type)} for pairs of texts is not supported; supported are TemplateProcessing, BertProcessing and RobertaProcessing`;
-    throw new EmbedderError("MODEL_UNSUPPORTED", message);
-  }
-  const types = parts.map((part) => part.type);
-  if (types.every((own, index) => (own === 0 || own === 1) && own >= (types[index - 1] ?? 0))) return parts;
-  throw invalid(`expected token types 0 and then 1 for a pair of texts, found ${JSON.stringify(types)}`);
-}
-
-function pairParts(
-  { type, ...settings }: JsonObject,
-  invalid: (problem: string) => EmbedderError,
-): PairPart[] | undefined {
-  const first: PairPart = { sequence: "A", type: 0 };
-  if (type === undefined) return [first, { sequence: "B", type: 1 }];
-  if (type === "BertProcessing" || type === "RobertaProcessing") {
-    // Each is a token and its id.
-    const [cls, sep] = [settings.cls, settings.sep].map((token) => (Array.isArray(token) ? token[1] : undefined));
-    if (!isCount(cls) || !isCount(sep)) throw invalid("post_processor: expected the ids of cls and sep");
-    const isBert = type === "BertProcessing";
-    const ofSecond = isBert ? 1 : 0;
-    return [
-      { ids: [cls], type: 0 },
-      first,
-      { ids: isBert ? [sep] : [sep, sep], type: 0 },
-      { sequence: "B", type: ofSecond },
-      { ids: [sep], type: ofSecond },
-    ];
-  }
-  if (type !== "TemplateProcessing") return undefined;
-  const { pair, special_tokens: tokens } = settings as {
-    pair: { Sequence?: { id: "A" | "B"; type_id: number }; SpecialToken?: { id: string; type_id: number } }[];
-    special_tokens: { [name: string]: { ids: number[] } };
-  };
-  return pair.map(({ Sequence: sequence, SpecialToken: token }): PairPart => {
-    if (sequence) return { sequence: sequence.id, type: sequence.type_id };
-    const ids = token && tokens[token.id]?.ids;
-    if (ids) return { ids, type: token.type_id };
-    throw invalid(`the template's token ${JSON.stringify(token?.id)} is missing in special_tokens`);
-  });
 }
 
 /**
