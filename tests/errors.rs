@@ -10,6 +10,7 @@ use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::{Backend, Dtype, Options};
 use semantic_search_native::{Embeddings, Error, Model};
 use serde_json::{Value, json};
+use setup::{assert_error, set};
 
 /// Loads a copy of a fixture after `spoil` changed it.
 fn load_spoiled(fixture: &str, spoil: impl FnOnce(&Path)) -> Result<Model, Error> {
@@ -21,27 +22,7 @@ fn load_spoiled_with(
     options: &Options,
     spoil: impl FnOnce(&Path),
 ) -> Result<Model, Error> {
-    let folder = tempfile::tempdir().unwrap();
-    setup::copy(&setup::fixture(fixture), folder.path());
-    spoil(folder.path());
-    Model::load(folder.path(), options)
-}
-
-#[track_caller]
-fn assert_error<T>(result: Result<T, Error>, code: &str, named: &[&str]) {
-    let error = result.err().expect("an error");
-    let message = error.to_string();
-    assert_eq!(error.code(), code, "{message}");
-    for part in named {
-        assert!(message.contains(part), "{part:?} is not in: {message}");
-    }
-}
-
-/// Changes one key of a JSON file.
-fn set(file: &Path, key: &str, value: Value) {
-    let mut json: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-    json[key] = value;
-    std::fs::write(file, json.to_string()).unwrap();
+    setup::load_changed(&setup::fixture(fixture), options, spoil)
 }
 
 fn set_config(key: &'static str, value: Value) -> impl FnOnce(&Path) {

@@ -23,7 +23,7 @@ struct Golden {
 #[serde(rename_all = "camelCase")]
 struct Case {
     name: String,
-    text: Text,
+    text: setup::Text,
     kind: String,
     pooling: Option<serde_json::Value>,
     max_tokens: Option<usize>,
@@ -31,22 +31,6 @@ struct Case {
     token_count: usize,
     truncated: bool,
     vector: Vec<f32>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Text {
-    Whole(String),
-    Repeated { repeat: String, times: usize },
-}
-
-impl Text {
-    fn build(&self) -> String {
-        match self {
-            Self::Whole(text) => text.clone(),
-            Self::Repeated { repeat, times } => repeat.repeat(*times),
-        }
-    }
 }
 
 fn check_on(backend: Backend, fixture: &str) {

@@ -18,6 +18,7 @@ use rand::{Rng, SeedableRng};
 use semantic_search_native::Model;
 use semantic_search_native::graph::Pooling;
 use semantic_search_native::options::Options;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 /// Sizes of a random model.
@@ -383,12 +384,19 @@ const TEXTS: [&str; 4] = [
     "fn main() { println!(\"hello\"); }",
 ];
 
+fn cls_or_mean() -> impl Strategy<Value = Pooling> {
+    prop::sample::select(vec![Pooling::Cls, Pooling::Mean])
+}
+
+fn last_or_mean() -> impl Strategy<Value = Pooling> {
+    prop::sample::select(vec![Pooling::LastToken, Pooling::Mean])
+}
+
 /// Our vectors of [`TEXTS`] against candle's, which computes one text at a time.
-fn compare(
-    config: &serde_json::Value,
-    weights: &Weights,
+fn compare<Config: DeserializeOwned>(
+    (config, weights): &(serde_json::Value, Weights),
     pooling: Pooling,
-    oracle: impl Fn(VarBuilder, &Tensor) -> Tensor,
+    oracle: impl Fn(VarBuilder, Config, &Tensor) -> Tensor,
 ) {
     let folder = tempfile::tempdir().unwrap();
     write_folder(folder.path(), config, weights);
@@ -411,7 +419,8 @@ fn compare(
                 .unwrap();
             let variables =
                 VarBuilder::from_tensors(weights.tensors.clone(), DType::F32, &Device::Cpu);
-            let states = oracle(variables, &ids).i(0).unwrap();
+            let theirs = serde_json::from_value(config.clone()).unwrap();
+            let states = oracle(variables, theirs, &ids).i(0).unwrap();
             let pooled = match pooling {
                 Pooling::Cls => states.i(0).unwrap(),
                 Pooling::LastToken => states.i(states.dim(0).unwrap() - 1).unwrap(),
@@ -428,43 +437,31 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
-    fn nomic_bert_equals_candle(sizes in sizes(), cls: bool) {
-        let (config, weights) = nomic_bert(sizes);
-        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
-        compare(&config, &weights, pooling, |variables, ids| {
-            let config = serde_json::from_value(config.clone()).unwrap();
+    fn nomic_bert_equals_candle(sizes in sizes(), pooling in cls_or_mean()) {
+        compare(&nomic_bert(sizes), pooling, |variables, config, ids| {
             let model = nomic_bert::NomicBertModel::load(variables, &config).unwrap();
             model.forward(ids, None, None).unwrap()
         });
     }
 
     #[test]
-    fn jina_bert_equals_candle(sizes in sizes(), cls: bool) {
-        let (config, weights) = jina_bert(sizes);
-        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
-        compare(&config, &weights, pooling, |variables, ids| {
-            let config = serde_json::from_value(config.clone()).unwrap();
+    fn jina_bert_equals_candle(sizes in sizes(), pooling in cls_or_mean()) {
+        compare(&jina_bert(sizes), pooling, |variables, config, ids| {
             jina_bert::BertModel::new(variables, &config).unwrap().forward(ids).unwrap()
         });
     }
 
     #[test]
-    fn bert_equals_candle(sizes in sizes(), cls: bool) {
-        let (config, weights) = classic_bert(sizes);
-        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
-        compare(&config, &weights, pooling, |variables, ids| {
-            let config = serde_json::from_value(config.clone()).unwrap();
+    fn bert_equals_candle(sizes in sizes(), pooling in cls_or_mean()) {
+        compare(&classic_bert(sizes), pooling, |variables, config, ids| {
             let model = bert::BertModel::load(variables, &config).unwrap();
             model.forward(ids, &ids.zeros_like().unwrap(), None).unwrap()
         });
     }
 
     #[test]
-    fn xlm_roberta_equals_candle(sizes in sizes(), padding in 0..80_usize, cls: bool) {
-        let (config, weights) = xlm_roberta(sizes, padding);
-        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
-        compare(&config, &weights, pooling, |variables, ids| {
-            let config = serde_json::from_value(config.clone()).unwrap();
+    fn xlm_roberta_equals_candle(sizes in sizes(), padding in 0..80_usize, pooling in cls_or_mean()) {
+        compare(&xlm_roberta(sizes, padding), pooling, |variables, config, ids| {
             let model = xlm_roberta::XLMRobertaModel::new(&config, variables).unwrap();
             let zeros = ids.zeros_like().unwrap();
             let mask = ids.ones_like().unwrap();
@@ -473,11 +470,8 @@ proptest! {
     }
 
     #[test]
-    fn distilbert_equals_candle(sizes in sizes(), cls: bool) {
-        let (config, weights) = distilbert(sizes);
-        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
-        compare(&config, &weights, pooling, |variables, ids| {
-            let config = serde_json::from_value(config.clone()).unwrap();
+    fn distilbert_equals_candle(sizes in sizes(), pooling in cls_or_mean()) {
+        compare(&distilbert(sizes), pooling, |variables, config, ids| {
             let model = distilbert::DistilBertModel::load(variables, &config).unwrap();
             // 1 hides a token.
             model.forward(ids, &ids.zeros_like().unwrap()).unwrap()
@@ -485,19 +479,16 @@ proptest! {
     }
 
     #[test]
-    fn modernbert_equals_candle(sizes in sizes(), window in 2..64_usize, every in 1..4_usize, cls: bool) {
-        let (config, weights) = modern_bert(sizes, window, every);
-        let pooling = if cls { Pooling::Cls } else { Pooling::Mean };
-        compare(&config, &weights, pooling, |variables, ids| {
-            let config = serde_json::from_value(config.clone()).unwrap();
+    fn modernbert_equals_candle(sizes in sizes(), window in 2..64_usize, every in 1..4_usize, pooling in cls_or_mean()) {
+        compare(&modern_bert(sizes, window, every), pooling, |variables, config, ids| {
             let model = modernbert::ModernBert::load(variables, &config).unwrap();
             model.forward(ids, &ids.ones_like().unwrap()).unwrap()
         });
     }
 
     #[test]
-    fn qwen2_equals_candle(sizes in sizes(), group in 1..4_usize, last: bool) {
-        let (config, weights) = decoder(Decoder {
+    fn qwen2_equals_candle(sizes in sizes(), group in 1..4_usize, pooling in last_or_mean()) {
+        let model = decoder(Decoder {
             sizes,
             group,
             width: sizes.heads * group * sizes.head_dim,
@@ -505,17 +496,15 @@ proptest! {
             qkv_bias: true,
             output_bias: false,
         });
-        let pooling = if last { Pooling::LastToken } else { Pooling::Mean };
-        compare(&config, &weights, pooling, |variables, ids| {
-            let config = serde_json::from_value(config.clone()).unwrap();
+        compare(&model, pooling, |variables, config, ids| {
             let mut model = qwen2::Model::new(&config, variables).unwrap();
             model.forward(ids, 0, None).unwrap()
         });
     }
 
     #[test]
-    fn qwen3_equals_candle(sizes in sizes(), group in 1..4_usize, width in 8..100_usize, bias: bool, last: bool) {
-        let (config, weights) = decoder(Decoder {
+    fn qwen3_equals_candle(sizes in sizes(), group in 1..4_usize, width in 8..100_usize, bias: bool, pooling in last_or_mean()) {
+        let model = decoder(Decoder {
             sizes,
             group,
             width,
@@ -523,9 +512,7 @@ proptest! {
             qkv_bias: bias,
             output_bias: bias,
         });
-        let pooling = if last { Pooling::LastToken } else { Pooling::Mean };
-        compare(&config, &weights, pooling, |variables, ids| {
-            let config = serde_json::from_value(config.clone()).unwrap();
+        compare(&model, pooling, |variables, config, ids| {
             let mut model = qwen3::Model::new(&config, variables).unwrap();
             model.forward(ids, 0).unwrap()
         });

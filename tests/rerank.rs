@@ -11,6 +11,7 @@ use semantic_search_native::options::{Backend, Dtype, Options, Task};
 use semantic_search_native::{Error, Input, Model};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use setup::assert_error;
 
 const RERANKERS: [&str; 4] = ["bert", "distilbert", "modernbert", "xlm_roberta"];
 
@@ -28,26 +29,10 @@ struct Golden {
 struct Case {
     name: String,
     query: String,
-    text: Text,
+    text: setup::Text,
     ids: Vec<u32>,
     truncated: bool,
     logit: f32,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Text {
-    Whole(String),
-    Repeated { repeat: String, times: usize },
-}
-
-impl Text {
-    fn build(&self) -> String {
-        match self {
-            Self::Whole(text) => text.clone(),
-            Self::Repeated { repeat, times } => repeat.repeat(*times),
-        }
-    }
 }
 
 fn folder(name: &str) -> PathBuf {
@@ -151,27 +136,13 @@ fn int8_scores_keep_close() {
     }
 }
 
-#[track_caller]
-fn assert_error<T>(result: Result<T, Error>, code: &str, named: &[&str]) {
-    let error = result.err().expect("an error");
-    let message = error.to_string();
-    assert_eq!(error.code(), code, "{message}");
-    for part in named {
-        assert!(message.contains(part), "{part:?} is not in: {message}");
-    }
-}
-
 /// Loads a copy of a reranker after some keys of a JSON file were set.
 fn load_changed(name: &str, file: &str, changes: &Value) -> Result<Model, Error> {
-    let copy = tempfile::tempdir().unwrap();
-    setup::copy(&folder(name), copy.path());
-    let path = copy.path().join(file);
-    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    for (key, value) in changes.as_object().unwrap() {
-        json[key] = value.clone();
-    }
-    std::fs::write(path, json.to_string()).unwrap();
-    Model::load(copy.path(), &options_for(Backend::Onnx))
+    setup::load_changed(&folder(name), &options_for(Backend::Onnx), |copy| {
+        for (key, value) in changes.as_object().unwrap() {
+            setup::set(&copy.join(file), key, value.clone());
+        }
+    })
 }
 
 #[test]

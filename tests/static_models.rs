@@ -11,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use semantic_search_native::options::{Backend, Dtype as Format, Options};
 use semantic_search_native::{Error, Model};
 use serde_json::{Value, json};
+use setup::assert_error;
 
 const FIXTURES: [&str; 3] = ["static_embedding", "static_mapped", "static_model2vec"];
 
@@ -19,10 +20,7 @@ fn load_changed(
     options: &Options,
     change: impl FnOnce(&Path),
 ) -> Result<Model, Error> {
-    let folder = tempfile::tempdir().unwrap();
-    setup::copy(&setup::fixture(fixture), folder.path());
-    change(folder.path());
-    Model::load(folder.path(), options)
+    setup::load_changed(&setup::fixture(fixture), options, change)
 }
 
 fn load_for(backend: Backend, fixture: &str, options: &Options) -> Model {
@@ -39,16 +37,6 @@ fn embed(model: &Model, texts: &[&str]) -> Vec<Vec<f32>> {
     let embeddings = model.embed::<String>(texts, false).unwrap();
     let rows = embeddings.vectors.chunks_exact(model.dir().dimension());
     rows.map(<[f32]>::to_vec).collect()
-}
-
-#[track_caller]
-fn assert_error(result: Result<Model, Error>, code: &str, named: &[&str]) {
-    let error = result.err().expect("an error");
-    let message = error.to_string();
-    assert_eq!(error.code(), code, "{message}");
-    for part in named {
-        assert!(message.contains(part), "{part:?} is not in: {message}");
-    }
 }
 
 /// Writes the file again with some tensors replaced, removed or added.

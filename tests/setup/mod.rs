@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use safetensors::SafeTensors;
-use semantic_search_native::Input;
 use semantic_search_native::engine::Request;
 use semantic_search_native::options::{Backend, Dtype, Options};
+use semantic_search_native::{Error, Input, Model};
+use serde::Deserialize;
+use serde_json::Value;
 
 /// The backends of this build. MLX is among them in a build with the feature `mlx`.
 pub const BACKENDS: &[Backend] = if cfg!(mlx) {
@@ -185,6 +187,53 @@ pub fn assert_equal(what: &str, actual: &[f32], expected: &[f32]) {
         difference <= 1e-5 && cosine >= 0.99999,
         "{what}: largest difference {difference:e}, cosine {cosine}"
     );
+}
+
+/// Holds an error against its code and what its message must contain.
+#[track_caller]
+pub fn assert_error<T>(result: Result<T, Error>, code: &str, named: &[&str]) {
+    let error = result.err().expect("an error");
+    let message = error.to_string();
+    assert_eq!(error.code(), code, "{message}");
+    for part in named {
+        assert!(message.contains(part), "{part:?} is not in: {message}");
+    }
+}
+
+/// Loads a copy of a folder after `change` was applied to it.
+pub fn load_changed(
+    original: &Path,
+    options: &Options,
+    change: impl FnOnce(&Path),
+) -> Result<Model, Error> {
+    let folder = tempfile::tempdir().unwrap();
+    copy(original, folder.path());
+    change(folder.path());
+    Model::load(folder.path(), options)
+}
+
+/// Changes one key of a JSON file.
+pub fn set(file: &Path, key: &str, value: Value) {
+    let mut json: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    json[key] = value;
+    std::fs::write(file, json.to_string()).unwrap();
+}
+
+/// A text of a golden case.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Text {
+    Whole(String),
+    Repeated { repeat: String, times: usize },
+}
+
+impl Text {
+    pub fn build(&self) -> String {
+        match self {
+            Self::Whole(text) => text.clone(),
+            Self::Repeated { repeat, times } => repeat.repeat(*times),
+        }
+    }
 }
 
 /// Copies a folder with all that is in it.
