@@ -75,7 +75,7 @@ impl Model {
                 runtime,
                 tokenizer,
                 Finish {
-                    pooled: dir.full_dimension(),
+                    pooled: dir.full_dimension,
                     matryoshka: dir.matryoshka,
                     normalize: dir.normalize,
                 },

@@ -56,10 +56,12 @@ pub struct ModelDir {
     pub task: Task,
     /// The architecture with its settings.
     pub encoder: Arc<dyn Encoder>,
-    /// How token states become a vector; a score is taken from the first token.
+    /// How token states become a vector. Of a reranker it says nothing: its head pools (see [`arch::Head`]).
     pub pooling: Vec<Pooling>,
     /// The layers that follow, in their order.
     pub dense: Vec<Dense>,
+    /// Length of a vector before it is truncated to `dimensions`; 1 of a score.
+    pub full_dimension: usize,
     /// Text put in front of queries.
     pub query_prompt: String,
     /// Text put in front of documents.
@@ -102,7 +104,7 @@ impl ModelDir {
         let is_reranker = options.task == Task::Rerank;
         let known = KnownModel::of(&config_file.json).filter(|_| !is_reranker);
         if is_reranker {
-            if modules.pooling.is_some() || arch::task(&config_file.json) == Task::Embed {
+            if modules.task(&config_file.json) == Task::Embed {
                 return Err(not_a_reranker(path));
             }
             arch::check_reranker(&config_file.path, &config_file.json, &*encoder)?;
@@ -146,32 +148,21 @@ impl ModelDir {
 
         let pooled = pooling.len() * facts.width;
         let dense = Dense::read_all(&modules.dense, pooled)?;
-        let width = dense.last().map_or(pooled, |dense| dense.outputs);
+        let full_dimension = if is_reranker {
+            1
+        } else {
+            dense.last().map_or(pooled, |dense| dense.outputs)
+        };
         let known_norm = known.map(|known| known.layer_norm);
-        let matryoshka = read_matryoshka(&config_file.path, facts, width, known_norm, options)?;
+        let matryoshka = read_matryoshka(
+            &config_file.path,
+            facts,
+            full_dimension,
+            known_norm,
+            options,
+        )?;
 
-        let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
-        let max_seq_length = sentence_bert.count("max_seq_length")?;
-        let lower_case = sentence_bert.flag("do_lower_case")?.unwrap_or(false);
-        let tokenizer_config = JsonFile::read_optional(folder.join("tokenizer_config.json"))?;
-        let max_length = model_max_length(&tokenizer_config)?;
-        let truncate_left = tokenizer_config
-            .typed(
-                "truncation_side",
-                "\"left\" or \"right\"",
-                |side| match side.as_str()? {
-                    "left" => Some(true),
-                    "right" => Some(false),
-                    _ => None,
-                },
-            )?
-            .unwrap_or(false);
-        let max_tokens = options
-            .max_tokens
-            .unwrap_or(Options::DEFAULT_MAX_TOKENS)
-            .min(max_seq_length.or(max_length).unwrap_or(usize::MAX))
-            .min(facts.positions);
-
+        let limits = Limits::read(folder, facts, options)?;
         let tokenizer = folder.join("tokenizer.json");
         if !tokenizer.exists() {
             return Err(Error::not_found(&tokenizer, TOKENIZER));
@@ -181,14 +172,15 @@ impl ModelDir {
             task: options.task,
             pooling,
             dense,
+            full_dimension,
             query_prompt,
             document_prompt,
-            max_tokens,
-            lower_case,
+            max_tokens: limits.max_tokens,
+            lower_case: limits.lower_case,
             matryoshka,
             normalize: !is_reranker && options.normalize.unwrap_or(true),
             tokenizer,
-            truncate_left,
+            truncate_left: limits.truncate_left,
             weights: weight_files(folder)?,
             config_digest: sha256_hex(config_bytes.as_deref().unwrap_or_default()),
             encoder,
@@ -201,30 +193,19 @@ impl ModelDir {
     /// Its `modules.json` or `config.json` cannot be used.
     pub fn task_of(path: &Path) -> Result<Task> {
         let modules = Modules::read(path)?;
-        if modules.pooling.is_some() || modules.is_static {
+        if modules.is_static {
             return Ok(Task::Embed);
         }
         let config = modules.transformer.join("config.json");
-        Ok(arch::task(
-            &JsonFile::read(config, "the architecture's settings")?.json,
-        ))
+        let config = JsonFile::read(config, "the architecture's settings")?;
+        Ok(modules.task(&config.json))
     }
 
     /// Length of a vector.
     #[must_use]
     pub fn dimension(&self) -> usize {
         self.matryoshka
-            .map_or_else(|| self.full_dimension(), |matryoshka| matryoshka.dimensions)
-    }
-
-    /// Length of a vector before it is truncated to `dimensions`; 1 of a score.
-    #[must_use]
-    pub fn full_dimension(&self) -> usize {
-        match (self.task, self.dense.last()) {
-            (Task::Rerank, _) => 1,
-            (Task::Embed, Some(dense)) => dense.outputs,
-            (Task::Embed, None) => self.pooling.len() * self.encoder.facts().width,
-        }
+            .map_or(self.full_dimension, |matryoshka| matryoshka.dimensions)
     }
 
     /// The states of all tokens, and what is computed of a text: its vector before it is finished, or a pair's score.
@@ -328,6 +309,15 @@ struct Modules {
 }
 
 impl Modules {
+    /// What the folder declares: a reranker is a model for sequence classification without a pooling.
+    fn task(&self, config: &Value) -> Task {
+        if self.pooling.is_some() {
+            Task::Embed
+        } else {
+            arch::task(config)
+        }
+    }
+
     fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("modules.json");
         let Some(bytes) = read_bytes(&path, file::MOST_SETTINGS)? else {
@@ -576,6 +566,37 @@ impl Prompts {
 
     fn named(&self, names: &[&str]) -> Option<&String> {
         names.iter().find_map(|&name| self.by_name.get(name))
+    }
+}
+
+/// What `sentence_bert_config.json` and `tokenizer_config.json` say of texts.
+struct Limits {
+    max_tokens: usize,
+    lower_case: bool,
+    truncate_left: bool,
+}
+
+impl Limits {
+    fn read(folder: &Path, facts: Facts, options: &Options) -> Result<Self> {
+        let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
+        let max_seq_length = sentence_bert.count("max_seq_length")?;
+        let lower_case = sentence_bert.flag("do_lower_case")?.unwrap_or(false);
+        let tokenizer_config = JsonFile::read_optional(folder.join("tokenizer_config.json"))?;
+        let max_length = model_max_length(&tokenizer_config)?;
+        let expected = "\"left\" or \"right\"";
+        let truncate_left =
+            tokenizer_config.typed("truncation_side", expected, |side| match side.as_str()? {
+                "left" => Some(true),
+                "right" => Some(false),
+                _ => None,
+            })?;
+        let max_tokens = options.max_tokens.unwrap_or(Options::DEFAULT_MAX_TOKENS);
+        let of_files = max_seq_length.or(max_length).unwrap_or(usize::MAX);
+        Ok(Self {
+            max_tokens: max_tokens.min(of_files).min(facts.positions),
+            lower_case,
+            truncate_left: truncate_left.unwrap_or(false),
+        })
     }
 }
 

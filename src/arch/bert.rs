@@ -23,13 +23,7 @@ use crate::graph::{
 pub const BERT: Architecture = Architecture {
     model_types: &["bert"],
     recognises: |_| true,
-    read: |settings| {
-        let bert = Bert::read(settings, Numbering::Index)?;
-        Ok(Arc::new(Bert {
-            head: Some(HEAD),
-            ..bert
-        }))
-    },
+    read: |settings| Ok(Arc::new(Bert::read(settings, Numbering::Index, HEAD)?)),
 };
 
 /// The pooler of the original, and the classifier of its descendants.
@@ -90,8 +84,8 @@ pub struct Bert {
 }
 
 impl Bert {
-    /// Of models that differ from BERT in how positions are numbered, at most.
-    pub fn read(settings: &Settings, numbering: Numbering) -> Result<Self> {
+    /// Of models that differ from BERT in how positions are numbered and in the head of rerankers, at most.
+    pub fn read(settings: &Settings, numbering: Numbering, head: Head) -> Result<Self> {
         settings.only("position_embedding_type", &json!("absolute"))?;
         for key in ["is_decoder", "add_cross_attention"] {
             settings.only(key, &json!(false))?;
@@ -112,7 +106,7 @@ impl Bert {
             layer_norm_eps: settings.number(&["layer_norm_eps"])? as f32,
             activation,
             names: NAMES,
-            head: None,
+            head: Some(head),
         })
     }
 

@@ -41,11 +41,10 @@ fn read(settings: &Settings) -> Result<Decoder> {
         ..settings.grouped_attention(head_dim)?
     };
     let layers = settings.count(&["num_hidden_layers"])?;
-    let layers = settings.layer_types(layers, |settings| {
-        // The last of so many.
+    let layers = settings.layer_types(layers, |index| {
+        // The last of so many is full.
         let pattern = settings.count(&["sliding_window_pattern"])?;
-        let is_full = move |index: usize| (index + 1).is_multiple_of(pattern);
-        Ok(Box::new(is_full))
+        Ok((index + 1).is_multiple_of(pattern))
     })?;
     let attentions = layers.into_iter().map(|layer| {
         let (older, mask) = match layer {

@@ -4,7 +4,7 @@
 use super::weights::Weights;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::graph::{Activation, Graph, Norm, NormKind, Pooling};
+use crate::graph::{Activation, Graph, Pooling};
 
 /// `output(norm(activation(dense(x))))`, as in the models of `transformers` for sequence classification. Names are those of
 /// the checkpoint.
@@ -62,21 +62,11 @@ impl Head {
         let dense = graph.linear(pooled, linear(self.dense, width, self.dense_bias)?);
         let mut x = graph.activate(dense, self.activation);
         if let Some(norm) = &self.norm {
-            x = graph.norm(x, norm.read(checkpoint, width)?);
+            let weights = Weights::ending(checkpoint, norm.name)?;
+            let layer = weights.layer_norm(norm.name, width, norm.epsilon, norm.bias)?;
+            x = graph.norm(x, layer);
         }
         graph.linear(x, linear(self.output, 1, true)?);
         Ok(graph)
-    }
-}
-
-impl HeadNorm {
-    fn read(&self, checkpoint: &Checkpoint, width: usize) -> Result<Norm> {
-        let weights = Weights::ending(checkpoint, self.name)?;
-        if self.bias {
-            weights.norm(self.name, width, self.epsilon)
-        } else {
-            let scale = format!("{}.weight", self.name);
-            weights.scale(NormKind::Layer, &scale, width, self.epsilon)
-        }
     }
 }

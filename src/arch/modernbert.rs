@@ -16,7 +16,7 @@ use super::{Architecture, Encoder, Facts};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::graph::{
-    Activation, Attention, EmbeddingTables, Graph, Mask, NormKind, Pooling, Projections, Value,
+    Activation, Attention, EmbeddingTables, Graph, Mask, Pooling, Projections, Value,
 };
 
 pub const MODERNBERT: Architecture = Architecture {
@@ -49,11 +49,10 @@ impl ModernBert {
         let heads = settings.count(&["num_attention_heads"])?;
         let layers = settings.count(&["num_hidden_layers"])?;
         let attention = settings.attention(hidden_size, heads)?;
-        let types = settings.layer_types(layers, |settings| {
-            // The first of so many.
+        let types = settings.layer_types(layers, |index| {
+            // The first of so many is global.
             let every = settings.count(&["global_attn_every_n_layers"])?;
-            let is_global = move |index: usize| index.is_multiple_of(every);
-            Ok(Box::new(is_global))
+            Ok(index.is_multiple_of(every))
         })?;
         // A token sees half of the window on each side.
         let reach = settings.count(&["local_attention"])? / 2;
@@ -112,12 +111,7 @@ impl ModernBert {
     }
 
     fn norm(&self, graph: &mut Graph, weights: &Weights, name: &str, x: Value) -> Result<Value> {
-        let (width, epsilon) = (self.hidden_size, self.norm_eps);
-        let norm = if self.norm_bias {
-            weights.norm(name, width, epsilon)?
-        } else {
-            weights.scale(NormKind::Layer, &format!("{name}.weight"), width, epsilon)?
-        };
+        let norm = weights.layer_norm(name, self.hidden_size, self.norm_eps, self.norm_bias)?;
         Ok(graph.norm(x, norm))
     }
 

@@ -17,11 +17,8 @@ pub const ROBERTA: Architecture = Architecture {
     recognises: |_| true,
     read: |settings| {
         let padding = settings.integer(&["pad_token_id"], 0)?;
-        let bert = Bert::read(settings, Numbering::NotPadding { padding })?;
-        Ok(Arc::new(Bert {
-            head: Some(HEAD),
-            ..bert
-        }))
+        let bert = Bert::read(settings, Numbering::NotPadding { padding }, HEAD)?;
+        Ok(Arc::new(bert))
     },
 };
 

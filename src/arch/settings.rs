@@ -160,23 +160,22 @@ impl<'a> Settings<'a> {
         }
     }
 
-    /// The type of each layer: `layer_types`, or which are full where older configurations say it by a number.
+    /// The type of each layer: `layer_types`, or by `is_full`, which reads what older configurations have in its place.
     pub fn layer_types(
         &self,
         layers: usize,
-        is_full: impl FnOnce(&Self) -> Result<Box<dyn Fn(usize) -> bool>>,
+        is_full: impl Fn(usize) -> Result<bool>,
     ) -> Result<Vec<LayerType>> {
         let key = "layer_types";
         let Some(types) = self.get(&[key]) else {
-            let is_full = is_full(self)?;
             let of_layer = |index| {
-                if is_full(index) {
+                Ok(if is_full(index)? {
                     LayerType::Full
                 } else {
                     LayerType::Sliding
-                }
+                })
             };
-            return Ok((0..layers).map(of_layer).collect());
+            return (0..layers).map(of_layer).collect();
         };
         let named = |name: &Value| {
             let types = [LayerType::Full, LayerType::Sliding];

@@ -66,6 +66,14 @@ impl<'a> Weights<'a> {
         })
     }
 
+    /// [`Self::norm`], or a layer norm with `<name>.weight` alone.
+    pub fn layer_norm(&self, name: &str, width: usize, epsilon: f32, bias: bool) -> Result<Norm> {
+        if bias {
+            return self.norm(name, width, epsilon);
+        }
+        self.scale(NormKind::Layer, &format!("{name}.weight"), width, epsilon)
+    }
+
     /// A normalization without shift, whose scale is the tensor `name`.
     pub fn scale(&self, kind: NormKind, name: &str, width: usize, epsilon: f32) -> Result<Norm> {
         Ok(Norm {

@@ -66,7 +66,7 @@ fn main() -> Result<()> {
     };
     let vectors = forward()?;
     let finish = Finish {
-        pooled: dir.full_dimension(),
+        pooled: dir.full_dimension,
         matryoshka: dir.matryoshka,
         normalize: dir.normalize,
     };
