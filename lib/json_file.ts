@@ -98,32 +98,62 @@ export function readJsonIfPresent(file: string): unknown {
  * @throws EmbedderError `MODEL_INVALID` with file, line and column if it is not JSON.
  */
 function parseJson(file: string, bytes: Buffer): unknown {
-  const invalid = (problem: string, cause?: unknown) =>
-    new EmbedderError("MODEL_INVALID", `${file}${problem}`, { cause });
-  if (!isUtf8(bytes)) throw invalid(" is not valid JSON: it is not UTF-8");
+  if (!isUtf8(bytes)) throw new EmbedderError("MODEL_INVALID", `${file} is not valid JSON: it is not UTF-8`);
   const text = bytes.toString("utf8");
+  const invalid = (offset: number, problem: string, cause?: unknown) => {
+    const { line, column } = positionOf(text, offset);
+    const message = `${file} is not valid JSON at line ${line}, column ${column}; ${problem}`;
+    return new EmbedderError("MODEL_INVALID", message, { cause });
+  };
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    const { line, column } = positionOf(text, jsonErrorOffset(text));
-    const problem = ` is not valid JSON at line ${line}, column ${column}; the file may be cut off: fetch it again`;
-    throw invalid(problem, cause);
+    throw invalid(jsonErrorOffset(text), "the file may be cut off: fetch it again", cause);
   }
-  let outer = isContainer(value) ? [value] : [];
-  for (let levels = 1; outer.length > 0; levels++) {
-    if (levels > MOST_LEVELS) throw invalid(`: expected at most ${MOST_LEVELS} levels of JSON, found more`);
-    const inner: object[] = [];
-    for (const [key, element] of outer.flatMap(Object.entries)) {
-      const isNumber = typeof element !== "number" || Number.isFinite(element);
-      if (!isNumber) throw invalid(` is not valid JSON: ${key}: a number out of range`);
-      const isText = key.isWellFormed() && (typeof element !== "string" || element.isWellFormed());
-      if (!isText) throw invalid(` is not valid JSON: ${key}: half a surrogate pair`);
-      if (isContainer(element)) inner.push(element);
-    }
-    outer = inner;
-  }
+  const excess = jsonExcess(text);
+  if (excess) throw invalid(excess.offset, excess.problem);
   return value;
+}
+
+/**
+ * What `serde_json` refuses in a text that is JSON. Found in the text, because `JSON.parse` drops all but the last value
+ * of a key that occurs twice.
+ */
+function jsonExcess(text: string): { offset: number; problem: string } | undefined {
+  const number = /-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/y;
+  let levels = 0;
+  for (let offset = 0; offset < text.length; offset++) {
+    const character = text[offset] as string;
+    if (character === '"') {
+      const end = endOfString(text, offset);
+      const isWellFormed = (JSON.parse(text.slice(offset, end)) as string).isWellFormed();
+      if (!isWellFormed) return { offset, problem: "found half a surrogate pair" };
+      offset = end - 1;
+    } else if (character === "{" || character === "[") {
+      levels++;
+      const problem = `expected at most ${MOST_LEVELS} levels of objects and arrays, found more`;
+      if (levels > MOST_LEVELS) return { offset, problem };
+    } else if (character === "}" || character === "]") {
+      levels--;
+    } else if (character === "-" || (character >= "0" && character <= "9")) {
+      number.lastIndex = offset;
+      const found = number.exec(text)?.[0] ?? character;
+      if (!Number.isFinite(Number(found))) return { offset, problem: "found a number out of range" };
+      offset += found.length - 1;
+    }
+  }
+  return undefined;
+}
+
+/** The offset after the string that begins at `start`. */
+function endOfString(text: string, start: number): number {
+  for (let end = start + 1; ; end++) {
+    end = text.indexOf('"', end);
+    let backslashes = 0;
+    while (text[end - 1 - backslashes] === "\\") backslashes++;
+    if (backslashes % 2 === 0) return end + 1;
+  }
 }
 
 /**
@@ -138,10 +168,6 @@ export function parseJsonObject(file: string, bytes: Buffer): JsonObject {
 function asObject(file: string, value: unknown): JsonObject {
   if (isObject(value)) return value;
   throw new EmbedderError("MODEL_INVALID", `${file}: expected a JSON object`);
-}
-
-function isContainer(value: unknown): value is object {
-  return typeof value === "object" && value !== null;
 }
 
 export function isObject(value: unknown): value is JsonObject {
