@@ -466,7 +466,7 @@ test("doctor: names each problem with its fix, and exits with 1", async () => {
   const noRuntime = await problems([folder], { ORT_DYLIB_PATH: library });
   assert.ok(noRuntime.some(({ what, fix }) => what.includes("ORT_DYLIB_PATH") && fix.includes("unset")));
   assert.ok(
-    noRuntime.some(({ what, fix }) => what.includes("the addon does not work") && fix.includes("onnxruntime-node")),
+    noRuntime.some(({ what, fix }) => what.includes("the addon does not work") && fix.includes("ORT_DYLIB_PATH")),
   );
 
   const blocked = path.join(temporaryFolder(), "file");

@@ -114,7 +114,7 @@ function cosine(a: readonly number[], b: readonly number[]): number {
 }
 
 function checkMachine(findings: Findings, machine: Machine): void {
-  const { node, libc, isTranslated, processorLimit, threads, onnxruntimeNode } = machine;
+  const { node, libc, isTranslated, processorLimit, threads } = machine;
   if (Number.parseInt(node, 10) < 20) findings.problem(`Node.js ${node} is too old`, "install Node.js 20 or newer");
   if (libc === "musl") {
     const what = "this Linux uses musl (Alpine), for which there is no ONNX Runtime library";
@@ -127,9 +127,6 @@ function checkMachine(findings: Findings, machine: Machine): void {
   if (processorLimit !== null && threads > Math.ceil(processorLimit)) {
     const what = `computations use ${threads} threads, but the container may use only ${processorLimit} processors`;
     findings.problem(what, `pass threads: ${Math.max(1, Math.floor(processorLimit))} (--threads)`);
-  }
-  if (onnxruntimeNode === null) {
-    findings.problem("the package onnxruntime-node is not installed", "npm install onnxruntime-node");
   }
 }
 
@@ -175,7 +172,7 @@ function checkBackends(
     return;
   }
   if (onnx) findings.problem(`the addon does not work: ${onnx.reason}`, addonFix(onnx, machine));
-  if (fallback) checkFallback(findings, fallback, onnx !== undefined, model);
+  if (fallback) checkFallback(findings, fallback, machine, onnx !== undefined, model);
   if (mlx && !onnx) checkMlx(findings, mlx, machine);
   if (backends.some((report) => report.backend === "mlx" && report.works && !report.isGpu)) {
     findings.note('mlx computes on the CPU here, which is for tests: "auto" takes onnx');
@@ -186,10 +183,10 @@ function addonFix({ code, reason }: { code: string; reason: string }, { arch, pl
   if (code === "CRASHED") return 'report this with the output of doctor --json; until then pass backend: "onnx-js"';
   if (code === "TIMEOUT") return "check whether the machine is out of memory or its processors are busy";
   if (/addon cannot be loaded/.test(reason)) {
-    return `build it for ${platform} ${arch} (npm run build:native in a clone); without it, the slower JavaScript fallback is used`;
+    return `npm install on this machine, for ${platform} ${arch}, without --omit=optional; or npm run build:native in a clone`;
   }
   if (/ONNX Runtime|onnxruntime/i.test(reason)) {
-    return "npm install onnxruntime-node, or name a libonnxruntime of version 1.24 or newer: ORT_DYLIB_PATH";
+    return "install the package again, or name a libonnxruntime of version 1.24 or newer: ORT_DYLIB_PATH";
   }
   return "see the message";
 }
@@ -197,13 +194,17 @@ function addonFix({ code, reason }: { code: string; reason: string }, { arch, pl
 function checkFallback(
   findings: Findings,
   { code, reason }: { code: string; reason: string },
+  { onnxruntimeNode }: Machine,
   isNeeded: boolean,
   model: string | null,
 ): void {
   const what = `the JavaScript fallback does not work: ${reason}`;
-  if (code !== "MODEL_NOT_FOUND") {
-    const fix = "npm install onnxruntime-node; if it is installed, report this with the output of doctor --json";
-    findings.problem(what, fix);
+  if (onnxruntimeNode === null) {
+    const what = "the JavaScript fallback needs the package onnxruntime-node, which is not installed";
+    if (isNeeded) findings.problem(what, "npm install onnxruntime-node");
+    else findings.note(`${what}; it is not needed while the addon works`, "npm install onnxruntime-node");
+  } else if (code !== "MODEL_NOT_FOUND") {
+    findings.problem(what, "report this with the output of doctor --json");
   } else if (model === null) {
     // Only the addon can write the tiny model's graph.
     const what = "the JavaScript fallback was not tried: without the addon the tiny model has no graph";

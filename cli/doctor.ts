@@ -51,7 +51,7 @@ export function addDoctor(program: Command): void {
     .description("find out what works on this machine, how fast, and what is wrong")
     .argument("[model]", "a model folder or a name on the Hub (default: SEMANTIC_SEARCH_MODEL, else a tiny one)")
     .option("--pooling <mode>", "pooling, if the model folder does not declare it")
-    .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node")
+    .option("--onnx-runtime-library <path>", "a libonnxruntime other than the one that was installed")
     .addOption(
       secondsOption("--measure <seconds>", "how long to measure texts, and queries, per backend; 0 skips it", 2),
     )
@@ -125,7 +125,7 @@ function page({ machine, model, backends, parity, caches, findings }: Report): s
   const { memoryBytes, memoryLimitBytes, processorLimit, int8Features } = machine;
   const works = backends.flatMap((backend) => (backend.works ? [backend] : []));
   const facts = [
-    ["package", `${machine.package}, onnxruntime-node ${machine.onnxruntimeNode ?? "not installed"}`],
+    ["package", machine.package + (machine.onnxruntimeNode ? `, onnxruntime-node ${machine.onnxruntimeNode}` : "")],
     ["node", `${machine.node} on ${[machine.platform, machine.arch, machine.libc].filter(Boolean).join(" ")}`],
     ["processor", `${machine.processor ?? "unknown"}, ${machine.processors} logical`],
     [

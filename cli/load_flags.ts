@@ -24,7 +24,7 @@ export function addLoadOptions(command: Command, task: Task = "embed"): Command 
   if (task === "embed") addVectorOptions(command);
   return command
     .option("--memory-budget <bytes>", 'most memory for the activations of a batch, such as "512MB"', bytes)
-    .option("--onnx-runtime-library <path>", "a libonnxruntime other than that of onnxruntime-node")
+    .option("--onnx-runtime-library <path>", "a libonnxruntime other than the one that was installed")
     .option("--offline", "load models of the Hub from the cache only");
 }
 

@@ -34,7 +34,7 @@ export interface LoadOptions extends ModelOptions {
   onProgress?: (progress: PullProgress) => void;
   /** Load models of the Hub from the cache only. Default: `HF_HUB_OFFLINE`. */
   offline?: boolean;
-  /** Path of the ONNX Runtime library for the addon. Default: `ORT_DYLIB_PATH`, else that of `onnxruntime-node`. */
+  /** Path of the ONNX Runtime library for the addon. Default: `ORT_DYLIB_PATH`, else the one that was installed. */
   onnxRuntimeLibrary?: string;
 }
 

@@ -51,13 +51,13 @@ function innermostReasons(error: unknown): string {
 }
 
 /**
- * Options for the addon: with the cache folder, and with the ONNX Runtime library of `onnxruntime-node`, unless the caller
- * or `ORT_DYLIB_PATH` names another.
+ * Options for the addon: with the cache folder, and with the ONNX Runtime library that was installed, unless the caller or
+ * `ORT_DYLIB_PATH` names another.
  */
 export function addonOptions(options: EngineLoadOptions): AddonOptions {
   const cacheFolder = packageCacheFolder();
   const onnxRuntimeLibrary =
-    options.onnxRuntimeLibrary ?? (process.env.ORT_DYLIB_PATH ? undefined : bundledOnnxRuntime());
+    options.onnxRuntimeLibrary ?? (process.env.ORT_DYLIB_PATH ? undefined : installedOnnxRuntime());
   return {
     ...options,
     ...(cacheFolder !== undefined && { cacheFolder }),
@@ -65,20 +65,36 @@ export function addonOptions(options: EngineLoadOptions): AddonOptions {
   };
 }
 
-function bundledOnnxRuntime(): string | undefined {
-  let dir: string;
+/**
+ * The library of the platform package, where it lies beside the addon; in a clone, and where only the addon was copied,
+ * that of `onnxruntime-node`.
+ */
+function installedOnnxRuntime(): string | undefined {
+  const { platform, arch } = process;
+  const abi = { linux: "-gnu", win32: "-msvc" }[platform as string] ?? "";
+  return (
+    libraryIn(`semantic-search-native-${platform}-${arch}${abi}`, "", /semantic-search-onnxruntime\./) ??
+    libraryIn(
+      "onnxruntime-node",
+      path.join("bin", "napi-v6", platform, arch),
+      /^(libonnxruntime\.so\.1|libonnxruntime\.1.*\.dylib|onnxruntime\.dll)$/,
+    )
+  );
+}
+
+/** The file in a folder of a package, `undefined` if there is no such package or file. */
+function libraryIn(packageName: string, folder: string, name: RegExp): string | undefined {
+  let packed: string;
   try {
-    dir = path.dirname(createRequire(__filename).resolve("onnxruntime-node/package.json"));
+    packed = path.join(path.dirname(require.resolve(`${packageName}/package.json`)), folder);
   } catch {
     return undefined;
   }
-  const packed = path.join(dir, "bin", "napi-v6", process.platform, process.arch);
   // Electron shows JavaScript an archive as a folder. The system's linker needs the file that was unpacked next to it.
   const unpacked = packed.replace(/(\.asar)(?=[\\/])/, "$1.unpacked");
   const libraries = existsSync(unpacked) ? unpacked : packed;
-  const isLibrary = /^(libonnxruntime\.so\.1|libonnxruntime\.1.*\.dylib|onnxruntime\.dll)$/;
-  const name = existsSync(libraries) ? readdirSync(libraries).find((file) => isLibrary.test(file)) : undefined;
-  return name === undefined ? undefined : path.join(libraries, name);
+  const file = existsSync(libraries) ? readdirSync(libraries).find((entry) => name.test(entry)) : undefined;
+  return file === undefined ? undefined : path.join(libraries, file);
 }
 
 /**

@@ -7,6 +7,7 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
+import { PLATFORMS, thisPlatform } from "../release/platforms.mjs";
 import { checkLicenses } from "./licenses.mjs";
 import {
   buildAddon,
@@ -72,6 +73,14 @@ const CHECKS = {
     await nodeTest(`${EXAMPLE}/test`);
   },
   bench: smokeBench,
+  release: async () => {
+    await installPackages("release");
+    await nodeTest("release/test");
+    // Builds the package of this platform, if there is one, and installs it from a registry on this machine.
+    if (Object.hasOwn(PLATFORMS, thisPlatform())) {
+      await run(process.execPath, [path.join(ROOT, "release/main.mjs"), "dry-run"], rust);
+    }
+  },
 };
 
 function readIfPresent(name) {

@@ -87,7 +87,7 @@ function loadRuntime(): typeof import("onnxruntime-node") {
     return require("onnxruntime-node");
   } catch (cause) {
     const reason = (cause as Error).message.split("\n", 1)[0];
-    const message = `the onnx-js backend is not available: onnxruntime-node: ${reason}`;
+    const message = `the onnx-js backend is not available: ${reason}; it needs the npm package onnxruntime-node`;
     throw new EmbedderError("BACKEND_UNAVAILABLE", message, { cause });
   }
 }

@@ -218,8 +218,8 @@ fn environment(library: Option<&Path>) -> Result<Environment> {
     let unavailable = |error: Cause| Error::BackendUnavailable {
         backend: "onnx",
         reason: format!(
-            "{error}; install the npm package onnxruntime-node, or name a libonnxruntime of version 1.24 or newer with \
-             the option `onnxRuntimeLibrary` or the environment variable ORT_DYLIB_PATH"
+            "{error}; install the package again, or name a libonnxruntime of version 1.24 or newer with the option \
+             `onnxRuntimeLibrary` or the environment variable ORT_DYLIB_PATH"
         ),
         source: Some(error),
     };

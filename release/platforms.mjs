@@ -1,0 +1,60 @@
+/** What a release consists of: the platforms, what their packages contain, and how large they may be. */
+
+import { readFileSync } from "node:fs";
+import * as path from "node:path";
+import { ROOT } from "../scripts/setup.mjs";
+
+/**
+ * By the names of napi-rs, which makes the package's name and `package.json` of them; `napi.targets` in the main
+ * `package.json` lists the same platforms as Rust targets.
+ *
+ * - `library`: ONNX Runtime below `bin/napi-v6/` of onnxruntime-node
+ * - `glibc`: the newest version of glibc that may be needed, which is what ONNX Runtime's library needs
+ * - `megabytes`: the most that the package may take once unpacked
+ */
+export const PLATFORMS = {
+  "darwin-arm64": { target: "aarch64-apple-darwin", library: "darwin/arm64/libonnxruntime.1.dylib", megabytes: 180 },
+  "linux-x64-gnu": {
+    target: "x86_64-unknown-linux-gnu",
+    library: "linux/x64/libonnxruntime.so.1",
+    glibc: "2.28",
+    megabytes: 54,
+  },
+  "linux-arm64-gnu": {
+    target: "aarch64-unknown-linux-gnu",
+    library: "linux/arm64/libonnxruntime.so.1",
+    glibc: "2.28",
+    megabytes: 34,
+  },
+  "win32-x64-msvc": { target: "x86_64-pc-windows-msvc", library: "win32/x64/onnxruntime.dll", megabytes: 38 },
+  "win32-arm64-msvc": { target: "aarch64-pc-windows-msvc", library: "win32/arm64/onnxruntime.dll", megabytes: 38 },
+};
+
+/** The most that the main package may take once unpacked. */
+export const MAIN_MEGABYTES = 1;
+
+/** Where packages are put together; git-ignored. */
+export const PACKAGES = path.join(ROOT, "target", "npm");
+
+export const MANIFEST = JSON.parse(readFileSync(path.join(ROOT, "package.json"), "utf8"));
+
+export const packageName = (platform) => `${MANIFEST.name}-${platform}`;
+
+/** The platform that this runs on. */
+export function thisPlatform() {
+  const abi = { linux: "-gnu", win32: "-msvc" }[process.platform] ?? "";
+  return `${process.platform}-${process.arch}${abi}`;
+}
+
+/**
+ * The name of ONNX Runtime's library in a platform package. Not its own name: under that, the linkers of Linux and Windows
+ * would give it to any other onnxruntime-node in the process, of whatever version. `lib/native.ts` finds it by this name.
+ */
+export function libraryName(platform) {
+  const [os] = platform.split("-");
+  return {
+    darwin: "libsemantic-search-onnxruntime.dylib",
+    linux: "libsemantic-search-onnxruntime.so",
+    win32: "semantic-search-onnxruntime.dll",
+  }[os];
+}

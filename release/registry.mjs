@@ -1,0 +1,85 @@
+/** npm, and a registry on this machine: verdaccio, which passes requests for other packages on to npm's own one. */
+
+import { spawn } from "node:child_process";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
+import * as path from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { installPackages, ROOT, run } from "../scripts/setup.mjs";
+
+const START_TIMEOUT_MS = 60_000;
+
+/**
+ * Runs npm and returns its output.
+ *
+ * @param {string[]} args
+ * @param {{ [name: string]: string | undefined }} [env]
+ */
+export function runNpm(args, env) {
+  const npm = process.env.npm_execpath;
+  return npm?.endsWith(".js") ? run(process.execPath, [npm, ...args], env) : run("npm", args, env);
+}
+
+/**
+ * @param {object} settings
+ * @param {string} settings.folder where it keeps its packages
+ * @param {boolean} settings.isOffline whether it serves only what it has
+ * @returns {Promise<{ url: string, env: { [name: string]: string }, stop: () => Promise<void> }>} `env`: npm's settings
+ */
+export async function startRegistry({ folder, isOffline }) {
+  await installPackages("release");
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const upstream = (await runNpm(["config", "get", "registry"])).trim().split("\n").at(-1);
+  mkdirSync(folder, { recursive: true });
+  const config = path.join(folder, "config.yaml");
+  writeFileSync(
+    config,
+    `storage: ${JSON.stringify(path.join(folder, "storage"))}
+${isOffline ? "" : `uplinks: { npmjs: { url: ${JSON.stringify(upstream)}, maxage: 60m } }`}
+packages:
+  "${"**"}": { access: $all, publish: $all, unpublish: $all${isOffline ? "" : ", proxy: npmjs"} }
+max_body_size: 300mb
+log: { type: stdout, level: error }
+`,
+  );
+  const program = path.join(ROOT, "release/node_modules/verdaccio/bin/verdaccio");
+  const child = spawn(process.execPath, [program, "--config", config, "--listen", url], { stdio: "pipe" });
+  let output = "";
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (text) => (output += text));
+  const ended = new Promise((resolve) => child.on("close", resolve));
+  const stop = async () => {
+    child.kill();
+    await ended;
+  };
+  const start = performance.now();
+  while (!(await answers(url))) {
+    if (child.exitCode !== null || performance.now() - start > START_TIMEOUT_MS) {
+      await stop();
+      throw new Error(`the local registry did not start: ${output}`);
+    }
+    await delay(100);
+  }
+  // npm publishes only with a token; this registry asks for none.
+  const env = { npm_config_registry: url, [`npm_config_//127.0.0.1:${port}/:_authToken`]: "none" };
+  return { url, env, stop };
+}
+
+async function answers(url) {
+  try {
+    return (await fetch(`${url}/-/ping`)).ok;
+  } catch {
+    return false;
+  }
+}
+
+function freePort() {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.on("error", reject);
+    server.listen(0, "127.0.0.1", () => {
+      const { port } = server.address();
+      server.close(() => resolve(port));
+    });
+  });
+}

@@ -1,0 +1,51 @@
+/** What a release promises about itself, wherever it is built. */
+
+import assert from "node:assert/strict";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import * as os from "node:os";
+import * as path from "node:path";
+import { test } from "node:test";
+import { builtVariant, ROOT } from "../../scripts/setup.mjs";
+import { checkBinaries, checkSize } from "../inspect.mjs";
+import { MANIFEST, PLATFORMS, thisPlatform } from "../platforms.mjs";
+import { checkWorkflows } from "../workflows.mjs";
+
+const read = (file) => readFileSync(path.join(ROOT, file), "utf8");
+
+test("all lists of platforms name the same ones", () => {
+  const targets = Object.values(PLATFORMS).map(({ target }) => target);
+  assert.deepEqual([...MANIFEST.napi.targets].sort(), targets.sort());
+  const built = [...read(".github/workflows/release.yml").matchAll(/\{ platform: ([\w-]+)/g)].map((match) => match[1]);
+  assert.deepEqual(built.sort(), Object.keys(PLATFORMS).sort());
+  const documented = read("docs/runtimes.md");
+  for (const platform of Object.keys(PLATFORMS)) assert.ok(documented.includes(`\`${platform}\``), platform);
+});
+
+test("package and crate have the same version", () => {
+  assert.equal(/^version = "(.*)"/m.exec(read("Cargo.toml"))[1], MANIFEST.version);
+});
+
+test("actionlint finds nothing wrong with the workflows", () => checkWorkflows());
+
+test("an addon that was compiled for this machine is not packed", {
+  skip: process.platform !== "linux" || !builtVariant(),
+}, async () => {
+  const addon = readdirSync(ROOT).find((name) => /^semantic-search-native\..*\.node$/.test(name));
+  const refusal = await checkBinaries(thisPlatform(), ROOT, [addon]).then(
+    () => "",
+    (error) => error.message,
+  );
+  assert.match(refusal, /needs libmlx\.so/);
+  assert.match(refusal, /looks for libraries in /);
+});
+
+test("a package over its budget is refused", () => {
+  const folder = mkdtempSync(path.join(os.tmpdir(), "release-"));
+  try {
+    writeFileSync(path.join(folder, "library"), Buffer.alloc(2_000_000));
+    checkSize("package", folder, 2);
+    assert.throws(() => checkSize("package", folder, 1.9), /package: expected at most 1\.9 MB, found 2\.0 MB/);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
