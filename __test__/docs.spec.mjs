@@ -215,7 +215,7 @@ function messageSources() {
     readdirSync(path.join(ROOT, folder), { recursive: true }).map((name) => path.join(folder, String(name)));
   return [
     ...["embedder.ts", "reranker.ts"],
-    ...["cli", "lib", "src"].filter((folder) => existsSync(path.join(ROOT, folder))).flatMap(below),
+    ...["cli", "integrations", "lib", "src"].filter((folder) => existsSync(path.join(ROOT, folder))).flatMap(below),
   ]
     .filter((file) => /\.(ts|js|rs)$/.test(file))
     .map(read)

@@ -38,8 +38,8 @@ export function registerEmbedder<F extends object>(
       const stored = config.fingerprint ?? fingerprint;
       if (stored === fingerprint) return;
       const message =
-        `the table's vectors are those of another model or other options: expected the fingerprint ${stored}, found ` +
-        `${fingerprint}; register the embedder that the table was made with, or make the table anew`;
+        `embedder: expected the fingerprint ${stored}, with which the table was made, found ${fingerprint}; register the ` +
+        "embedder of the table (the same model and options), or make the table anew";
       throw new EmbedderError("INVALID_ARGUMENT", message);
     }
 
