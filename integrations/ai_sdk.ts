@@ -112,5 +112,6 @@ export function rerankingModel(reranker: Reranker, options: Pick<ScoreOptions, "
 }
 
 function truncation(what: string, indices: Uint32Array, maxTokens: number): Warning {
-  return { type: "other", message: `${what} ${indices.join(", ")} were truncated to ${maxTokens} tokens` };
+  const first = `${indices.subarray(0, 100).join(", ")}${indices.length > 100 ? ", …" : ""}`;
+  return { type: "other", message: `truncated to ${maxTokens} tokens: ${indices.length} of the ${what} (${first})` };
 }

@@ -74,8 +74,11 @@ for (const [name, { cosineSimilarity, embed, embedMany, rerank }] of Object.entr
   });
 
   test(`${name}: what was truncated is a warning`, async () => {
-    const { warnings } = await embedMany({ model: embeddingModel(embedder), values: ["a", LONG_TEXT] });
-    assert.deepEqual(warnings, [{ type: "other", message: `values 1 were truncated to ${embedder.maxTokens} tokens` }]);
+    const model = embeddingModel(embedder);
+    const { warnings } = await embedMany({ model, values: ["a", LONG_TEXT] });
+    assert.deepEqual(warnings, [
+      { type: "other", message: `truncated to ${embedder.maxTokens} tokens: 1 of the values (1)` },
+    ]);
   });
 
   test(`${name}: an aborted call rejects with our AbortError`, async () => {
@@ -121,7 +124,7 @@ test("warnings about reranked documents reach whoever calls the model", async ()
     warnings.map(({ type, feature, message }) => [type, feature ?? message]),
     [
       ["compatibility", "object documents"],
-      ["other", `documents 0 were truncated to ${reranker.maxTokens} tokens`],
+      ["other", `truncated to ${reranker.maxTokens} tokens: 1 of the documents (0)`],
     ],
   );
 });
