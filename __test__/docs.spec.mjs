@@ -8,7 +8,8 @@
  *     <!-- given: const texts = ["…"]; -->   code in front of it
  *     <!-- then: server.close(); -->          code behind it
  *     <!-- file: worker.mjs -->               it is this file, for the samples that follow on the page
- *     <!-- needs: fastembed -->               run where the benchmark has installed these packages, else skipped
+ *     <!-- needs: fastembed -->               run where the benchmark or the tests of the integrations have installed
+ *                                             these packages, else skipped
  *     <!-- not run: it needs Electron -->     not run, with the reason
  *     <!-- output -->                         before a `text` fence: what the sample above it prints
  */
@@ -69,17 +70,28 @@ function userFolder() {
   return folder;
 }
 
-/** Installs the benchmark's peers and its model with an ONNX file; `false` where it has not brought them. */
-function installPeers(folder, names) {
-  const model = path.join(BENCH, "models/minilm-256");
-  const installed = (name) => path.join(BENCH, "npm/node_modules", name);
-  if (!names.every((name) => existsSync(installed(name))) || !existsSync(path.join(model, "onnx"))) return false;
+/** Links installed packages into a user's folder; `false` where they are not installed. */
+function linkPackages(folder, modules, names) {
+  const installed = (name) => path.join(modules, name);
+  if (!names.every((name) => existsSync(installed(name)))) return false;
   for (const name of names) {
     const target = path.join(folder, "node_modules", name);
     if (existsSync(target)) continue;
     mkdirSync(path.dirname(target), { recursive: true });
     symlinkSync(installed(name), target, "junction");
   }
+  return true;
+}
+
+/**
+ * Installs libraries with integrations, or the benchmark's peers and its model with an ONNX file; `false` where neither
+ * has been brought.
+ */
+function installPeers(folder, names) {
+  if (linkPackages(folder, path.join(ROOT, "__test__/integrations/node_modules"), names)) return true;
+  const model = path.join(BENCH, "models/minilm-256");
+  if (!existsSync(path.join(model, "onnx"))) return false;
+  if (!linkPackages(folder, path.join(BENCH, "npm/node_modules"), names)) return false;
   cpSync(model, path.join(folder, "starter-model"), { recursive: true });
   return true;
 }
@@ -132,7 +144,7 @@ for (const page of PAGES) {
       const reason = directives["not run"];
       await t.test(where, { skip: reason }, async (sample) => {
         const peers = directives.needs?.split(",").map((name) => name.trim());
-        if (peers && !installPeers(folder, peers)) return sample.skip(`npm run bench has not installed ${peers}`);
+        if (peers && !installPeers(folder, peers)) return sample.skip(`not installed: ${peers}`);
         const file = path.join(folder, `sample-${index}.mjs`);
         writeFileSync(file, [directives.given, code, directives.then].filter(Boolean).join("\n"));
         const { status, signal, stdout, stderr } = await runModule(folder, file);
@@ -203,7 +215,7 @@ function messageSources() {
     readdirSync(path.join(ROOT, folder), { recursive: true }).map((name) => path.join(folder, String(name)));
   return [
     ...["embedder.ts", "reranker.ts"],
-    ...["cli", "lib", "src"].filter((folder) => existsSync(path.join(ROOT, folder))).flatMap(below),
+    ...["cli", "integrations", "lib", "src"].filter((folder) => existsSync(path.join(ROOT, folder))).flatMap(below),
   ]
     .filter((file) => /\.(ts|js|rs)$/.test(file))
     .map(read)

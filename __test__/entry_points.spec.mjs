@@ -84,6 +84,19 @@ for (const how of Object.keys(LOADERS)) {
     assert.deepEqual(names, [...classes, "KNOWN_MODELS", "Reranker", "embed", "exportOnnx", "init", "isGpu", "pull"]);
   });
 
+  test(`${how}: the integrations load without their libraries`, async () => {
+    const load = `async (name) => Object.keys(await import("semantic-search-native/" + name))`;
+    const names = ["ai-sdk", "chromadb", "lancedb", "langchain"];
+    const [exported] = await child(
+      installed(),
+      how,
+      `report((await Promise.all(${JSON.stringify(names)}.map(${load}))).flat());`,
+    );
+    for (const name of ["embeddingModel", "embeddingFunction", "registerEmbedder", "embeddings"]) {
+      assert.ok(exported.includes(name), name);
+    }
+  });
+
   test(`${how}: pull finds its HTTP client`, async () => {
     const options = `{ endpoint: "http://127.0.0.1:9", cacheFolder: "cache", token: false }`;
     const [{ code, message }] = await child(

@@ -99,12 +99,42 @@ test("OpenAI's client: float, base64 by default, a batch, usage, and the kinds o
       }
     }
   });
-  const { data } = await client.models.list();
-  assert.deepEqual(
-    data.map(({ id, object }) => [id, object]),
-    [[name, "model"]],
-  );
-  assert.equal((await client.models.retrieve(name)).id, name);
+});
+
+test("OpenAI's client: a second name of the model is for queries", async (t) => {
+  for (const [name, args] of [
+    ["nomic_mean_dynamic", []],
+    ["org/mine", ["--model-name=org/mine"]],
+  ]) {
+    const { client } = await serve(t, "nomic_mean_dynamic", args);
+    const forQueries = `${name}:query`;
+    const create = (model, input_type) => client.embeddings.create({ model, input: TEXTS, input_type });
+    const { data: expected, usage } = await create(name, "query");
+    for (const input_type of [undefined, null, "query", "search_query"]) {
+      const answer = await create(forQueries, input_type);
+      assert.deepEqual([answer.model, answer.data, answer.usage], [forQueries, expected, usage]);
+    }
+    const { data: documents } = await create(name);
+    assert.notDeepEqual(documents, expected, "the prompts differ");
+    for (const input_type of ["document", "passage", "search_document"]) {
+      await assert.rejects(create(forQueries, input_type), (error) => {
+        assert.ok(error instanceof OpenAI.BadRequestError);
+        assert.equal(error.param, "input_type");
+        for (const part of [forQueries, input_type]) assert.ok(error.message.includes(part), error.message);
+        return true;
+      });
+    }
+    const { data } = await client.models.list();
+    assert.deepEqual(
+      data.map(({ id, object }) => [id, object]),
+      [
+        [name, "model"],
+        [forQueries, "model"],
+      ],
+    );
+    for (const id of [name, forQueries]) assert.equal((await client.models.retrieve(id)).id, id);
+    await assert.rejects(create(`${name}:passage`), OpenAI.NotFoundError);
+  }
 });
 
 test("OpenAI's client: token ids give the vectors of their texts", async (t) => {

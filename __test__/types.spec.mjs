@@ -9,8 +9,12 @@ import { runNode } from "./support/processes.mjs";
 
 const USE = `
 import { type Activation, Embedder, EmbedderError, embed, exportOnnx, init, isGpu, type EmbedderErrorCode, pull, KNOWN_MODELS, type EmbedOptions, type Encoding, type KnownModel, type LoadOptions, type PullOptions, type PullProgress, type RankedText, type RankOptions, Reranker, type RerankerInfo, type TextOrTokens } from "semantic-search-native";
+import { type EmbeddingModel, embeddingModel, rerankingModel } from "semantic-search-native/ai-sdk";
+import { embeddingFunction } from "semantic-search-native/chromadb";
+import { type EmbeddingModule, registerEmbedder } from "semantic-search-native/lancedb";
+import { documentCompressor, embeddings } from "semantic-search-native/langchain";
 
-export async function use(): Promise<void> {
+export async function use(lancedb: EmbeddingModule<{ ndims(): number }>): Promise<void> {
   const options: LoadOptions = { backend: "onnx-js", pooling: "cls", maxTokens: 128, normalize: true, dtype: "f32" };
   await using embedder = await Embedder.load("model", options);
   const onTruncated = (indices: Uint32Array) => void indices.length;
@@ -45,6 +49,9 @@ export async function use(): Promise<void> {
   const info: RerankerInfo = await reranker.info();
   const activation: Activation = info.activation;
   console.log(ranked, scores, activation);
+  const embeddingModels: EmbeddingModel[] = [embeddingModel(embedder), embeddingModel(embedder, { kind: "query" })];
+  const dimensions: number = registerEmbedder(lancedb, embedder).ndims();
+  console.log(embeddingModels, dimensions, rerankingModel(reranker), embeddingFunction(embedder), embeddings(embedder), documentCompressor(reranker, rankOptions));
   // @ts-expect-error an option about vectors
   await Reranker.load("model", { pooling: "cls" });
   // @ts-expect-error an option of rank

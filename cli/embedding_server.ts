@@ -2,10 +2,12 @@ import { type Embedder, Reranker } from "../embedder.js";
 import { finish } from "../lib/fallback/vector.js";
 import type { Matryoshka } from "../lib/model_dir.js";
 import { Admission, type AdmissionSettings } from "./admission.js";
+import { type EmbeddingRequest, embedderNames, type RequestLimits } from "./embedding_request.js";
 import type { Exchange, ServerLimits } from "./exchange.js";
 import { HttpServer, type Route } from "./http_server.js";
 import { Metrics } from "./metrics.js";
-import { embeddingsResponse, parseEmbeddingsRequest } from "./openai_api.js";
+import { parseOllamaRequest } from "./ollama_api.js";
+import { parseEmbeddingsRequest } from "./openai_api.js";
 import { ApiError, checkModel } from "./request.js";
 import { parseRerankRequest, rerankResponse } from "./rerank_api.js";
 
@@ -20,6 +22,12 @@ export interface ServedModel {
   /** Set if requests may ask for fewer dimensions. */
   matryoshka: Pick<Matryoshka, "layerNorm"> | undefined;
 }
+
+/** How the body of a request for embeddings is read, by path. */
+const EMBEDDING_APIS: Record<string, (body: unknown, limits: RequestLimits) => EmbeddingRequest> = {
+  "/v1/embeddings": parseEmbeddingsRequest,
+  "/api/embed": parseOllamaRequest,
+};
 
 /** As text-embeddings-inference, Jina and both versions of Cohere have it. */
 const RERANK_PATHS = ["/rerank", "/v1/rerank", "/v2/rerank"];
@@ -48,31 +56,32 @@ function routesOf(
 ): Record<string, Route> {
   const { loaded, name, version } = model;
   const isReranker = loaded instanceof Reranker;
-  const answer = isReranker
-    ? (exchange: Exchange) => answerRerank(exchange, model, loaded)
-    : (exchange: Exchange) => answerEmbeddings(exchange, model, loaded);
-  const inference: Route = {
+  const inference = (answer: (exchange: Exchange) => Promise<void>): Route => ({
     methods: ["POST"],
     answer: async (exchange) => {
       const leave = admission.enter(exchange.request);
       await answer(exchange).finally(leave);
     },
-  };
+  });
+  const inferences: [string, Route][] = isReranker
+    ? RERANK_PATHS.map((path) => [path, inference((exchange) => answerRerank(exchange, model, loaded))])
+    : Object.entries(EMBEDDING_APIS).map(([path, parse]) => [
+        path,
+        inference((exchange) => answerEmbeddings(exchange, model, loaded, parse)),
+      ]);
+  const names = isReranker ? [name] : embedderNames(name);
   const created = Math.floor(Date.now() / 1000);
-  const modelObject = { id: name, object: "model", created, owned_by: "semantic-search-native" };
+  const modelObject = (id: string) => ({ id, object: "model", created, owned_by: "semantic-search-native" });
   const methods = ["GET", "HEAD"];
   return {
-    ...Object.fromEntries((isReranker ? RERANK_PATHS : ["/v1/embeddings"]).map((path) => [path, inference])),
+    ...Object.fromEntries(inferences),
     "/v1/models": {
       methods,
-      answer: async (exchange) => exchange.sendJson(200, { object: "list", data: [modelObject] }),
+      answer: async (exchange) => exchange.sendJson(200, { object: "list", data: names.map(modelObject) }),
     },
     "/v1/models/:model": {
       methods,
-      answer: async (exchange) => {
-        checkModel(nameInPath(exchange), name);
-        exchange.sendJson(200, modelObject);
-      },
+      answer: async (exchange) => exchange.sendJson(200, modelObject(checkModel(nameInPath(exchange), names))),
     },
     "/health": {
       methods,
@@ -145,11 +154,17 @@ function noteTruncation({ response }: Exchange, truncated: Uint32Array): void {
   if (truncated.length > 0) response.setHeader("x-truncated-inputs", truncated.subarray(0, 100).join());
 }
 
-async function answerEmbeddings(exchange: Exchange, served: ServedModel, embedder: Embedder): Promise<void> {
+async function answerEmbeddings(
+  exchange: Exchange,
+  served: ServedModel,
+  embedder: Embedder,
+  parse: (body: unknown, limits: RequestLimits) => EmbeddingRequest,
+): Promise<void> {
+  const start = performance.now();
   const { name, maxBatch, matryoshka } = served;
   const { dimension, vocabularySize, maxTokens } = embedder;
   const limits = { model: name, dimension, vocabularySize, isMatryoshka: matryoshka !== undefined, maxBatch };
-  const parsed = parseEmbeddingsRequest(await exchange.readJson(), limits);
+  const parsed = parse(await exchange.readJson(), limits);
   let tokens = 0;
   let truncated: Uint32Array = new Uint32Array();
   const embedded = await embedder.embed(parsed.texts, {
@@ -173,5 +188,5 @@ async function answerEmbeddings(exchange: Exchange, served: ServedModel, embedde
       ? embedded
       : embedded.map((vector) => finish(vector, { dimensions, ...matryoshka }, true));
   noteTruncation(exchange, truncated);
-  await exchange.sendJsonPieces(embeddingsResponse(vectors, parsed, name, tokens));
+  await exchange.sendJsonPieces(parsed.answer(vectors, { tokens, milliseconds: performance.now() - start }));
 }

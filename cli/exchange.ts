@@ -129,7 +129,9 @@ export class Exchange {
       if (!request.complete) response.setHeader("connection", "close");
     }
     for (const [name, value] of Object.entries(refusal.headers)) response.setHeader(name, value);
-    this.sendJson(refusal.status, refusal);
+    // Ollama's clients expect a text.
+    const isOllama = request.url?.startsWith("/api/");
+    this.sendJson(refusal.status, isOllama ? { error: refusal.message } : refusal);
   }
 
   get hasNoReader(): boolean {

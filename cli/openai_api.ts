@@ -1,32 +1,19 @@
 /** Requests and answers of OpenAI's embeddings API. */
 
-import type { EmbedOptions, TextOrTokens } from "../embedder.js";
+import type { TextOrTokens } from "../embedder.js";
 import { describeValue } from "../lib/errors.js";
-import { ApiError, checkBatch, checkModel, expected, fieldsOf } from "./request.js";
-
-export interface EmbeddingsRequest {
-  texts: TextOrTokens[];
-  kind: NonNullable<EmbedOptions["kind"]>;
-  format: "float" | "base64";
-  /** Fewer than the model has; `undefined` for all. */
-  dimensions: number | undefined;
-  /** Whether texts beyond the token limit are truncated; otherwise they are an error. */
-  truncation: boolean;
-}
-
-export interface RequestLimits {
-  /** The name of the model in requests. */
-  model: string;
-  dimension: number;
-  /** Token ids are below this. */
-  vocabularySize: number;
-  /** Whether requests may ask for fewer dimensions. */
-  isMatryoshka: boolean;
-  maxBatch: number;
-}
+import {
+  checkEmbedder,
+  type EmbeddingRequest,
+  parseDimensions,
+  parseTruncation,
+  type RequestLimits,
+  vectorsInPieces,
+} from "./embedding_request.js";
+import { ApiError, checkBatch, expected, fieldsOf } from "./request.js";
 
 /** The kinds of texts as Voyage, NIM and Cohere name them. OpenAI has none: all texts are documents. */
-const INPUT_TYPES: Record<string, EmbeddingsRequest["kind"]> = {
+const INPUT_TYPES: Record<string, EmbeddingRequest["kind"]> = {
   query: "query",
   document: "document",
   passage: "document",
@@ -41,29 +28,40 @@ const FIELDS = ["input", "model", "encoding_format", "dimensions", "user", "inpu
  *
  * @throws ApiError 400, 404 for another model, 413 for too many texts
  */
-export function parseEmbeddingsRequest(body: unknown, limits: RequestLimits): EmbeddingsRequest {
+export function parseEmbeddingsRequest(body: unknown, limits: RequestLimits): EmbeddingRequest {
   const { model, input, encoding_format, dimensions, input_type, truncation } = fieldsOf(
     body,
     FIELDS,
     "input and model",
   );
-  checkModel(model, limits.model);
+  const { name, isForQueries } = checkEmbedder(model, limits);
   const texts = parseInput(input, limits);
   const format = encoding_format ?? "float";
   if (format !== "float" && format !== "base64") {
     throw expected("encoding_format", '"float" or "base64"', encoding_format);
   }
-  const type = input_type ?? "document";
+  const type = input_type ?? (isForQueries ? "query" : "document");
   if (typeof type !== "string" || !Object.hasOwn(INPUT_TYPES, type)) {
     throw expected("input_type", '"query" or "document"', input_type);
   }
-  if (typeof (truncation ?? true) !== "boolean") throw expected("truncation", "true or false", truncation);
+  const kind = INPUT_TYPES[type] as EmbeddingRequest["kind"];
+  if (isForQueries && kind !== "query") {
+    throw expected("input_type", `"query" or none with the model ${JSON.stringify(name)}`, input_type);
+  }
   return {
     texts,
-    kind: INPUT_TYPES[type] as EmbeddingsRequest["kind"],
-    format,
+    kind,
     dimensions: parseDimensions(dimensions, limits),
-    truncation: truncation !== false,
+    truncation: parseTruncation("truncation", truncation),
+    answer: (vectors, { tokens }) => {
+      const toValue = (vector: Float32Array, index: number) => {
+        const embedding = format === "base64" ? base64(vector) : Array.from(vector);
+        return { object: "embedding", index, embedding };
+      };
+      const usage = { prompt_tokens: tokens, total_tokens: tokens };
+      const rest = `],"model":${JSON.stringify(name)},"usage":${JSON.stringify(usage)}}`;
+      return vectorsInPieces('{"object":"list","data":[', vectors, toValue, rest);
+    },
   };
 }
 
@@ -101,40 +99,6 @@ function parseTokens(what: string, tokens: readonly unknown[], vocabularySize: n
       "model, and LangChain's OpenAIEmbeddings sends those of another one unless it has check_embedding_ctx_length=False",
     { param: "input" },
   );
-}
-
-function parseDimensions(dimensions: unknown, { dimension, isMatryoshka }: RequestLimits): number | undefined {
-  if (dimensions === undefined || dimensions === null || dimensions === dimension) return undefined;
-  if (!Number.isInteger(dimensions) || (dimensions as number) < 1 || (dimensions as number) > dimension) {
-    throw expected("dimensions", `a whole number from 1 to ${dimension}`, dimensions);
-  }
-  if (isMatryoshka) return dimensions as number;
-  const message =
-    `dimensions: this server gives vectors of ${dimension} components; to shorten those of a model that was trained for ` +
-    "it (Matryoshka), start the server with --matryoshka";
-  throw new ApiError(400, "dimensions_not_supported", message, { param: "dimensions" });
-}
-
-/** Vectors that are turned into text at once: two thousand would block the event loop. */
-const VECTORS_PER_PIECE = 32;
-
-/** The answer's JSON, in pieces. */
-export function* embeddingsResponse(
-  vectors: readonly Float32Array[],
-  { format }: EmbeddingsRequest,
-  model: string,
-  tokens: number,
-): Generator<string> {
-  let piece = '{"object":"list","data":[';
-  for (const [index, vector] of vectors.entries()) {
-    const embedding = format === "base64" ? base64(vector) : Array.from(vector);
-    piece += `${index > 0 ? "," : ""}${JSON.stringify({ object: "embedding", index, embedding })}`;
-    if (index % VECTORS_PER_PIECE < VECTORS_PER_PIECE - 1) continue;
-    yield piece;
-    piece = "";
-  }
-  const usage = { prompt_tokens: tokens, total_tokens: tokens };
-  yield `${piece}],"model":${JSON.stringify(model)},"usage":${JSON.stringify(usage)}}`;
 }
 
 /** Little-endian float32, which is the byte order of every supported platform. */

@@ -22,6 +22,7 @@ export class ApiError extends Error {
     this.headers = { ...(RETRIED.includes(status) && { "retry-after": "1" }), ...details.headers };
   }
 
+  /** As OpenAI's. */
   toJSON(): object {
     const { message, code, param } = this;
     return { error: { message, type: ERROR_TYPES[this.status] ?? "invalid_request_error", param, code } };
@@ -50,11 +51,16 @@ export function fieldsOf(body: unknown, known: readonly string[], needed: string
   throw new ApiError(400, "unknown_parameter", message, { param: unknown });
 }
 
-/** @throws ApiError 404 */
-export function checkModel(model: unknown, served: string): void {
-  if (typeof model !== "string" || model === "") throw expected("model", `the name of the model, "${served}"`, model);
-  if (model === served) return;
-  const message = `the model ${JSON.stringify(model)} is not served here; this server has "${served}"`;
+/**
+ * @param served The names of the model.
+ * @returns The one that was given.
+ * @throws ApiError 400, 404
+ */
+export function checkModel(model: unknown, served: readonly string[]): string {
+  const names = served.map((name) => JSON.stringify(name)).join(" and ");
+  if (typeof model !== "string" || model === "") throw expected("model", `the name of the model, ${names}`, model);
+  if (served.includes(model)) return model;
+  const message = `the model ${JSON.stringify(model)} is not served here; this server has ${names}`;
   throw new ApiError(404, "model_not_found", message, { param: "model" });
 }
 

@@ -32,7 +32,7 @@ const FIELDS = [
 export function parseRerankRequest(body: unknown, served: string, maxBatch: number): RerankRequest {
   const fields = fieldsOf(body, FIELDS, "query and documents (or texts)");
   const { query, documents, texts, model, top_n: topN } = fields;
-  if (model !== undefined) checkModel(model, served);
+  if (model !== undefined) checkModel(model, [served]);
   if (typeof query !== "string") throw expected("query", "a string", query);
   const isPlain = documents === undefined;
   if (!isPlain && texts !== undefined) throw expected("texts", "either documents or texts", texts);

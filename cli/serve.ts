@@ -42,10 +42,12 @@ Routes:
                         encoding_format (float, base64), dimensions, user; also input_type ("query" or "document"),
                         which selects the model's prompt, and truncation (false: a text beyond the token limit is an
                         error instead of being truncated)
+  POST /api/embed       as Ollama's: model, input (a string or an array of strings), truncate, dimensions
   POST /rerank          of a reranker instead, also as /v1/rerank and /v2/rerank: query and documents (as Cohere's and
                         Jina's) or texts (as text-embeddings-inference's); also model, top_n, return_documents or
                         return_text, raw_scores, and truncation or truncate
-  GET  /v1/models       the model that is served
+  GET  /v1/models       the model that is served; an embedder has a second name, <name>:query, for clients that cannot
+                        send an input_type: with it, texts are queries
   GET  /health          200 while requests are accepted
   GET  /metrics         for Prometheus
 
@@ -62,7 +64,7 @@ Examples:
 export function addServe(program: Command): void {
   const command = program
     .command("serve")
-    .description("serve an embedder (OpenAI's API) or a reranker over HTTP on this machine")
+    .description("serve an embedder (OpenAI's and Ollama's API) or a reranker over HTTP on this machine")
     .argument("<model>", "a model folder, or a name on the Hugging Face Hub")
     .option("--host <address>", "address to listen on", "127.0.0.1")
     .option("-p, --port <number>", "port to listen on; 0 for any free one", port, 8080)

@@ -299,6 +299,11 @@ const BODIES = [
   { model: "m", input: "a text" },
   { model: "m", input: ["a", "b", "a"], input_type: "query", encoding_format: "base64", user: "u" },
   { model: "m", input: ["word ".repeat(600)], truncation: false, dimensions: 16 },
+  { model: "m:query", input: "a query" },
+];
+const OLLAMA_BODIES = [
+  { model: "m:query", input: "a query", truncate: true, keep_alive: "5m", options: {} },
+  { model: "m", input: ["a", "word ".repeat(600), "a"], truncate: false, dimensions: 16 },
 ];
 /** Ids of the fixture's vocabulary, and some that are none. */
 const TOKENS = { below: 1411, none: [1411, 2 ** 32 - 1, 2 ** 32, -1, 0.5] };
@@ -335,13 +340,14 @@ class ServeTarget {
   }
 
   async run(random) {
-    const isOfTokens = random.next() < 0.4;
-    const sound = isOfTokens ? tokenBody(random) : random.of(BODIES);
+    const isOllama = random.next() < 0.2;
+    const isOfTokens = !isOllama && random.next() < 0.4;
+    const sound = isOfTokens ? tokenBody(random) : random.of(isOllama ? OLLAMA_BODIES : BODIES);
     // Ids as they are get far, too.
     const changed = isOfTokens && random.next() < 0.5 ? sound : changedJson(random, sound);
     const body = JSON.stringify(changed) ?? "";
     const bytes = random.next() < 0.3 ? changedBytes(random, Buffer.from(body)) : Buffer.from(body);
-    const { status, text } = await this.#post(bytes);
+    const { status, text } = await this.#post(isOllama ? "/api/embed" : "/v1/embeddings", bytes);
     const flaw = (what) =>
       `${what} (${status} ${text.slice(0, 300)}) for ${JSON.stringify(bytes.toString()).slice(0, 300)}`;
     if (status !== 200 && !(status >= 400 && status < 500)) return flaw("another status");
@@ -351,7 +357,11 @@ class ServeTarget {
     } catch {
       return flaw("no JSON");
     }
-    if (status !== 200) return typeof answer.error?.message === "string" ? undefined : flaw("an error of another form");
+    if (status !== 200) {
+      const message = isOllama ? answer.error : answer.error?.message;
+      return typeof message === "string" ? undefined : flaw("an error of another form");
+    }
+    if (isOllama) return areFinite(answer.embeddings) ? undefined : flaw("vectors that are not finite");
     const vectors = answer.data.map(({ embedding }) => {
       return typeof embedding === "string"
         ? new Float32Array(new Uint8Array(Buffer.from(embedding, "base64")).buffer)
@@ -360,12 +370,12 @@ class ServeTarget {
     return areFinite(vectors) ? undefined : flaw("vectors that are not finite");
   }
 
-  #post(body) {
+  #post(route, body) {
     const { hostname, port } = this.#url;
     return new Promise((resolve, reject) => {
       const headers = { "content-type": "application/json", "content-length": body.length };
       const request = http.request(
-        { hostname, port, path: "/v1/embeddings", method: "POST", headers, timeout: CASE_TIMEOUT_MS },
+        { hostname, port, path: route, method: "POST", headers, timeout: CASE_TIMEOUT_MS },
         (response) => {
           let text = "";
           response.setEncoding("utf8").on("data", (piece) => (text += piece));

@@ -9,7 +9,9 @@ import { fileURLToPath } from "node:url";
 import { ROOT, run, rustEnvironment } from "./setup.mjs";
 
 const CRATES = ["Cargo.toml", "xtask/Cargo.toml", "fuzz/Cargo.toml"];
-const PACKAGES = ["package-lock.json", "examples/code-search/package-lock.json"];
+const PACKAGES = [".", "examples/code-search", "__test__/integrations"].map((folder) => `${folder}/package-lock.json`);
+/** Licenses that packages declare in an old form, which lock files do not have. */
+const OLD_FORM = { "node_modules/json-bignum": "MIT" };
 
 /** `allow` of deny.toml, and the licenses that single crates may have besides. */
 export function readPolicy(text) {
@@ -85,7 +87,7 @@ async function crateProblems(manifest, { allowed, exceptions }, rust) {
 function packageProblems(lockFile, { allowed }) {
   const { packages } = JSON.parse(readFileSync(path.join(ROOT, lockFile), "utf8"));
   const problems = [];
-  for (const [folder, { version, license, link, dev, optional }] of Object.entries(packages)) {
+  for (const [folder, { version, license = OLD_FORM[folder], link, dev, optional }] of Object.entries(packages)) {
     // This package itself, and programs for other platforms that development tools would install there.
     if (!folder.startsWith("node_modules/") || link || (dev && optional && license === undefined)) continue;
     if (!isAllowed(license ?? "", allowed))

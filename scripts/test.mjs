@@ -25,6 +25,7 @@ import {
 
 const GENERATED = ["index.js", "index.d.ts"];
 const EXAMPLE = "examples/code-search";
+const INTEGRATIONS = "__test__/integrations";
 
 const passed = { tests: 0 };
 const failed = { tests: 0 };
@@ -67,6 +68,11 @@ const CHECKS = {
   ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),
   // The queue under all interleavings of its threads. In a folder of its own: nothing else is built with optimization.
   loom: () => countedCargoTest([...LOOM, "--target-dir", "target/loom"]),
+  // Before the tests that run the samples of the manual.
+  integrations: async () => {
+    await installPackages(INTEGRATIONS);
+    await nodeTest(INTEGRATIONS);
+  },
   "node-test": () => nodeTest("__test__"),
   example: async () => {
     await installPackages(EXAMPLE);
