@@ -129,6 +129,12 @@ test("embed: a folder or a missing file is refused before anything is loaded", a
   }
 });
 
+test("embed: a folder as standard input is refused", POSIX, async () => {
+  const args = ["-c", 'exec "$0" "$@" < /', process.execPath, MAIN, "embed", "./no-such-model"];
+  const { status, stderr } = await processes.run("sh", args);
+  assert.deepEqual([status, stderr], [1, "error [EISDIR]: standard input is a folder: name the files in it\n"]);
+});
+
 test("embed: reads from a named pipe", POSIX, async () => {
   const fifo = path.join(temporaryFolder(), "pipe");
   assert.equal((await processes.run("mkfifo", [fifo])).status, 0);

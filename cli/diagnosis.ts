@@ -7,6 +7,7 @@ import { BACKENDS, type BackendName } from "../lib/engine.js";
 import { hubSettings } from "../lib/hub/settings.js";
 import { maxDifference, type Trial, type TrialOutcome } from "./backend_trial.js";
 import type { Machine } from "./machine.js";
+import { quoted } from "./terminal.js";
 
 export type Trials = Map<BackendName, TrialOutcome>;
 
@@ -209,10 +210,14 @@ function checkFallback(
     const what = "the JavaScript fallback was not tried: without the addon the tiny model has no graph";
     findings.note(what, "name a model");
   } else if (isNeeded) {
-    findings.problem(what, `semantic-search-native export ${model}, on a machine where the addon works`);
+    findings.problem(what, `${exportCommand(model)}, on a machine where the addon works`);
   } else {
-    findings.note(`${what}; it is not needed while the addon works`, `semantic-search-native export ${model}`);
+    findings.note(`${what}; it is not needed while the addon works`, exportCommand(model));
   }
+}
+
+function exportCommand(model: string): string {
+  return `semantic-search-native export ${quoted(model)}`;
 }
 
 function checkMlx(

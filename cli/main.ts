@@ -31,7 +31,7 @@ function commandLine(): Command {
     .description("Text and code embeddings for semantic search, and rerankers, computed on this machine.")
     .version(version, "-V, --version", "print the version")
     .helpOption("-h, --help", "show help, with examples")
-    .helpCommand(false)
+    .helpCommand("help [command]", "show the help of a command")
     .addHelpText("after", HELP)
     // Errors are reported below, like those of the commands.
     .exitOverride()

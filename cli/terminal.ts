@@ -74,6 +74,12 @@ export function grouped(count: number): string {
   return count.toLocaleString("en-US");
 }
 
+/** An argument as it can be pasted into a shell. */
+export function quoted(argument: string): string {
+  if (/^[\w./@:+%-]+$/.test(argument)) return argument;
+  return process.platform === "win32" ? `"${argument}"` : `'${argument.replaceAll("'", "'\\''")}'`;
+}
+
 /** Aligns cells in columns. */
 export function table(cells: readonly (readonly string[])[]): string {
   const rows = cells.map((row) => row.map((cell) => cell.replaceAll("\n", "\\n")));

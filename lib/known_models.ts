@@ -69,3 +69,9 @@ export function modelNamedInConfig(config: { [key: string]: unknown }): KnownEmb
 export function knownModel(id: string): KnownModel | undefined {
   return KNOWN_MODELS.find((model) => model.id.toLowerCase() === id.toLowerCase());
 }
+
+/** The known model of this name without its organization, such as `"all-MiniLM-L6-v2"`; a revision behind `@` is ignored. */
+export function knownModelByShortName(name: string): KnownModel | undefined {
+  const [short = ""] = name.toLowerCase().split("@");
+  return short.includes("/") ? undefined : KNOWN_MODELS.find(({ id }) => id.toLowerCase().endsWith(`/${short}`));
+}
