@@ -62,6 +62,14 @@ export function showStatus(text: () => string): void {
   process.stderr.write(`\r\u001b[K${onOneLine(text()).slice(0, (process.stderr.columns || 80) - 1)}`);
 }
 
+const BAR_WIDTH = 24;
+
+/** A bar of which a share, from 0 to 1, is filled. */
+export function progressBar(share: number): string {
+  const filled = Math.floor(BAR_WIDTH * share);
+  return "█".repeat(filled) + "░".repeat(BAR_WIDTH - filled);
+}
+
 /** Removes the progress line. */
 export function clearStatus(): void {
   if (!hasStatus) return;

@@ -128,7 +128,7 @@ export function checkFingerprint(found: string, expected: string): void {
   throw new EmbedderError("MODEL_INVALID", message);
 }
 
-/** The type of a vector in each encoding. */
+/** The type of a vector in each encoding. For JSON, convert it by `Array.from`: `JSON.stringify` makes an object of it. */
 export interface EncodedVector {
   /** The numbers themselves. */
   float32: Float32Array;
