@@ -1,5 +1,5 @@
 import type { PullProgress } from "../embedder.js";
-import { clearStatus, note, progressBar, showStatus } from "./terminal.js";
+import { clearStatus, megabytes, note, progressBar, showStatus } from "./terminal.js";
 
 /** Shows the progress of a download or verification on standard error: a bar on a terminal, else a line per file. */
 export function downloadProgress(): (progress: PullProgress) => void {
@@ -8,13 +8,9 @@ export function downloadProgress(): (progress: PullProgress) => void {
     const line = `${isVerification ? "verifying" : "downloading"} ${file}`;
     if (process.stderr.isTTY) {
       if (done >= total) return clearStatus();
-      return showStatus(() => `${progressBar(done / total)} ${megabytes(done)} of ${megabytes(total)} MB  ${file}`);
+      return showStatus(() => `${progressBar(done / total)} ${megabytes(done)} of ${megabytes(total)}  ${file}`);
     }
     if (line !== last) note(line);
     last = line;
   };
-}
-
-function megabytes(bytes: number): string {
-  return (bytes / 1e6).toFixed(1);
 }

@@ -12,6 +12,7 @@ import { EXIT_CODES, failureOf, fileError } from "./failure.js";
 import { addModels } from "./models.js";
 import { addPull } from "./pull.js";
 import { addRerank } from "./rerank.js";
+import { addRm } from "./rm.js";
 import { addServe } from "./serve.js";
 import { say } from "./terminal.js";
 
@@ -36,7 +37,7 @@ function commandLine(): Command {
     // Errors are reported below, like those of the commands.
     .exitOverride()
     .configureOutput({ outputError: () => {} });
-  for (const add of [addPull, addModels, addEmbed, addRerank, addServe, addExport, addDoctor]) add(program);
+  for (const add of [addPull, addModels, addRm, addEmbed, addRerank, addServe, addExport, addDoctor]) add(program);
   return program;
 }
 

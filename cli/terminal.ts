@@ -82,6 +82,27 @@ export function grouped(count: number): string {
   return count.toLocaleString("en-US");
 }
 
+/** Decimal, as the Hub gives sizes. */
+export function megabytes(bytes: number): string {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+/** Asks a question on standard error; whether the answer is yes. @throws AbortError */
+export async function confirmed(question: string, signal: AbortSignal): Promise<boolean> {
+  const { createInterface } = await import("node:readline/promises");
+  // Not as a terminal: Ctrl-C stays a signal.
+  const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: false });
+  try {
+    const answer = await Promise.race([
+      lines.question(onOneLine(question), { signal }),
+      once(lines, "close", { signal }).then(() => "no"),
+    ]);
+    return /^y(es)?$/i.test(answer.trim());
+  } finally {
+    lines.close();
+  }
+}
+
 /** An argument as it can be pasted into a shell. */
 export function quoted(argument: string): string {
   if (/^[\w./@:+%-]+$/.test(argument)) return argument;

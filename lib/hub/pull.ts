@@ -64,15 +64,19 @@ export function invalidName(model: unknown): EmbedderError {
   return invalid("model", expected, model);
 }
 
+/** @throws EmbedderError `INVALID_ARGUMENT` for what is no name of a branch, tag or commit. */
+export function checkRevision(revision: string): void {
+  if (isPlainPath(revision) && !/[\s@?#%~^*[]/.test(revision) && revision.isWellFormed()) return;
+  throw invalid("revision", "a branch, tag or commit", revision);
+}
+
 /** As `pull`, with the weights that a backend reads. @throws EmbedderError, ThrownByCaller */
 export async function pullWeights(
   model: HubModel,
   wanted: WantedWeights,
   options: Omit<PullOptions, "revision" | "onnx">,
 ): Promise<string> {
-  if (!isPlainPath(model.revision) || /[\s@?#%~^*[]/.test(model.revision) || !model.revision.isWellFormed()) {
-    throw invalid("revision", "a branch, tag or commit", model.revision);
-  }
+  checkRevision(model.revision);
   throwIfAborted(options.signal);
   const settings = hubSettings(options);
   const stop = new AbortController();
