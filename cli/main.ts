@@ -5,6 +5,7 @@
  */
 
 import { Command, CommanderError } from "commander";
+import { addCompletions } from "./completions.js";
 import { addDoctor } from "./doctor.js";
 import { addEmbed } from "./embed.js";
 import { addExport } from "./export.js";
@@ -26,6 +27,8 @@ Exit codes:
 Errors are one line on standard error, "error [CODE]: message", or with --json {"error":{"code":…,"message":…}}.
 Run "semantic-search-native <command> --help" for details and examples.`;
 
+const COMMANDS = [addPull, addModels, addRm, addEmbed, addRerank, addServe, addExport, addDoctor, addCompletions];
+
 function commandLine(): Command {
   const { version } = require("../../package.json") as { version: string };
   const program = new Command("semantic-search-native")
@@ -37,7 +40,7 @@ function commandLine(): Command {
     // Errors are reported below, like those of the commands.
     .exitOverride()
     .configureOutput({ outputError: () => {} });
-  for (const add of [addPull, addModels, addRm, addEmbed, addRerank, addServe, addExport, addDoctor]) add(program);
+  for (const add of COMMANDS) add(program);
   return program;
 }
 
