@@ -151,11 +151,11 @@ function checkEnvironment(findings: Findings): void {
 }
 
 const MODEL_FIXES: Record<string, string> = {
-  MODEL_NOT_FOUND: "check the path or name; the README lists the files of a model folder",
+  MODEL_NOT_FOUND: "check the path or name; docs/models.md lists the files of a model folder",
   ACCESS_DENIED: "see the message: the model is private or gated, or the token in HF_TOKEN is wrong",
   DOWNLOAD_FAILED: "see the message; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT",
   MODEL_INVALID: "fetch the named file again",
-  MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model from the README's table",
+  MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model of docs/models.md",
 };
 
 function checkBackends(

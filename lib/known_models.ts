@@ -14,6 +14,7 @@ interface KnownFacts {
   maxTokens?: number;
   /** As the Hub names it; absent where the model's card does not say. */
   license?: string;
+  /** How many; absent where the authors do not say. */
   parameters?: number;
   /** Whether the model was run here with its own weights, or only its published facts were checked. */
   checked: "weights" | "facts";
@@ -21,12 +22,15 @@ interface KnownFacts {
 
 /** A model for `Embedder`. */
 export interface KnownEmbedder extends KnownFacts {
+  /** It is for `Embedder`. */
   task: "embed";
   /** Length of a vector. */
   dimension: number;
+  /** How its token vectors become one vector. */
   pooling: PoolingMode;
-  /** Put before every query or document; empty for none. */
+  /** Put before every query; empty for none. */
   queryPrompt: string;
+  /** Put before every document; empty for none. */
   documentPrompt: string;
   /** Whether a layer norm is applied before vectors are shortened to their first components (`dimensions`). */
   layerNorm?: boolean;
@@ -34,9 +38,11 @@ export interface KnownEmbedder extends KnownFacts {
 
 /** A cross-encoder, which scores pairs of a query and a text. */
 export interface KnownReranker extends KnownFacts {
+  /** It is for `Reranker`. */
   task: "rerank";
 }
 
+/** A model whose facts are known without its folder; `task` tells the two kinds apart. */
 export type KnownModel = KnownEmbedder | KnownReranker;
 
 const EMBEDDERS = known.embedders.map((facts) =>

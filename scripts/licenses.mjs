@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import { ROOT, run, rustEnvironment } from "./setup.mjs";
 
 const CRATES = ["Cargo.toml", "xtask/Cargo.toml", "fuzz/Cargo.toml"];
-const PACKAGES = ["package-lock.json", "examples/code-search/package-lock.json"];
+const PACKAGES = ["package-lock.json", "examples/code-search/package-lock.json", "docs/reference/package-lock.json"];
 
 /** `allow` of deny.toml, and the licenses that single crates may have besides. */
 export function readPolicy(text) {

@@ -8,6 +8,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { checkLicenses } from "./licenses.mjs";
+import { buildReference } from "./reference.mjs";
 import {
   buildAddon,
   builtVariant,
@@ -71,6 +72,7 @@ const CHECKS = {
     await installPackages(EXAMPLE);
     await nodeTest(`${EXAMPLE}/test`);
   },
+  reference: buildReference,
   bench: smokeBench,
 };
 
