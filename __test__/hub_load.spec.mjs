@@ -1,7 +1,7 @@
 /** `Embedder.load` with a model's name, and the table of known models. No test reaches the real Hub. */
 
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, realpathSync, rmSync, symlinkSync } from "node:fs";
+import { mkdirSync, readFileSync, realpathSync, renameSync, rmSync, symlinkSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
 import { hubWith, ID, tree, WEIGHTS } from "./support/hub.mjs";
@@ -74,6 +74,20 @@ test("a graph that exportOnnx wrote into the snapshot serves the fallback", asyn
   const named = await byName(t, server, ID, { backend: "onnx" }, identity);
   await api.exportOnnx(ID);
   const fallback = await byName(t, server, ID, { backend: "onnx-js" }, identity);
+  assert.equal(fallback.fingerprint, named.fingerprint);
+});
+
+test("exportOnnx: weights in the store that models share serve the fallback, too", async (t) => {
+  const server = await hubWith({ "onnx/model.onnx": null, "onnx/model.onnx_data": null });
+  const named = await byName(t, server, ID, { backend: "onnx" }, identity);
+  const { cacheFolder } = server.options;
+  const blob = realpathSync(path.join(cacheFolder, "models--org--model/snapshots", COMMIT, "model.safetensors"));
+  const shared = path.join(cacheFolder, "blobs/ab", "ab".repeat(32));
+  mkdirSync(path.dirname(shared), { recursive: true });
+  renameSync(blob, shared);
+  symlinkSync(path.relative(path.dirname(blob), shared), blob);
+  await api.exportOnnx(ID);
+  const fallback = await byName(t, server, ID, { backend: "onnx-js", offline: true }, identity);
   assert.equal(fallback.fingerprint, named.fingerprint);
 });
 

@@ -125,16 +125,16 @@ export function keepBesideWeights(graph: string): void {
   const [weights] = externalDataLocations(graph, bytes).map((name) => path.join(folder, name));
   if (weights === undefined || !lstatSync(weights).isSymbolicLink()) return;
   const target = realpathSync(weights);
-  const blobs = path.dirname(target);
-  const snapshots = path.join(path.dirname(blobs), "snapshots");
-  if (path.basename(blobs) !== "blobs" || !realpathSync(folder).startsWith(snapshots + path.sep)) {
+  // The blobs of the model itself, or those that Python's `huggingface_hub` shares between models.
+  const [, cache] = /^(.*[\\/])models--[^\\/]+[\\/]snapshots[\\/]/.exec(realpathSync(folder)) ?? [];
+  if (cache === undefined || !target.startsWith(cache)) {
     rmSync(graph);
     const message =
       `${weights} is a link to ${target}, but ONNX Runtime reads weights only from the folder of the graph: ` +
       "replace the link by the file itself";
     throw new EmbedderError("MODEL_UNSUPPORTED", message);
   }
-  const blob = path.join(blobs, createHash("sha256").update(bytes).digest("hex"));
+  const blob = path.join(path.dirname(target), createHash("sha256").update(bytes).digest("hex"));
   const temporary = `${graph}.${process.pid}.tmp`;
   try {
     writeFileSync(temporary, bytes);

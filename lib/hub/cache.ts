@@ -98,8 +98,8 @@ export class ModelCache {
       const stat = await fs.stat(file).catch(() => undefined);
       const name = path.relative(folder, file).split(path.sep).join("/");
       if (!stat?.isFile()) continue;
-      // Without a list of files, a link to a blob tells the hash.
-      const blob = path.basename(await fs.realpath(file).catch(() => ""));
+      // Without a list of files, a link to a blob tells the hash. The blob itself may be a link, to a file of another name.
+      const blob = path.basename(await fs.readlink(file).catch(() => ""));
       const etag = ETAG.test(blob) ? blob : "";
       files.set(name, { name, size: stat.size, etag, blobId: etag });
     }
