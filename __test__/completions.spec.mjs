@@ -75,7 +75,7 @@ test("bash completes commands, options, values and models", async (t) => {
     `COMP_WORDS=(x embed --kind = query BAAI/x ''); COMP_CWORD=6; _semantic_search_native; echo "\${COMPREPLY[*]}"`,
   );
   lines.push("complete -p semantic-search-native");
-  const stdout = await withScript(t, "bash", ["--norc", "-c", `set -u; source "$SCRIPT"\n${lines.join("\n")}`]);
+  const stdout = await withScript(t, "bash", ["--norc", "-c", `set -u; eval "$(cat "$SCRIPT")"\n${lines.join("\n")}`]);
   if (stdout === undefined) return;
   const [equals, value, files, registered] = stdout.trimEnd().split("\n").slice(CASES.length);
   const found = stdout.split("\n").slice(0, CASES.length);
@@ -105,7 +105,7 @@ test("zsh completes commands, options, values and models", async (t) => {
   ];
   // Only a terminal has completion. A key prints what became of the line.
   const prepare = [
-    ...["stty -echo", "PS1=", "autoload -Uz compinit", "compinit -D -u", "source $SCRIPT"],
+    ...["stty -echo", "PS1=", "autoload -Uz compinit", "compinit -D -u", 'eval "$(cat "$SCRIPT")"'],
     ...['show() { zle complete-word; print -r -- "<<$BUFFER>>"; BUFFER=; }', "zle -N show", 'bindkey "^T" show'],
     'print RE""ADY',
   ];

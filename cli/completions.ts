@@ -9,7 +9,8 @@ Prints a script that completes commands, options, their values and the names of 
 package, print it anew.
 
 Examples:
-  $ source <(semantic-search-native completions bash)    # in ~/.bashrc; for zsh, behind compinit in ~/.zshrc
+  $ eval "$(semantic-search-native completions bash)"    # in ~/.bashrc
+  $ eval "$(semantic-search-native completions zsh)"     # in ~/.zshrc, after compinit
   $ semantic-search-native completions fish > ~/.config/fish/completions/semantic-search-native.fish`;
 
 export function addCompletions(program: Command): void {
@@ -152,7 +153,7 @@ function flagsOf(options: readonly OptionWords[]): string {
   return options.flatMap(({ flags }) => flags).join(" ");
 }
 
-/** Works as a file in `fpath` and with `source`. */
+/** Works as a file in `fpath` and with `eval`. */
 function zshScript({ program, models, commands: [main, ...commands] }: Completion): string {
   const name = functionName(program);
   const action = (value: Value) =>
