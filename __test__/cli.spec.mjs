@@ -65,6 +65,8 @@ test("help: defaults are in the unit of their option", async () => {
     stdout.replace(/\s+/g, " "),
     /--request-timeout <seconds> [^<]* \(default: 60\) --stop-timeout <seconds> [^<]*: 8\)/,
   );
+  const doctor = await run(["doctor", "--help"]);
+  assert.match(doctor.stdout.replace(/\s+/g, " "), /--measure <seconds> [^<]* \(default: 2\)/);
 });
 
 test("help loads neither the addon nor the package's API", async () => {
