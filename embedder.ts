@@ -46,7 +46,7 @@ export type { BackendMemory, BackendName, EncodedVector, Encoding, PoolingMode, 
 export { AbortError, EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
 export { pull } from "./lib/hub/pull.js";
 export type { PullOptions, PullProgress } from "./lib/hub/pull_options.js";
-export { KNOWN_MODELS, type KnownModel } from "./lib/known_models.js";
+export { KNOWN_MODELS, type KnownEmbedder, type KnownModel, type KnownReranker } from "./lib/known_models.js";
 export type { LoadOptions } from "./lib/load_options.js";
 export { exportOnnx } from "./lib/onnx_export.js";
 export { embed, init, isGpu } from "./lib/process_model.js";
@@ -54,15 +54,23 @@ export type { RankOptions, RerankerOptions, ScoreOptions } from "./lib/rerank_op
 export type { StreamedVector } from "./lib/stream.js";
 export { type RankedText, Reranker, type RerankerInfo } from "./reranker.js";
 
-/** See `Embedder.info`. */
+/** See {@link Embedder.info}. */
 export interface EmbedderInfo extends Activity {
+  /** {@inheritDoc Embedder.backend} */
   backend: BackendName;
+  /** {@inheritDoc Embedder.isGpu} */
   isGpu: boolean;
+  /** {@inheritDoc Embedder.dimension} */
   dimension: number;
+  /** {@inheritDoc Embedder.maxTokens} */
   maxTokens: number;
+  /** {@inheritDoc Embedder.pooling} */
   pooling: readonly PoolingMode[];
+  /** {@inheritDoc Embedder.fingerprint} */
   fingerprint: string;
+  /** {@inheritDoc Embedder.fallbackReason} */
   fallbackReason: string | null;
+  /** {@inheritDoc Embedder.truncatedTexts} */
   truncatedTexts: number;
   /** Queries that were answered from the cache. */
   queryCacheHits: number;
@@ -206,6 +214,7 @@ export class Embedder {
     await coded(() => this.#engine.close());
   }
 
+  /** Calls `close`, for `await using`. */
   async [asyncDispose](): Promise<void> {
     await this.close();
   }
@@ -220,6 +229,7 @@ export class Embedder {
     return this.#engine.backend;
   }
 
+  /** Whether it computes on a GPU. */
   get isGpu(): boolean {
     return this.#engine.isGpu;
   }

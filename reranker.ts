@@ -16,22 +16,31 @@ import {
   type ScoreOptions,
 } from "./lib/rerank_options.js";
 
-/** See `Reranker.info`. */
+/** See {@link Reranker.info}. */
 export interface RerankerInfo extends Activity {
+  /** {@inheritDoc Reranker.backend} */
   backend: BackendName;
+  /** {@inheritDoc Reranker.isGpu} */
   isGpu: boolean;
+  /** {@inheritDoc Reranker.maxTokens} */
   maxTokens: number;
+  /** {@inheritDoc Reranker.activation} */
   activation: Activation;
+  /** {@inheritDoc Reranker.fingerprint} */
   fingerprint: string;
+  /** {@inheritDoc Reranker.fallbackReason} */
   fallbackReason: string | null;
+  /** {@inheritDoc Reranker.truncatedTexts} */
   truncatedTexts: number;
   /** Memory that the backend manages itself; `null` if it leaves that to the system. */
   memory: BackendMemory | null;
 }
 
-/** A text by its index in the call, and its score. */
+/** A text and its score. */
 export interface RankedText {
+  /** Index of the text in the call. */
   index: number;
+  /** The higher, the more relevant. */
   score: number;
 }
 
@@ -133,6 +142,7 @@ export class Reranker {
     await coded(() => this.#engine.close());
   }
 
+  /** Calls `close`, for `await using`. */
   async [asyncDispose](): Promise<void> {
     await this.close();
   }
@@ -142,6 +152,7 @@ export class Reranker {
     return this.#engine.backend;
   }
 
+  /** Whether it computes on a GPU. */
   get isGpu(): boolean {
     return this.#engine.isGpu;
   }

@@ -2,16 +2,16 @@
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { run, start } from "./support/command_line.mjs";
+import { MAIN, run, start } from "./support/command_line.mjs";
 import { filesIn, startHub } from "./support/hub_server.mjs";
 import { api, assertClose, changedModel, model, ROOT, temporaryFolder, withEmbedder } from "./support/models.mjs";
-import { until } from "./support/processes.mjs";
+import * as processes from "./support/processes.mjs";
 
 const POSIX = { skip: process.platform === "win32" ? "signals end a process there" : false };
-const COMMANDS = ["pull", "models", "embed", "rerank", "serve", "export", "doctor"];
+const COMMANDS = ["pull", "models", "rm", "embed", "rerank", "serve", "export", "doctor", "completions"];
 const TEXTS = ["def parse(value): return int(value)", "", "日本語 🚀 Ångström", " with\u2028separators ", "last"];
 
 const records = (stdout) =>
@@ -51,9 +51,12 @@ test("help and version: on stdout, with exit code 0, and fast", async () => {
     const help = await run([command, "--help"]);
     assert.equal(help.status, 0);
     for (const word of ["Examples:", `$ semantic-search-native ${command}`, "--json"]) {
-      if (command !== "serve") assert.ok(help.stdout.includes(word), `${command}: ${word}`);
+      if (!["serve", "completions"].includes(command)) assert.ok(help.stdout.includes(word), `${command}: ${word}`);
     }
+    assert.deepEqual(await run(["help", command]), help);
   }
+  const unknown = await run(["help", "embd"]);
+  assert.deepEqual([unknown.status, unknown.stdout], [2, ""]);
 });
 
 test("help: defaults are in the unit of their option", async () => {
@@ -62,6 +65,8 @@ test("help: defaults are in the unit of their option", async () => {
     stdout.replace(/\s+/g, " "),
     /--request-timeout <seconds> [^<]* \(default: 60\) --stop-timeout <seconds> [^<]*: 8\)/,
   );
+  const doctor = await run(["doctor", "--help"]);
+  assert.match(doctor.stdout.replace(/\s+/g, " "), /--measure <seconds> [^<]* \(default: 2\)/);
 });
 
 test("help loads neither the addon nor the package's API", async () => {
@@ -88,7 +93,8 @@ test("usage errors: exit code 2 and one line that says what is wrong", async () 
     [["embed", folder, "--memory-budget=lots"], "512MB"],
     [["serve", folder, "--port=99999"], "65535"],
     [["serve", folder, "--matryoshka", "--no-normalize"], "--matryoshka"],
-    [["pull", "no-org"], "INVALID_ARGUMENT", "org"],
+    [["pull", "no-org"], "INVALID_ARGUMENT", "such as"],
+    [["pull", "all-minilm-l6-v2@main"], "the full name sentence-transformers/all-MiniLM-L6-v2"],
     [["models", "extra"], "too many arguments"],
   ]) {
     const { status, stdout, stderr } = await run(args);
@@ -311,7 +317,7 @@ test("embed: stops reading while its output is not read", POSIX, async () => {
     child.stdin.write(Array.from({ length: 500 }, () => `line ${written++}\n`).join(""));
   }, 1);
   let before = -1;
-  await until(async () => {
+  await processes.until(async () => {
     const stalled = written === before && written > 0;
     before = written;
     await new Promise((resolve) => setTimeout(resolve, 400));
@@ -342,7 +348,7 @@ for (const [signalName, exitCode] of [
     const dir = temporaryFolder();
     const { child, output, ended } = start(["embed", await model("bert_mean"), "-o", path.join(dir, "out.npy")]);
     child.stdin.write("line\n".repeat(2000));
-    await until(() => readdirSync(dir).some((name) => name.endsWith(".part")), "the partial file");
+    await processes.until(() => readdirSync(dir).some((name) => name.endsWith(".part")), "the partial file");
     child.kill(signalName);
     assert.equal((await ended).status, exitCode, output.stderr);
     assert.match(output.stderr, new RegExp(`^error \\[INTERRUPTED\\]: .*${signalName}\n$`));
@@ -356,7 +362,7 @@ test("embed: leaves nothing under the final name when it is killed", async () =>
   const args = ["embed", await model("bert_mean"), "-o", target];
   const { child, ended } = start(args);
   child.stdin.write("line\n".repeat(2000));
-  await until(() => readdirSync(dir).some((name) => name.endsWith(".part")), "the partial file");
+  await processes.until(() => readdirSync(dir).some((name) => name.endsWith(".part")), "the partial file");
   child.kill("SIGKILL");
   await ended;
   assert.ok(!existsSync(target));
@@ -365,10 +371,24 @@ test("embed: leaves nothing under the final name when it is killed", async () =>
 });
 
 test("models: a table, and every fact as JSON", async () => {
-  const { status, stdout } = await run(["models"]);
+  const env = { HF_HUB_CACHE: temporaryFolder() };
+  const { status, stdout } = await run(["models"], "", { env });
   assert.equal(status, 0);
   for (const { id } of api.KNOWN_MODELS) assert.ok(stdout.includes(id));
-  assert.deepEqual(JSON.parse((await run(["models", "--json"])).stdout), api.KNOWN_MODELS);
+  const models = JSON.parse((await run(["models", "--json"], "", { env })).stdout);
+  assert.deepEqual(
+    models,
+    api.KNOWN_MODELS.map((facts) => ({ ...facts, downloaded: [] })),
+  );
+});
+
+test("a known model's name without its organization is answered with the full name", async () => {
+  const cwd = temporaryFolder();
+  const { status, stderr } = await run(["embed", "all-MiniLM-L6-v2"], "", { cwd });
+  assert.equal(status, 1);
+  assert.match(stderr, /^error \[MODEL_NOT_FOUND\]: .* named sentence-transformers\/all-MiniLM-L6-v2\n$/);
+  cpSync(await model("bert_mean"), path.join(cwd, "all-MiniLM-L6-v2"), { recursive: true });
+  assert.equal((await run(["embed", "all-MiniLM-L6-v2"], "", { cwd })).status, 0, "a folder of that name is loaded");
 });
 
 test("pull and embed by a model's name, from a Hub", async (t) => {
@@ -444,6 +464,21 @@ test("doctor: uses a tiny model if none is given, on the same backends", async (
   assert.equal(status, 0, stdout + stderr);
   for (const name of ["onnx", "onnx-js"]) assert.match(stdout, new RegExp(`^${name} +works`, "m"));
   assert.match(stdout, /differs from onnx by/);
+});
+
+test("doctor: the commands that it suggests can be pasted into a shell", POSIX, async () => {
+  const folder = path.join(temporaryFolder(), "it's a model");
+  cpSync(await changedModel("bert_mean", { "semantic-search-native.onnx": null }), folder, { recursive: true });
+  const { stdout } = await run(["doctor", folder, "--measure=0", "--json"]);
+  const { fix } = JSON.parse(stdout).findings.find(({ what }) => what.includes("JavaScript fallback"));
+  assert.ok(!existsSync(path.join(folder, "semantic-search-native.onnx")));
+  const bin = temporaryFolder();
+  const command = `#!/bin/sh\nexec "${process.execPath}" "${MAIN}" "$@"\n`;
+  writeFileSync(path.join(bin, "semantic-search-native"), command, { mode: 0o755 });
+  const env = { ...process.env, PATH: `${bin}:${process.env.PATH}` };
+  const { status, stderr } = await processes.run("sh", ["-c", fix], { env });
+  assert.equal(status, 0, stderr);
+  assert.ok(existsSync(path.join(folder, "semantic-search-native.onnx")));
 });
 
 test("doctor: names each problem with its fix, and exits with 1", async () => {

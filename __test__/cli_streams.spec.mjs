@@ -9,7 +9,7 @@ import { MAIN, run } from "./support/command_line.mjs";
 import { model, ROOT, temporaryFolder } from "./support/models.mjs";
 import * as processes from "./support/processes.mjs";
 
-const { printable, table } = createRequire(import.meta.url)("../dist/cli/terminal.js");
+const { printable, progressBar, table } = createRequire(import.meta.url)("../dist/cli/terminal.js");
 const POSIX = { skip: process.platform === "win32" && "needs POSIX pipes and devices" };
 const LINUX = { skip: process.platform !== "linux" && "needs /dev/full, and script(1) of Linux" };
 
@@ -45,6 +45,18 @@ test("only terminal.ts writes to the terminal", () => {
       name,
     );
   }
+});
+
+test("a progress bar, drawn in one place", () => {
+  assert.equal(progressBar(0), "░".repeat(24));
+  assert.equal(progressBar(0.5), "█".repeat(12) + "░".repeat(12));
+  assert.equal(progressBar(1), "█".repeat(24));
+  const drawing = ["cli", "scripts"].flatMap((folder) =>
+    readdirSync(path.join(ROOT, folder))
+      .filter((name) => /\.(ts|mjs)$/.test(name))
+      .filter((name) => readFileSync(path.join(ROOT, folder, name), "utf8").includes("█")),
+  );
+  assert.deepEqual(drawing, ["terminal.ts"]);
 });
 
 test("standard error gets no control characters from names of files, models and flags", POSIX, async () => {
@@ -127,6 +139,12 @@ test("embed: a folder or a missing file is refused before anything is loaded", a
     assert.match(stderr, new RegExp(`^error \\[${code}\\]: `));
     assert.ok(stderr.includes(file), stderr);
   }
+});
+
+test("embed: a folder as standard input is refused", POSIX, async () => {
+  const args = ["-c", 'exec "$0" "$@" < /', process.execPath, MAIN, "embed", "./no-such-model"];
+  const { status, stderr } = await processes.run("sh", args);
+  assert.deepEqual([status, stderr], [1, "error [EISDIR]: standard input is a folder: name the files in it\n"]);
 });
 
 test("embed: reads from a named pipe", POSIX, async () => {

@@ -23,9 +23,13 @@ import { filesIn, startHub } from "./support/hub_server.mjs";
 import { api, ROOT, STARTER_MODEL, temporaryFolder } from "./support/models.mjs";
 import { runNode } from "./support/processes.mjs";
 
-const PAGES = ["README.md", ...markdownIn("docs")];
-const OTHER_FOLDERS = ["examples/code-search", "benches", "benches/results", "fuzz", "tests/fixtures"];
-const LINKING_PAGES = [...PAGES, "CONTRIBUTING.md", "CHANGELOG.md", ...OTHER_FOLDERS.flatMap(markdownIn)];
+const MANUAL = markdownIn("docs");
+const PAGES = ["README.md", ...MANUAL];
+const OTHER_FOLDERS = [
+  ...[".github", "examples/code-search", "benches", "benches/results", "cli/trial_model", "fuzz", "tests/fixtures"],
+];
+const OTHER_PAGES = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", ...OTHER_FOLDERS.flatMap(markdownIn)];
+const LINKING_PAGES = [...PAGES, ...OTHER_PAGES];
 const DIRECTIVES = ["given", "then", "file", "needs", "not run", "output"];
 const RERANKERS = path.join(ROOT, "tests/fixtures/rerankers");
 const BENCH = path.join(cacheFolder(), "bench");
@@ -188,6 +192,45 @@ for (const page of LINKING_PAGES) {
     assert.deepEqual(broken, []);
   });
 }
+
+test("docs/README.md names every page of the manual once", () => {
+  const linked = [...read("docs/README.md").matchAll(/\]\(([\w-]+\.md)\)/g)].map(([, page]) => `docs/${page}`);
+  assert.deepEqual(linked.toSorted(), MANUAL.filter((page) => page !== "docs/README.md").toSorted());
+});
+
+/** The tables of a text, each a list of rows of cells; the header first. */
+function tablesIn(text) {
+  return [...text.matchAll(/(?:^\|.*\n)+/gm)].map(([table]) => {
+    const rows = table.trim().split("\n");
+    return rows
+      .filter((_, index) => index !== 1)
+      .map((row) =>
+        row
+          .slice(1, -1)
+          .split("|")
+          .map((cell) => cell.trim()),
+      );
+  });
+}
+
+test("README.md: its figures are those of the benchmark's results", () => {
+  const [[[, ...names], ...rows]] = tablesIn(section("README.md", "## How fast"));
+  const results = section("benches/results/RESULTS.md", "## What one could use instead");
+  const ofModel = results.split(/^### /m).find((part) => part.startsWith("all-MiniLM-L6-v2"));
+  const figure = (peer, name) => {
+    for (const [header, ...peers] of tablesIn(ofModel)) {
+      const column = header.findIndex((title) => `query ${title}`.replace(/[¹²³⁴]/g, "").endsWith(name));
+      const row = peers.find(([first]) => first === peer);
+      if (column >= 0 && row) return row[column];
+    }
+    assert.fail(`${peer} has no ${name}`);
+  };
+  assert.ok(rows.length >= 5 && names.length >= 3);
+  for (const [peer, ...figures] of rows) {
+    const expected = names.map((name) => figure(peer, name));
+    assert.deepEqual(figures, expected, peer);
+  }
+});
 
 /** The part of a page below a heading, up to the next one of its level. */
 function section(page, heading) {

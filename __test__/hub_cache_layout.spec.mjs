@@ -8,6 +8,8 @@ import {
   mkdirSync,
   readFileSync,
   readlinkSync,
+  realpathSync,
+  renameSync,
   rmSync,
   symlinkSync,
   truncateSync,
@@ -82,6 +84,19 @@ test("a cache left by Python, without a list of files, serves offline", async ()
     pull(ID, { ...options, offline: true }),
     embedderError("MODEL_NOT_FOUND", "org/model@main is in the cache", "no model.safetensors", "offline mode"),
   );
+});
+
+test("a blob that Python keeps in the store that models share has the hash of its own name", async () => {
+  const { options } = await hubWith();
+  const folder = await pull(ID, options);
+  const blob = realpathSync(path.join(folder, "model.safetensors"));
+  // Named by another hash than that of the bytes.
+  const shared = path.join(options.cacheFolder, "blobs/ab", "ab".repeat(32));
+  mkdirSync(path.dirname(shared), { recursive: true });
+  renameSync(blob, shared);
+  symlinkSync(path.relative(path.dirname(blob), shared), blob);
+  rmSync(path.join(repository(options), "trees"), { recursive: true });
+  assert.equal(await pull(ID, { ...options, offline: true, verify: true }), folder);
 });
 
 test("the environment says where the cache and the token are", async (t) => {

@@ -1,12 +1,12 @@
 /** `Embedder.load` with a model's name, and the table of known models. No test reaches the real Hub. */
 
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, symlinkSync } from "node:fs";
+import { mkdirSync, readFileSync, realpathSync, renameSync, rmSync, symlinkSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
 import { hubWith, ID, tree, WEIGHTS } from "./support/hub.mjs";
 import { COMMIT, sendUntil } from "./support/hub_server.mjs";
-import { api, embedderError, model, temporaryFolder, withEmbedder } from "./support/models.mjs";
+import { api, changedModel, embedderError, model, temporaryFolder, withEmbedder } from "./support/models.mjs";
 
 const { Embedder, KNOWN_MODELS } = api;
 
@@ -75,6 +75,44 @@ test("a graph that exportOnnx wrote into the snapshot serves the fallback", asyn
   await api.exportOnnx(ID);
   const fallback = await byName(t, server, ID, { backend: "onnx-js" }, identity);
   assert.equal(fallback.fingerprint, named.fingerprint);
+});
+
+test("exportOnnx: weights in the store that models share serve the fallback, too", async (t) => {
+  const server = await hubWith({ "onnx/model.onnx": null, "onnx/model.onnx_data": null });
+  const named = await byName(t, server, ID, { backend: "onnx" }, identity);
+  const { cacheFolder } = server.options;
+  const blob = realpathSync(path.join(cacheFolder, "models--org--model/snapshots", COMMIT, "model.safetensors"));
+  const shared = path.join(cacheFolder, "blobs/ab", "ab".repeat(32));
+  mkdirSync(path.dirname(shared), { recursive: true });
+  renameSync(blob, shared);
+  symlinkSync(path.relative(path.dirname(blob), shared), blob);
+  await api.exportOnnx(ID);
+  const fallback = await byName(t, server, ID, { backend: "onnx-js", offline: true }, identity);
+  assert.equal(fallback.fingerprint, named.fingerprint);
+});
+
+test("exportOnnx: a blob that cannot be written is an error and leaves nothing in the snapshot", async (t) => {
+  const server = await hubWith({ "onnx/model.onnx": null, "onnx/model.onnx_data": null });
+  await byName(t, server, ID, { backend: "onnx" }, identity);
+  const before = tree(server.options.cacheFolder);
+  const graph = await api.exportOnnx(ID);
+  const blob = realpathSync(graph);
+  rmSync(graph);
+  rmSync(blob);
+  mkdirSync(blob);
+  await assert.rejects(api.exportOnnx(ID), embedderError("MODEL_INVALID", blob, "cannot be written"));
+  assert.deepEqual(tree(server.options.cacheFolder), before);
+});
+
+test("exportOnnx: weights that are a link out of their folder are an error; nothing is written where they are", async () => {
+  const elsewhere = await changedModel("bert_mean", { "semantic-search-native.onnx": null });
+  const folder = await changedModel("bert_mean", { "semantic-search-native.onnx": null, "model.safetensors": null });
+  const weights = path.join(elsewhere, "model.safetensors");
+  symlinkSync(weights, path.join(folder, "model.safetensors"));
+  const before = [tree(folder), tree(elsewhere)];
+  const refused = embedderError("MODEL_UNSUPPORTED", path.join(folder, "model.safetensors"), weights, "ONNX Runtime");
+  for (const dtype of ["f32", "int8"]) await assert.rejects(api.exportOnnx(folder, { dtype }), refused);
+  assert.deepEqual([tree(folder), tree(elsewhere)], before);
 });
 
 test("a known model is downloaded at its pinned commit, with its authors' prompts if the folder has none", async (t) => {

@@ -7,6 +7,7 @@ import { BACKENDS, type BackendName } from "../lib/engine.js";
 import { hubSettings } from "../lib/hub/settings.js";
 import { maxDifference, type Trial, type TrialOutcome } from "./backend_trial.js";
 import type { Machine } from "./machine.js";
+import { quoted } from "./terminal.js";
 
 export type Trials = Map<BackendName, TrialOutcome>;
 
@@ -147,11 +148,11 @@ function checkEnvironment(findings: Findings): void {
 }
 
 const MODEL_FIXES: Record<string, string> = {
-  MODEL_NOT_FOUND: "check the path or name; the README lists the files of a model folder",
+  MODEL_NOT_FOUND: "check the path or name; docs/models.md lists the files of a model folder",
   ACCESS_DENIED: "see the message: the model is private or gated, or the token in HF_TOKEN is wrong",
   DOWNLOAD_FAILED: "see the message; behind a proxy set HTTPS_PROXY, for a mirror HF_ENDPOINT",
   MODEL_INVALID: "fetch the named file again",
-  MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model from the README's table",
+  MODEL_UNSUPPORTED: "pass the option that the message names, or choose a model of docs/models.md",
 };
 
 function checkBackends(
@@ -210,10 +211,14 @@ function checkFallback(
     const what = "the JavaScript fallback was not tried: without the addon the tiny model has no graph";
     findings.note(what, "name a model");
   } else if (isNeeded) {
-    findings.problem(what, `semantic-search-native export ${model}, on a machine where the addon works`);
+    findings.problem(what, `${exportCommand(model)}, on a machine where the addon works`);
   } else {
-    findings.note(`${what}; it is not needed while the addon works`, `semantic-search-native export ${model}`);
+    findings.note(`${what}; it is not needed while the addon works`, exportCommand(model));
   }
+}
+
+function exportCommand(model: string): string {
+  return `semantic-search-native export ${quoted(model)}`;
 }
 
 function checkMlx(

@@ -1,7 +1,5 @@
 import type { PullProgress } from "../embedder.js";
-import { clearStatus, note, showStatus } from "./terminal.js";
-
-const BAR_WIDTH = 24;
+import { clearStatus, megabytes, note, progressBar, showStatus } from "./terminal.js";
 
 /** Shows the progress of a download or verification on standard error: a bar on a terminal, else a line per file. */
 export function downloadProgress(): (progress: PullProgress) => void {
@@ -10,15 +8,9 @@ export function downloadProgress(): (progress: PullProgress) => void {
     const line = `${isVerification ? "verifying" : "downloading"} ${file}`;
     if (process.stderr.isTTY) {
       if (done >= total) return clearStatus();
-      const filled = Math.floor((BAR_WIDTH * done) / total);
-      const bar = "█".repeat(filled) + "░".repeat(BAR_WIDTH - filled);
-      return showStatus(() => `${bar} ${megabytes(done)} of ${megabytes(total)} MB  ${file}`);
+      return showStatus(() => `${progressBar(done / total)} ${megabytes(done)} of ${megabytes(total)}  ${file}`);
     }
     if (line !== last) note(line);
     last = line;
   };
-}
-
-function megabytes(bytes: number): string {
-  return (bytes / 1e6).toFixed(1);
 }

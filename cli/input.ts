@@ -1,7 +1,8 @@
 /** The texts of standard input or files, for the commands that read them. */
 
-import { createReadStream } from "node:fs";
+import { createReadStream, fstat } from "node:fs";
 import { stat } from "node:fs/promises";
+import { promisify } from "node:util";
 import { type Command, Option } from "commander";
 import { CommandLineError, fileError } from "./failure.js";
 import { grouped, say } from "./terminal.js";
@@ -36,11 +37,12 @@ export function addInputOptions(command: Command): Command {
 
 /** Runs before the model is loaded, so that mistakes are reported at once. */
 export async function checkInput(file: string): Promise<void> {
-  if (file === "-") return;
-  const found = await stat(file).catch((error) => {
-    throw fileError(`cannot read ${file}`, error);
+  const name = file === "-" ? "standard input" : file;
+  const found = await (file === "-" ? promisify(fstat)(0) : stat(file)).catch((error) => {
+    throw fileError(`cannot read ${name}`, error);
   });
-  if (found.isDirectory()) throw new CommandLineError("EISDIR", `${file} is a folder: name the files in it`);
+  // Node.js reads a folder as standard input like an empty file.
+  if (found.isDirectory()) throw new CommandLineError("EISDIR", `${name} is a folder: name the files in it`);
 }
 
 /** The file may also be a pipe or a device. */

@@ -5,6 +5,7 @@
  */
 
 import { Command, CommanderError } from "commander";
+import { addCompletions } from "./completions.js";
 import { addDoctor } from "./doctor.js";
 import { addEmbed } from "./embed.js";
 import { addExport } from "./export.js";
@@ -12,6 +13,7 @@ import { EXIT_CODES, failureOf, fileError } from "./failure.js";
 import { addModels } from "./models.js";
 import { addPull } from "./pull.js";
 import { addRerank } from "./rerank.js";
+import { addRm } from "./rm.js";
 import { addServe } from "./serve.js";
 import { say } from "./terminal.js";
 
@@ -25,18 +27,20 @@ Exit codes:
 Errors are one line on standard error, "error [CODE]: message", or with --json {"error":{"code":…,"message":…}}.
 Run "semantic-search-native <command> --help" for details and examples.`;
 
+const COMMANDS = [addPull, addModels, addRm, addEmbed, addRerank, addServe, addExport, addDoctor, addCompletions];
+
 function commandLine(): Command {
   const { version } = require("../../package.json") as { version: string };
   const program = new Command("semantic-search-native")
     .description("Text and code embeddings for semantic search, and rerankers, computed on this machine.")
     .version(version, "-V, --version", "print the version")
     .helpOption("-h, --help", "show help, with examples")
-    .helpCommand(false)
+    .helpCommand("help [command]", "show the help of a command")
     .addHelpText("after", HELP)
     // Errors are reported below, like those of the commands.
     .exitOverride()
     .configureOutput({ outputError: () => {} });
-  for (const add of [addPull, addModels, addEmbed, addRerank, addServe, addExport, addDoctor]) add(program);
+  for (const add of COMMANDS) add(program);
   return program;
 }
 

@@ -62,6 +62,14 @@ export function showStatus(text: () => string): void {
   process.stderr.write(`\r\u001b[K${onOneLine(text()).slice(0, (process.stderr.columns || 80) - 1)}`);
 }
 
+const BAR_WIDTH = 24;
+
+/** A bar of which a share, from 0 to 1, is filled. */
+export function progressBar(share: number): string {
+  const filled = Math.floor(BAR_WIDTH * share);
+  return "█".repeat(filled) + "░".repeat(BAR_WIDTH - filled);
+}
+
 /** Removes the progress line. */
 export function clearStatus(): void {
   if (!hasStatus) return;
@@ -72,6 +80,33 @@ export function clearStatus(): void {
 /** `"1,234"` in any locale: output must not depend on the machine. */
 export function grouped(count: number): string {
   return count.toLocaleString("en-US");
+}
+
+/** Decimal, as the Hub gives sizes. */
+export function megabytes(bytes: number): string {
+  return `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+/** Asks a question on standard error; whether the answer is yes. @throws AbortError */
+export async function confirmed(question: string, signal: AbortSignal): Promise<boolean> {
+  const { createInterface } = await import("node:readline/promises");
+  // Not as a terminal: Ctrl-C stays a signal.
+  const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: false });
+  try {
+    const answer = await Promise.race([
+      lines.question(onOneLine(question), { signal }),
+      once(lines, "close", { signal }).then(() => "no"),
+    ]);
+    return /^y(es)?$/i.test(answer.trim());
+  } finally {
+    lines.close();
+  }
+}
+
+/** An argument as it can be pasted into a shell. */
+export function quoted(argument: string): string {
+  if (/^[\w./@:+%-]+$/.test(argument)) return argument;
+  return process.platform === "win32" ? `"${argument}"` : `'${argument.replaceAll("'", "'\\''")}'`;
 }
 
 /** Aligns cells in columns. */

@@ -3,7 +3,11 @@ import { isObject, JsonFile } from "./json_file.js";
 import { PROMPTS_FILE, readModules } from "./model_dir.js";
 
 export const ACTIVATIONS = ["none", "sigmoid"] as const;
-/** What is applied to the number that a reranker gives for a text. */
+/**
+ * What is applied to the number that a reranker gives for a text.
+ *
+ * @useDeclaredType
+ */
 export type Activation = (typeof ACTIVATIONS)[number];
 
 const KNOWN: Readonly<Record<string, Activation>> = { Identity: "none", Sigmoid: "sigmoid" };

@@ -2,7 +2,7 @@ import { types } from "node:util";
 import { ENCODINGS, type Encoding, type TextOrTokens } from "./engine.js";
 import { callback, checkOptions, invalid, oneOf, type Rule, readArgument, signal } from "./option_rules.js";
 
-/** Options of one `embed` call. */
+/** Options of {@link Embedder.embed}. */
 export interface EmbedOptions<E extends Encoding = "float32"> {
   /** Whether the texts are queries or documents, which selects the model's prompt. Default `"document"`. */
   kind?: "query" | "document";
@@ -25,7 +25,7 @@ export interface EmbedOptions<E extends Encoding = "float32"> {
   onProgress?: (progress: EmbedProgress) => void;
 }
 
-/** How far an `embed` call has come. */
+/** How far {@link Embedder.embed} has come. */
 export interface EmbedProgress {
   /** Texts whose vectors are ready. */
   done: number;
@@ -35,10 +35,10 @@ export interface EmbedProgress {
   tokens: number;
 }
 
-/** Options of `Embedder.stream`. */
+/** Options of {@link Embedder.stream}. */
 export type StreamOptions<E extends Encoding = "float32"> = Pick<EmbedOptions<E>, "kind" | "encoding" | "signal">;
 
-/** Options of one `embedQuery` call. */
+/** Options of {@link Embedder.embedQuery}. */
 export type QueryOptions<E extends Encoding = "float32"> = Omit<EmbedOptions<E>, "kind">;
 
 const kind: Rule = {

@@ -128,7 +128,7 @@ export function checkFingerprint(found: string, expected: string): void {
   throw new EmbedderError("MODEL_INVALID", message);
 }
 
-/** The type of a vector in each encoding. */
+/** The type of a vector in each encoding. For JSON, convert it by `Array.from`: `JSON.stringify` makes an object of it. */
 export interface EncodedVector {
   /** The numbers themselves. */
   float32: Float32Array;
@@ -142,12 +142,22 @@ export interface EncodedVector {
 export type Encoding = keyof EncodedVector;
 export const ENCODINGS = ["float32", "int8", "binary"] as const satisfies Encoding[];
 
+const BACKEND_NAMES = ["mlx", "onnx", "onnx-js"] as const;
 /** What may be asked for; `"auto"` is the fastest that works. */
-export const BACKENDS = ["auto", "mlx", "onnx", "onnx-js"] as const;
-export type BackendName = Exclude<(typeof BACKENDS)[number], "auto">;
+export const BACKENDS = ["auto", ...BACKEND_NAMES] as const;
+/**
+ * What computes: the addon with MLX or ONNX Runtime, or the JavaScript fallback.
+ *
+ * @useDeclaredType
+ */
+export type BackendName = (typeof BACKEND_NAMES)[number];
 
 export const POOLING_MODES = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"] as const;
-/** How token vectors become one vector, in the words of sentence-transformers. */
+/**
+ * How token vectors become one vector, in the words of sentence-transformers.
+ *
+ * @useDeclaredType
+ */
 export type PoolingMode = (typeof POOLING_MODES)[number];
 
 export const DTYPES = ["auto", "f32", "f16", "bf16", "int8"] as const;

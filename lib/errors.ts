@@ -1,4 +1,8 @@
-/** What went wrong, for programs: stable across versions. `docs/troubleshooting.md` says what to do about each. */
+/**
+ * What went wrong, for programs: stable across versions. `docs/troubleshooting.md` says what to do about each.
+ *
+ * @useDeclaredType
+ */
 export type EmbedderErrorCode = (typeof ERROR_CODES)[number];
 
 const ERROR_CODES = [
@@ -34,7 +38,9 @@ const ERROR_CODES = [
 
 /** Any error of this package. `code` is for programs; `message` says what was wrong, what was expected and what to do. */
 export class EmbedderError extends Error {
+  /** Name of the class. */
   override readonly name: string = "EmbedderError";
+  /** What went wrong, for programs. */
   readonly code: EmbedderErrorCode;
 
   constructor(code: EmbedderErrorCode, message: string, options?: { cause?: unknown }) {

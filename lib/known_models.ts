@@ -14,6 +14,7 @@ interface KnownFacts {
   maxTokens?: number;
   /** As the Hub names it; absent where the model's card does not say. */
   license?: string;
+  /** How many; absent where the authors do not say. */
   parameters?: number;
   /** Whether the model was run here with its own weights, or only its published facts were checked. */
   checked: "weights" | "facts";
@@ -21,12 +22,15 @@ interface KnownFacts {
 
 /** A model for `Embedder`. */
 export interface KnownEmbedder extends KnownFacts {
+  /** It is for `Embedder`. */
   task: "embed";
   /** Length of a vector. */
   dimension: number;
+  /** How its token vectors become one vector. */
   pooling: PoolingMode;
-  /** Put before every query or document; empty for none. */
+  /** Put before every query; empty for none. */
   queryPrompt: string;
+  /** Put before every document; empty for none. */
   documentPrompt: string;
   /** Whether a layer norm is applied before vectors are shortened to their first components (`dimensions`). */
   layerNorm?: boolean;
@@ -34,9 +38,11 @@ export interface KnownEmbedder extends KnownFacts {
 
 /** A cross-encoder, which scores pairs of a query and a text. */
 export interface KnownReranker extends KnownFacts {
+  /** It is for `Reranker`. */
   task: "rerank";
 }
 
+/** A model whose facts are known without its folder; `task` tells the two kinds apart. */
 export type KnownModel = KnownEmbedder | KnownReranker;
 
 const EMBEDDERS = known.embedders.map((facts) =>
@@ -68,4 +74,10 @@ export function modelNamedInConfig(config: { [key: string]: unknown }): KnownEmb
 /** The known model of this name; as on the Hub, case does not matter. */
 export function knownModel(id: string): KnownModel | undefined {
   return KNOWN_MODELS.find((model) => model.id.toLowerCase() === id.toLowerCase());
+}
+
+/** The known model of this name without its organization, such as `"all-MiniLM-L6-v2"`; a revision behind `@` is ignored. */
+export function knownModelByShortName(name: string): KnownModel | undefined {
+  const [short = ""] = name.toLowerCase().split("@");
+  return short.includes("/") ? undefined : KNOWN_MODELS.find(({ id }) => id.toLowerCase().endsWith(`/${short}`));
 }

@@ -13,7 +13,7 @@ import {
   string,
 } from "./option_rules.js";
 
-/** Options of `Embedder.load`; all are optional. */
+/** Options of {@link Embedder.load}; all are optional. */
 export interface LoadOptions extends ModelOptions {
   /**
    * Which backend computes. `"auto"` (default): the addon (MLX if it has a GPU, else ONNX Runtime), and where it cannot

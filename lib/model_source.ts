@@ -1,8 +1,9 @@
 import { existsSync } from "node:fs";
 import * as path from "node:path";
+import { EmbedderError } from "./errors.js";
 import type { WantedWeights } from "./hub/model_files.js";
 import { type HubModel, parseHubName, pullWeights } from "./hub/pull.js";
-import { knownModel } from "./known_models.js";
+import { knownModel, knownModelByShortName } from "./known_models.js";
 import type { EngineLoadOptions, LoadOptions } from "./load_options.js";
 import { readModules, readPrompts } from "./model_dir.js";
 import { invalid } from "./option_rules.js";
@@ -13,7 +14,7 @@ export type ModelSource = { folder: string } | { hub: HubModel };
 /**
  * `org/name` and `org/name@revision` are models on the Hub, unless there is such a folder; everything else is a folder.
  *
- * @throws EmbedderError `INVALID_ARGUMENT`
+ * @throws EmbedderError `INVALID_ARGUMENT`, or `MODEL_NOT_FOUND` for a known model's name without its organization.
  */
 export function modelSource(model: unknown): ModelSource {
   const name = model ?? process.env.SEMANTIC_SEARCH_MODEL;
@@ -24,8 +25,16 @@ export function modelSource(model: unknown): ModelSource {
       name,
     );
   }
+  if (existsSync(name)) return { folder: path.resolve(name) };
   const hub = parseHubName(name);
-  return hub && !existsSync(name) ? { hub } : { folder: path.resolve(name) };
+  const known = hub ? undefined : knownModelByShortName(name);
+  if (known) {
+    throw new EmbedderError(
+      "MODEL_NOT_FOUND",
+      `there is no folder ${name}; on the Hub, the model is named ${known.id}`,
+    );
+  }
+  return hub ? { hub } : { folder: path.resolve(name) };
 }
 
 /**

@@ -16,13 +16,13 @@ const LOAD_NAMES = [
   "onnxRuntimeLibrary",
 ] as const;
 
-/** Options of `Reranker.load`; all are optional. `maxTokens` limits a query and a text together. */
+/** Options of {@link Reranker.load}; all are optional. `maxTokens` limits a query and a text together. */
 export interface RerankerOptions extends Pick<LoadOptions, (typeof LOAD_NAMES)[number]> {
   /** Default activation of scores, if the model folder does not declare it or declares it wrongly. */
   activation?: Activation;
 }
 
-/** Options of one `score` call. */
+/** Options of {@link Reranker.score}. */
 export interface ScoreOptions extends Pick<EmbedOptions, "signal" | "onProgress" | "onTruncated"> {
   /**
    * `"none"`: scores are the numbers that the model gives, of any size. `"sigmoid"`: between 0 and 1. Default: what the
@@ -31,7 +31,7 @@ export interface ScoreOptions extends Pick<EmbedOptions, "signal" | "onProgress"
   activation?: Activation;
 }
 
-/** Options of one `rank` call. */
+/** Options of {@link Reranker.rank}. */
 export interface RankOptions extends ScoreOptions {
   /** How many texts are returned, the best ones. Default: all. */
   topK?: number;

@@ -21,6 +21,7 @@ const READING_MS = 5;
 export interface StreamedVector<E extends Encoding = "float32"> {
   /** Index of the text in the source, from 0. */
   index: number;
+  /** Its vector. */
   vector: EncodedVector[E];
   /** Whether the text was truncated to `maxTokens`. */
   truncated: boolean;

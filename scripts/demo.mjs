@@ -33,14 +33,6 @@ async function setUp() {
   return installStarterModel();
 }
 
-function showProgress(done, total) {
-  if (!process.stdout.isTTY) return;
-  const width = 40;
-  const filled = Math.round((width * done) / total);
-  const bar = "█".repeat(filled) + "░".repeat(width - filled);
-  process.stdout.write(`\r${bar} ${done}/${total}${done === total ? "\n" : ""}`);
-}
-
 function dot(a, b) {
   return a.reduce((sum, value, index) => sum + value * b[index], 0);
 }
@@ -48,6 +40,7 @@ function dot(a, b) {
 async function demo() {
   const model = await setUp();
   const { Embedder } = await import("../dist/embedder.js");
+  const { clearStatus, progressBar, showStatus } = await import("../dist/cli/terminal.js");
   const embedder = await Embedder.load(model);
   const functions = functionsBelow(ROOT);
 
@@ -56,8 +49,9 @@ async function demo() {
   for (let index = 0; index < functions.length; index += SLICE) {
     const slice = functions.slice(index, index + SLICE);
     vectors.push(...(await embedder.embed(slice.map(({ file, text }) => `${file}\n${text}`))));
-    showProgress(vectors.length, functions.length);
+    showStatus(() => `${progressBar(vectors.length / functions.length)} ${vectors.length}/${functions.length}`);
   }
+  clearStatus();
   const seconds = (performance.now() - start) / 1000;
 
   console.log(`backend    ${embedder.backend}${embedder.isGpu ? " (GPU)" : ""}`);

@@ -9,7 +9,9 @@ import { fileURLToPath } from "node:url";
 import { ROOT, run, rustEnvironment } from "./setup.mjs";
 
 const CRATES = ["Cargo.toml", "xtask/Cargo.toml", "fuzz/Cargo.toml"];
-const PACKAGES = [".", "examples/code-search", "__test__/integrations"].map((folder) => `${folder}/package-lock.json`);
+const PACKAGES = [".", "examples/code-search", "__test__/integrations", "docs/reference"].map(
+  (folder) => `${folder}/package-lock.json`,
+);
 /** Licenses that packages declare in an old form, which lock files do not have. */
 const OLD_FORM = { "node_modules/json-bignum": "MIT" };
 

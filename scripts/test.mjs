@@ -9,6 +9,7 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { PLATFORMS, thisPlatform } from "../release/platforms.mjs";
 import { checkLicenses } from "./licenses.mjs";
+import { buildReference } from "./reference.mjs";
 import {
   buildAddon,
   builtVariant,
@@ -78,6 +79,7 @@ const CHECKS = {
     await installPackages(EXAMPLE);
     await nodeTest(`${EXAMPLE}/test`);
   },
+  reference: buildReference,
   bench: smokeBench,
   release: async () => {
     await installPackages("release");

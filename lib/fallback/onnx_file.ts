@@ -6,6 +6,7 @@ import {
   readSync,
   realpathSync,
   renameSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
@@ -113,18 +114,38 @@ function exportedEncoder(file: string, graph: Buffer): EncoderFacts & { configHa
 
 /**
  * ONNX Runtime reads weights only from the graph's own folder, after following links. In a snapshot of the Hub's cache the
- * weights are links to blobs, so an exported graph has to become one, too.
+ * weights are links to blobs, so an exported graph has to become one, too. On failure, the graph is removed.
+ *
+ * @throws EmbedderError `MODEL_UNSUPPORTED` if the weights are a link to anywhere else, `MODEL_INVALID` if the blob cannot be
+ * written.
  */
 export function keepBesideWeights(graph: string): void {
   const bytes = readRegularFile(graph, MOST_GRAPH);
-  const [weights] = externalDataLocations(graph, bytes).map((name) => path.join(path.dirname(graph), name));
+  const folder = path.dirname(graph);
+  const [weights] = externalDataLocations(graph, bytes).map((name) => path.join(folder, name));
   if (weights === undefined || !lstatSync(weights).isSymbolicLink()) return;
-  const blob = path.join(path.dirname(realpathSync(weights)), createHash("sha256").update(bytes).digest("hex"));
+  const target = realpathSync(weights);
+  // The blobs of the model itself, or those that Python's `huggingface_hub` shares between models.
+  const [, cache] = /^(.*[\\/])models--[^\\/]+[\\/]snapshots[\\/]/.exec(realpathSync(folder)) ?? [];
+  if (cache === undefined || !target.startsWith(cache)) {
+    rmSync(graph);
+    const message =
+      `${weights} is a link to ${target}, but ONNX Runtime reads weights only from the folder of the graph: ` +
+      "replace the link by the file itself";
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
+  }
+  const blob = path.join(path.dirname(target), createHash("sha256").update(bytes).digest("hex"));
   const temporary = `${graph}.${process.pid}.tmp`;
-  writeFileSync(temporary, bytes);
-  renameSync(temporary, blob);
-  symlinkSync(path.relative(path.dirname(graph), blob), temporary);
-  renameSync(temporary, graph);
+  try {
+    writeFileSync(temporary, bytes);
+    renameSync(temporary, blob);
+    symlinkSync(path.relative(folder, blob), temporary);
+    renameSync(temporary, graph);
+  } catch (cause) {
+    for (const file of [temporary, graph]) rmSync(file, { force: true });
+    const message = `${blob}: cannot be written: ${(cause as Error).message}`;
+    throw new EmbedderError("MODEL_INVALID", message, { cause });
+  }
 }
 
 function exportCall(dtype: string): string {

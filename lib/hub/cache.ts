@@ -98,8 +98,8 @@ export class ModelCache {
       const stat = await fs.stat(file).catch(() => undefined);
       const name = path.relative(folder, file).split(path.sep).join("/");
       if (!stat?.isFile()) continue;
-      // Without a list of files, a link to a blob tells the hash.
-      const blob = path.basename(await fs.realpath(file).catch(() => ""));
+      // Without a list of files, a link to a blob tells the hash. The blob itself may be a link, to a file of another name.
+      const blob = path.basename(await fs.readlink(file).catch(() => ""));
       const etag = ETAG.test(blob) ? blob : "";
       files.set(name, { name, size: stat.size, etag, blobId: etag });
     }
@@ -108,14 +108,32 @@ export class ModelCache {
 
   /** Revisions that are at least partly in the cache. */
   async revisions(): Promise<string[]> {
+    return [...new Set([...(await this.refs()), ...(await this.commits())])];
+  }
+
+  /** Branches and tags that were looked up. */
+  async refs(): Promise<string[]> {
     const refs = path.join(this.folder, "refs");
     const found = await fs.readdir(refs, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
     const named = found
       .filter((entry) => entry.isFile())
       .map((entry) => path.relative(refs, path.join(entry.parentPath ?? entry.path, entry.name)));
-    const commits = await fs.readdir(path.join(this.folder, "snapshots")).catch(() => []);
-    const revisions = named.map((name) => revisionOf(name.split(path.sep).join("/")));
-    return [...new Set([...revisions, ...commits])];
+    return [...new Set(named.map((name) => revisionOf(name.split(path.sep).join("/"))))];
+  }
+
+  /** Commits of which at least some files are in the cache. */
+  async commits(): Promise<string[]> {
+    const found = await fs.readdir(path.join(this.folder, "snapshots")).catch(() => []);
+    return found.filter((name) => COMMIT.test(name));
+  }
+
+  /** The files that only a commit has, its snapshot apart: what refers to it, and its list of files. */
+  async filesAbout(commit: string): Promise<string[]> {
+    const files = [this.#tree(commit)];
+    for (const revision of await this.refs()) {
+      if ((await this.commitOf(revision)) === commit) files.push(this.#ref(revision), this.#refBeside(revision));
+    }
+    return files;
   }
 
   /** Puts a blob into a snapshot. */

@@ -1,6 +1,6 @@
 import { onAbort } from "../abort.js";
 import { coded, EmbedderError, ThrownByCaller, throwIfAborted, toEmbedderError } from "../errors.js";
-import { knownModel } from "../known_models.js";
+import { knownModel, knownModelByShortName } from "../known_models.js";
 import { invalid } from "../option_rules.js";
 import { isPlainPath } from "../regular_file.js";
 import { freeBytes, ModelCache } from "./cache.js";
@@ -51,10 +51,23 @@ export async function pull(model: string, options?: PullOptions): Promise<string
   return coded(async () => {
     const { revision, onnx, ...settings } = checkPullOptions(options);
     const named = typeof model === "string" ? parseHubName(model) : undefined;
-    if (!named) throw invalid("model", 'a name on the Hub such as "nomic-ai/CodeRankEmbed"', model);
+    if (!named) throw invalidName(model);
     const chosen = { ...named, ...(revision !== undefined && { revision }) };
     return pullWeights(chosen, { safetensors: true, onnx: onnx ? "f32" : undefined }, settings);
   });
+}
+
+/** The error for what is not `org/name` or `org/name@revision`. */
+export function invalidName(model: unknown): EmbedderError {
+  const known = typeof model === "string" ? knownModelByShortName(model) : undefined;
+  const expected = known ? `the full name ${known.id}` : 'a name on the Hub such as "nomic-ai/CodeRankEmbed"';
+  return invalid("model", expected, model);
+}
+
+/** @throws EmbedderError `INVALID_ARGUMENT` for what is no name of a branch, tag or commit. */
+export function checkRevision(revision: string): void {
+  if (isPlainPath(revision) && !/[\s@?#%~^*[]/.test(revision) && revision.isWellFormed()) return;
+  throw invalid("revision", "a branch, tag or commit", revision);
 }
 
 /** As `pull`, with the weights that a backend reads. @throws EmbedderError, ThrownByCaller */
@@ -63,9 +76,7 @@ export async function pullWeights(
   wanted: WantedWeights,
   options: Omit<PullOptions, "revision" | "onnx">,
 ): Promise<string> {
-  if (!isPlainPath(model.revision) || /[\s@?#%~^*[]/.test(model.revision) || !model.revision.isWellFormed()) {
-    throw invalid("revision", "a branch, tag or commit", model.revision);
-  }
+  checkRevision(model.revision);
   throwIfAborted(options.signal);
   const settings = hubSettings(options);
   const stop = new AbortController();

@@ -1,6 +1,6 @@
 import { boolean, callback, checkOptions, nonEmpty, path, type Rule, signal } from "../option_rules.js";
 
-/** Options of `pull`; all are optional. */
+/** Options of {@link pull}; all are optional. */
 export interface PullOptions {
   /** Branch, tag or commit. Default: what follows `@` in the name, else a known model's pinned commit, else `"main"`. */
   revision?: string;
