@@ -12,6 +12,7 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { ROOT, run, runPackage, rustEnvironment } from "../scripts/setup.mjs";
 import { cacheFolder, readZip } from "../scripts/starter-model.mjs";
+import { addresses } from "./addresses.mjs";
 import { checkBinaries, checkSize } from "./inspect.mjs";
 import { crateNotices } from "./notices.mjs";
 import { libraryName, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
@@ -52,11 +53,10 @@ export async function buildPlatform(platform) {
   const notices = [await crateNotices(target, rust), await onnxRuntimeNotices()];
   writeFileSync(path.join(folder, "THIRD_PARTY_NOTICES.txt"), notices.join("\n"));
   const binaries = [manifest.main, libraryName(platform), ...metal.map((file) => path.basename(file))];
-  const { author, repository, homepage, bugs } = MANIFEST;
   const published = {
     ...manifest,
     description: `${MANIFEST.name} for ${platform}: the addon, and ONNX Runtime ${ONNX_RUNTIME}`,
-    ...JSON.parse(JSON.stringify({ author, repository, homepage, bugs })),
+    ...addresses(),
     // Yarn must not leave shared libraries in an archive.
     preferUnplugged: true,
     files: [...binaries, "THIRD_PARTY_NOTICES.txt"],

@@ -12,6 +12,7 @@
 import { readdirSync } from "node:fs";
 import * as path from "node:path";
 import { installPackages, installStarterModel, reportFailure, run } from "../scripts/setup.mjs";
+import { addresses } from "./addresses.mjs";
 import { buildPlatform } from "./build.mjs";
 import { compareInstallation } from "./compare.mjs";
 import { sizeOf } from "./inspect.mjs";
@@ -57,6 +58,9 @@ async function publish() {
   const tags = (await run("git", ["tag", "--points-at", "HEAD"])).split("\n");
   const tag = `v${MANIFEST.version}`;
   if (!tags.includes(tag)) throw new Error(`nothing was published: expected a checkout of the tag ${tag}`);
+  if (!addresses().repository) {
+    throw new Error("nothing was published: expected GITHUB_SERVER_URL and GITHUB_REPOSITORY, as in the workflow");
+  }
   for (const archive of archives()) await runNpm(["publish", archive, "--access=public", "--provenance"]);
 }
 

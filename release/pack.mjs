@@ -3,6 +3,7 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { run } from "../scripts/setup.mjs";
+import { addresses, withAbsoluteLinks } from "./addresses.mjs";
 import { checkSize } from "./inspect.mjs";
 import { MAIN_MEGABYTES, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
 import { runNpm } from "./registry.mjs";
@@ -51,9 +52,11 @@ async function packMain() {
   await run("tar", ["-xzf", raw, "-C", staging, "--strip-components=1"]);
   rmSync(raw);
   const platforms = Object.keys(PLATFORMS).map((platform) => [packageName(platform), MANIFEST.version]);
-  const published = { ...MANIFEST, optionalDependencies: Object.fromEntries(platforms) };
+  const published = { ...MANIFEST, ...addresses(), optionalDependencies: Object.fromEntries(platforms) };
   for (const key of OF_THE_CLONE) delete published[key];
   writeFileSync(path.join(staging, "package.json"), `${JSON.stringify(published, null, 2)}\n`);
+  const readme = path.join(staging, "README.md");
+  writeFileSync(readme, withAbsoluteLinks(readFileSync(readme, "utf8"), published));
   const libraries = readdirSync(staging, { recursive: true }).filter((name) => String(name).endsWith(".node"));
   if (libraries.length > 0) throw new Error(`the main package contains ${libraries.join(", ")}: expected no addon`);
   checkSize(MANIFEST.name, staging, MAIN_MEGABYTES);

@@ -6,6 +6,7 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { test } from "node:test";
 import { builtVariant, ROOT } from "../../scripts/setup.mjs";
+import { addresses, withAbsoluteLinks } from "../addresses.mjs";
 import { checkBinaries, checkSize } from "../inspect.mjs";
 import { MANIFEST, PLATFORMS, thisPlatform } from "../platforms.mjs";
 import { checkWorkflows } from "../workflows.mjs";
@@ -37,6 +38,19 @@ test("an addon that was compiled for this machine is not packed", {
   );
   assert.match(refusal, /needs libmlx\.so/);
   assert.match(refusal, /looks for libraries in /);
+});
+
+test("README's links lead somewhere from npm's page, too", () => {
+  const origin = addresses({ GITHUB_SERVER_URL: "https://example.org", GITHUB_REPOSITORY: "some/name" });
+  const links = (text) => [...text.matchAll(/\]\(([^)]*)\)/g)].map((match) => match[1]);
+  const base = `https://example.org/some/name/blob/v${MANIFEST.version}/`;
+  const readme = read("README.md");
+  const absolute = links(withAbsoluteLinks(readme, origin));
+  assert.ok(absolute.some((link) => link.startsWith(base)));
+  for (const [index, link] of links(readme).entries()) {
+    const expected = /^(https?:|#)/.test(link) ? link : base + link;
+    assert.equal(absolute[index], expected);
+  }
 });
 
 test("a package over its budget is refused", () => {

@@ -66,7 +66,6 @@ export class TextTokenizer {
     this.#pair = model.task === "rerank" ? pairTemplate(file, json.post_processor) : [];
     const specials =
       model.task === "rerank" ? this.#pair.flatMap(({ ids = [] }) => ids) : [...this.#before, ...this.#after];
-    this.#checkIds(specials);
     const specialTokens = specials.length;
     const [texts, expected] =
       model.task === "rerank"
@@ -76,6 +75,7 @@ export class TextTokenizer {
       const message = `maxTokens: expected ${expected}, found ${model.maxTokens}`;
       throw new EmbedderError("INVALID_ARGUMENT", message);
     }
+    this.#checkIds(specials);
     this.#charactersPerPiece = charactersPerPiece;
   }
 
