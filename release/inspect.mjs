@@ -8,6 +8,8 @@ import { PLATFORMS } from "./platforms.mjs";
 
 /** Libraries of the system itself. */
 const OF_LINUX = /^(lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so\.\d|ld-linux-.*)$/;
+/** Libraries of NVIDIA's driver and of CUDA 13, which users of the CUDA package install. */
+const OF_CUDA = /^lib(cuda|cudart|cublas|cublasLt|cudnn|cufft|nvrtc|nccl|nvJitLink)\.so\.\d+$/;
 const OF_MACOS = /^(\/usr\/lib\/|\/System\/)/;
 
 /**
@@ -22,10 +24,10 @@ export async function checkBinaries(platform, folder, names) {
   const problems = [];
   for (const name of names) {
     const file = path.join(folder, name);
-    if (platform.startsWith("linux")) problems.push(...(await linuxProblems(file, PLATFORMS[platform].glibc)));
+    if (platform.startsWith("linux")) problems.push(...(await linuxProblems(file, PLATFORMS[platform])));
     if (platform.startsWith("darwin")) problems.push(...(await macosProblems(file)));
-    // ONNX Runtime's library has paths of the machine that built that.
-    if (!name.endsWith(".node")) continue;
+    // ONNX Runtime's library has paths of the machine that built that, and MLX compiles its own folder in.
+    if (!name.endsWith(".node") || platform.startsWith("darwin") || PLATFORMS[platform].mlx) continue;
     const bytes = readFileSync(file);
     for (const place of [path.dirname(path.join(ROOT, "x")), os.homedir()]) {
       if (place.length > 1 && bytes.includes(place + path.sep)) problems.push(`${name} contains the path ${place}`);
@@ -34,17 +36,18 @@ export async function checkBinaries(platform, folder, names) {
   if (problems.length > 0) throw new Error(problems.join("\n"));
 }
 
-async function linuxProblems(file, glibc) {
+async function linuxProblems(file, { glibc, mlx }) {
   const name = path.basename(file);
+  const isExpected = (needed) => OF_LINUX.test(needed) || (mlx && (needed === "libmlx.so" || OF_CUDA.test(needed)));
   const dynamic = await run("readelf", ["--dynamic", "--wide", file]);
   const tags = (tag) => [...dynamic.matchAll(new RegExp(`\\(${tag}\\).*\\[(.*)\\]`, "g"))].map((match) => match[1]);
   const symbols = await run("objdump", ["--dynamic-syms", file]);
   const versions = [...symbols.matchAll(/\(?GLIBC_([\d.]+)\)?/g)].map((match) => match[1]);
   return [
-    ...tags("NEEDED").flatMap((needed) => (OF_LINUX.test(needed) ? [] : [`${name} needs ${needed}`])),
-    ...[...tags("RPATH"), ...tags("RUNPATH")].flatMap((place) =>
-      place === "$ORIGIN" ? [] : [`${name} looks for libraries in ${place}`],
-    ),
+    ...tags("NEEDED").flatMap((needed) => (isExpected(needed) ? [] : [`${name} needs ${needed}`])),
+    ...[...tags("RPATH"), ...tags("RUNPATH")]
+      .flatMap((places) => places.split(":"))
+      .flatMap((place) => (/^\$ORIGIN(\/|$)/.test(place) ? [] : [`${name} looks for libraries in ${place}`])),
     ...[...new Set(versions)].flatMap((version) =>
       isNewer(version, glibc) ? [`${name} needs glibc ${version}: expected at most ${glibc}`] : [],
     ),

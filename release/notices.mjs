@@ -1,8 +1,9 @@
-/** The licenses of the crates that are compiled into the addon, as their authors wrote them. */
+/** The licenses of what a package contains, as the authors wrote them. */
 
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { run } from "../scripts/setup.mjs";
+import { cacheFolder, readZip } from "../scripts/starter-model.mjs";
 
 const IS_LICENSE = /^(licen[cs]e|copying|notice|unlicense)/i;
 
@@ -10,15 +11,16 @@ const IS_LICENSE = /^(licen[cs]e|copying|notice|unlicense)/i;
 const isVendored = (name) => /^(oniguruma|mlx-c|mlx)$/.test(name);
 
 /**
+ * Those of the crates that are compiled into the addon.
+ *
  * @param {string} target Rust's name of the platform
  * @param {{ [name: string]: string | undefined }} rust environment in which cargo is found
+ * @param {string} [mlx] variant on Linux
  */
-export async function crateNotices(target, rust) {
-  const tree = await run(
-    "cargo",
-    ["tree", "--quiet", "--locked", "--edges=normal", "--prefix=none", "--format={p}", `--target=${target}`],
-    rust,
-  );
+export async function crateNotices(target, rust, mlx) {
+  const features = mlx ? ["--features=mlx"] : [];
+  const format = ["--edges=normal", "--prefix=none", "--format={p}"];
+  const tree = await run("cargo", ["tree", "--quiet", "--locked", ...format, `--target=${target}`, ...features], rust);
   const used = new Set(tree.split("\n").map((line) => line.split(" ").slice(0, 2).join(" ").replace(/ v/, " ")));
   const metadata = await run("cargo", ["metadata", "--quiet", "--locked", "--format-version=1"], rust);
   const crates = JSON.parse(metadata).packages.filter(
@@ -40,4 +42,21 @@ function licenseTexts(folder) {
     if (entry.isDirectory()) return isVendored(entry.name) ? licenseTexts(inside) : [];
     return IS_LICENSE.test(entry.name) ? [readFileSync(inside, "utf8").trim().replaceAll("\r\n", "\n")] : [];
   });
+}
+
+/** That of ONNX Runtime and its parts, which its packages for Python carry, and those for Node.js do not. */
+export async function onnxRuntimeNotices(version) {
+  const folder = path.join(cacheFolder(), "release", `onnxruntime-${version}`);
+  const file = path.join(folder, "notices.txt");
+  if (!existsSync(file)) {
+    mkdirSync(folder, { recursive: true });
+    const pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder];
+    await run("python3", [...pip, `onnxruntime==${version}`]);
+    const wheel = readdirSync(folder).find((name) => name.endsWith(".whl"));
+    const names = ["onnxruntime/LICENSE", "onnxruntime/ThirdPartyNotices.txt"];
+    const entries = readZip(readFileSync(path.join(folder, wheel)), (name) => names.includes(name));
+    rmSync(path.join(folder, wheel));
+    writeFileSync(file, [`ONNX Runtime ${version}\n`, ...names.map((name) => entries.get(name))].join("\n"));
+  }
+  return readFileSync(file, "utf8");
 }

@@ -5,7 +5,7 @@ import * as path from "node:path";
 import { run } from "../scripts/setup.mjs";
 import { addresses, withAbsoluteLinks } from "./addresses.mjs";
 import { checkSize } from "./inspect.mjs";
-import { MAIN_MEGABYTES, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
+import { CHOSEN, MAIN_MEGABYTES, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
 import { runNpm } from "./registry.mjs";
 
 /** What only a clone uses. */
@@ -51,7 +51,7 @@ async function packMain() {
   const raw = await packFolder(".");
   await run("tar", ["-xzf", raw, "-C", staging, "--strip-components=1"]);
   rmSync(raw);
-  const platforms = Object.keys(PLATFORMS).map((platform) => [packageName(platform), MANIFEST.version]);
+  const platforms = CHOSEN.map((platform) => [packageName(platform), MANIFEST.version]);
   const published = { ...MANIFEST, ...addresses(), optionalDependencies: Object.fromEntries(platforms) };
   for (const key of OF_THE_CLONE) delete published[key];
   writeFileSync(path.join(staging, "package.json"), `${JSON.stringify(published, null, 2)}\n`);

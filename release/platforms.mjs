@@ -11,6 +11,7 @@ import { ROOT } from "../scripts/setup.mjs";
  * - `library`: ONNX Runtime below `bin/napi-v6/` of onnxruntime-node
  * - `glibc`: the newest version of glibc that may be needed, which is what ONNX Runtime's library needs
  * - `megabytes`: the most that the package may take once unpacked
+ * - `mlx`: a package that users add to that of their platform, with this variant of MLX and without ONNX Runtime's library
  */
 export const PLATFORMS = {
   "darwin-arm64": { target: "aarch64-apple-darwin", library: "darwin/arm64/libonnxruntime.1.dylib", megabytes: 180 },
@@ -27,6 +28,7 @@ export const PLATFORMS = {
     megabytes: 34,
   },
   "win32-x64-msvc": { target: "x86_64-pc-windows-msvc", library: "win32/x64/onnxruntime.dll", megabytes: 38 },
+  "linux-x64-cuda": { target: "x86_64-unknown-linux-gnu", mlx: "cuda", glibc: "2.35", megabytes: 200 },
   "win32-arm64-msvc": { target: "aarch64-pc-windows-msvc", library: "win32/arm64/onnxruntime.dll", megabytes: 38 },
 };
 
@@ -37,6 +39,9 @@ export const MAIN_MEGABYTES = 1;
 export const PACKAGES = path.join(ROOT, "target", "npm");
 
 export const MANIFEST = JSON.parse(readFileSync(path.join(ROOT, "package.json"), "utf8"));
+
+/** The platforms whose packages `npm install` chooses from. */
+export const CHOSEN = Object.keys(PLATFORMS).filter((platform) => !PLATFORMS[platform].mlx);
 
 export const packageName = (platform) => `${MANIFEST.name}-${platform}`;
 
