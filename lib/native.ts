@@ -1,6 +1,8 @@
 import { existsSync, readdirSync } from "node:fs";
-import { createRequire } from "node:module";
-import * as path from "node:path";
+
+// As a plain variable and not as a namespace, which Turbopack does not look into: it follows the paths that it can evaluate.
+import path = require("node:path");
+
 import type { ModelOptions as AddonOptions, Call, Model } from "../index.js";
 import { packageCacheFolder } from "./cache_folder.js";
 import {
@@ -31,7 +33,7 @@ let loaded: Addon | undefined;
 export function loadAddon(): Addon {
   try {
     // From dist/lib/ to the package's root. `index.js` is generated and chooses the file for this platform.
-    loaded ??= createRequire(__filename)("../../index.js") as Addon;
+    loaded ??= require("../../index.js") as Addon;
     return loaded;
   } catch (cause) {
     const reason = innermostReasons(cause);
@@ -66,13 +68,13 @@ export function addonOptions(options: EngineLoadOptions): AddonOptions {
 }
 
 function bundledOnnxRuntime(): string | undefined {
-  let dir: string;
+  let packed: string;
   try {
-    dir = path.dirname(createRequire(__filename).resolve("onnxruntime-node/package.json"));
+    const manifest = require.resolve("onnxruntime-node/package.json");
+    packed = path.resolve(manifest, "../bin/napi-v6", process.platform, process.arch);
   } catch {
     return undefined;
   }
-  const packed = path.join(dir, "bin", "napi-v6", process.platform, process.arch);
   // Electron shows JavaScript an archive as a folder. The system's linker needs the file that was unpacked next to it.
   const unpacked = packed.replace(/(\.asar)(?=[\\/])/, "$1.unpacked");
   const libraries = existsSync(unpacked) ? unpacked : packed;

@@ -1,0 +1,51 @@
+/** The package as its users have it: packed by npm and installed in a folder of its own. */
+
+import { execFileSync } from "node:child_process";
+import { copyFileSync, cpSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import * as path from "node:path";
+import { ROOT, temporaryFolder } from "./models.mjs";
+
+export const NAME = "semantic-search-native";
+const ADDON = readdirSync(ROOT).find((name) => /^semantic-search-native\..*\.node$/.test(name));
+/** What it needs at run time. */
+const DEPENDENCIES = ["onnxruntime-node", "onnxruntime-common", "@huggingface/tokenizers", "undici", "commander"];
+
+let packed;
+
+/** The contents of the package's tarball, unpacked. */
+function packedFiles() {
+  if (packed) return packed;
+  const folder = temporaryFolder();
+  const npm = process.platform === "win32" ? "npm.cmd" : "npm";
+  const args = ["pack", "--ignore-scripts", "--json", `--pack-destination=${folder}`];
+  const options = {
+    cwd: ROOT,
+    encoding: "utf8",
+    shell: process.platform === "win32",
+    stdio: ["ignore", "pipe", "pipe"],
+  };
+  const [{ filename }] = JSON.parse(execFileSync(npm, args, options));
+  execFileSync("tar", ["-xzf", filename], { cwd: folder });
+  packed = path.join(folder, "package");
+  return packed;
+}
+
+/**
+ * A folder with the package installed in `node_modules`; its dependencies are links.
+ *
+ * @param {{ addon?: "built" | "broken" | "hidden", dependencies?: string[] }} [parts] `addon`: what stands in the place
+ * of the native file
+ */
+export function installedPackage({ addon = "built", dependencies = DEPENDENCIES } = {}) {
+  const user = temporaryFolder();
+  const modules = path.join(user, "node_modules");
+  const target = path.join(modules, NAME);
+  cpSync(packedFiles(), target, { recursive: true });
+  if (addon === "built") copyFileSync(path.join(ROOT, ADDON), path.join(target, ADDON));
+  if (addon === "broken") writeFileSync(path.join(target, ADDON), "this is not a shared library\n");
+  for (const name of dependencies) {
+    mkdirSync(path.dirname(path.join(modules, name)), { recursive: true });
+    symlinkSync(path.join(ROOT, "node_modules", name), path.join(modules, name), "junction");
+  }
+  return user;
+}
