@@ -6,37 +6,18 @@ import {
   copyFileSync,
   cpSync,
   mkdirSync,
-  readdirSync,
   readFileSync,
+  realpathSync,
+  renameSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
+import { libraryName, thisPlatform } from "../release/platforms.mjs";
+import { builtAddon, installedPackage, PLATFORM_PACKAGE } from "./support/installed_package.mjs";
 import { assertNothingFailed, model, ROOT, temporaryFolder } from "./support/models.mjs";
 import { reportsOf, run } from "./support/processes.mjs";
-
-const ADDON = readdirSync(ROOT).find((name) => /^semantic-search-native\..*\.node$/.test(name));
-
-/** A folder with the package installed; `addon` is what stands in the place of the native file. */
-function installed({
-  addon = "built",
-  dependencies = ["onnxruntime-node", "onnxruntime-common", "@huggingface/tokenizers", "undici", "commander"],
-} = {}) {
-  const user = temporaryFolder();
-  const target = path.join(user, "node_modules/semantic-search-native");
-  mkdirSync(path.join(user, "node_modules/@huggingface"), { recursive: true });
-  const { files } = JSON.parse(readFileSync(path.join(ROOT, "package.json"), "utf8"));
-  for (const name of ["package.json", ...files]) {
-    cpSync(path.join(ROOT, name), path.join(target, name), { recursive: true });
-  }
-  if (addon === "built") copyFileSync(path.join(ROOT, ADDON), path.join(target, ADDON));
-  if (addon === "broken") writeFileSync(path.join(target, ADDON), "this is not a shared library\n");
-  for (const name of dependencies) {
-    symlinkSync(path.join(ROOT, "node_modules", name), path.join(user, "node_modules", name), "junction");
-  }
-  return user;
-}
 
 const LOADERS = {
   require: (body) => ["-e", `const api = require("semantic-search-native"); (async () => { ${body} })();`],
@@ -69,14 +50,14 @@ for (const how of Object.keys(LOADERS)) {
     (await child(user, how, LOAD, { MODEL: await model("bert_mean"), OPTIONS: JSON.stringify(options), ...env }))[0];
 
   test(`${how}: with the addon`, async () => {
-    const loaded = await load(installed());
+    const loaded = await load(installedPackage());
     assertNothingFailed(loaded);
     assert.deepEqual([loaded.backend, loaded.length], [loaded.isGpu ? "mlx" : "onnx", loaded.dimension]);
   });
 
   test(`${how}: everything documented is exported`, async () => {
     const [names] = await child(
-      installed(),
+      installedPackage(),
       how,
       "report(Object.keys(api).filter((name) => !['default', 'module.exports', '__esModule'].includes(name)).sort());",
     );
@@ -88,7 +69,7 @@ for (const how of Object.keys(LOADERS)) {
     const load = `async (name) => Object.keys(await import("semantic-search-native/" + name))`;
     const names = ["ai-sdk", "chromadb", "lancedb", "langchain"];
     const [exported] = await child(
-      installed(),
+      installedPackage(),
       how,
       `report((await Promise.all(${JSON.stringify(names)}.map(${load}))).flat());`,
     );
@@ -100,7 +81,7 @@ for (const how of Object.keys(LOADERS)) {
   test(`${how}: pull finds its HTTP client`, async () => {
     const options = `{ endpoint: "http://127.0.0.1:9", cacheFolder: "cache", token: false }`;
     const [{ code, message }] = await child(
-      installed({ addon: "hidden" }),
+      installedPackage({ addon: "hidden" }),
       how,
       `report(await outcome(() => api.pull("org/model", ${options})));`,
     );
@@ -116,7 +97,7 @@ for (const how of Object.keys(LOADERS)) {
     ],
   ]) {
     test(`${how}: with the addon ${addon}, the JavaScript fallback takes over`, async () => {
-      const user = installed({ addon });
+      const user = installedPackage({ addon });
       const { backend, fallbackReason, dimension, length } = await load(user);
       assert.deepEqual([backend, length], ["onnx-js", dimension]);
       assert.match(fallbackReason, reason);
@@ -128,7 +109,7 @@ for (const how of Object.keys(LOADERS)) {
   }
 
   test(`${how}: with the ONNX Runtime library missing`, async () => {
-    const user = installed();
+    const user = installedPackage();
     const env = { ORT_DYLIB_PATH: path.join(user, "nowhere.so") };
     const { backend, fallbackReason } = await load(user, {}, env);
     assert.equal(backend, "onnx-js");
@@ -141,7 +122,9 @@ for (const how of Object.keys(LOADERS)) {
   });
 
   test(`${how}: without any backend, the error gives all reasons`, async () => {
-    const { code, message } = await load(installed({ addon: "hidden", dependencies: ["@huggingface/tokenizers"] }));
+    const { code, message } = await load(
+      installedPackage({ addon: "hidden", dependencies: ["@huggingface/tokenizers"] }),
+    );
     assert.equal(code, "BACKEND_UNAVAILABLE");
     assert.match(message, /onnxruntime-node/);
     assert.match(message, /native addon cannot be loaded/);
@@ -171,7 +154,7 @@ for (const how of Object.keys(LOADERS)) {
         return a.length === 2 && a.every((row, index) => row.length === 20 && row.every((value, column) => value === b[index][column]));
       };
       report([await same(false), await same(true)]);`;
-    const [codes, same] = await child(installed(), how, body, {
+    const [codes, same] = await child(installedPackage(), how, body, {
       MODEL: await model("nomic_cls"),
       OTHER: await model("bert_mean"),
     });
@@ -188,21 +171,50 @@ for (const how of Object.keys(LOADERS)) {
       ...["INVALID_ARGUMENT", "INVALID_ARGUMENT", "INVALID_ARGUMENT", 0, false],
     ]);
     assert.deepEqual(same, [true, true]);
-    const [hidden] = await child(installed({ addon: "hidden" }), how, "report(await outcome(() => api.init('x')));");
+    const [hidden] = await child(
+      installedPackage({ addon: "hidden" }),
+      how,
+      "report(await outcome(() => api.init('x')));",
+    );
     assert.equal(hidden.code, "BACKEND_UNAVAILABLE");
   });
 }
 
+test("the package for CUDA is preferred, and a warning says why it cannot be loaded", {
+  skip: process.platform !== "linux" || process.arch !== "x64" ? "there is one for Linux x64 only" : false,
+}, async () => {
+  const user = installedPackage();
+  const cuda = path.join(user, "node_modules/semantic-search-native-linux-x64-cuda");
+  const addon = path.join(cuda, "addon.node");
+  mkdirSync(cuda);
+  writeFileSync(path.join(cuda, "package.json"), JSON.stringify({ main: "addon.node" }));
+  const body = `
+    const warnings = [];
+    process.on("warning", ({ message }) => warnings.push(message));
+    const { backend } = await api.Embedder.load(process.env.MODEL, { backend: "onnx" });
+    report({ backend, warnings, files: Object.keys(require.cache).filter((file) => file.endsWith(".node")) });`;
+  const seen = async () => (await child(user, "require", body, { MODEL: await model("bert_mean") }))[0];
+
+  writeFileSync(addon, "this is not a shared library");
+  const broken = await seen();
+  assert.equal(broken.backend, "onnx");
+  assert.match(broken.warnings.join(), /^semantic-search-native-linux-x64-cuda cannot be loaded: .*(ELF|short)/);
+
+  copyFileSync(builtAddon(user), addon);
+  assert.deepEqual(await seen(), { backend: "onnx", warnings: [], files: [realpathSync(addon)] });
+});
+
 test("ONNX Runtime's library is loaded from the unpacked files of an Electron archive", async () => {
   const user = path.join(temporaryFolder(), "app.asar");
-  cpSync(installed({ dependencies: ["@huggingface/tokenizers"] }), user, { recursive: true, verbatimSymlinks: true });
-  // In the archive only what JavaScript reads, as the linker would see it.
-  const inArchive = path.join(user, "node_modules/onnxruntime-node");
-  mkdirSync(inArchive);
-  copyFileSync(path.join(ROOT, "node_modules/onnxruntime-node/package.json"), path.join(inArchive, "package.json"));
-  mkdirSync(path.join(`${user}.unpacked`, "node_modules"), { recursive: true });
-  const unpacked = path.join(`${user}.unpacked`, "node_modules/onnxruntime-node");
-  symlinkSync(path.join(ROOT, "node_modules/onnxruntime-node"), unpacked, "junction");
+  cpSync(installedPackage({ dependencies: ["@huggingface/tokenizers"] }), user, {
+    recursive: true,
+    verbatimSymlinks: true,
+  });
+  // The linker would not see it in an archive.
+  const unpacked = path.join(`${user}.unpacked`, "node_modules", PLATFORM_PACKAGE);
+  mkdirSync(unpacked, { recursive: true });
+  const library = libraryName(thisPlatform());
+  renameSync(path.join(user, "node_modules", PLATFORM_PACKAGE, library), path.join(unpacked, library));
   const env = { MODEL: await model("bert_mean"), OPTIONS: JSON.stringify({ backend: "onnx" }) };
   const [{ backend }] = await child(user, "require", LOAD, env);
   assert.equal(backend, "onnx");
@@ -213,7 +225,7 @@ test("the command line works through the link that npm creates", {
 }, async () => {
   const folder = await model("bert_mean");
   for (const addon of ["built", "hidden"]) {
-    const user = installed({ addon });
+    const user = installedPackage({ addon });
     const { bin, version } = JSON.parse(readFileSync(path.join(ROOT, "package.json"), "utf8"));
     const link = path.join(user, "node_modules/.bin/semantic-search-native");
     mkdirSync(path.dirname(link));
@@ -270,7 +282,7 @@ test("worker threads load, embed and end without affecting each other or the mai
     const difference = (vector) => Math.max(...vector.map((value, index) => Math.abs(value - expected[index])));
     report(vectors.map(difference));
     report((await embedder.embed(["the time"])).length);`;
-  const [differences, length] = await child(installed(), "require", body, { MODEL: await model("bert_mean") });
+  const [differences, length] = await child(installedPackage(), "require", body, { MODEL: await model("bert_mean") });
   assert.equal(differences.length, 4);
   for (const difference of differences) assert.ok(difference < 1e-5);
   assert.equal(length, 1);

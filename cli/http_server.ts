@@ -96,8 +96,9 @@ export class HttpServer {
   async stop(graceMs: number): Promise<number> {
     this.#parts.limits.isStopping = true;
     const closed = once(this.#server, "close");
-    // http.Server's own closes idle connections at once.
-    NetServer.prototype.close.call(this.#server);
+    // http.Server's own closes idle connections at once. Bun's is no net.Server.
+    const { close } = this.#server instanceof NetServer ? NetServer.prototype : this.#server;
+    close.call(this.#server);
     const farewell = setInterval(
       () => {
         if (this.#inFlight.size > 0) this.#server.closeIdleConnections();

@@ -1,6 +1,8 @@
 import { existsSync, readdirSync } from "node:fs";
-import { createRequire } from "node:module";
-import * as path from "node:path";
+
+// As a plain variable and not as a namespace, which Turbopack does not look into: it follows the paths that it can evaluate.
+import path = require("node:path");
+
 import type { ModelOptions as AddonOptions, Call, Model } from "../index.js";
 import { packageCacheFolder } from "./cache_folder.js";
 import {
@@ -24,18 +26,31 @@ type Addon = typeof import("../index.js");
 let loaded: Addon | undefined;
 
 /**
- * The addon. A failure is not remembered: it may have been a temporary lack of memory or file descriptors.
+ * The addon: that of the package for CUDA, if it is installed and can be loaded. A failure is not remembered: it may have
+ * been a temporary lack of memory or file descriptors.
  *
  * @throws EmbedderError `BACKEND_UNAVAILABLE`
  */
 export function loadAddon(): Addon {
   try {
     // From dist/lib/ to the package's root. `index.js` is generated and chooses the file for this platform.
-    loaded ??= createRequire(__filename)("../../index.js") as Addon;
+    loaded ??= cudaAddon() ?? (require("../../index.js") as Addon);
     return loaded;
   } catch (cause) {
     const reason = innermostReasons(cause);
     throw new EmbedderError("BACKEND_UNAVAILABLE", `the native addon cannot be loaded: ${reason}`, { cause });
+  }
+}
+
+function cudaAddon(): Addon | undefined {
+  if (process.platform !== "linux" || process.arch !== "x64") return undefined;
+  try {
+    return require("semantic-search-native-linux-x64-cuda");
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const reason = message.split("\n", 1)[0];
+    if (code !== "MODULE_NOT_FOUND") warnOnce(`semantic-search-native-linux-x64-cuda cannot be loaded: ${reason}`);
+    return undefined;
   }
 }
 

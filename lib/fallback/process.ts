@@ -1,5 +1,4 @@
 import { type ChildProcess, fork } from "node:child_process";
-import * as path from "node:path";
 import type { Description, EngineCall, EngineResult, EngineRows, TextOrTokens } from "../engine.js";
 import { AbortError, EmbedderError } from "../errors.js";
 import { inSlices } from "../slices.js";
@@ -213,17 +212,18 @@ export class FallbackProcess {
     if (this.child.connected) this.child.send(request, () => {});
   }
 
+  /** What keeps this process alive. In Bun, the channel is no handle of its own. */
+  get #handles(): readonly (Partial<Handle> | null | undefined)[] {
+    return [this.child, this.child.channel, this.child.stderr as Handle | null];
+  }
+
   /** Keeps this process alive until the child has answered. */
   #hold(): void {
-    this.child.ref();
-    this.child.channel?.ref();
-    (this.child.stderr as Handle | null)?.ref();
+    for (const handle of this.#handles) handle?.ref?.();
   }
 
   #release(): void {
-    this.child.unref();
-    this.child.channel?.unref();
-    (this.child.stderr as Handle | null)?.unref();
+    for (const handle of this.#handles) handle?.unref?.();
   }
 }
 
@@ -240,7 +240,7 @@ function unavailable(reason: string, cause?: unknown): EmbedderError {
 function startProgram(cwd: string): ChildProcess {
   let child: ChildProcess;
   try {
-    child = fork(path.join(__dirname, "main.js"), {
+    child = fork(require.resolve("./main.js"), {
       cwd,
       env: childEnvironment(process.env),
       // Without the parent's own flags: `--input-type`, for one, is refused for a file.

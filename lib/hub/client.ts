@@ -174,9 +174,9 @@ export class HubClient {
   }
 }
 
-/** Loaded when first needed: loading a model folder does not need it. */
+/** Loaded when first needed: loading a model folder does not need it. By its file: Bun has a partial `undici` of its own. */
 function undici(): typeof import("undici") {
-  return require("undici");
+  return require("undici/index.js");
 }
 
 export function header(headers: Headers, name: string): string | undefined {
