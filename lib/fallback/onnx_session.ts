@@ -56,6 +56,8 @@ export class OnnxSession {
       const reason = (cause as Error).message;
       throw new EmbedderError("MODEL_INVALID", `${file}: ONNX Runtime cannot load it: ${reason}`, { cause });
     }
+    // Types and shapes that older versions do not tell.
+    if (session.inputMetadata === undefined) throw unavailable(`onnxruntime-node ${ort.env.versions.node} is too old`);
     return new OnnxSession(ort, session, inspectInputs(file, session), inspectOutputs(file, task, session));
   }
 
@@ -86,10 +88,13 @@ function loadRuntime(): typeof import("onnxruntime-node") {
   try {
     return require("onnxruntime-node");
   } catch (cause) {
-    const reason = (cause as Error).message.split("\n", 1)[0];
-    const message = `the onnx-js backend is not available: ${reason}; it needs the npm package onnxruntime-node`;
-    throw new EmbedderError("BACKEND_UNAVAILABLE", message, { cause });
+    throw unavailable((cause as Error).message.split("\n", 1)[0], cause);
   }
+}
+
+function unavailable(reason: string | undefined, cause?: unknown): EmbedderError {
+  const message = `the onnx-js backend is not available: ${reason}; it needs the npm package onnxruntime-node, version 1.22 or newer`;
+  return new EmbedderError("BACKEND_UNAVAILABLE", message, { cause });
 }
 
 function inspectInputs(file: string, session: InferenceSession): readonly Input[] {
