@@ -40,6 +40,12 @@ export async function buildPlatform(platform) {
   copyFileSync(path.join(ROOT, "LICENSE"), path.join(folder, "LICENSE"));
   const notices = [await crateNotices(target, rust, mlx), ...(mlx ? [] : [await onnxRuntimeNotices(ONNX_RUNTIME)])];
   writeFileSync(path.join(folder, NOTICES), notices.join("\n"));
+  for (const entry of readdirSync(folder, { recursive: true, withFileTypes: true })) {
+    if (entry.isFile()) chmodSync(path.join(entry.parentPath, entry.name), 0o644);
+  }
+  await checkBinaries(platform, folder, [manifest.main, ...libraries]);
+  checkSize(packageName(platform), folder, megabytes);
+  // Last: a folder with it is packed.
   const published = {
     ...manifest,
     description: `${MANIFEST.name} for ${platform}: the addon with ${mlx ? "MLX on CUDA 13" : `ONNX Runtime ${ONNX_RUNTIME}`}`,
@@ -49,24 +55,21 @@ export async function buildPlatform(platform) {
     files: readdirSync(folder).filter((name) => name !== "package.json"),
   };
   writeFileSync(path.join(folder, "package.json"), `${JSON.stringify(published, null, 2)}\n`);
-  for (const entry of readdirSync(folder, { recursive: true, withFileTypes: true })) {
-    if (entry.isFile()) chmodSync(path.join(entry.parentPath, entry.name), 0o644);
-  }
-  await checkBinaries(platform, folder, [manifest.main, ...libraries]);
-  checkSize(packageName(platform), folder, megabytes);
   return folder;
 }
 
-/** The `package.json` of an empty folder, as napi-rs writes it. */
+/** What napi-rs has for an empty folder, which is made. */
 async function platformManifest(platform) {
   const folder = path.join(PACKAGES, platform);
   rmSync(folder, { recursive: true, force: true });
-  await runPackage("@napi-rs/cli/dist/cli.js", ["create-npm-dirs", "--npm-dir", path.relative(ROOT, PACKAGES)]);
-  const read = (name) => JSON.parse(readFileSync(path.join(PACKAGES, name, "package.json"), "utf8"));
-  if (!PLATFORMS[platform].mlx) return read(platform);
-  // napi-rs knows no variants: as that of the same platform, under another name.
-  mkdirSync(folder);
+  mkdirSync(folder, { recursive: true });
   writeFileSync(path.join(folder, "README.md"), `# \`${packageName(platform)}\`\n`);
+  // It writes those of all platforms at once.
+  const all = path.join(PACKAGES, "manifests");
+  await runPackage("@napi-rs/cli/dist/cli.js", ["create-npm-dirs", "--npm-dir", path.relative(ROOT, all)]);
+  const read = (name) => JSON.parse(readFileSync(path.join(all, name, "package.json"), "utf8"));
+  if (!PLATFORMS[platform].mlx) return read(platform);
+  // It knows no variants: as that of the same platform, under another name.
   return { ...read("linux-x64-gnu"), name: packageName(platform), main: `${MANIFEST.name}.${platform}.node` };
 }
 

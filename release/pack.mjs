@@ -1,6 +1,6 @@
 /** Packs the main package as it is published: with the platform packages as optional dependencies. */
 
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { run } from "../scripts/setup.mjs";
 import { addresses, withAbsoluteLinks } from "./addresses.mjs";
@@ -29,13 +29,7 @@ export async function pack() {
 
 /** The platforms whose packages lie in `target/npm/`. */
 export function builtPlatforms() {
-  const names = readdirSync(PACKAGES);
-  return Object.keys(PLATFORMS).filter((platform) => {
-    if (!names.includes(platform)) return false;
-    const { main } = JSON.parse(readFileSync(path.join(PACKAGES, platform, "package.json"), "utf8"));
-    // napi-rs makes folders for all platforms.
-    return readdirSync(path.join(PACKAGES, platform)).includes(main);
-  });
+  return Object.keys(PLATFORMS).filter((platform) => existsSync(path.join(PACKAGES, platform, "package.json")));
 }
 
 async function packFolder(folder) {

@@ -32,17 +32,17 @@ export async function startRegistry({ folder, isOffline }) {
   const url = `http://127.0.0.1:${port}`;
   const upstream = (await runNpm(["config", "get", "registry"])).trim().split("\n").at(-1);
   mkdirSync(folder, { recursive: true });
+  const everyone = { access: "$all", publish: "$all" };
+  const settings = {
+    storage: path.join(folder, "storage"),
+    uplinks: isOffline ? {} : { npmjs: { url: upstream, maxage: "60m" } },
+    packages: { "**": isOffline ? everyone : { ...everyone, proxy: "npmjs" } },
+    max_body_size: "300mb",
+    log: { type: "stdout", level: "error" },
+  };
+  // What is JSON is YAML as well.
   const config = path.join(folder, "config.yaml");
-  writeFileSync(
-    config,
-    `storage: ${JSON.stringify(path.join(folder, "storage"))}
-${isOffline ? "" : `uplinks: { npmjs: { url: ${JSON.stringify(upstream)}, maxage: 60m } }`}
-packages:
-  "${"**"}": { access: $all, publish: $all, unpublish: $all${isOffline ? "" : ", proxy: npmjs"} }
-max_body_size: 300mb
-log: { type: stdout, level: error }
-`,
-  );
+  writeFileSync(config, JSON.stringify(settings));
   const program = path.join(ROOT, "release/node_modules/verdaccio/bin/verdaccio");
   const child = spawn(process.execPath, [program, "--config", config, "--listen", url], { stdio: "pipe" });
   let output = "";
