@@ -6,7 +6,7 @@ import { ROOT, runPackage, rustEnvironment } from "../scripts/setup.mjs";
 import { addresses } from "./addresses.mjs";
 import { compileAddon, prepareMlx, setLinkerName, setSearchPath } from "./compile.mjs";
 import { checkBinaries, checkSize } from "./inspect.mjs";
-import { crateNotices, onnxRuntimeNotices } from "./notices.mjs";
+import { crateNotices, mlxNotices, onnxRuntimeNotices } from "./notices.mjs";
 import { libraryName, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
 import { releaseTools } from "./tools.mjs";
 
@@ -38,7 +38,8 @@ export async function buildPlatform(platform) {
   const libraries = mlx ? await addMlx(addon, variant, env) : await addOnnxRuntime(platform, folder, env);
 
   copyFileSync(path.join(ROOT, "LICENSE"), path.join(folder, "LICENSE"));
-  const notices = [await crateNotices(target, rust, mlx), ...(mlx ? [] : [await onnxRuntimeNotices(ONNX_RUNTIME)])];
+  const ofLibraries = mlx ? mlxNotices(variant) : await onnxRuntimeNotices(ONNX_RUNTIME);
+  const notices = [await crateNotices(target, rust, mlx), ofLibraries];
   writeFileSync(path.join(folder, NOTICES), notices.join("\n"));
   for (const entry of readdirSync(folder, { recursive: true, withFileTypes: true })) {
     if (entry.isFile()) chmodSync(path.join(entry.parentPath, entry.name), 0o644);
@@ -82,14 +83,19 @@ async function addOnnxRuntime(platform, folder, env) {
   return [name];
 }
 
-/** MLX's library, and the headers that it compiles kernels with, where it and the addon look for them. */
+/** MLX's library, those that its wheel has beside it, and the headers that it compiles kernels with. */
 async function addMlx(addon, { library }, env) {
   const folder = path.dirname(addon);
   const lib = path.join(folder, "mlx/lib");
   mkdirSync(lib, { recursive: true });
-  copyFileSync(path.join(library, "libmlx.so"), path.join(lib, "libmlx.so"));
+  const wheel = path.resolve(library, "../..");
+  const [beside] = readdirSync(wheel).filter((name) => name.endsWith(".libs"));
+  const files = readdirSync(path.join(wheel, beside)).map((name) => path.join(wheel, beside, name));
+  for (const file of [path.join(library, "libmlx.so"), ...files])
+    copyFileSync(file, path.join(lib, path.basename(file)));
   cpSync(path.join(library, "../include/cccl"), path.join(folder, "mlx/include/cccl"), { recursive: true });
   await setSearchPath(addon, "$ORIGIN/mlx/lib", env);
-  await setSearchPath(path.join(lib, "libmlx.so"), "$ORIGIN", env);
-  return ["mlx/lib/libmlx.so"];
+  const libraries = readdirSync(lib);
+  for (const name of libraries) await setSearchPath(path.join(lib, name), "$ORIGIN", env);
+  return libraries.map((name) => path.join("mlx/lib", name));
 }

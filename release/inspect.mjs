@@ -8,8 +8,9 @@ import { PLATFORMS } from "./platforms.mjs";
 
 /** Libraries of the system itself. */
 const OF_LINUX = /^(lib(c|m|dl|rt|pthread|gcc_s|stdc\+\+)\.so\.\d|ld-linux-.*)$/;
-/** Libraries of NVIDIA's driver and of CUDA 13, which users of the CUDA package install. */
-const OF_CUDA = /^lib(cuda|cudart|cublas|cublasLt|cudnn|cufft|nvrtc|nccl|nvJitLink)\.so\.\d+$/;
+/** Libraries of NVIDIA's driver and of CUDA 13, which users of the CUDA package install, and what MLX has beside it. */
+const OF_CUDA = /^lib(cuda|cublasLt|cudnn|cufft|nvrtc|nccl)\.so\.\d+$/;
+const OF_MLX = /^lib(mlx\.so|(lapack|blas|gfortran|quadmath)-[\da-f]+\.so\.[\d.]+)$/;
 const OF_MACOS = /^(\/usr\/lib\/|\/System\/)/;
 
 /**
@@ -38,7 +39,7 @@ export async function checkBinaries(platform, folder, names) {
 
 async function linuxProblems(file, { glibc, mlx }) {
   const name = path.basename(file);
-  const isExpected = (needed) => OF_LINUX.test(needed) || (mlx && (needed === "libmlx.so" || OF_CUDA.test(needed)));
+  const isExpected = (needed) => OF_LINUX.test(needed) || (mlx && (OF_MLX.test(needed) || OF_CUDA.test(needed)));
   const dynamic = await run("readelf", ["--dynamic", "--wide", file]);
   const tags = (tag) => [...dynamic.matchAll(new RegExp(`\\(${tag}\\).*\\[(.*)\\]`, "g"))].map((match) => match[1]);
   const symbols = await run("objdump", ["--dynamic-syms", file]);

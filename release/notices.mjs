@@ -60,3 +60,10 @@ export async function onnxRuntimeNotices(version) {
   }
   return readFileSync(file, "utf8");
 }
+
+/** MLX's, from its wheel. The libraries beside it are parts of GCC and LAPACK, whose licenses allow that they are linked. */
+export function mlxNotices({ library }) {
+  const wheel = path.resolve(library, "../..");
+  const [metadata] = readdirSync(wheel).filter((name) => /^mlx_.*\.dist-info$/.test(name));
+  return `MLX\n\n${readFileSync(path.join(wheel, metadata, "licenses/LICENSE"), "utf8")}`;
+}
