@@ -1,6 +1,6 @@
 /**
- * The packed package in other hosts than the Node.js that runs the tests, and bundled by others' tools. What passed is
- * in tables of docs/hosts.md, which `npm test -- --only=hosts --write` rewrites. Linux x64 only.
+ * The packed package in other hosts than the Node.js that runs the tests, and left out of bundles. What passed is in
+ * tables of docs/hosts.md, which `npm test -- --only=hosts --write` rewrites. Linux x64 only.
  */
 
 import assert from "node:assert/strict";
@@ -47,7 +47,7 @@ const certificate = await localCertificate();
 assert.ok(certificate, "openssl, which makes a certificate for the Hub of this machine, is not installed");
 const { hub } = await hubWith({}, { tls: certificate.tls });
 
-/** Folders of npm packages and their parts for other systems, which would only take time to copy. */
+/** Whether a folder is `onnxruntime-node`'s for another system, which would only take time to copy. */
 const isForeign = (file) => /napi-v6\/(darwin|win32|linux\/arm64)$/.test(file);
 const packages = path.join(installedPackage(), "node_modules");
 
@@ -121,7 +121,11 @@ const postJson = (url, body) =>
 /** The command line's server answers, also a request in progress while SIGTERM stops it. */
 async function serve([program, ...flags]) {
   const main = path.join("node_modules", NAME, "dist/cli/main.js");
-  const server = start(program, [...flags, main, "serve", MODEL, "--port=0"], { cwd: PROJECT, env: environment() });
+  const server = start(program, [...flags, main, "serve", MODEL, "--port=0"], {
+    cwd: PROJECT,
+    env: environment(),
+    timeoutMs: 120_000,
+  });
   try {
     const [, url] = await server.says(/^(http:\S+)\n/);
     const embed = async (input) => {
@@ -178,7 +182,7 @@ const HOST_CHECKS = {
   "download from a Hub by HTTPS, also through a proxy": download,
   "`serve`, and its end by SIGTERM": serve,
   "the package outside of `node_modules`": task("clone.mjs"),
-  "no `HOME`": task("fallback.mjs", { env: { HOME: undefined } }),
+  "no `HOME`": task("bundle.mjs", { env: { HOME: undefined } }),
   "a `HOME` in which nothing can be written": task("home.mjs", { env: { HOME: "/sys" } }),
   "folders with spaces, quotes, `#`, `%`, `&`, `$`, Unicode": inOddFolder,
 };
@@ -298,7 +302,7 @@ async function next(settings, startServer) {
   const port = await freePort();
   const { args, cwd } = startServer(folder, program);
   const env = environment({ PORT: `${port}`, HOSTNAME: "127.0.0.1" });
-  const server = start(NODE[0], args, { cwd, env });
+  const server = start(NODE[0], args, { cwd, env, timeoutMs: 120_000 });
   try {
     await server.says(/Ready in/);
     for (const backend of ["onnx", "onnx-js"]) {
@@ -360,7 +364,7 @@ const BUNDLERS = [
   ],
   [`@vercel/nft ${versionOf("@vercel/nft")}`, "none", trace],
   [
-    "Node.js's single executable",
+    `${versions.get("Node.js 24")}, single executable`,
     "`createRequire(process.execPath)`, and `node_modules` beside it",
     executable,
     "yes, without the fallback",
