@@ -1,14 +1,13 @@
 /** Without a network, behind a mirror, and behind a proxy. No test reaches the real Hub. */
 
 import assert from "node:assert/strict";
-import { readFileSync, rmSync } from "node:fs";
+import { rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
-import { assertComplete, hubWith, ID, pulling, track } from "./support/hub.mjs";
+import { assertComplete, hubWith, ID, localCertificate, pulling, track } from "./support/hub.mjs";
 import { COMMIT, refuse, startProxy } from "./support/hub_server.mjs";
 import { api, embedderError, temporaryFolder } from "./support/models.mjs";
-import { run } from "./support/processes.mjs";
 
 const { pull } = api;
 const { proxyFor } = createRequire(import.meta.url)("../dist/lib/hub/proxy.js");
@@ -80,22 +79,15 @@ test("HTTP_PROXY is used for http", async () => {
   assert.equal(proxy.asked[0], `GET ${hub.endpoint}/api/models/${ID}/revision/main`);
 });
 
-const key = path.join(temporaryFolder(), "key.pem");
-const cert = path.join(path.dirname(key), "cert.pem");
-const hosts = "subjectAltName=IP:127.0.0.1,DNS:localhost";
-const made = await run("openssl", [
-  ...["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"],
-  ...["-subj", "/CN=localhost", "-addext", hosts, "-keyout", key, "-out", cert],
-]).catch(() => ({}));
+const certificate = await localCertificate();
 
 test("https is tunneled through HTTPS_PROXY, except to hosts in NO_PROXY", {
-  skip: made.status !== 0 && "there is no openssl to make a certificate",
+  skip: !certificate && "there is no openssl to make a certificate",
 }, async () => {
-  const tls = { key: readFileSync(key, "utf8"), cert: readFileSync(cert, "utf8") };
-  const { options } = await hubWith({}, { tls });
+  const { options } = await hubWith({}, { tls: certificate.tls });
   const proxy = await startProxy();
   track(proxy);
-  const env = { NODE_EXTRA_CA_CERTS: cert, HTTPS_PROXY: proxy.url };
+  const env = { NODE_EXTRA_CA_CERTS: certificate.file, HTTPS_PROXY: proxy.url };
   assertComplete((await pulling(options, env).result).folder);
   assert.deepEqual([...new Set(proxy.asked.map((line) => line.replace(/\d+$/, "")))].sort(), [
     "CONNECT 127.0.0.1:",

@@ -1,6 +1,6 @@
 import { existsSync, readdirSync } from "node:fs";
 
-// As a plain variable and not as a namespace, which Turbopack does not look into: it follows the paths that it can evaluate.
+// Not `import * as path`: bundlers that trace files (Turbopack) cannot evaluate paths that are made with TypeScript's copy.
 import path = require("node:path");
 
 import type { ModelOptions as AddonOptions, Call, Model } from "../index.js";

@@ -1,7 +1,7 @@
 /**
  * `npm test`: sets everything up and runs every check. Each step is one line with its time; a failing one shows its
- * output. `npm test -- --only=<step>` runs one step (and the set-up it needs), `--list` names them. After
- * `npm run build:native -- --mlx=…` MLX is tested as well.
+ * output. `npm test -- --only=<step>` runs one step (and the set-up it needs), `--list` names them; with `--write`, the
+ * step `hosts` rewrites its tables in docs/hosts.md. After `npm run build:native -- --mlx=…` MLX is tested as well.
  */
 
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
@@ -27,6 +27,7 @@ import {
 const GENERATED = ["index.js", "index.d.ts"];
 const EXAMPLE = "examples/code-search";
 const INTEGRATIONS = "__test__/integrations";
+const HOSTS = "__test__/hosts";
 
 const passed = { tests: 0 };
 const failed = { tests: 0 };
@@ -80,6 +81,7 @@ const CHECKS = {
     await nodeTest(`${EXAMPLE}/test`);
   },
   reference: buildReference,
+  ...(process.platform === "linux" && process.arch === "x64" && { hosts }),
   bench: smokeBench,
   release: async () => {
     await installPackages("release");
@@ -144,8 +146,14 @@ async function cargoTestMlx() {
   await countedCargoTest(["--no-default-features", ...withMlx(), "--", "--test-threads=1"], mlxRequired);
 }
 
+/** Other hosts and bundlers, which have packages of their own. `--write` rewrites the tables of what passed. */
+async function hosts() {
+  for (const folder of [HOSTS, `${HOSTS}/next`]) await installPackages(folder);
+  await nodeTest(HOSTS, { SEMANTIC_SEARCH_WRITE_TABLES: process.argv.includes("--write") ? "1" : undefined });
+}
+
 /** @param {string} folder of the specs */
-async function nodeTest(folder) {
+async function nodeTest(folder, more = {}) {
   const specs = readdirSync(path.join(ROOT, folder)).filter((name) => name.endsWith(".spec.mjs"));
   const args = ["--test", "--test-reporter=spec", ...specs.map((name) => `${folder}/${name}`)];
   const env = {
@@ -156,6 +164,7 @@ async function nodeTest(folder) {
     SEMANTIC_SEARCH_BACKEND: undefined,
     NODE_OPTIONS: undefined,
     NO_COLOR: "1",
+    ...more,
   };
   await counted(run(process.execPath, args, env), /^ℹ pass (\d+).*?^ℹ fail (\d+)/gms);
 }

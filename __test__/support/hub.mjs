@@ -6,7 +6,7 @@ import * as path from "node:path";
 import { after } from "node:test";
 import { filesIn, startHub } from "./hub_server.mjs";
 import { ROOT, temporaryFolder } from "./models.mjs";
-import { start } from "./processes.mjs";
+import { run, start } from "./processes.mjs";
 
 export const ID = "org/model";
 export const FIXTURE = filesIn(path.join(ROOT, "tests/fixtures/bert_mean"));
@@ -49,6 +49,20 @@ after(() => {
 export function track(server) {
   servers.push(server);
   return server;
+}
+
+/** A certificate for servers of this machine and the file that has it; `undefined` without openssl. */
+export async function localCertificate() {
+  const [key, file] = ["key.pem", "cert.pem"].map((name) => path.join(temporaryFolder(), name));
+  const hosts = "subjectAltName=IP:127.0.0.1,DNS:localhost";
+  const made = await run("openssl", [
+    ...["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"],
+    // Deno takes no certificate of an authority for that of a server.
+    ...["-subj", "/CN=localhost", "-addext", hosts, "-addext", "basicConstraints=critical,CA:FALSE"],
+    ...["-keyout", key, "-out", file],
+  ]).catch(() => ({}));
+  if (made.status !== 0) return undefined;
+  return { tls: { key: readFileSync(key, "utf8"), cert: readFileSync(file, "utf8") }, file };
 }
 
 /**

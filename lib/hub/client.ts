@@ -174,7 +174,10 @@ export class HubClient {
   }
 }
 
-/** Loaded when first needed: loading a model folder does not need it. By its file: Bun has a partial `undici` of its own. */
+/**
+ * Loaded when first needed: loading a model folder does not need it. By the name of its file, because Bun has a partial
+ * `undici` of its own.
+ */
 function undici(): typeof import("undici") {
   return require("undici/index.js");
 }
