@@ -301,6 +301,13 @@ fn settings_that_are_missing_or_malformed_are_named() {
         ("qwen3", "head_dim", Value::Null, "a positive integer"),
         ("qwen3", "rope_parameters", json!([]), "an object"),
         ("gemma3", "sliding_window", json!(1), "at least 2"),
+        (
+            "qwen3",
+            "num_hidden_layers",
+            json!(4_000_000_000_u32),
+            "at most 1000 layers",
+        ),
+        ("distilbert", "n_layers", json!(1001), "at most 1000 layers"),
     ] {
         let result = load_spoiled(fixture, set_config(key, value));
         assert_error(result, "MODEL_INVALID", &["config.json", key, expected]);

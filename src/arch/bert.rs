@@ -98,7 +98,7 @@ impl Bert {
             hidden_size,
             max_position_embeddings: settings.positions(numbering)?,
             numbering,
-            num_hidden_layers: settings.count(&["num_hidden_layers"])?,
+            num_hidden_layers: settings.layers(&["num_hidden_layers"])?,
             attention: settings.attention(hidden_size, heads)?,
             bias: None,
             intermediate_size: settings.count(&["intermediate_size"])?,

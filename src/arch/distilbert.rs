@@ -40,7 +40,7 @@ fn read(settings: &Settings) -> Result<Bert> {
         hidden_size: dim,
         max_position_embeddings: settings.positions(Numbering::Index)?,
         numbering: Numbering::Index,
-        num_hidden_layers: settings.count(&["n_layers"])?,
+        num_hidden_layers: settings.layers(&["n_layers"])?,
         attention: settings.attention(dim, heads)?,
         bias: None,
         intermediate_size: settings.count(&["hidden_dim"])?,

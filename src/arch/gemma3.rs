@@ -40,7 +40,7 @@ fn read(settings: &Settings) -> Result<Decoder> {
         scale: score_divisor.sqrt().recip(),
         ..settings.grouped_attention(head_dim)?
     };
-    let layers = settings.count(&["num_hidden_layers"])?;
+    let layers = settings.layers(&["num_hidden_layers"])?;
     let layers = settings.layer_types(layers, |index| {
         // The last of so many is full.
         let pattern = settings.count(&["sliding_window_pattern"])?;

@@ -58,7 +58,7 @@ impl GteNew {
             vocab_size: settings.count(&["vocab_size"])?,
             hidden_size,
             max_position_embeddings: settings.count(&["max_position_embeddings"])?,
-            num_hidden_layers: settings.count(&["num_hidden_layers"])?,
+            num_hidden_layers: settings.layers(&["num_hidden_layers"])?,
             attention: Attention {
                 rotary: Some(Self::rotary(settings, attention.head_dim)?),
                 ..attention

@@ -90,7 +90,7 @@ impl JinaBert {
             vocab_size: settings.count(&["vocab_size"])?,
             hidden_size,
             max_position_embeddings: settings.count(&["max_position_embeddings"])?,
-            num_hidden_layers: settings.count(&["num_hidden_layers"])?,
+            num_hidden_layers: settings.layers(&["num_hidden_layers"])?,
             attention: Attention {
                 mask: Mask::Alibi,
                 ..settings.attention(hidden_size, heads)?

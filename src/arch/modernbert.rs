@@ -47,7 +47,7 @@ impl ModernBert {
     fn read(settings: &Settings) -> Result<Self> {
         let hidden_size = settings.count(&["hidden_size"])?;
         let heads = settings.count(&["num_attention_heads"])?;
-        let layers = settings.count(&["num_hidden_layers"])?;
+        let layers = settings.layers(&["num_hidden_layers"])?;
         let attention = settings.attention(hidden_size, heads)?;
         let types = settings.layer_types(layers, |index| {
             // The first of so many is global.

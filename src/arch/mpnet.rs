@@ -53,7 +53,7 @@ fn read(settings: &Settings) -> Result<Bert> {
         hidden_size,
         max_position_embeddings: settings.positions(NUMBERING)?,
         numbering: NUMBERING,
-        num_hidden_layers: settings.count(&["num_hidden_layers"])?,
+        num_hidden_layers: settings.layers(&["num_hidden_layers"])?,
         attention: settings.attention(hidden_size, heads)?,
         bias: Some(BiasTable {
             name: "encoder.relative_attention_bias.weight",

@@ -99,7 +99,7 @@ impl NomicBert {
             vocab_size: settings.count(&["vocab_size"])?,
             n_embd,
             n_positions: settings.count(&["n_positions", "max_position_embeddings"])?,
-            n_layer: settings.count(&["n_layer", "num_hidden_layers"])?,
+            n_layer: settings.layers(&["n_layer", "num_hidden_layers"])?,
             attention: Attention {
                 rotary: Some(Self::rotary(settings, attention.head_dim)?),
                 ..attention

@@ -104,7 +104,7 @@ fn read(settings: &Settings) -> Result<Decoder> {
         max_position_embeddings: settings.count(&["max_position_embeddings"])?,
         rms_norm_eps: settings.number(&["rms_norm_eps"])? as f32,
         activation: settings.activation("hidden_act")?,
-        attentions: vec![attention; settings.count(&["num_hidden_layers"])?],
+        attentions: vec![attention; settings.layers(&["num_hidden_layers"])?],
         qkv_bias: is_qwen2 || attention_bias,
         output_bias: attention_bias,
         has_query_norms: !is_qwen2,

@@ -76,6 +76,17 @@ impl<'a> Settings<'a> {
         self.integer(keys, 1)
     }
 
+    /// A required number of layers. It is bounded, because settings of each layer are stored before the file of weights
+    /// shows how many there are.
+    pub fn layers(&self, keys: &[&str]) -> Result<usize> {
+        const MOST: usize = 1000;
+        let layers = self.count(keys)?;
+        if layers <= MOST {
+            return Ok(layers);
+        }
+        Err(self.invalid(keys[0], &format!("at most {MOST} layers"), &layers.into()))
+    }
+
     /// A required integer of at least `least`.
     pub fn integer(&self, keys: &[&str], least: u32) -> Result<usize> {
         let expected = if least == 1 {
