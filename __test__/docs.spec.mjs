@@ -101,16 +101,16 @@ function installPeers(folder, names) {
 }
 
 const EMBEDDER = path.join(ROOT, "tests/fixtures/bert_mean");
-const RERANKER = path.join(RERANKERS, "xlm_roberta");
+const reranker = (architecture) => path.join(RERANKERS, architecture === "qwen3" ? "qwen3" : "xlm_roberta");
 const UNKNOWN_MODEL = { id: "org/model", revision: "2".repeat(40), task: "embed" };
 
 /** The models that samples name, as small ones, and a branch for `org/model`. */
 const hub = await startHub(
   Object.fromEntries(
-    [...api.KNOWN_MODELS, UNKNOWN_MODEL].map(({ id, revision, task }) => [
+    [...api.KNOWN_MODELS, UNKNOWN_MODEL].map(({ id, revision, task, architecture }) => [
       id,
       {
-        files: filesIn(task === "rerank" ? RERANKER : EMBEDDER),
+        files: filesIn(task === "rerank" ? reranker(architecture) : EMBEDDER),
         commit: revision,
         branches: { main: revision, "v1.2": revision },
       },

@@ -36,6 +36,14 @@ test("a reranker loaded by name scores like its folder, and then loads offline",
   assert.deepEqual(await scores(await load(t, server, { backend: "onnx", offline: true })), expected);
 });
 
+test("a language model's chat template and its module are downloaded", async (t) => {
+  const server = await hubWith({ ...filesIn(path.join(ROOT, "tests/fixtures/rerankers/qwen3")), ...NO_POOLING });
+  const loaded = await load(t, server, { backend: "onnx" });
+  const folder = await api.Reranker.load(await model("rerankers/qwen3"), { backend: "onnx" });
+  assert.equal(loaded.fingerprint, folder.fingerprint);
+  await Promise.all([loaded.close(), folder.close()]);
+});
+
 test("a classifier is refused before its weights are downloaded", async (t) => {
   const labels = { id2label: { 0: "no", 1: "yes" } };
   const server = await hubWith({ ...FILES, ...NO_POOLING, ...config(labels) });

@@ -104,6 +104,80 @@ for (const [title, file, change, expected] of SETTLED) {
   });
 }
 
+/** Of rerankers that are language models: a fixture, a file, its content or changes to it, and what both readers say. */
+const TEMPLATE = "chat_template.jinja";
+const SCORE = "1_LogitScore/config.json";
+const INSTRUCTION = { queryPrompt: "Find the code" };
+const score = { type: "sentence_transformers.cross_encoder.modules.LogitScore", path: "1_LogitScore" };
+const text = { method: "forward", method_output_name: "logits" };
+const OF_CHATS = [
+  ["qwen3", SCORE, {}, { maxTokens: 192, queryPrompt: "" }],
+  ["qwen3", SCORE, {}, { maxTokens: 192, queryPrompt: "" }, INSTRUCTION],
+  ["qwen3", SCORE, { false_token_id: null }, { dimension: 1 }],
+  ["qwen3", SCORE, { true_token_id: 0 }, { dimension: 1 }],
+  ["qwen3", SCORE, { true_token_id: null }, "MODEL_INVALID"],
+  ["qwen3", SCORE, { true_token_id: 705 }, "MODEL_INVALID"],
+  ["qwen3", SCORE, { false_token_id: -1 }, "MODEL_INVALID"],
+  ["qwen3", SCORE, { false_token_id: 1.5 }, "MODEL_INVALID"],
+  ["qwen3", SCORE, { module_input_name: "logits" }, "MODEL_UNSUPPORTED"],
+  ["qwen3", SCORE, "[]", "MODEL_INVALID"],
+  ["qwen3", "modules.json", [module("Transformer")], "MODEL_UNSUPPORTED"],
+  ["qwen3", "modules.json", [module("Transformer"), { ...score, path: "2" }], "MODEL_NOT_FOUND"],
+  ["qwen3", "modules.json", [module("Transformer"), score, module("Normalize")], "MODEL_UNSUPPORTED"],
+  ["qwen3", "modules.json", [module("StaticEmbedding"), score], "MODEL_UNSUPPORTED"],
+  ["qwen3", SENTENCE, { modality_config: { text } }, "MODEL_UNSUPPORTED"],
+  ["qwen3", SENTENCE, { modality_config: { text, message: text } }, { dimension: 1 }],
+  ["qwen3", SENTENCE, { modality_config: { text, message: null } }, { dimension: 1 }],
+  ["qwen3", SENTENCE, { modality_config: null }, "MODEL_UNSUPPORTED"],
+  ["qwen3", SENTENCE, { modality_config: [] }, "MODEL_INVALID"],
+  ["qwen3", SENTENCE, { modality_config: { message: { ...text, format: "structured" } } }, "MODEL_UNSUPPORTED"],
+  ["qwen3", SENTENCE, { processing_kwargs: { chat_template: { add_generation_prompt: true } } }, { dimension: 1 }],
+  ["qwen3", SENTENCE, { processing_kwargs: { chat_template: { add_generation_prompt: 1 } } }, "MODEL_UNSUPPORTED"],
+  ["qwen3", TOKENIZER_CONFIG, { truncation_side: "left" }, "MODEL_UNSUPPORTED"],
+  ["qwen3", TOKENIZER_CONFIG, { chat_template: 1 }, { dimension: 1 }],
+  ["qwen3", "tokenizer.json", { added_tokens: [] }, "MODEL_UNSUPPORTED"],
+  ["qwen3", TEMPLATE, null, "MODEL_UNSUPPORTED"],
+  ["qwen3", TEMPLATE, Buffer.of(0xff), "MODEL_INVALID"],
+  ["qwen3", TEMPLATE, (words) => words.replaceAll("\n", "\r\n"), "MODEL_UNSUPPORTED"],
+  ["qwen3", TEMPLATE, (words) => words.replace("-%}\n", "-%}\n \t\n"), { dimension: 1 }],
+  ["qwen3", TEMPLATE, (words) => words.replace("Judge whether", "{ Say } whether"), { dimension: 1 }],
+  ["qwen3", TEMPLATE, (words) => words.replace("Judge", "{# Judge #}"), "MODEL_UNSUPPORTED"],
+  ["qwen3", TEMPLATE, (words) => words.replace("web search", 'web \\"search'), "MODEL_UNSUPPORTED"],
+  ["qwen3", TEMPLATE, (words) => words.replace("{{ query_text }}", "{{query_text}}"), "MODEL_UNSUPPORTED"],
+  ["qwen3", TEMPLATE, (words) => words.replace(/\{\{ document_text \}\}.*/s, ""), "MODEL_UNSUPPORTED"],
+  ["qwen3", TEMPLATE, (words) => words.replace(/(document_text \}\}).*/s, "$1"), "MODEL_UNSUPPORTED"],
+  ["qwen3_classifier", PROMPTS, { default_prompt_name: null }, { queryPrompt: "" }],
+  ["qwen3_classifier", "config.json", { id2label: { 0: "a", 1: "b" } }, "MODEL_UNSUPPORTED"],
+  ["qwen3_classifier", "modules.json", null, { dimension: 1 }],
+  ["qwen3_classifier", TOKENIZER_CONFIG, { model_max_length: 40 }, "INVALID_ARGUMENT"],
+];
+
+test("both readers take chat templates alike", () => {
+  const fingerprints = new Set();
+  for (const [fixture, file, change, expected, options] of OF_CHATS) {
+    const name = `rerankers/${fixture}`;
+    const isChange = typeof change === "object" && change && !Array.isArray(change) && !Buffer.isBuffer(change);
+    const content =
+      typeof change === "function"
+        ? change(readers.file(name, file))
+        : isChange
+          ? JSON.stringify({ ...JSON.parse(readers.file(name, file)), ...change })
+          : Array.isArray(change)
+            ? JSON.stringify(change)
+            : change;
+    const { addon, fallback } = readers.ask(name, { [file]: content }, { task: "rerank", ...options });
+    const what = JSON.stringify([fixture, file, change]);
+    for (const { code, facts, message } of [addon, fallback]) {
+      if (typeof expected === "string") assert.equal(code, expected, `${what}: ${message}`);
+      else assert.deepEqual({ ...facts, ...expected }, facts, `${what}: ${message}`);
+    }
+    assert.equal(fallback.file, addon.file, what);
+    assert.deepEqual(fallback.facts, addon.facts, what);
+    if (addon.facts) fingerprints.add(addon.facts.fingerprint);
+  }
+  assert.ok(fingerprints.size >= 8, `${fingerprints.size}`);
+});
+
 test(`${FOLDERS} generated folders mean the same to both readers`, async () => {
   const differences = [];
   for (let index = 0; index < FOLDERS; index++) {

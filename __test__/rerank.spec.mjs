@@ -18,7 +18,7 @@ import {
 import { tableModel } from "./support/onnx_writer.mjs";
 
 const { Embedder, Reranker } = api;
-const NAMES = ["bert", "distilbert", "modernbert", "xlm_roberta"];
+const NAMES = ["bert", "distilbert", "modernbert", "qwen3", "qwen3_classifier", "xlm_roberta"];
 /** Token ids of the fixture `bert`. */
 const VOCABULARY = 1411;
 /** Scores are raw logits. */
@@ -142,10 +142,6 @@ for (const backend of BACKENDS) {
     const cases = [
       [{ "config.json": (config) => ({ ...config, id2label: labels }) }, "num_labels = 2"],
       [{ "config.json": ({ id2label: _, ...config }) => config }, "num_labels = 2"],
-      [
-        { "config_sentence_transformers.json": () => ({ prompts: { q: "find: " }, default_prompt_name: "q" }) },
-        "a reranker with a prompt",
-      ],
     ];
     for (const [changes, named] of cases) {
       const folder = await changed("bert", { ...changes, "semantic-search-native.onnx": null });
@@ -155,13 +151,46 @@ for (const backend of BACKENDS) {
   });
 }
 
+for (const backend of BACKENDS) {
+  test(`a prompt precedes queries, or is the instruction of a chat template, on ${backend}`, async () => {
+    const scores = async (folder, options, query = QUERY) =>
+      withReranker(folder, { backend, ...options }, (loaded) => loaded.score(query, TEXTS, { activation: "none" }));
+    const bert = await reranker("bert");
+    const expected = await scores(bert, {}, `find: ${QUERY}`);
+    assertClose(await scores(bert, { queryPrompt: "find: " }), expected, TOLERANCE, "the option");
+    const declared = { prompts: { q: "find: " }, default_prompt_name: "q" };
+    const folder = await changed("bert", { "config_sentence_transformers.json": () => declared });
+    assertClose(await scores(folder), expected, TOLERANCE, "the folder's");
+    assert.ok(maxDifference(await scores(bert), expected) > 10 * TOLERANCE);
+
+    const [qwen, classifier] = await Promise.all(["qwen3", "qwen3_classifier"].map(reranker));
+    const own = "Given a web search query, retrieve relevant passages that answer the query";
+    const code = "Given a question, find the function of the code that answers it";
+    const plain = await scores(qwen);
+    for (const queryPrompt of ["", own])
+      assertClose(await scores(qwen, { queryPrompt }), plain, TOLERANCE, queryPrompt);
+    assert.ok(maxDifference(await scores(qwen, { queryPrompt: code }), plain) > 10 * TOLERANCE);
+    assertClose(await scores(classifier, { queryPrompt: code }), await scores(classifier), TOLERANCE, "the default");
+  });
+
+  test(`what a chat template leaves no room for is refused on ${backend}`, async () => {
+    const folder = await reranker("qwen3");
+    const refused = embedderError("INVALID_ARGUMENT", "maxTokens", "chat template");
+    await assert.rejects(Reranker.load(folder, { backend, maxTokens: 100 }), refused);
+    await withReranker(folder, { backend }, async (loaded) => {
+      const query = embedderError("INVALID_ARGUMENT", "query", "maxTokens, 192");
+      await assert.rejects(loaded.score("time ".repeat(100), ["a"]), query);
+    });
+  });
+}
+
 test("every backend gives the same fingerprint", async () => {
   for (const name of NAMES) {
     const folder = await reranker(name);
     const of = (options) => withReranker(folder, options, async ({ fingerprint }) => fingerprint);
     const found = await Promise.all(BACKENDS.map((backend) => of({ backend })));
     assert.equal(new Set(found).size, 1, name);
-    assert.notEqual(await of({ maxTokens: 32 }), found[0]);
+    assert.notEqual(await of({ maxTokens: golden(name).maxTokens - 1 }), found[0]);
   }
 });
 
@@ -322,7 +351,7 @@ test("arguments are checked by name", async () => {
   const folder = await reranker("bert");
   const wrong = (promise, ...named) => assert.rejects(promise, embedderError("INVALID_ARGUMENT", ...named));
   await wrong(Reranker.load(), "model");
-  for (const option of ["pooling", "normalize", "queryPrompt", "dimensions", "queryCacheSize", "task"]) {
+  for (const option of ["pooling", "normalize", "documentPrompt", "dimensions", "queryCacheSize", "task"]) {
     await wrong(Reranker.load(folder, { [option]: "cls" }), `unknown option "${option}"`, "activation");
   }
   await wrong(Reranker.load(folder, { activation: "softmax" }), "activation", '"none", "sigmoid"');

@@ -20,7 +20,8 @@ export function addLoadOptions(command: Command, task: Task = "embed"): Command 
       "longest text in tokens (default: 512, or the model's limit if that is lower)",
       count,
     )
-    .option("--threads <count>", "threads to compute with (default: all that the process may use)", count);
+    .option("--threads <count>", "threads to compute with (default: all that the process may use)", count)
+    .option("--query-prompt <text>", "text to put before queries instead of the model's own");
   if (task === "embed") addVectorOptions(command);
   return command
     .option("--memory-budget <bytes>", 'most memory for the activations of a batch, such as "512MB"', bytes)
@@ -35,7 +36,6 @@ function addVectorOptions(command: Command): void {
     .option("--no-layer-norm", "with --dimensions: apply no layer norm")
     .option("--no-normalize", "do not scale vectors to length 1")
     .option("--pooling <mode>", "pooling, if the model folder does not declare it")
-    .option("--query-prompt <text>", "text to put before queries instead of the model's own")
     .option("--document-prompt <text>", "text to put before documents instead of the model's own");
 }
 

@@ -6,11 +6,13 @@
 import { createHash } from "node:crypto";
 import { existsSync, statSync } from "node:fs";
 import * as path from "node:path";
+import { type ChatTemplate, readChatTemplate } from "./chat_template.js";
 import { type Dense, readDenseModules } from "./dense.js";
 import { type Description, type EngineOptions, POOLING_MODES, type PoolingMode, type Task } from "./engine.js";
 import { EmbedderError } from "./errors.js";
 import { isObject, JsonFile, parseJsonObject, readJsonIfPresent } from "./json_file.js";
 import { type KnownEmbedder, modelNamedInConfig } from "./known_models.js";
+import { checkLogitScore, LOGIT_SCORE_FILE } from "./logit_score.js";
 import { MOST_SETTINGS, readRegularFile } from "./regular_file.js";
 import { MODEL2VEC, readStaticFacts, type StaticTokens } from "./static_table.js";
 
@@ -35,10 +37,14 @@ export interface ModelFolder {
   poolingFile: string | undefined;
   /** The folders of the Dense modules, in their order. */
   denseFolders: string[];
+  /** The settings of the module that makes a score of logits. */
+  logitScore: JsonFile | undefined;
+  /** Whether there is a `modules.json`. */
+  hasModules: boolean;
   config: JsonFile;
   /** Of a static model: which tokens count. */
   staticTokens: StaticTokens | undefined;
-  /** SHA-256 of `config.json` as it was read; of nothing where a static model has none. */
+  /** SHA-256 of `config.json` as it was read, of nothing where a static model has none, followed by that of `LogitScore`. */
   configHash: string;
 }
 
@@ -49,6 +55,9 @@ export interface ModelDir extends ModelFolder {
   pooling: PoolingMode[];
   /** The layers that follow the pooling. */
   dense: Dense[];
+  /** Of a reranker: what is put around a query and a text; `undefined` if the tokenizer joins them. */
+  template: ChatTemplate | undefined;
+  /** Empty if it is in the template. */
   queryPrompt: string;
   documentPrompt: string;
   /** Longest text in tokens, special tokens included. */
@@ -83,6 +92,8 @@ export const EXPORTED_GRAPHS = ["semantic-search-native.onnx", "semantic-search-
 /** A `model_max_length` above this means "none": the Python libraries write 1e30. */
 const NO_LIMIT = 1e8;
 const DEFAULT_MAX_TOKENS = 512;
+/** Whose rerankers read a chat template: the architectures of which the addon knows the logits. */
+const LANGUAGE_MODELS: unknown[] = ["qwen2", "qwen3"];
 
 /**
  * Opens the folder as far as `config.json`.
@@ -94,16 +105,20 @@ export function openModelFolder(dir: string): ModelFolder {
   if (!statSync(dir).isDirectory()) {
     throw new EmbedderError("MODEL_NOT_FOUND", `${dir} is not a folder; expected the folder that holds config.json`);
   }
-  const { transformerPath, isStatic, ...modules } = readModules(dir);
+  const { transformerPath, isStatic, logitScoreFile, ...modules } = readModules(dir);
   const transformerDir = path.join(dir, transformerPath);
   const configFile = path.join(transformerDir, "config.json");
   const bytes = readConfig(configFile, isStatic);
   const config = new JsonFile(configFile, bytes ? parseJsonObject(configFile, bytes) : {});
+  const score = logitScoreFile === undefined ? undefined : readRegularFile(logitScoreFile, MOST_SETTINGS);
+  const logitScore =
+    logitScoreFile && score ? new JsonFile(logitScoreFile, parseJsonObject(logitScoreFile, score)) : undefined;
   return {
-    ...{ dir, transformerDir, ...modules, config },
+    ...{ dir, transformerDir, ...modules, config, logitScore },
     staticTokens: config.json.model_type === MODEL2VEC ? "known" : isStatic ? "all" : undefined,
     configHash: createHash("sha256")
       .update(bytes ?? "")
+      .update(score ?? "")
       .digest("hex"),
   };
 }
@@ -161,20 +176,16 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
   const task = options.task ?? "embed";
   const isReranker = task === "rerank";
   if (isReranker) checkReranker(folder);
+  if (folder.logitScore) checkLogitScore(folder.logitScore, encoder.vocabulary);
   const known = isReranker ? undefined : modelNamedInConfig(config.json);
   const prompts = readPrompts(dir);
   const prompt = (option: string | undefined, named: string | undefined, ofKnown: string | undefined) =>
-    isReranker ? "" : (option ?? named ?? ofKnown ?? prompts.fallback ?? "");
-  const queryPrompt = prompt(options.queryPrompt, prompts.query, known?.queryPrompt);
-  const documentPrompt = prompt(options.documentPrompt, prompts.document, known?.documentPrompt);
+    option ?? named ?? ofKnown ?? prompts.fallback ?? "";
+  // `CrossEncoder` uses its default prompt only.
+  const queryPrompt = prompt(options.queryPrompt, isReranker ? undefined : prompts.query, known?.queryPrompt);
+  const documentPrompt = isReranker ? "" : prompt(options.documentPrompt, prompts.document, known?.documentPrompt);
   const declared = poolingFile === undefined ? undefined : JsonFile.read(poolingFile);
   if (declared) checkPooling(declared, width, queryPrompt + documentPrompt !== "");
-  if (isReranker && prompts.fallback) {
-    throw new EmbedderError(
-      "MODEL_UNSUPPORTED",
-      `${dir}: a reranker with a prompt (${PROMPTS_FILE}) is not supported; put the prompt in front of each query, and remove it from the file`,
-    );
-  }
   const usual = known?.pooling ?? (staticTokens && "mean");
   const pooling: PoolingMode[] | undefined = isReranker
     ? ["cls"]
@@ -199,16 +210,24 @@ export function resolveModelDir(folder: ModelFolder, encoder: EncoderFacts, opti
   const matryoshka = isReranker ? undefined : readMatryoshka(folder, encoder, full, known, options);
 
   const sentence = JsonFile.readOptional(sentenceFile);
+  const tokenizerConfig = JsonFile.readOptional(tokenizerConfigFile);
   const maxSequenceLength = sentence.count("max_seq_length");
   const lowerCase = sentence.flag("do_lower_case") ?? false;
-  const tokenizerConfig = JsonFile.readOptional(tokenizerConfigFile);
   const maxLength = readModelMaxLength(tokenizerConfig);
   const isSide = (value: unknown) => value === "left" || value === "right";
   const truncationSide = tokenizerConfig.typed(["truncation_side"], '"left" or "right"', isSide) ?? "right";
+  const template = isReranker
+    ? readChatTemplate(transformerDir, folder.hasModules, { sentence, tokenizerConfig }, queryPrompt)
+    : undefined;
+  if (isReranker && !template && (folder.logitScore || LANGUAGE_MODELS.includes(config.json.model_type))) {
+    const message = `${dir}: a reranker that is a language model without a chat template is not supported; add chat_template.jinja and sentence_bert_config.json, with "message" in modality_config, of Qwen/Qwen3-Reranker-0.6B`;
+    throw new EmbedderError("MODEL_UNSUPPORTED", message);
+  }
   if (!existsSync(tokenizerFile)) throw new EmbedderError("MODEL_NOT_FOUND", `${tokenizerFile} does not exist`);
   return {
     ...folder,
-    ...{ task, encoder, pooling, dense, queryPrompt, documentPrompt },
+    ...{ task, encoder, pooling, dense, template, documentPrompt },
+    queryPrompt: template ? "" : queryPrompt,
     ...{ matryoshka, lowerCase, truncationSide, tokenizerFile },
     maxTokens: Math.min(
       options.maxTokens ?? DEFAULT_MAX_TOKENS,
@@ -225,8 +244,13 @@ export function fullDimension(model: Pick<ModelDir, "task" | "dense" | "pooling"
   return task === "rerank" ? 1 : (dense.at(-1)?.outputs ?? encoder.width * pooling.length);
 }
 
-/** The task that a folder declares: a reranker is a model for sequence classification without a pooling. */
-export function taskOf({ config, poolingFile }: Pick<ModelFolder, "config" | "poolingFile">): Task {
+/** The task that a folder declares: a reranker has `LogitScore`, or is a model for sequence classification without a pooling. */
+export function taskOf({
+  config,
+  poolingFile,
+  logitScore,
+}: Pick<ModelFolder, "config" | "poolingFile"> & { logitScore?: unknown }): Task {
+  if (logitScore) return "rerank";
   const { architectures } = config.json;
   const [architecture]: unknown[] = Array.isArray(architectures) ? architectures : [];
   const isClassifier = typeof architecture === "string" && architecture.endsWith("ForSequenceClassification");
@@ -236,10 +260,10 @@ export function taskOf({ config, poolingFile }: Pick<ModelFolder, "config" | "po
 /** @throws EmbedderError `MODEL_UNSUPPORTED` for an embedder, or a model with several labels. */
 function checkReranker(folder: ModelFolder): void {
   if (taskOf(folder) !== "rerank") {
-    const message = `${folder.dir}: a reranker without a head (expected a model for sequence classification, and no pooling) is not supported; load an embedder with Embedder.load`;
+    const message = `${folder.dir}: a reranker without a head (expected a model for sequence classification or a LogitScore module, and no pooling) is not supported; load an embedder with Embedder.load; of a language model, download the newest revision, which may have the module`;
     throw new EmbedderError("MODEL_UNSUPPORTED", message);
   }
-  checkLabels(folder.config);
+  if (!folder.logitScore) checkLabels(folder.config);
 }
 
 /** @throws EmbedderError `MODEL_UNSUPPORTED` for a model with several labels. */
@@ -258,7 +282,7 @@ export function describe(
   tokenizerHash: string,
   { weightHashes, dtype }: { weightHashes: readonly string[]; dtype: string },
 ): Description {
-  const { task, pooling, dense, queryPrompt, documentPrompt, maxTokens, normalize, matryoshka } = model;
+  const { task, pooling, dense, queryPrompt, documentPrompt, template, maxTokens, normalize, matryoshka } = model;
   // The same text, and so the same hash, as `ModelDir::fingerprint` in `src/model_dir.rs`.
   const identity = {
     format: 1,
@@ -269,7 +293,7 @@ export function describe(
     pooling,
     // `JSON.stringify` leaves `undefined` out.
     dense: dense.length > 0 ? dense.map(({ configHash }) => configHash) : undefined,
-    ...{ queryPrompt, documentPrompt, maxTokens, normalize, dtype },
+    ...{ queryPrompt, documentPrompt, template, maxTokens, normalize, dtype },
     dimensions: matryoshka?.dimensions,
     layerNorm: matryoshka?.layerNorm,
   };
@@ -285,14 +309,17 @@ export function describe(
 }
 
 /**
- * `modules.json`: Transformer, Pooling and any number of Dense modules, or StaticEmbedding; then optionally Normalize.
- * Without this file, `1_Pooling` is used if it exists.
+ * `modules.json`: Transformer, Pooling and any number of Dense modules, or StaticEmbedding; then optionally Normalize; or
+ * Transformer and LogitScore. Without this file, `1_Pooling` is used if it exists.
  *
  * @throws EmbedderError `MODEL_INVALID`, or `MODEL_UNSUPPORTED` for other modules.
  */
-export function readModules(
-  dir: string,
-): Pick<ModelFolder, "poolingFile" | "denseFolders"> & { transformerPath: string; isStatic: boolean } {
+export function readModules(dir: string): Pick<ModelFolder, "poolingFile" | "denseFolders" | "hasModules"> & {
+  transformerPath: string;
+  /** The settings of a module that makes a score of logits. */
+  logitScoreFile: string | undefined;
+  isStatic: boolean;
+} {
   const file = path.join(dir, "modules.json");
   const invalid = (problem: string) => new EmbedderError("MODEL_INVALID", `${file}: ${problem}`);
   const modules = readJsonIfPresent(file);
@@ -302,7 +329,9 @@ export function readModules(
       transformerPath: "",
       poolingFile: existsSync(poolingFile) ? poolingFile : undefined,
       denseFolders: [],
+      logitScoreFile: undefined,
       isStatic: false,
+      hasModules: false,
     };
   }
   if (!Array.isArray(modules)) throw invalid("expected a JSON array of modules");
@@ -321,7 +350,8 @@ export function readModules(
     type.startsWith("sentence_transformers.") ? type.split(".").at(-1) : undefined,
   );
   const isStatic = names[0] === "StaticEmbedding";
-  const first = isStatic ? ["StaticEmbedding"] : ["Transformer", "Pooling"];
+  const isOfLogits = names[1] === "LogitScore" && names.length === 2;
+  const first = isStatic ? ["StaticEmbedding"] : ["Transformer", isOfLogits ? "LogitScore" : "Pooling"];
   const denseFolders: string[] = [];
   for (const [index, { type, path: modulePath }] of entries.entries()) {
     const name = names[index];
@@ -331,19 +361,21 @@ export function readModules(
       throw new EmbedderError(
         "MODEL_UNSUPPORTED",
         `${file}: module ${index} of type ${JSON.stringify(type)} is not supported; supported are the chains Transformer, ` +
-          "Pooling, Dense, Normalize and StaticEmbedding, Normalize of sentence_transformers (any number of Dense modules; " +
-          "Normalize is optional)",
+          "Pooling, Dense, Normalize; StaticEmbedding, Normalize; and Transformer, LogitScore of sentence_transformers (any " +
+          "number of Dense modules; Normalize is optional)",
       );
     }
     denseFolders.push(path.join(dir, modulePath));
   }
-  const [transformer, pooling] = entries;
+  const [transformer, second] = entries;
   if (!transformer) throw invalid("expected a list of modules that starts with a Transformer, found an empty list");
   return {
     transformerPath: transformer.path,
-    poolingFile: pooling && !isStatic ? path.join(dir, pooling.path, "config.json") : undefined,
+    poolingFile: second && !isStatic && !isOfLogits ? path.join(dir, second.path, "config.json") : undefined,
     denseFolders,
+    logitScoreFile: second && isOfLogits ? path.join(dir, second.path, LOGIT_SCORE_FILE) : undefined,
     isStatic,
+    hasModules: true,
   };
 }
 

@@ -6,6 +6,7 @@ import { atLeast, callback, checkOptions, invalid, oneOf, type Rule, signal } fr
 const LOAD_NAMES = [
   "backend",
   "maxTokens",
+  "queryPrompt",
   "dtype",
   "threads",
   "memoryBudget",
@@ -16,7 +17,10 @@ const LOAD_NAMES = [
   "onnxRuntimeLibrary",
 ] as const;
 
-/** Options of {@link Reranker.load}; all are optional. `maxTokens` limits a query and a text together. */
+/**
+ * Options of {@link Reranker.load}; all are optional. `maxTokens` limits a query and a text together. `queryPrompt` is put in front
+ * of queries or, of a model with a chat template, in the place of its instruction.
+ */
 export interface RerankerOptions extends Pick<LoadOptions, (typeof LOAD_NAMES)[number]> {
   /** Default activation of scores, if the model folder does not declare it or declares it wrongly. */
   activation?: Activation;

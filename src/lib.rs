@@ -17,8 +17,8 @@
 //!
 //! # Where things are
 //!
-//! - [`model_dir`] reads a model folder, [`dense`] the layers behind its pooling and `json_file` its settings files;
-//!   [`checkpoint`] reads the weights. [`options`] is what callers may decide.
+//! - [`model_dir`] reads a model folder, [`dense`] the layers behind its pooling, [`chat_template`] and [`logit_score`] what
+//!   rerankers have that are language models, and `json_file` its settings files; [`checkpoint`] reads the weights. [`options`] is what callers may decide.
 //! - [`arch`] holds the encoders: an architecture is one file and one line in a table. It records what it computes into a
 //!   [`graph`], which is plain data. A static model is such a graph of one table.
 //! - [`runtime`] reads such a graph. [`runtime::onnx`] turns it into an ONNX graph, whose initializers point into the
@@ -38,6 +38,7 @@
 
 pub mod arch;
 pub mod batch;
+pub mod chat_template;
 pub mod checkpoint;
 pub mod dense;
 pub mod engine;
@@ -47,6 +48,7 @@ pub mod graph;
 mod guard;
 pub mod int8;
 mod json_file;
+pub mod logit_score;
 mod memory;
 pub mod model;
 pub mod model_dir;

@@ -5,15 +5,18 @@
 //! modules.json                         the chain: Transformer, Pooling, perhaps Dense modules, perhaps Normalize
 //! 1_Pooling/config.json                pooling
 //! 2_Dense/                             a layer behind the pooling, see `dense.rs`
+//! 1_LogitScore/                        in place of a pooling: which logits are a score, see `logit_score.rs`
 //! sentence_bert_config.json            token limit, lower-casing
 //! config_sentence_transformers.json    prompts
 //! tokenizer.json, tokenizer_config.json
+//! chat_template.jinja                  what is put around a query and a text, see `chat_template.rs`
 //! model.safetensors, or model.safetensors.index.json and its shards
 //! ```
 //!
 //! A static model (see `arch/static_table.rs`) has `StaticEmbedding` in place of Transformer and Pooling, and need not have a
 //! `config.json`.
-//! A reranker's folder has no pooling, and a model for sequence classification with one label. With prompts it is refused.
+//! A reranker's folder has no pooling, and a model for sequence classification with one label or a causal language model
+//! with `LogitScore`.
 //!
 //! A folder with only config, tokenizer and weights works for models that its `config.json` names
 //! (CodeRankEmbed, nomic-embed-text); for any other the pooling has to be given as an option.
@@ -36,12 +39,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::arch::{self, Encoder, Facts};
+use crate::chat_template::ChatTemplate;
 use crate::checkpoint::{Checkpoint, SINGLE_FILE, WEIGHTS_EXPECTED, sha256_hex};
 use crate::dense::Dense;
 use crate::error::{Error, Result};
 use crate::file;
 use crate::graph::{Graph, Pooling};
 use crate::json_file::{self, JsonFile, read_bytes};
+use crate::logit_score::LogitScore;
 use crate::options::{Options, Task};
 use crate::vector::Matryoshka;
 
@@ -60,9 +65,13 @@ pub struct ModelDir {
     pub pooling: Vec<Pooling>,
     /// The layers that follow, in their order.
     pub dense: Vec<Dense>,
+    /// Of a reranker that is a causal language model: which logits are its score.
+    pub logit_score: Option<LogitScore>,
+    /// Of a reranker: what is put around a query and a text. `None` if the tokenizer joins them.
+    pub template: Option<ChatTemplate>,
     /// Length of a vector before it is truncated to `dimensions`; 1 of a score.
     pub full_dimension: usize,
-    /// Text put in front of queries.
+    /// Text put in front of queries. Empty if it is in the template.
     pub query_prompt: String,
     /// Text put in front of documents.
     pub document_prompt: String,
@@ -80,7 +89,7 @@ pub struct ModelDir {
     pub truncate_left: bool,
     /// The checkpoint's files, sorted by name.
     pub weights: Vec<PathBuf>,
-    /// SHA-256 of `config.json`, of nothing where there is none, as lower-case hexadecimal.
+    /// SHA-256 of `config.json`, of nothing where there is none, followed by that of `LogitScore`, as lower-case hexadecimal.
     pub config_digest: String,
 }
 
@@ -103,33 +112,16 @@ impl ModelDir {
         let facts = encoder.facts();
         let is_reranker = options.task == Task::Rerank;
         let known = KnownModel::of(&config_file.json).filter(|_| !is_reranker);
+        let declared_task = modules.task(&config_file.json);
         if is_reranker {
-            if modules.task(&config_file.json) == Task::Embed {
-                return Err(not_a_reranker(path));
-            }
-            arch::check_reranker(&config_file.path, &config_file.json, &*encoder)?;
+            check_reranker(path, &modules, &config_file, declared_task, &*encoder)?;
         }
+        let mut digested = config_bytes.unwrap_or_default();
+        let logit_score = (modules.logit_score.as_deref())
+            .map(|folder| LogitScore::read(folder, facts.vocabulary, &mut digested))
+            .transpose()?;
 
-        let prompts = Prompts::read(path)?;
-        let prompt = |option: &Option<String>, names: &[&str], known: Option<&String>| {
-            if is_reranker {
-                return String::new();
-            }
-            let option = option.as_ref();
-            let declared = option.or_else(|| prompts.named(names));
-            let prompt = declared.or(known).or(prompts.default.as_ref());
-            prompt.cloned().unwrap_or_default()
-        };
-        let query_prompt = prompt(
-            &options.query_prompt,
-            &["query"],
-            known.map(|known| &known.query_prompt),
-        );
-        let document_prompt = prompt(
-            &options.document_prompt,
-            &["document", "passage", "corpus"],
-            known.map(|known| &known.document_prompt),
-        );
+        let [query_prompt, document_prompt] = Prompts::read(path)?.chosen(options, known);
         let has_prompt = !(query_prompt.is_empty() && document_prompt.is_empty());
         let pooling_file = modules
             .pooling
@@ -139,11 +131,10 @@ impl ModelDir {
             check_pooling(file, facts.width, has_prompt)?;
         }
         let pooling = if is_reranker {
-            prompts.check_reranker(path)?;
             vec![Pooling::Cls]
         } else {
-            let task = arch::task(&config_file.json);
-            poolings(path, options.pooling, pooling_file, known, &*encoder, task)?
+            let option = options.pooling;
+            poolings(path, option, pooling_file, known, &*encoder, declared_task)?
         };
 
         let pooled = pooling.len() * facts.width;
@@ -162,7 +153,17 @@ impl ModelDir {
             options,
         )?;
 
-        let limits = Limits::read(folder, facts, options)?;
+        let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
+        let tokenizer_config = JsonFile::read_optional(folder.join("tokenizer_config.json"))?;
+        let limits = Limits::read(&sentence_bert, &tokenizer_config, facts, options)?;
+        let mut template = None;
+        if is_reranker {
+            let files = [&sentence_bert, &tokenizer_config];
+            template = ChatTemplate::read(folder, modules.are_declared, files, &query_prompt)?;
+            if template.is_none() && encoder.logits().is_some() {
+                return Err(without_template(path));
+            }
+        }
         let tokenizer = folder.join("tokenizer.json");
         if !tokenizer.exists() {
             return Err(Error::not_found(&tokenizer, TOKENIZER));
@@ -172,8 +173,14 @@ impl ModelDir {
             task: options.task,
             pooling,
             dense,
+            logit_score,
             full_dimension,
-            query_prompt,
+            query_prompt: if template.is_none() {
+                query_prompt
+            } else {
+                String::new()
+            },
+            template,
             document_prompt,
             max_tokens: limits.max_tokens,
             lower_case: limits.lower_case,
@@ -182,7 +189,7 @@ impl ModelDir {
             tokenizer,
             truncate_left: limits.truncate_left,
             weights: weight_files(folder)?,
-            config_digest: sha256_hex(config_bytes.as_deref().unwrap_or_default()),
+            config_digest: sha256_hex(&digested),
             encoder,
         })
     }
@@ -215,10 +222,14 @@ impl ModelDir {
     pub fn record(&self, checkpoint: &mut Checkpoint) -> Result<[Graph; 2]> {
         let states = self.encoder.record(checkpoint)?;
         if self.task == Task::Rerank {
-            let head = self.encoder.head();
-            let head = head.ok_or_else(|| not_a_reranker(&self.path))?;
             let states = states.of_pairs();
-            let scores = head.record(&states, checkpoint)?;
+            let scores = match &self.logit_score {
+                Some(module) => module.record(&*self.encoder, &states, checkpoint)?,
+                None => (self.encoder.head())
+                    .map(|head| head.record(&states, checkpoint))
+                    .transpose()?,
+            };
+            let scores = scores.ok_or_else(|| not_a_reranker(&self.path))?;
             return Ok([states, scores]);
         }
         let mut vectors = states.pooled(&self.pooling);
@@ -258,6 +269,8 @@ impl ModelDir {
             dense: Vec<&'a str>,
             query_prompt: &'a str,
             document_prompt: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            template: Option<&'a ChatTemplate>,
             max_tokens: usize,
             normalize: bool,
             dtype: &'a str,
@@ -276,6 +289,7 @@ impl ModelDir {
             dense: (self.dense.iter().map(|dense| &*dense.config_digest)).collect(),
             query_prompt: &self.query_prompt,
             document_prompt: &self.document_prompt,
+            template: self.template.as_ref(),
             max_tokens: self.max_tokens,
             normalize: self.normalize,
             dtype,
@@ -291,9 +305,40 @@ impl ModelDir {
 fn not_a_reranker(path: &Path) -> Error {
     Error::unsupported(
         path,
-        "a reranker without a head (expected a model for sequence classification, and no pooling)",
-        "load an embedder with `Embedder.load`",
+        "a reranker without a head (expected a model for sequence classification or a LogitScore module, and no pooling)",
+        "load an embedder with `Embedder.load`; of a language model, download the newest revision, which may have the module",
     )
+}
+
+fn without_template(path: &Path) -> Error {
+    Error::unsupported(
+        path,
+        "a reranker that is a language model without a chat template",
+        "add chat_template.jinja and sentence_bert_config.json, with \"message\" in `modality_config`, of Qwen/Qwen3-Reranker-0.6B",
+    )
+}
+
+/// Refuses a folder that declares no reranker, or one whose scores are not computed here.
+fn check_reranker(
+    path: &Path,
+    modules: &Modules,
+    config: &JsonFile,
+    declared: Task,
+    encoder: &dyn Encoder,
+) -> Result<()> {
+    if declared == Task::Embed {
+        return Err(not_a_reranker(path));
+    }
+    let is_computed = if modules.logit_score.is_some() {
+        encoder.logits().is_some()
+    } else {
+        arch::check_labels(&config.path, &config.json)?;
+        encoder.head().is_some()
+    };
+    if is_computed {
+        return Ok(());
+    }
+    Err(arch::unknown_reranker(&config.path, &config.json))
 }
 
 /// `modules.json`: where the parts of the chain lie.
@@ -304,14 +349,20 @@ struct Modules {
     pooling: Option<PathBuf>,
     /// Folders of the Dense modules.
     dense: Vec<PathBuf>,
+    /// Folder of the `LogitScore` module.
+    logit_score: Option<PathBuf>,
     /// Whether a `StaticEmbedding` stands for the first two.
     is_static: bool,
+    /// Whether there is a `modules.json`.
+    are_declared: bool,
 }
 
 impl Modules {
-    /// What the folder declares: a reranker is a model for sequence classification without a pooling.
+    /// What the folder declares: a reranker has `LogitScore`, or is a model for sequence classification without a pooling.
     fn task(&self, config: &Value) -> Task {
-        if self.pooling.is_some() {
+        if self.logit_score.is_some() {
+            Task::Rerank
+        } else if self.pooling.is_some() {
             Task::Embed
         } else {
             arch::task(config)
@@ -326,7 +377,9 @@ impl Modules {
                 transformer: folder.to_owned(),
                 pooling: pooling.exists().then_some(pooling),
                 dense: Vec::new(),
+                logit_score: None,
                 is_static: false,
+                are_declared: false,
             });
         };
         let json = json_file::parse(&path, &bytes)?;
@@ -351,6 +404,7 @@ impl Modules {
         }
         let last = modules.len().saturating_sub(1);
         let mut dense = Vec::new();
+        let mut logit_score = None;
         let mut is_static = false;
         for (index, (kind, relative)) in modules.iter().enumerate() {
             // Other classes are code of the model's own, which is not run.
@@ -361,14 +415,17 @@ impl Modules {
                 (1, Some("Normalize")) if is_static && index == last => {}
                 (0, Some("Transformer")) => {}
                 (1, Some("Pooling")) if !is_static => {}
+                (1, Some("LogitScore")) if !is_static && index == last => {
+                    logit_score = Some(folder.join(relative));
+                }
                 (2.., Some("Dense")) if !is_static => dense.push(folder.join(relative)),
                 (2.., Some("Normalize")) if index == last => {}
                 _ => {
                     return Err(Error::unsupported(
                         &path,
                         format!("module {index} of type {kind:?}"),
-                        "supported are the chains Transformer, Pooling, Dense, Normalize and StaticEmbedding, Normalize of \
-                         sentence_transformers (any number of Dense modules; Normalize is optional)",
+                        "supported are the chains Transformer, Pooling, Dense, Normalize; StaticEmbedding, Normalize; and \
+                         Transformer, LogitScore of sentence_transformers (any number of Dense modules; Normalize is optional)",
                     ));
                 }
             }
@@ -379,12 +436,16 @@ impl Modules {
                 "expected a list of modules that starts with a Transformer, found an empty list";
             Error::invalid(&path, problem)
         })?;
-        let pooling = folders.next().filter(|_| !is_static);
+        let pooling = folders
+            .next()
+            .filter(|_| !is_static && logit_score.is_none());
         Ok(Self {
             transformer,
             pooling: pooling.map(|folder| folder.join("config.json")),
             dense,
+            logit_score,
             is_static,
+            are_declared: true,
         })
     }
 }
@@ -552,16 +613,24 @@ impl Prompts {
         Ok(Self { by_name, default })
     }
 
-    /// Refuses a prompt that `CrossEncoder` would put in front of queries and texts.
-    fn check_reranker(&self, folder: &Path) -> Result<()> {
-        match self.default.as_deref() {
-            None | Some("") => Ok(()),
-            Some(_) => Err(Error::unsupported(
-                folder,
-                "a reranker with a prompt (config_sentence_transformers.json)",
-                "put the prompt in front of each query, and remove it from the file",
-            )),
+    /// Those for queries and for documents: what the options, the folder or what is known of the model says. A reranker has one
+    /// for queries alone, by default the folder's default prompt, as in `CrossEncoder`.
+    fn chosen(&self, options: &Options, known: Option<&KnownModel>) -> [String; 2] {
+        let prompt = |option: &Option<String>, names: &[&str], known: Option<&String>| {
+            let declared = option.as_ref().or_else(|| self.named(names));
+            let prompt = declared.or(known).or(self.default.as_ref());
+            prompt.cloned().unwrap_or_default()
+        };
+        if options.task == Task::Rerank {
+            return [prompt(&options.query_prompt, &[], None), String::new()];
         }
+        let of_queries = known.map(|known| &known.query_prompt);
+        let of_documents = known.map(|known| &known.document_prompt);
+        let names = ["document", "passage", "corpus"];
+        [
+            prompt(&options.query_prompt, &["query"], of_queries),
+            prompt(&options.document_prompt, &names, of_documents),
+        ]
     }
 
     fn named(&self, names: &[&str]) -> Option<&String> {
@@ -577,12 +646,15 @@ struct Limits {
 }
 
 impl Limits {
-    fn read(folder: &Path, facts: Facts, options: &Options) -> Result<Self> {
-        let sentence_bert = JsonFile::read_optional(folder.join("sentence_bert_config.json"))?;
+    fn read(
+        sentence_bert: &JsonFile,
+        tokenizer_config: &JsonFile,
+        facts: Facts,
+        options: &Options,
+    ) -> Result<Self> {
         let max_seq_length = sentence_bert.count("max_seq_length")?;
         let lower_case = sentence_bert.flag("do_lower_case")?.unwrap_or(false);
-        let tokenizer_config = JsonFile::read_optional(folder.join("tokenizer_config.json"))?;
-        let max_length = model_max_length(&tokenizer_config)?;
+        let max_length = model_max_length(tokenizer_config)?;
         let expected = "\"left\" or \"right\"";
         let truncate_left =
             tokenizer_config.typed("truncation_side", expected, |side| match side.as_str()? {

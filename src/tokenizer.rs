@@ -2,7 +2,7 @@
 //!
 //! The token limit comes from the model folder and the caller, never from the truncation settings in `tokenizer.json`, and
 //! special tokens always survive it. Token ids from the caller are used as they are. Of a pair only the second text is
-//! truncated.
+//! truncated; a chat template is kept.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -14,6 +14,7 @@ use tokenizers::{
 };
 
 use crate::arch::StaticTokens;
+use crate::chat_template::ChatTemplate;
 use crate::checkpoint::sha256_hex;
 use crate::error::{Error, Result};
 use crate::guard;
@@ -102,8 +103,12 @@ pub struct Tokenizer {
     rows: usize,
     /// The token that is left out.
     left_out: Option<u32>,
-    /// Most tokens of a text, or of both texts of a pair, without special ones.
+    /// Most tokens of a text, or of both texts of a pair, without special ones, or without those behind the text in a template.
     max_text_tokens: usize,
+    /// Most tokens of a query.
+    max_query_tokens: usize,
+    /// The end of the template.
+    after: Vec<u32>,
     /// How long texts are split; `None` if they are tokenized whole.
     piece_rules: Option<PieceRules>,
     bytes_per_piece: usize,
@@ -135,7 +140,10 @@ impl Tokenizer {
         if model.encoder.static_tokens().is_some() {
             inner.with_post_processor(None::<PostProcessorWrapper>);
         }
-        let special_tokens = inner.get_post_processor().map_or(0, |processor| {
+        let processor = inner.get_post_processor();
+        // A chat template contains them.
+        let processor = processor.filter(|_| model.template.is_none());
+        let special_tokens = processor.map_or(0, |processor| {
             processor.added_tokens(model.task == Task::Rerank)
         });
         let (texts, expected) = match model.task {
@@ -150,7 +158,7 @@ impl Tokenizer {
                 format!("at least {special_tokens} special tokens and a token of each text"),
             ),
         };
-        if model.max_tokens < special_tokens + texts {
+        if model.template.is_none() && model.max_tokens < special_tokens + texts {
             return Err(Error::argument(
                 "maxTokens",
                 expected,
@@ -173,7 +181,7 @@ impl Tokenizer {
             let problem = format!("does not accept a limit of {} tokens", model.max_tokens);
             Error::invalid_from(path, &problem, error)
         })?;
-        let tokenizer = Self {
+        let mut tokenizer = Self {
             piece_rules: guard::read(path, || Ok(PieceRules::of(&inner, model.lower_case)))?,
             inner,
             model: model.clone(),
@@ -181,8 +189,14 @@ impl Tokenizer {
             rows: model.encoder.facts().vocabulary,
             left_out: None,
             max_text_tokens: model.max_tokens - special_tokens,
+            max_query_tokens: model.max_tokens - special_tokens - 1,
+            after: Vec::new(),
             bytes_per_piece: BYTES_PER_PIECE,
         };
+        if let Some(template) = &model.template {
+            tokenizer.keep_room(template)?;
+            return Ok(tokenizer);
+        }
         // Special tokens are checked with an empty text, so that a model that cannot embed them is refused when it is loaded.
         match model.task {
             Task::Embed => tokenizer.with_special_tokens(Vec::new()).map(|_| ())?,
@@ -190,6 +204,33 @@ impl Tokenizer {
             Task::Rerank => tokenizer.join(vec![0], vec![0], false).map(|_| ())?,
         }
         Ok(tokenizer)
+    }
+
+    /// Keeps room for the parts of a chat template.
+    fn keep_room(&mut self, template: &ChatTemplate) -> Result<()> {
+        // Otherwise the tokens behind a text would depend on how it ends.
+        let begins = |token: &tokenizers::AddedToken| {
+            template.after.starts_with(&token.content) && !token.lstrip && !token.single_word
+        };
+        if !(self.inner.get_added_tokens_decoder().values()).any(begins) {
+            let (feature, hint) = (
+                "a chat template that has no token of added_tokens behind the text",
+                "expected one such as \"<|im_end|>\"",
+            );
+            return Err(Error::unsupported(&self.model.tokenizer, feature, hint));
+        }
+        self.after = self.content("", &template.after, &|| false)?;
+        // With a query of one token, to which the space in front of it belongs.
+        let before = template.in_front_of_text("a");
+        let before = self.content("", before.trim_end(), &|| false)?.len();
+        if self.model.max_tokens <= before + self.after.len() {
+            let expected = "room for the model's chat template and a token of each text";
+            let found = self.model.max_tokens.to_string();
+            return Err(Error::argument("maxTokens", expected, found));
+        }
+        self.max_text_tokens = self.model.max_tokens - self.after.len();
+        self.max_query_tokens = self.max_text_tokens - before;
+        Ok(())
     }
 
     /// SHA-256 of `tokenizer.json`, as lower-case hexadecimal.
@@ -231,8 +272,8 @@ impl Tokenizer {
         Ok(TokenizedText::single(ids, truncated))
     }
 
-    /// The ids of a pair: `query`, then `text`, with the special tokens that the tokenizer has for pairs. The text is
-    /// truncated, the query is not.
+    /// The ids of a pair: `query`, then `text`, in the model's chat template or with the special tokens that the tokenizer has
+    /// for pairs. The text is truncated, the query is not.
     ///
     /// # Errors
     /// The tokenizer refuses a text; [`Error::InvalidArgument`] if the query leaves no room for a token of the text;
@@ -244,19 +285,34 @@ impl Tokenizer {
         should_stop: &dyn Fn() -> bool,
     ) -> Result<TokenizedText> {
         self.check_task(Task::Rerank)?;
-        let query = self.content("", query, should_stop)?;
+        let Some(template) = &self.model.template else {
+            let query = self.content(&self.model.query_prompt, query, should_stop)?;
+            let room = self.room_behind(&query)?;
+            let text = self.content("", text, should_stop)?;
+            let (text, truncated) = self.kept(text, room);
+            return self.join(query, text, truncated);
+        };
+        let before = template.in_front_of_text(query);
+        // A space at its end may become a part of the text's first token.
+        self.room_behind(&self.content("", before.trim_end(), should_stop)?)?;
+        let ids = self.content(&before, text, should_stop)?;
+        let (mut ids, truncated) = self.kept(ids, self.max_text_tokens);
+        ids.extend(&self.after);
+        self.check(&ids)?;
+        Ok(TokenizedText::single(ids, truncated))
+    }
+
+    /// How many tokens of a text fit behind these, which end with a query.
+    fn room_behind(&self, query: &[u32]) -> Result<usize> {
         let room = self.max_text_tokens.saturating_sub(query.len());
-        if room == 0 {
-            let most = self.max_text_tokens - 1;
-            let limit = self.model.max_tokens;
-            let expected = format!(
-                "at most {most} tokens, so that a token of a text and the special tokens fit into maxTokens, {limit}"
-            );
-            return Err(Error::argument("query", expected, "a longer one"));
+        if room > 0 {
+            return Ok(room);
         }
-        let text = self.content("", text, should_stop)?;
-        let (text, truncated) = self.kept(text, room);
-        self.join(query, text, truncated)
+        let (most, limit) = (self.max_query_tokens, self.model.max_tokens);
+        let expected = format!(
+            "at most {most} tokens, so that a token of a text and the special tokens fit into maxTokens, {limit}"
+        );
+        Err(Error::argument("query", expected, "a longer one"))
     }
 
     /// Refuses a single text for a reranker, and a pair of texts for an embedder.

@@ -48,7 +48,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "summary_proj_to_labels",
     "summary_type",
     "summary_use_proj",
-    "tie_word_embeddings",
     "torch_dtype",
     "transformers_version",
     "use_cache",
@@ -79,6 +78,14 @@ const WITHOUT_EFFECT_IN: &[(&str, &str)] = &[
     ("mpnet", "pad_token_id"),
     ("qwen2", "pad_token_id"),
     ("qwen3", "pad_token_id"),
+    // Only rerankers of Qwen have logits of words.
+    ("bert", "tie_word_embeddings"),
+    ("distilbert", "tie_word_embeddings"),
+    ("gemma3_text", "tie_word_embeddings"),
+    ("modernbert", "tie_word_embeddings"),
+    ("mpnet", "tie_word_embeddings"),
+    ("roberta", "tie_word_embeddings"),
+    ("xlm-roberta", "tie_word_embeddings"),
     // `layer_types` says the same.
     ("gemma3_text", "_sliding_window_pattern"),
     // They count with `use_sliding_window`, which is refused.

@@ -481,6 +481,10 @@ impl<'a> Interpreter<'a> {
                     })
                     .collect(),
                 Op::Add(a, b) => of(a).iter().zip(of(b)).map(|(a, b)| add(a, b)).collect(),
+                Op::Subtract(a, b) => {
+                    let minus = map(of(b), |number| -number);
+                    (of(a).iter().zip(&minus)).map(|(a, b)| add(a, b)).collect()
+                }
                 Op::Linear { x, layer } => self.linear(of(x), layer),
                 Op::Norm { x, layer } => self.norm(of(x), layer),
                 Op::Activate { x, activation } => {

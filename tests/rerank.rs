@@ -13,7 +13,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use setup::assert_error;
 
-const RERANKERS: [&str; 4] = ["bert", "distilbert", "modernbert", "xlm_roberta"];
+const RERANKERS: [&str; 6] = [
+    "bert",
+    "distilbert",
+    "modernbert",
+    "qwen3",
+    "qwen3_classifier",
+    "xlm_roberta",
+];
+/// Those with a chat template.
+const OF_CHATS: [&str; 2] = ["qwen3", "qwen3_classifier"];
 
 /// Largest difference between equal scores, which are raw logits.
 const TOLERANCE: f32 = 1e-4;
@@ -200,12 +209,265 @@ fn classifiers_and_unknown_heads_are_refused_by_name() {
         "MODEL_UNSUPPORTED",
         &["model_type \"mpnet\"", "distilbert"],
     );
-    let prompts = json!({ "prompts": { "query": "find: " }, "default_prompt_name": "query" });
-    let result = load_changed("bert", "config_sentence_transformers.json", &prompts);
-    assert_error(result, "MODEL_UNSUPPORTED", &["prompt"]);
-    // Without `default_prompt_name` nothing uses them.
-    let prompts = json!({ "prompts": { "query": "find: " } });
-    assert!(load_changed("bert", "config_sentence_transformers.json", &prompts).is_ok());
+    let result = load_changed(
+        "qwen3",
+        "config.json",
+        &json!({ "model_type": "gemma3_text", "use_bidirectional_attention": true }),
+    );
+    assert!(result.is_err());
+}
+
+#[test]
+fn a_prompt_precedes_the_query() {
+    let ids = |model: &Model, query: &str| model.tokenize_pair(query, "a text").unwrap().ids;
+    let expected = ids(&load("bert"), "find: a query");
+    let file = "config_sentence_transformers.json";
+    let mut prompts = json!({ "prompts": { "query": "find: " } });
+    // Without `default_prompt_name` nothing uses it.
+    let model = load_changed("bert", file, &prompts).unwrap();
+    assert_eq!(ids(&model, "a query"), ids(&load("bert"), "a query"));
+    prompts["default_prompt_name"] = "query".into();
+    let model = load_changed("bert", file, &prompts).unwrap();
+    assert_eq!(ids(&model, "a query"), expected);
+    let options = Options {
+        query_prompt: Some("find: ".to_owned()),
+        ..options_for(Backend::Onnx)
+    };
+    let model = Model::load(&folder("bert"), &options).unwrap();
+    assert_eq!(ids(&model, "a query"), expected);
+}
+
+#[test]
+fn a_prompt_replaces_the_instruction_of_a_chat_template() {
+    let load = |name: &str, prompt: &str| {
+        let options = Options {
+            query_prompt: Some(prompt.to_owned()),
+            ..options_for(Backend::Onnx)
+        };
+        Model::load(&folder(name), &options).unwrap()
+    };
+    let ids = |name: &str, prompt: &str| {
+        let pair = load(name, prompt).tokenize_pair("a query", "a text");
+        pair.unwrap().ids
+    };
+    let own = "Given a web search query, retrieve relevant passages that answer the query";
+    let code = "Given a question, find the function of the code that answers it";
+    // Both have the same tokenizer; an empty prompt is none.
+    for (prompt, same) in [("", own), (own, own), (code, code)] {
+        assert_eq!(ids("qwen3", prompt), ids("qwen3_classifier", same));
+    }
+    assert_ne!(ids("qwen3", own), ids("qwen3", code));
+    let fingerprint = |prompt| load("qwen3", prompt).fingerprint().to_owned();
+    assert_eq!(fingerprint(""), fingerprint(own));
+    assert_ne!(fingerprint(""), fingerprint(code));
+}
+
+#[test]
+fn a_score_is_the_difference_of_two_logits() {
+    let file = "1_LogitScore/config.json";
+    let json: Value =
+        serde_json::from_slice(&std::fs::read(folder("qwen3").join(file)).unwrap()).unwrap();
+    let score = |changes: Value| {
+        let model = load_changed("qwen3", file, &changes).unwrap();
+        let scores = model.score("a query", vec!["a text".to_owned()]);
+        (scores.unwrap().vectors[0], model.fingerprint().to_owned())
+    };
+    let (both, fingerprint) = score(json!({}));
+    let (relevant, other) = score(json!({ "false_token_id": null }));
+    assert_ne!(fingerprint, other);
+    let only_irrelevant =
+        json!({ "true_token_id": json["false_token_id"], "false_token_id": null });
+    let (irrelevant, _) = score(only_irrelevant);
+    assert!((both - (relevant - irrelevant)).abs() <= TOLERANCE);
+    assert!(relevant.abs() > 0.1 && irrelevant.abs() > 0.1);
+    for (changes, code, named) in [
+        (
+            json!({ "true_token_id": null }),
+            "MODEL_INVALID",
+            "`true_token_id` is missing",
+        ),
+        (
+            json!({ "true_token_id": 705 }),
+            "MODEL_INVALID",
+            "below 705",
+        ),
+        (
+            json!({ "false_token_id": "no" }),
+            "MODEL_INVALID",
+            "`false_token_id`",
+        ),
+        (
+            json!({ "module_input_name": "logits" }),
+            "MODEL_UNSUPPORTED",
+            "module_input_name",
+        ),
+    ] {
+        assert_error(
+            load_changed("qwen3", file, &changes),
+            code,
+            &["1_LogitScore", named],
+        );
+    }
+    // An untied table is another tensor, which the checkpoint lacks.
+    let result = load_changed(
+        "qwen3",
+        "config.json",
+        &json!({ "tie_word_embeddings": false }),
+    );
+    assert_error(result, "MODEL_INVALID", &["lm_head.weight"]);
+}
+
+#[test]
+fn other_chat_templates_are_refused_by_name() {
+    for name in OF_CHATS {
+        let known = std::fs::read_to_string(folder(name).join("chat_template.jinja")).unwrap();
+        let load = |template: Option<&str>, config: Option<&str>, message: bool| {
+            setup::load_changed(&folder(name), &options_for(Backend::Onnx), |copy| {
+                let file = copy.join("chat_template.jinja");
+                match template {
+                    Some(template) => std::fs::write(file, template).unwrap(),
+                    None => std::fs::remove_file(file).unwrap(),
+                }
+                let config = config.map_or(Value::Null, Into::into);
+                setup::set(&copy.join("tokenizer_config.json"), "chat_template", config);
+                if !message {
+                    let text = json!({ "text": { "method": "forward" } });
+                    setup::set(
+                        &copy.join("sentence_bert_config.json"),
+                        "modality_config",
+                        text,
+                    );
+                }
+            })
+        };
+        let ids = |model: Model| model.tokenize_pair("a query", "a text").unwrap().ids;
+        let expected = ids(load(Some(&known), None, true).unwrap());
+        // The older place, which the file overrides.
+        assert_eq!(ids(load(None, Some(&known), true).unwrap()), expected);
+        assert_eq!(
+            ids(load(Some(&known), Some("{{ other }}"), true).unwrap()),
+            expected
+        );
+        let other_words = known.replace("Judge whether", "Say whether");
+        assert_ne!(ids(load(Some(&other_words), None, true).unwrap()), expected);
+        for other in [
+            "{% for message in messages %}{{ message.content }}{% endfor %}".to_owned(),
+            known.replace(
+                "<Query>: {{ query_text }}",
+                "<Query>: {{ query_text | upper }}",
+            ),
+            known.replace("<Query>", "{{ query_text }}"),
+            known.replace("passages that", "\\u0070assages that"),
+            known.replace("<think>", "{% if thinks %}<think>{% endif %}"),
+            known.replace("\"system\"", "\"user\""),
+            String::new(),
+        ] {
+            let result = load(Some(&other), None, true);
+            assert_error(
+                result,
+                "MODEL_UNSUPPORTED",
+                &["chat_template.jinja", "Qwen3-Reranker"],
+            );
+        }
+        assert_error(
+            load(None, None, true),
+            "MODEL_UNSUPPORTED",
+            &["tokenizer_config.json", "chat template"],
+        );
+        assert_error(
+            load(Some(&known), None, false),
+            "MODEL_UNSUPPORTED",
+            &["without a chat template"],
+        );
+        // Nothing would keep the words behind a text apart from it.
+        let without_end = known.replace("<|im_end|>\n<|im_start|>assistant", "\nassistant");
+        assert_error(
+            load(Some(&without_end), None, true),
+            "MODEL_UNSUPPORTED",
+            &["added_tokens"],
+        );
+    }
+    for (file, changes, named) in [
+        (
+            "tokenizer_config.json",
+            json!({ "truncation_side": "left" }),
+            "truncation_side",
+        ),
+        (
+            "sentence_bert_config.json",
+            json!({ "processing_kwargs": { "text": { "max_length": 9 } } }),
+            "processing_kwargs",
+        ),
+        (
+            "sentence_bert_config.json",
+            json!({ "modality_config": { "message": { "format": "structured" } } }),
+            "structured",
+        ),
+    ] {
+        assert_error(
+            load_changed("qwen3", file, &changes),
+            "MODEL_UNSUPPORTED",
+            &[file, named],
+        );
+    }
+    let generated =
+        json!({ "processing_kwargs": { "chat_template": { "add_generation_prompt": true } } });
+    assert!(load_changed("qwen3", "sentence_bert_config.json", &generated).is_ok());
+}
+
+#[test]
+fn a_limit_has_room_for_the_chat_template() {
+    let shortest = load("qwen3").tokenize_pair("a", "a").unwrap().ids.len();
+    let load = |limit| {
+        let options = Options {
+            max_tokens: Some(limit),
+            ..options_for(Backend::Onnx)
+        };
+        Model::load(&folder("qwen3"), &options)
+    };
+    for limit in [1, 20, shortest - 1] {
+        assert_error(
+            load(limit),
+            "INVALID_ARGUMENT",
+            &["maxTokens", "chat template"],
+        );
+    }
+    let model = load(shortest).unwrap();
+    let pair = model.tokenize_pair("a", "a a a").unwrap();
+    assert!(pair.truncated);
+    assert_eq!(pair.ids.len(), shortest);
+    let result = model.tokenize_pair("a a", "");
+    assert_error(result, "INVALID_ARGUMENT", &["query", "at most 1 tokens"]);
+}
+
+#[test]
+fn a_language_model_without_its_module_is_refused() {
+    let result = setup::load_changed(&folder("qwen3"), &options_for(Backend::Onnx), |copy| {
+        std::fs::remove_file(copy.join("modules.json")).unwrap();
+    });
+    assert_error(
+        result,
+        "MODEL_UNSUPPORTED",
+        &["LogitScore", "newest revision"],
+    );
+}
+
+#[test]
+fn a_classifier_that_was_saved_without_modules_reads_its_chat_template() {
+    let model = setup::load_changed(
+        &folder("qwen3_classifier"),
+        &options_for(Backend::Onnx),
+        |copy| {
+            for file in ["modules.json", "sentence_bert_config.json"] {
+                std::fs::remove_file(copy.join(file)).unwrap();
+            }
+        },
+    );
+    let model = model.unwrap();
+    for case in golden("qwen3_classifier").cases {
+        let pair = model.tokenize_pair(&case.query, &case.text.build());
+        assert_eq!(pair.unwrap().ids, case.ids, "{}", case.name);
+    }
 }
 
 #[test]

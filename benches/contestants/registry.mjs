@@ -55,6 +55,7 @@ export const PEERS = {
     driver: "transformers_js.mjs",
     install: npmPeers,
     setup: { dtype: "fp32" },
+    needs: "onnx/model.onnx",
     difference:
       "it cuts the closing special token off texts that are too long, and lower-cases as JavaScript does (Greek final sigma)",
   },

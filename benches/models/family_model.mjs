@@ -13,7 +13,10 @@ import { sum } from "../report/statistics.mjs";
 import { normalNumbers } from "./random_model.mjs";
 
 const REMOTE_CODE = "remote code, which is not run";
-const NO_ONNX_FILE = "no ONNX file: torch's exporter needs the package onnxscript";
+const OF_REMOTE_CODE = {
+  "sentence-transformers": REMOTE_CODE,
+  "transformers.js": "no ONNX file: exporting one would run remote code",
+};
 
 /**
  * @typedef {object} Family
@@ -37,20 +40,20 @@ export const FAMILIES = {
   },
   qwen3: { title: "Qwen3" },
   gemma3: { title: "Gemma 3", layers: [0, 0, 0, 0, 0, 1], config: { sliding_window: 512 } },
-  jina_bert: { title: "JinaBERT", heads: 2, refused: { "sentence-transformers": REMOTE_CODE } },
-  gte_new: { title: "GTE of Alibaba (`new`)", refused: { "sentence-transformers": REMOTE_CODE } },
-  nomic_moe: { title: "NomicBert with experts", refused: { "sentence-transformers": REMOTE_CODE } },
+  jina_bert: { title: "JinaBERT", heads: 2, refused: OF_REMOTE_CODE },
+  gte_new: { title: "GTE of Alibaba (`new`)", refused: OF_REMOTE_CODE },
+  nomic_moe: { title: "NomicBert with experts", refused: OF_REMOTE_CODE },
   static_embedding: {
     title: "static table",
     heads: 4,
     layers: [],
-    refused: { "ours-int8": "no linear layers: as float32" },
+    refused: { "ours-int8": "no linear layers: as float32", "transformers.js": "it has no static tables" },
   },
 };
 for (const family of Object.values(FAMILIES)) {
   family.heads ??= 3;
   family.layers ??= [0, 1, 0, 1, 0, 1];
-  family.refused = { ...family.refused, "transformers.js": NO_ONNX_FILE };
+  family.refused ??= {};
 }
 /** Times the fixtures' 16. */
 const HEAD_WIDTH = 4;

@@ -11,6 +11,7 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { installStarterModel, ROOT } from "../../scripts/setup.mjs";
 import { cacheFolder, pythonPeer } from "../contestants/install.mjs";
+import { measured } from "../contestants/registry.mjs";
 import { FAMILIES, writeFamilyModel } from "./family_model.mjs";
 import { exportEncoder, exportProducts } from "./onnx_export.mjs";
 import { writeRandomModel } from "./random_model.mjs";
@@ -110,7 +111,8 @@ export async function prepareModel(name, { maxTokens, forPeers }) {
     await (await Embedder.load(folder, { backend: "onnx", dtype: "int8" })).close();
     writeFileSync(stamp, maker);
   }
-  return { name, title, folder, pooling, missing: forPeers && pooling ? derive(folder, pooling) : {}, refused };
+  const derived = pooling ? DERIVED : refused["transformers.js"] ? {} : DERIVED_OF_FAMILIES;
+  return { name, title, folder, pooling, missing: forPeers ? derive(folder, derived, pooling) : {}, refused };
 }
 
 /** Digest of the scripts that make models: when they change, models are made again. */
@@ -138,20 +140,23 @@ const DERIVED = {
   "onnx/model_quantized.onnx": { python: "quantize", script: "quantize.py", source: "onnx/model.onnx" },
   "model.gguf": { python: "gguf", script: "write_gguf.py", source: "." },
 };
+const DERIVED_OF_FAMILIES = {
+  "onnx/model.onnx": { python: "torch", script: "export_encoder.py", source: "." },
+};
 
 /** Makes the missing ones; returns, by file, why one could not be made. */
-function derive(folder, pooling) {
+function derive(folder, derived, pooling) {
   const missing = {};
-  for (const [file, { python, script, source }] of Object.entries(DERIVED)) {
+  for (const [file, { python, script, source }] of Object.entries(derived)) {
     const target = path.join(folder, file);
     if (existsSync(target)) continue;
-    const { program, missing: reason } = pythonPeer(python);
+    const { program, missing: reason } = pythonPeer(python, python !== "torch" || measured.withLarge);
     if (reason) {
       missing[file] = reason;
       continue;
     }
     const partial = `${target}.part`;
-    const args = [path.join(HERE, script), path.join(folder, source), partial, pooling];
+    const args = [path.join(HERE, script), path.join(folder, source), partial, ...(pooling ? [pooling] : [])];
     const { status, stderr } = spawnSync(program, args, { encoding: "utf8" });
     if (status === 0) renameSync(partial, target);
     else missing[file] = `${script} failed: ${stderr.trim().split("\n").at(-1)}`;

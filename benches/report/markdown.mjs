@@ -176,7 +176,9 @@ function familiesSection(models) {
       const speed = speeds[name];
       if (!speed) return refused[name] ?? (peers[name] ? "left out" : "not measured");
       if (name === REFERENCE) return `${speed.speed.toFixed(1)} texts/s`;
-      return `${speed.ratio.toFixed(2)}, cosine ${Math.min(...Object.values(peers[name].cosines)).toFixed(4)}`;
+      const { fitting, cut } = peers[name].cosines;
+      const ofCut = cut < fitting ? `, of texts that are too long ${cut.toFixed(4)}` : "";
+      return `${speed.ratio.toFixed(2)}, cosine ${fitting.toFixed(4)}${ofCut}`;
     });
     return [title, `${(parameters / 1e6).toFixed(1)} M`, ...cells];
   });
@@ -190,7 +192,12 @@ function familiesSection(models) {
     "",
     "Random weights, 384 wide, with 6 layers where there are any; the vocabularies of about a thousand tokens are those of the",
     "tests' small models. Of the others: time for the same texts divided by that of our float32, and the least cosine to its",
-    "vectors. Random weights quantize worse than trained ones.",
+    "vectors. Random weights quantize worse than trained ones. Where vectors differ:",
+    "",
+    ...COLUMNS.flatMap((name) => {
+      const { title, difference } = PEERS[name];
+      return difference ? [`- ${title}: ${difference}.`] : [];
+    }),
     "",
     `Versions: ${[...new Set(names)].join("; ")}.`,
     ...[...new Set(leftOut)].map((line) => `\nLeft out: ${line}.`),

@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import * as path from "node:path";
+import { CHAT_TEMPLATE_FILE } from "../chat_template.js";
 import { DENSE_FILES } from "../dense.js";
 import { EmbedderError } from "../errors.js";
 import { isObject, JsonFile } from "../json_file.js";
@@ -43,7 +44,7 @@ export async function modelFiles(
 ): Promise<string[]> {
   const present = (files: string[]) => files.filter((file) => listing.files.has(file));
   await fetch(present(["modules.json"]));
-  const { transformerPath, poolingFile, denseFolders, isStatic } = readModules(folder);
+  const { transformerPath, poolingFile, denseFolders, logitScoreFile, isStatic } = readModules(folder);
   const pooling = poolingFile ? relative(folder, poolingFile) : "1_Pooling/config.json";
   const inTransformer = (file: string) => relative(folder, path.join(folder, transformerPath, file));
 
@@ -59,15 +60,27 @@ export async function modelFiles(
   const missing = dense.find((file) => !listing.files.has(file));
   if (missing !== undefined) throw withoutWeights(name, missing);
   await fetch(present([config]));
+  const ofRerankers: string[] = [];
   // Safetensors are for the addon. A graph is run without knowing what it computes.
   if (!isStatic) {
     if (wanted.safetensors) checkConfig(path.join(folder, config));
     const settings = JsonFile.read(path.join(folder, config));
     const declared = listing.files.has(pooling) ? pooling : undefined;
-    if (taskOf({ config: settings, poolingFile: declared }) === "rerank") checkLabels(settings);
+    if (taskOf({ config: settings, poolingFile: declared, logitScore: logitScoreFile }) === "rerank") {
+      if (logitScoreFile === undefined) checkLabels(settings);
+      else ofRerankers.push(relative(folder, logitScoreFile));
+      ofRerankers.push(inTransformer(CHAT_TEMPLATE_FILE));
+    }
   }
 
-  const files = present(["modules.json", PROMPTS_FILE, pooling, ...TRANSFORMER_FILES.map(inTransformer), ...dense]);
+  const files = present([
+    "modules.json",
+    PROMPTS_FILE,
+    pooling,
+    ...TRANSFORMER_FILES.map(inTransformer),
+    ...ofRerankers,
+    ...dense,
+  ]);
   const exported = EXPORTED_GRAPHS[wanted.onnx === "int8" ? 1 : 0];
   const hasExported = [exported, inTransformer(exported)].some((file) => existsSync(path.join(folder, file)));
   // A graph that `exportOnnx` wrote into the snapshot replaces the repository's; its weights are in safetensors files.

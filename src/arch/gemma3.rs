@@ -81,5 +81,6 @@ fn read(settings: &Settings) -> Result<Decoder> {
             mlp_output: Some("post_feedforward_layernorm"),
         },
         word_scale: Some((hidden_size as f32).sqrt()),
+        logits: None,
     })
 }

@@ -81,6 +81,12 @@ pub trait Encoder: Debug + Send + Sync {
     fn head(&self) -> Option<Head> {
         None
     }
+
+    /// The table `[vocabulary, width]` whose products with a hidden state are the logits of the next token; `None` where they
+    /// are not computed here. The checkpoint's name of it may have a prefix.
+    fn logits(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// What is known of an encoder without its weights. Exported graphs carry it as JSON (see [`crate::model::export_onnx`]).
@@ -119,11 +125,11 @@ pub fn task(json: &Value) -> Task {
     }
 }
 
-/// Checks that a reranker gives one score, and that its architecture has a head that is computed here.
+/// Checks that a model for sequence classification gives one score.
 ///
 /// # Errors
-/// It has several labels, or no known head.
-pub fn check_reranker(path: &Path, json: &Value, encoder: &dyn Encoder) -> Result<()> {
+/// It has several labels.
+pub fn check_labels(path: &Path, json: &Value) -> Result<()> {
     let labels = match &json["id2label"] {
         Value::Object(labels) => labels.len() as u64,
         // What `transformers` leaves out, it reads as two.
@@ -137,13 +143,15 @@ pub fn check_reranker(path: &Path, json: &Value, encoder: &dyn Encoder) -> Resul
             hint,
         ));
     }
-    if encoder.head().is_none() {
-        let feature = format!("a reranker with model_type {}", json["model_type"]);
-        let hint =
-            "rerankers are computed for bert, distilbert, modernbert, roberta and xlm-roberta";
-        return Err(Error::unsupported(path, feature, hint));
-    }
     Ok(())
+}
+
+/// Refuses a reranker of an architecture whose scores are not computed here.
+#[must_use]
+pub fn unknown_reranker(path: &Path, json: &Value) -> Error {
+    let feature = format!("a reranker with model_type {}", json["model_type"]);
+    let hint = "rerankers are computed for bert, distilbert, modernbert, qwen2, qwen3, roberta and xlm-roberta";
+    Error::unsupported(path, feature, hint)
 }
 
 /// Reads `config.json`, already parsed. `path` is for messages.

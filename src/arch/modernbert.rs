@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::head::{Head, HeadNorm};
+use super::head::{Head, HeadDense, HeadNorm};
 use super::settings::{LayerType, Settings};
 use super::weights::Weights;
 use super::{Architecture, Encoder, Facts};
@@ -96,17 +96,18 @@ impl ModernBert {
         };
         Ok(Head {
             pooling,
-            dense_bias: settings.flag("classifier_bias")?,
+            dense: Some(HeadDense {
+                name: "head.dense",
+                bias: settings.flag("classifier_bias")?,
+                activation: settings.activation("classifier_activation")?,
+            }),
             norm: Some(HeadNorm {
                 name: "head.norm",
                 bias: settings.flag("norm_bias")?,
                 epsilon: settings.number(&["norm_eps"])? as f32,
             }),
-            ..Head::of(
-                "head.dense",
-                settings.activation("classifier_activation")?,
-                "classifier",
-            )
+            output: "classifier",
+            output_bias: true,
         })
     }
 

@@ -1,6 +1,6 @@
-//! Qwen3 and Qwen2: Qwen3-Embedding, jina-code-embeddings.
+//! Qwen3 and Qwen2: Qwen3-Embedding, Qwen3-Reranker, jina-code-embeddings.
 //!
-//! A decoder without its head: every token sees itself and those before it, so that the last one stands for the text. `RMSNorm`
+//! A decoder, of whose head rerankers use two rows: every token sees itself and those before it, so that the last one stands for the text. `RMSNorm`
 //! in front of each half of a layer and behind the last one, rotary positions, several heads of queries to one of keys and
 //! values, and a gated feed-forward, `down_proj(silu(gate_proj(x)) · up_proj(x))`. Qwen3 normalizes queries and keys head by
 //! head; Qwen2 has biases on queries, keys and values instead. [`Decoder`] also computes Gemma.
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::settings::Settings;
 use super::weights::Weights;
-use super::{Architecture, Encoder, Facts};
+use super::{Architecture, Encoder, Facts, Head};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::graph::{
@@ -58,7 +58,11 @@ pub struct Decoder {
     pub norm_names: NormNames,
     /// What embeddings are multiplied by.
     pub word_scale: Option<f32>,
+    /// See [`Encoder::logits`]. Without them, there are no rerankers of this kind.
+    pub logits: Option<&'static str>,
 }
+
+const WORDS: &str = "embed_tokens.weight";
 
 fn read(settings: &Settings) -> Result<Decoder> {
     settings.only("is_causal", &json!(true))?;
@@ -116,6 +120,10 @@ fn read(settings: &Settings) -> Result<Decoder> {
             mlp_output: None,
         },
         word_scale: None,
+        logits: Some(match settings.get(&["tie_word_embeddings"]) {
+            Some(serde_json::Value::Bool(true)) => WORDS,
+            _ => "lm_head.weight",
+        }),
     })
 }
 
@@ -184,8 +192,15 @@ impl Encoder for Decoder {
         }
     }
 
+    fn head(&self) -> Option<Head> {
+        self.logits.map(|_| Head::OF_DECODERS)
+    }
+
+    fn logits(&self) -> Option<&'static str> {
+        self.logits
+    }
+
     fn record(&self, checkpoint: &Checkpoint) -> Result<Graph> {
-        const WORDS: &str = "embed_tokens.weight";
         let weights = Weights::of(checkpoint, WORDS)?;
         let mut graph = Graph::default();
         // The sums that a layer adds to grow from layer to layer.

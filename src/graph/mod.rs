@@ -44,6 +44,8 @@ pub enum Op {
     Embed(EmbeddingTables),
     /// Element by element.
     Add(Value, Value),
+    /// The first minus the second, element by element.
+    Subtract(Value, Value),
     /// `x · weightᵀ + bias` of every row.
     Linear {
         /// What it is applied to.
@@ -112,7 +114,7 @@ impl Op {
     pub fn operands(&self) -> impl Iterator<Item = Value> + use<> {
         let (first, second) = match *self {
             Self::Embed(_) => (None, None),
-            Self::Add(a, b) => (Some(a), Some(b)),
+            Self::Add(a, b) | Self::Subtract(a, b) => (Some(a), Some(b)),
             Self::Gate { x, gate, .. } => (Some(x), Some(gate)),
             Self::Linear { x, .. }
             | Self::Norm { x, .. }
@@ -128,7 +130,7 @@ impl Op {
     fn operands_mut(&mut self) -> impl Iterator<Item = &mut Value> {
         let (first, second) = match self {
             Self::Embed(_) => (None, None),
-            Self::Add(a, b) => (Some(a), Some(b)),
+            Self::Add(a, b) | Self::Subtract(a, b) => (Some(a), Some(b)),
             Self::Gate { x, gate, .. } => (Some(x), Some(gate)),
             Self::Linear { x, .. }
             | Self::Norm { x, .. }
@@ -224,6 +226,11 @@ impl Graph {
     /// Records [`Op::Add`] of two values of one shape.
     pub fn add(&mut self, a: Value, b: Value) -> Value {
         self.push_like(a, Op::Add(a, b))
+    }
+
+    /// Records [`Op::Subtract`] of two values of one shape.
+    pub fn subtract(&mut self, a: Value, b: Value) -> Value {
+        self.push_like(a, Op::Subtract(a, b))
     }
 
     /// Records [`Op::Linear`].

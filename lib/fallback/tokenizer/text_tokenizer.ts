@@ -1,4 +1,5 @@
 import { createHash } from "node:crypto";
+import type { ChatTemplate } from "../../chat_template.js";
 import { EmbedderError } from "../../errors.js";
 import { isObject, type JsonObject, parseJsonObject } from "../../json_file.js";
 import type { ModelDir } from "../../model_dir.js";
@@ -34,9 +35,11 @@ export class TextTokenizer {
   /** How long texts are split; `undefined` if they are tokenized whole. */
   readonly #pieceRules: PieceRules | undefined;
   readonly #charactersPerPiece: number;
-  /** Ids that are put around a text. */
+  /** Ids that are put around a text. With a chat template, all that precedes the text is a part of it. */
   readonly #before: readonly number[];
   readonly #after: readonly number[];
+  /** Most tokens of a query. */
+  readonly #mostOfQuery: number;
   /** The token that is left out. */
   readonly #leftOut: unknown;
 
@@ -55,14 +58,27 @@ export class TextTokenizer {
       this.#tokenizer = tokenizer;
       this.#pieceRules = withinTimeLimit(TIME_LIMIT_MS, () => PieceRules.of(json, tokenizer, model.lowerCase));
       withinTimeLimit(TIME_LIMIT_MS, () => tokenizer.ids("a"));
-      // Static models have no special tokens.
-      [this.#before, this.#after] = model.staticTokens ? [[], []] : [tokenizer.before, tokenizer.after];
+      // Static models have no special tokens, and a chat template contains its own.
+      [this.#before, this.#after] =
+        model.staticTokens || model.template ? [[], []] : [tokenizer.before, tokenizer.after];
     } catch (cause) {
       if (cause instanceof EmbedderError) throw new EmbedderError(cause.code, `${file}: ${cause.message}`, { cause });
       throw new EmbedderError("MODEL_INVALID", `${file}: is not a tokenizer: ${(cause as Error).message}`, { cause });
     }
     if (model.staticTokens === "known") this.#leftOut = unknownToken(json);
     this.#model = model;
+    this.#charactersPerPiece = charactersPerPiece;
+    if (model.template) {
+      this.#pair = [];
+      checkEnd(file, json, model.template);
+      this.#after = this.#content(model.template.after, model.maxTokens);
+      // With a query of one token, to which the space in front of it belongs.
+      const before = this.#content(inFrontOfText(model.template, "a").trimEnd(), model.maxTokens).length;
+      this.#mostOfQuery = model.maxTokens - this.#after.length - before;
+      if (this.#mostOfQuery > 0) return;
+      const message = `maxTokens: expected room for the model's chat template and a token of each text, found ${model.maxTokens}`;
+      throw new EmbedderError("INVALID_ARGUMENT", message);
+    }
     this.#pair = model.task === "rerank" ? pairTemplate(file, json.post_processor) : [];
     const specials =
       model.task === "rerank" ? this.#pair.flatMap(({ ids = [] }) => ids) : [...this.#before, ...this.#after];
@@ -75,8 +91,8 @@ export class TextTokenizer {
       const message = `maxTokens: expected ${expected}, found ${model.maxTokens}`;
       throw new EmbedderError("INVALID_ARGUMENT", message);
     }
+    this.#mostOfQuery = model.maxTokens - specialTokens - 1;
     this.#checkIds(specials);
-    this.#charactersPerPiece = charactersPerPiece;
   }
 
   /** @throws EmbedderError `TOKENIZATION_FAILED` */
@@ -95,14 +111,19 @@ export class TextTokenizer {
    * @throws EmbedderError `TOKENIZATION_FAILED`, or `INVALID_ARGUMENT` for a query that leaves no room for a text.
    */
   encodePair(query: string, text: string): TokenizedText {
-    const { maxTokens } = this.#model;
-    const most = maxTokens - this.#pair.reduce((count, { ids = [] }) => count + ids.length, 0);
-    const first = this.#content(query, most);
-    const room = most - first.length;
-    if (room <= 0) {
-      const message = `query: expected at most ${most - 1} tokens, so that a token of a text and the special tokens fit into maxTokens, ${maxTokens}, found a longer one`;
-      throw new EmbedderError("INVALID_ARGUMENT", message);
+    const { maxTokens, queryPrompt, template } = this.#model;
+    if (template) {
+      const most = maxTokens - this.#after.length;
+      const before = inFrontOfText(template, query);
+      // A space at its end may become a part of the text's first token.
+      this.#roomBehind(this.#content(before.trimEnd(), most), most);
+      const content = this.#content(before + text, most);
+      const ids = [...this.#kept(content, most), ...this.#after];
+      return { ids, second: ids.length, truncated: content.length > most };
     }
+    const most = this.#mostOfQuery + 1;
+    const first = this.#content(queryPrompt + query, most);
+    const room = this.#roomBehind(first, most);
     const content = this.#content(text, room);
     const parts = { A: first, B: this.#kept(content, room) };
     const ids: number[] = [];
@@ -113,6 +134,13 @@ export class TextTokenizer {
     }
     this.#checkNotEmpty(ids);
     return { ids, second: second < 0 ? ids.length : second, truncated: content.length > room };
+  }
+
+  /** How many of `most` tokens are left for a text behind these, which end with a query. */
+  #roomBehind(query: readonly number[], most: number): number {
+    if (query.length < most) return most - query.length;
+    const message = `query: expected at most ${this.#mostOfQuery} tokens, so that a token of a text and the special tokens fit into maxTokens, ${this.#model.maxTokens}, found a longer one`;
+    throw new EmbedderError("INVALID_ARGUMENT", message);
   }
 
   /** Ids of a text without special tokens; of a long text, only of enough pieces to exceed `room`. */
@@ -189,6 +217,24 @@ export class TextTokenizer {
     }
     return ids;
   }
+}
+
+function inFrontOfText({ before, between }: ChatTemplate, query: string): string {
+  return before + query + between;
+}
+
+/**
+ * Without a token of `added_tokens` behind the text, the tokens of the template's end would depend on how the text ends.
+ *
+ * @throws EmbedderError `MODEL_UNSUPPORTED`
+ */
+function checkEnd(file: string, { added_tokens: addedTokens }: JsonObject, { after }: ChatTemplate): void {
+  const tokens = Array.isArray(addedTokens) ? addedTokens.filter(isObject) : [];
+  const begins = ({ content, lstrip, single_word: isWord }: JsonObject) =>
+    typeof content === "string" && content !== "" && after.startsWith(content) && !lstrip && !isWord;
+  if (tokens.some(begins)) return;
+  const message = `${file}: a chat template that has no token of added_tokens behind the text is not supported; expected one such as "<|im_end|>"`;
+  throw new EmbedderError("MODEL_UNSUPPORTED", message);
 }
 
 /** The id of the token that stands for text that no other token stands for, if there is one. */

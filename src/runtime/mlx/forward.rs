@@ -223,6 +223,7 @@ impl<'a> Pass<'a> {
                 return self.embed(tables, numbering, size(node.width)?);
             }
             (Op::Add(..), _, [a, b]) => ops::add(a, b),
+            (Op::Subtract(..), _, [a, b]) => ops::subtract(a, b),
             (Op::Linear { .. }, Weights::Linear(layer), [x]) => affine(x, layer),
             (Op::Norm { layer, .. }, Weights::Norm(weights), [x]) => self.norm(x, layer, weights),
             (Op::Activate { activation, .. }, _, [x]) => self.activate(x, *activation),

@@ -187,6 +187,7 @@ impl Loader<'_> {
                 ..
             } => Weights::Attention(self.attention(projections, attention, node.rows)?),
             Op::Add(..)
+            | Op::Subtract(..)
             | Op::Activate { .. }
             | Op::Gate { .. }
             | Op::Select { .. }

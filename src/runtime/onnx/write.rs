@@ -49,9 +49,10 @@ impl GraphBuilder {
     fn operation(&mut self, node: &Node, values: &[States]) -> String {
         match &node.op {
             Op::Embed(embeddings) => self.embed(embeddings, node.width),
-            Op::Add(a, b) => {
+            Op::Add(a, b) | Op::Subtract(a, b) => {
                 let inputs = [a, b].map(|value| values[value.index()].name.as_str());
-                self.op("Add", &inputs, vec![])
+                let is_sum = matches!(node.op, Op::Add(..));
+                self.op(if is_sum { "Add" } else { "Sub" }, &inputs, vec![])
             }
             Op::Linear { x, layer } => self.product(&values[x.index()], layer),
             Op::Norm { x, layer } => self.norm(&values[x.index()].name, layer),
