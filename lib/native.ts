@@ -21,7 +21,8 @@ import { EmbedderError, throwIfAborted, toEmbedderError } from "./errors.js";
 import type { EngineLoadOptions } from "./load_options.js";
 import { inSlices } from "./slices.js";
 
-type Addon = typeof import("../index.js");
+/** What platform packages add is where ONNX Runtime's library is. */
+type Addon = typeof import("../index.js") & { onnxRuntimeLibrary?: string };
 
 let loaded: Addon | undefined;
 
@@ -81,35 +82,28 @@ export function addonOptions(options: EngineLoadOptions): AddonOptions {
 }
 
 /**
- * The library of the platform package, where it lies beside the addon; in a clone, and where only the addon was copied,
- * that of `onnxruntime-node`.
+ * The library of the platform package, which tells where it is; of an addon that was compiled in a clone, the one of
+ * `onnxruntime-node`.
  */
 function installedOnnxRuntime(): string | undefined {
-  const { platform, arch } = process;
-  const abi = { linux: "-gnu", win32: "-msvc" }[platform as string] ?? "";
-  return (
-    libraryIn(`semantic-search-native-${platform}-${arch}${abi}`, "", /semantic-search-onnxruntime\./) ??
-    libraryIn(
-      "onnxruntime-node",
-      path.join("bin", "napi-v6", platform, arch),
-      /^(libonnxruntime\.so\.1|libonnxruntime\.1.*\.dylib|onnxruntime\.dll)$/,
-    )
-  );
-}
-
-/** The file in a folder of a package, `undefined` if there is no such package or file. */
-function libraryIn(packageName: string, folder: string, name: RegExp): string | undefined {
-  let packed: string;
+  const { onnxRuntimeLibrary } = loadAddon();
+  if (onnxRuntimeLibrary !== undefined) return outsideOfArchive(onnxRuntimeLibrary);
+  let folder: string;
   try {
-    packed = path.join(path.dirname(require.resolve(`${packageName}/package.json`)), folder);
+    const manifest = require.resolve("onnxruntime-node/package.json");
+    folder = outsideOfArchive(path.resolve(manifest, "../bin/napi-v6", process.platform, process.arch));
   } catch {
     return undefined;
   }
-  // Electron shows JavaScript an archive as a folder. The system's linker needs the file that was unpacked next to it.
+  const isLibrary = /^(libonnxruntime\.so\.1|libonnxruntime\.1.*\.dylib|onnxruntime\.dll)$/;
+  const name = existsSync(folder) ? readdirSync(folder).find((file) => isLibrary.test(file)) : undefined;
+  return name === undefined ? undefined : path.join(folder, name);
+}
+
+/** Electron shows JavaScript an archive as a folder. The system's linker needs what was unpacked next to it. */
+function outsideOfArchive(packed: string): string {
   const unpacked = packed.replace(/(\.asar)(?=[\\/])/, "$1.unpacked");
-  const libraries = existsSync(unpacked) ? unpacked : packed;
-  const file = existsSync(libraries) ? readdirSync(libraries).find((entry) => name.test(entry)) : undefined;
-  return file === undefined ? undefined : path.join(libraries, file);
+  return existsSync(unpacked) ? unpacked : packed;
 }
 
 /**

@@ -7,7 +7,7 @@ import { addresses } from "./addresses.mjs";
 import { compileAddon, prepareMlx, setLinkerName, setSearchPath } from "./compile.mjs";
 import { checkBinaries, checkSize } from "./inspect.mjs";
 import { crateNotices, mlxNotices, onnxRuntimeNotices } from "./notices.mjs";
-import { libraryName, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
+import { entryPoint, libraryName, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
 import { releaseTools } from "./tools.mjs";
 
 const ONNX_RUNTIME = MANIFEST.devDependencies["onnxruntime-node"];
@@ -30,6 +30,7 @@ export async function buildPlatform(platform) {
   const manifest = await platformManifest(platform);
   const folder = path.join(PACKAGES, platform);
   const addon = path.join(folder, manifest.main);
+  writeFileSync(path.join(folder, "index.js"), entryPoint(platform, manifest.main));
 
   const variant = mlx && (await prepareMlx(mlx, rust));
   const { file, metal } = await compileAddon(platform, env, variant);
@@ -49,6 +50,8 @@ export async function buildPlatform(platform) {
   // Last: a folder with it is packed.
   const published = {
     ...manifest,
+    main: "index.js",
+    ...(mlx && { dependencies: { [packageName("linux-x64-gnu")]: MANIFEST.version } }),
     description: `${MANIFEST.name} for ${platform}: the addon with ${mlx ? "MLX on CUDA 13" : `ONNX Runtime ${ONNX_RUNTIME}`}`,
     ...addresses(),
     // Yarn must not leave shared libraries in an archive.

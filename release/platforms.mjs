@@ -11,7 +11,8 @@ import { ROOT } from "../scripts/setup.mjs";
  * - `library`: ONNX Runtime below `bin/napi-v6/` of onnxruntime-node
  * - `glibc`: the newest version of glibc that may be needed, which is what ONNX Runtime's library needs
  * - `megabytes`: the most that the package may take once unpacked
- * - `mlx`: a package that users add to that of their platform, with this variant of MLX and without ONNX Runtime's library
+ * - `mlx`: a package that users add to that of their platform, with this variant of MLX; it depends on the other for ONNX
+ *   Runtime's library
  */
 export const PLATFORMS = {
   "darwin-arm64": { target: "aarch64-apple-darwin", library: "darwin/arm64/libonnxruntime.1.dylib", megabytes: 180 },
@@ -52,8 +53,25 @@ export function thisPlatform() {
 }
 
 /**
+ * The file that a platform package is loaded by. It tells `lib/native.ts` where ONNX Runtime's library is, in a way that
+ * tools that trace a program's files follow.
+ *
+ * @param {string} addon name of its file
+ */
+export function entryPoint(platform, addon) {
+  const library = JSON.stringify(libraryName(platform));
+  const base = JSON.stringify(`${packageName("linux-x64-gnu")}/package.json`);
+  const folder = PLATFORMS[platform].mlx ? `path.dirname(require.resolve(${base}))` : "__dirname";
+  return `const path = require("node:path");
+const addon = require(${JSON.stringify(`./${addon}`)});
+addon.onnxRuntimeLibrary = path.join(${folder}, ${library});
+module.exports = addon;
+`;
+}
+
+/**
  * The name of ONNX Runtime's library in a platform package. Not its own name: under that, the linkers of Linux and Windows
- * would give it to any other onnxruntime-node in the process, of whatever version. `lib/native.ts` finds it by this name.
+ * would give it to any other onnxruntime-node in the process, of whatever version.
  */
 export function libraryName(platform) {
   const [os] = platform.split("-");

@@ -3,7 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { constants, copyFileSync, cpSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
-import { libraryName, MANIFEST, PLATFORMS, packageName, thisPlatform } from "../../release/platforms.mjs";
+import { entryPoint, libraryName, MANIFEST, PLATFORMS, packageName, thisPlatform } from "../../release/platforms.mjs";
 import { ROOT, temporaryFolder } from "./models.mjs";
 
 export const NAME = "semantic-search-native";
@@ -61,8 +61,9 @@ export function builtAddon(user) {
 /** As a release has it, with the addon of the clone, which may be another variant and need a newer glibc. */
 function installPlatformPackage(folder, addon) {
   mkdirSync(folder);
-  const manifest = { name: PLATFORM_PACKAGE, version: MANIFEST.version, main: ADDON };
+  const manifest = { name: PLATFORM_PACKAGE, version: MANIFEST.version, main: "index.js" };
   writeFileSync(path.join(folder, "package.json"), JSON.stringify(manifest));
+  writeFileSync(path.join(folder, "index.js"), entryPoint(PLATFORM, ADDON));
   if (addon === "built") copyFileSync(path.join(ROOT, ADDON), path.join(folder, ADDON));
   else writeFileSync(path.join(folder, ADDON), "this is not a shared library\n");
   const library = path.join(ROOT, "node_modules/onnxruntime-node/bin/napi-v6", PLATFORMS[PLATFORM].library);
