@@ -199,7 +199,7 @@ test("loading takes at most twice the size of the weights, and later a loaded mo
   // The small model is there to load the libraries.
   const script = `
     const { Embedder } = require(${JSON.stringify(path.join(ROOT, "dist/embedder.js"))});
-    const options = { backend: "onnx", dtype: "f32" };
+    const options = { backend: "onnx", dtype: "f32", threads: 2 };
     (async () => {
       await (await Embedder.load(${JSON.stringify(await model("bert_mean"))}, options)).close();
       const before = process.memoryUsage.rss();
