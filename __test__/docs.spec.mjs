@@ -232,6 +232,23 @@ test("README.md: its figures are those of the benchmark's results", () => {
   }
 });
 
+test("the manual's figures are those of the benchmark's results", () => {
+  const results = read("benches/results/RESULTS.md");
+  const speedups = [...results.matchAll(/^\| int8 throughput against our float32 \|.*?\| ([\d.]+)×/gm)]
+    .map(([, times]) => Number(times).toFixed(1))
+    .sort();
+  const tuning = read("docs/tuning.md");
+  assert.match(tuning, new RegExp(`that is ${speedups[0]} \\(all-MiniLM-L6-v2\\) to ${speedups[1]} times`));
+
+  const [[, ...rows]] = tablesIn(read("benches/results/QUALITY.md"));
+  const row = (name) => rows.find(([first]) => first.startsWith(name));
+  const [, , loss, , leastCosine] = row("int8");
+  assert.ok(leastCosine >= 0.99 && Math.abs(Number.parseFloat(loss)) < 0.1, "tuning: int8");
+  assert.match(tuning, /every cosine between the two is at least 0\.99\s+and MRR@10 differs by less than 0\.1 %/);
+  const wrongPooling = Math.abs(Number.parseFloat(row("pooling done wrong")[2])).toFixed(1);
+  assert.ok(read("docs/troubleshooting.md").includes(`lowered MRR by ${wrongPooling} %`));
+});
+
 /** The part of a page below a heading, up to the next one of its level. */
 function section(page, heading) {
   const [, rest] = read(page).split(`\n${heading}\n`);

@@ -1,16 +1,23 @@
 /** What `Embedder` promises, on every backend. */
 
 import assert from "node:assert/strict";
+import { readdirSync, readFileSync, statSync } from "node:fs";
+import * as os from "node:os";
+import * as path from "node:path";
 import { test } from "node:test";
 import {
   api,
   assertClose,
   assertNothingFailed,
   BACKENDS,
+  changedModel,
   embedderError,
   model,
+  ROOT,
+  STARTER_MODEL,
   withEmbedder,
 } from "./support/models.mjs";
+import { reportsOf } from "./support/processes.mjs";
 
 const TEXTS = [
   "def parse(value): return int(value)",
@@ -168,6 +175,55 @@ test("backend and isGpu say what is used", async () => {
     assert.equal(embedder.backend, "onnx-js");
     assert.equal(embedder.isGpu, false);
     assert.equal(embedder.fallbackReason, null);
+  });
+});
+
+test("a model_type that stands for the same architecture as another gives the same vectors", async () => {
+  for (const [name, type] of [
+    ["roberta", "camembert"],
+    ["xlm_roberta", "camembert"],
+    ["gte_new", "gte"],
+  ]) {
+    const renamed = await changedModel(name, { "config.json": (config) => ({ ...config, model_type: type }) });
+    const embed = (folder) => withEmbedder(folder, { backend: "onnx" }, (embedder) => embedder.embed(TEXTS));
+    assert.deepEqual(await embed(renamed), await embed(await model(name)), `${name} as ${type}`);
+  }
+});
+
+const NOT_LINUX = process.platform !== "linux" && "this is promised for Linux";
+
+test("loading takes at most twice the size of the weights, and later a loaded model takes it once", {
+  skip: NOT_LINUX,
+}, async () => {
+  const weights = statSync(path.join(STARTER_MODEL, "model.safetensors")).size;
+  // The small model is there to load the libraries.
+  const script = `
+    const { Embedder } = require(${JSON.stringify(path.join(ROOT, "dist/embedder.js"))});
+    const options = { backend: "onnx", dtype: "f32", threads: 2 };
+    (async () => {
+      await (await Embedder.load(${JSON.stringify(await model("bert_mean"))}, options)).close();
+      const before = process.memoryUsage.rss();
+      const embedder = await Embedder.load(${JSON.stringify(STARTER_MODEL)}, options);
+      await embedder.embedQuery("the time");
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+      const kept = process.memoryUsage.rss() - before;
+      console.log(JSON.stringify({ most: process.resourceUsage().maxRSS * 1024 - before, kept }));
+      await embedder.close();
+    })();`;
+  const [{ most, kept }] = await reportsOf(["-e", script]);
+  assert.ok(most > weights && most <= 2 * weights, `${most} bytes while loading ${weights}`);
+  assert.ok(kept <= 1.5 * weights, `${kept} bytes afterwards`);
+});
+
+test("threads for bulk work have a lower priority", { skip: NOT_LINUX }, async () => {
+  await withEmbedder(await model("nomic_cls"), { backend: "onnx", threads: 2 }, async (embedder) => {
+    await embedder.embed(TEXTS);
+    const niceness = (thread) => {
+      const [state] = readFileSync(`/proc/self/task/${thread}/stat`, "utf8").split(") ").slice(-1);
+      return Number(state.split(" ")[16]);
+    };
+    const lower = Math.min(os.getPriority() + 10, 19);
+    assert.ok(readdirSync("/proc/self/task").map(niceness).includes(lower), `a thread with nice ${lower}`);
   });
 });
 

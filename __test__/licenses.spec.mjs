@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { isAllowed, readPolicy } from "../scripts/licenses.mjs";
+import { isAllowed, packageProblems, readPolicy } from "../scripts/licenses.mjs";
 import { ROOT } from "./support/models.mjs";
 
 test("licenses: an SPDX expression is satisfied by allowed licenses", () => {
@@ -39,4 +39,13 @@ test("licenses: the policy is read as cargo-deny reads it", () => {
   assert.ok(allowed.includes("MIT") && allowed.includes("Zlib") && !allowed.includes("argparse"));
   assert.ok(allowed.every((license) => !/GPL|NCSA/.test(license)));
   assert.deepEqual(exceptions.get("libfuzzer-sys"), ["NCSA"]);
+});
+
+test("licenses: npm packages come from npm, with a hash", () => {
+  const good = { version: "1.0.0", license: "MIT", integrity: "sha512-x" };
+  const flaws = (changes) => packageProblems({ "node_modules/x": { ...good, ...changes } }, { allowed: ["MIT"] });
+  assert.deepEqual(flaws({}), []);
+  assert.match(flaws({ integrity: undefined }).join(), /x 1\.0\.0 has no hash/);
+  assert.match(flaws({ resolved: "git+ssh://git@example.org/x.git" }).join(), /x 1\.0\.0 comes from git/);
+  assert.match(flaws({ license: "GPL-3.0" }).join(), /x 1\.0\.0 has the license GPL-3\.0/);
 });

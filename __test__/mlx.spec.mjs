@@ -55,8 +55,10 @@ if (HAS_MLX) {
     });
   });
 
-  test("half precision works with MLX only", async () => {
+  test("half precision works with MLX only, and takes half the memory", async () => {
     const folder = await model("bert_mean");
+    const weights = (dtype) => withEmbedder(folder, { ...MLX, dtype }, async (loaded) => (await loaded.info()).memory);
+    const { activeBytes: whole } = await weights("f32");
     const [exact] = await withEmbedder(folder, MLX, (embedder) => embedder.embed(["some words"]));
     for (const [dtype, least] of [
       ["f16", 0.9995],
@@ -65,6 +67,8 @@ if (HAS_MLX) {
       const [half] = await withEmbedder(folder, { ...MLX, dtype }, (embedder) => embedder.embed(["some words"]));
       const cosine = exact.reduce((sum, value, index) => sum + value * half[index], 0);
       assert.ok(cosine >= least, `${dtype}: ${cosine}`);
+      const { activeBytes } = await weights(dtype);
+      assert.ok(Math.abs(activeBytes / whole - 0.5) < 0.05, `${dtype}: ${activeBytes} of ${whole} bytes`);
       for (const backend of ["onnx", "onnx-js"]) {
         await assert.rejects(Embedder.load(folder, { backend, dtype }), { code: "INVALID_ARGUMENT" });
       }

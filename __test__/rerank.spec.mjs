@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import {
@@ -17,6 +18,7 @@ import {
 } from "./support/models.mjs";
 import { tableModel } from "./support/onnx_writer.mjs";
 
+const require = createRequire(import.meta.url);
 const { Embedder, Reranker } = api;
 const NAMES = ["bert", "distilbert", "modernbert", "qwen3", "qwen3_classifier", "xlm_roberta"];
 /** Token ids of the fixture `bert`. */
@@ -242,6 +244,14 @@ test("the activation is what CrossEncoder would take", async () => {
     await assert.rejects(activationOf("bert", changes), refused);
     assert.equal(await activationOf("bert", changes, { activation: "sigmoid" }), "sigmoid");
   }
+});
+
+test("a sigmoid gives 1 for every logit above 17.4", () => {
+  const { activated } = require("../dist/lib/activation.js");
+  assert.deepEqual(
+    [...activated(Float32Array.of(17.3, 17.4, 30), "sigmoid")].map((score) => score === 1),
+    [false, true, true],
+  );
 });
 
 test("an ONNX file from elsewhere: logits as the output, token types as an input", async () => {

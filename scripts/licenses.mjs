@@ -1,6 +1,7 @@
 /**
- * Licenses and sources of everything that is depended on, against the list in `deny.toml`: crates as `cargo metadata` has
- * them, npm packages as the lock files have them. `cargo deny` checks more, but takes longer to compile than all tests run.
+ * Licenses, sources and hashes of everything that is depended on, against the list in `deny.toml`: crates as `cargo
+ * metadata --locked` has them, which requires their hashes to be in the lock file, npm packages as the lock files have
+ * them. `cargo deny` checks more, but takes longer to compile than all tests run.
  */
 
 import { readFileSync } from "node:fs";
@@ -8,10 +9,14 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { ROOT, run, rustEnvironment } from "./setup.mjs";
 
-const CRATES = ["Cargo.toml", "xtask/Cargo.toml", "fuzz/Cargo.toml"];
-const PACKAGES = [".", "examples/code-search", "__test__/integrations", "docs/reference"].map(
+const CRATES = [".", "xtask", "fuzz", "tests/loom", "benches/drivers/candle", "benches/suites/stage_timer"].map(
+  (folder) => `${folder}/Cargo.toml`,
+);
+const PACKAGES = [".", "examples/code-search", "__test__/integrations", "docs/reference", "release"].map(
   (folder) => `${folder}/package-lock.json`,
 );
+/** Lock files name no address where this is the one. */
+const NPM = "https://registry.npmjs.org/";
 /** Licenses that packages declare in an old form, which lock files do not have. */
 const OLD_FORM = { "node_modules/json-bignum": "MIT" };
 
@@ -86,14 +91,20 @@ async function crateProblems(manifest, { allowed, exceptions }, rust) {
   return problems;
 }
 
-function packageProblems(lockFile, { allowed }) {
-  const { packages } = JSON.parse(readFileSync(path.join(ROOT, lockFile), "utf8"));
+/**
+ * @param {{ [folder: string]: object }} packages those of a lock file
+ * @param {{ allowed: readonly string[] }} policy
+ */
+export function packageProblems(packages, { allowed }) {
   const problems = [];
-  for (const [folder, { version, license = OLD_FORM[folder], link, dev, optional }] of Object.entries(packages)) {
+  for (const [folder, entry] of Object.entries(packages)) {
+    const { version, license = OLD_FORM[folder], link, dev, optional, integrity, resolved = NPM } = entry;
     // This package itself, and programs for other platforms that development tools would install there.
     if (!folder.startsWith("node_modules/") || link || (dev && optional && license === undefined)) continue;
-    if (!isAllowed(license ?? "", allowed))
-      problems.push(`npm package ${folder} ${version} has the license ${license}`);
+    const name = `npm package ${folder} ${version}`;
+    if (!isAllowed(license ?? "", allowed)) problems.push(`${name} has the license ${license}`);
+    if (!resolved.startsWith(NPM)) problems.push(`${name} comes from ${resolved}`);
+    if (!integrity) problems.push(`${name} has no hash`);
   }
   return problems;
 }
@@ -101,7 +112,8 @@ function packageProblems(lockFile, { allowed }) {
 /** @throws Error that names every dependency whose license or source `deny.toml` does not allow */
 export async function checkLicenses(rust) {
   const policy = readPolicy(readFileSync(path.join(ROOT, "deny.toml"), "utf8"));
-  const problems = PACKAGES.flatMap((lockFile) => packageProblems(lockFile, policy));
+  const packagesOf = (lockFile) => JSON.parse(readFileSync(path.join(ROOT, lockFile), "utf8")).packages;
+  const problems = PACKAGES.flatMap((lockFile) => packageProblems(packagesOf(lockFile), policy));
   for (const manifest of CRATES) problems.push(...(await crateProblems(manifest, policy, rust)));
   if (problems.length > 0) throw new Error(`${problems.join("\n")}\ndeny.toml has the list of what is allowed`);
 }
