@@ -230,7 +230,9 @@ function checkMlx(
     const fix = 'report this with the output of doctor --json; until then pass backend: "onnx"';
     findings.problem(`mlx does not work: ${reason}`, fix);
   } else if (platform === "linux") {
-    findings.note(`mlx: ${reason}`, "npm run build:native -- --mlx=cuda, for an NVIDIA GPU");
+    const fix =
+      arch === "x64" ? "npm install semantic-search-native-linux-x64-cuda" : "npm run build:native -- --mlx=cuda";
+    findings.note(`mlx: ${reason}`, `${fix}, for an NVIDIA GPU`);
   }
 }
 
