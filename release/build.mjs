@@ -2,9 +2,10 @@
 
 import { chmodSync, copyFileSync, cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
-import { ROOT, runPackage, rustEnvironment } from "../scripts/setup.mjs";
+import { prepareMlx, ROOT, run, runPackage, rustEnvironment } from "../scripts/setup.mjs";
+import { cacheFolder } from "../scripts/starter-model.mjs";
 import { addresses } from "./addresses.mjs";
-import { compileAddon, prepareMlx, setLinkerName, setSearchPath } from "./compile.mjs";
+import { compileAddon, setLinkerName, setSearchPath } from "./compile.mjs";
 import { checkBinaries, checkSize } from "./inspect.mjs";
 import { crateNotices, mlxNotices, onnxRuntimeNotices } from "./notices.mjs";
 import { entryPoint, libraryName, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
@@ -32,7 +33,8 @@ export async function buildPlatform(platform) {
   const addon = path.join(folder, manifest.main);
   writeFileSync(path.join(folder, "index.js"), entryPoint(platform, manifest.main));
 
-  const variant = mlx && (await prepareMlx(mlx, rust));
+  const withCache = { ...rust, SEMANTIC_SEARCH_CACHE: cacheFolder() };
+  const variant = mlx && (await prepareMlx({ mlx }, (args) => run("cargo", args, withCache)));
   const { file, metal } = await compileAddon(platform, env, variant);
   copyFileSync(file, addon);
   if (metal) copyFileSync(metal, path.join(folder, path.basename(metal)));

@@ -3,7 +3,7 @@
  * its first vector: from the same registry on this machine, one after the other, without install scripts.
  */
 
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { Contestant } from "../benches/contestants/contestant.mjs";
@@ -11,7 +11,7 @@ import { prepareModel } from "../benches/models/prepare.mjs";
 import { ROOT } from "../scripts/setup.mjs";
 import { sizeOf } from "./inspect.mjs";
 import { MANIFEST } from "./platforms.mjs";
-import { runNpm, startRegistry } from "./registry.mjs";
+import { installInto, publishLocally, startRegistry } from "./registry.mjs";
 
 const { dependencies: PEERS } = JSON.parse(
   readFileSync(path.join(ROOT, "benches/contestants/requirements/package.json"), "utf8"),
@@ -43,14 +43,14 @@ export async function compareInstallation(archives) {
   const folder = mkdtempSync(path.join(os.tmpdir(), "compare-"));
   const registry = await startRegistry({ folder, isOffline: false });
   try {
-    for (const archive of archives) await runNpm(["publish", archive, "--provenance=false"], registry.env);
+    await publishLocally(archives, registry);
     const model = await prepareModel("minilm", { maxTokens: 256, forPeers: false });
     const rows = [];
     for (const [name, peer] of Object.entries(COMPARED)) {
       // The first installation brings the packages into the registry.
-      await install(path.join(folder, "warm"), name, peer, registry.env);
+      await install(path.join(folder, "warm"), name, peer, registry);
       const user = path.join(folder, "user");
-      const installSeconds = await install(user, name, peer, registry.env);
+      const installSeconds = await install(user, name, peer, registry);
       const seconds = peer.driver && (await firstVector(peer, user, model, folder));
       const packages = JSON.parse(readFileSync(path.join(user, "node_modules/.package-lock.json"), "utf8")).packages;
       rows.push([
@@ -69,17 +69,11 @@ export async function compareInstallation(archives) {
   }
 }
 
-/** Seconds of an installation into an empty folder, with npm's cache empty. */
-async function install(folder, name, { version }, env) {
+/** Seconds of an installation into an empty folder. */
+async function install(folder, name, { version }, registry) {
   rmSync(folder, { recursive: true, force: true });
-  mkdirSync(folder, { recursive: true });
-  writeFileSync(
-    path.join(folder, "package.json"),
-    JSON.stringify({ private: true, dependencies: { [name]: version } }),
-  );
-  const args = ["install", "--ignore-scripts", "--no-audit", "--no-fund", `--prefix=${folder}`];
   const start = performance.now();
-  await runNpm(args, { ...env, npm_config_cache: path.join(folder, "cache") });
+  await installInto(folder, { [name]: version }, registry);
   return (performance.now() - start) / 1000;
 }
 

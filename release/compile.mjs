@@ -4,7 +4,6 @@ import { readdirSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
 import { ROOT, run } from "../scripts/setup.mjs";
-import { cacheFolder } from "../scripts/starter-model.mjs";
 import { PLATFORMS } from "./platforms.mjs";
 
 /** Not `target/`, whose files were built with other flags. */
@@ -21,7 +20,7 @@ const MACOS = "14.0";
 export async function compileAddon(platform, environment, variant) {
   const { target, glibc } = PLATFORMS[platform];
   const home = process.env.CARGO_HOME ?? path.join(os.homedir(), ".cargo");
-  const flags = [`--remap-path-prefix=${home}=cargo`, `--remap-path-prefix=${path.dirname(path.join(ROOT, "x"))}=.`];
+  const flags = [`--remap-path-prefix=${home}=cargo`, `--remap-path-prefix=${path.resolve(ROOT)}=.`];
   const env = { ...environment, CARGO_ENCODED_RUSTFLAGS: flags.join("\x1f"), MACOSX_DEPLOYMENT_TARGET: MACOS };
   // zig brings glibc's symbols and a C++ library of its own, so MLX's wheel, which uses the system's, cannot be linked by it.
   const [command, triple] = glibc && !variant ? ["zigbuild", `${target}.${glibc}`] : ["build", target];
@@ -42,14 +41,6 @@ function metalKernels(folder) {
   const found = below.filter((name) => path.basename(name) === "mlx.metallib");
   if (found.length === 0) throw new Error(`${folder} contains no mlx.metallib: expected mlx-sys to compile one`);
   return path.join(folder, found.at(-1));
-}
-
-/** Lets `xtask` bring MLX; what it says of it. */
-export async function prepareMlx(mlx, rust) {
-  const args = ["run", "--quiet", "--locked", "--manifest-path", "xtask/Cargo.toml", "--", "mlx", `--variant=${mlx}`];
-  const printed = await run("cargo", args, { ...rust, SEMANTIC_SEARCH_CACHE: cacheFolder() });
-  const found = Array.from(printed.matchAll(/^(config|library)=(.*)$/gm), (match) => match.slice(1));
-  return Object.fromEntries(found);
 }
 
 /** Gives a library its file's name. Linux's linker goes by this one; Windows' by the file's, and has nothing to edit. */

@@ -30,7 +30,7 @@ export async function checkBinaries(platform, folder, names) {
     // ONNX Runtime's library has paths of the machine that built that, and MLX compiles its own folder in.
     if (!name.endsWith(".node") || platform.startsWith("darwin") || PLATFORMS[platform].mlx) continue;
     const bytes = readFileSync(file);
-    for (const place of [path.dirname(path.join(ROOT, "x")), os.homedir()]) {
+    for (const place of [path.resolve(ROOT), os.homedir()]) {
       if (place.length > 1 && bytes.includes(place + path.sep)) problems.push(`${name} contains the path ${place}`);
     }
   }

@@ -11,14 +11,13 @@
 
 import { readdirSync } from "node:fs";
 import * as path from "node:path";
-import { installPackages, installStarterModel, reportFailure, run } from "../scripts/setup.mjs";
+import { installPackages, installStarterModel, reportFailure, run, runNpm } from "../scripts/setup.mjs";
 import { addresses } from "./addresses.mjs";
 import { buildPlatform } from "./build.mjs";
 import { compareInstallation } from "./compare.mjs";
 import { sizeOf } from "./inspect.mjs";
 import { builtPlatforms, pack } from "./pack.mjs";
 import { MANIFEST, PACKAGES, PLATFORMS, thisPlatform } from "./platforms.mjs";
-import { runNpm } from "./registry.mjs";
 import { tryRelease } from "./trial.mjs";
 
 const STEPS = {

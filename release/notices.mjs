@@ -1,9 +1,9 @@
 /** The licenses of what a package contains, as the authors wrote them. */
 
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { run } from "../scripts/setup.mjs";
-import { cacheFolder, readZip } from "../scripts/starter-model.mjs";
+import { cacheFolder, readPythonPackage } from "../scripts/starter-model.mjs";
 
 const IS_LICENSE = /^(licen[cs]e|copying|notice|unlicense)/i;
 
@@ -50,12 +50,8 @@ export async function onnxRuntimeNotices(version) {
   const file = path.join(folder, "notices.txt");
   if (!existsSync(file)) {
     mkdirSync(folder, { recursive: true });
-    const pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder];
-    await run("python3", [...pip, `onnxruntime==${version}`]);
-    const wheel = readdirSync(folder).find((name) => name.endsWith(".whl"));
     const names = ["onnxruntime/LICENSE", "onnxruntime/ThirdPartyNotices.txt"];
-    const entries = readZip(readFileSync(path.join(folder, wheel)), (name) => names.includes(name));
-    rmSync(path.join(folder, wheel));
+    const entries = await readPythonPackage(`onnxruntime==${version}`, (name) => names.includes(name));
     writeFileSync(file, [`ONNX Runtime ${version}\n`, ...names.map((name) => entries.get(name))].join("\n"));
   }
   return readFileSync(file, "utf8");

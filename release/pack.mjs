@@ -2,11 +2,10 @@
 
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
-import { run } from "../scripts/setup.mjs";
+import { run, runNpm } from "../scripts/setup.mjs";
 import { addresses, withAbsoluteLinks } from "./addresses.mjs";
 import { checkSize } from "./inspect.mjs";
 import { CHOSEN, MAIN_MEGABYTES, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
-import { runNpm } from "./registry.mjs";
 
 /** What only a clone uses. */
 const OF_THE_CLONE = ["scripts", "devDependencies", "napi", "allowScripts"];

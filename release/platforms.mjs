@@ -22,6 +22,7 @@ export const PLATFORMS = {
     glibc: "2.28",
     megabytes: 54,
   },
+  "linux-x64-cuda": { target: "x86_64-unknown-linux-gnu", mlx: "cuda", glibc: "2.35", megabytes: 200 },
   "linux-arm64-gnu": {
     target: "aarch64-unknown-linux-gnu",
     library: "linux/arm64/libonnxruntime.so.1",
@@ -29,7 +30,6 @@ export const PLATFORMS = {
     megabytes: 34,
   },
   "win32-x64-msvc": { target: "x86_64-pc-windows-msvc", library: "win32/x64/onnxruntime.dll", megabytes: 38 },
-  "linux-x64-cuda": { target: "x86_64-unknown-linux-gnu", mlx: "cuda", glibc: "2.35", megabytes: 200 },
   "win32-arm64-msvc": { target: "aarch64-pc-windows-msvc", library: "win32/arm64/onnxruntime.dll", megabytes: 38 },
 };
 

@@ -1,30 +1,19 @@
-/** npm, and a registry on this machine: verdaccio, which passes requests for other packages on to npm's own one. */
+/** A registry on this machine: verdaccio, which passes requests for other packages on to npm's own one. */
 
 import { spawn } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import * as path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { installPackages, ROOT, run } from "../scripts/setup.mjs";
+import { installPackages, ROOT, runNpm } from "../scripts/setup.mjs";
 
 const START_TIMEOUT_MS = 60_000;
-
-/**
- * Runs npm and returns its output.
- *
- * @param {string[]} args
- * @param {{ [name: string]: string | undefined }} [env]
- */
-export function runNpm(args, env) {
-  const npm = process.env.npm_execpath;
-  return npm?.endsWith(".js") ? run(process.execPath, [npm, ...args], env) : run("npm", args, env);
-}
 
 /**
  * @param {object} settings
  * @param {string} settings.folder where it keeps its packages
  * @param {boolean} settings.isOffline whether it serves only what it has
- * @returns {Promise<{ url: string, env: { [name: string]: string }, stop: () => Promise<void> }>} `env`: npm's settings
+ * @returns {Promise<{ env: { [name: string]: string }, stop: () => Promise<void> }>} `env`: npm's settings
  */
 export async function startRegistry({ folder, isOffline }) {
   await installPackages("release");
@@ -62,7 +51,20 @@ export async function startRegistry({ folder, isOffline }) {
   }
   // npm publishes only with a token; this registry asks for none.
   const env = { npm_config_registry: url, [`npm_config_//127.0.0.1:${port}/:_authToken`]: "none" };
-  return { url, env, stop };
+  return { env, stop };
+}
+
+/** @param {string[]} archives */
+export async function publishLocally(archives, { env }) {
+  for (const archive of archives) await runNpm(["publish", archive, "--provenance=false"], env);
+}
+
+/** Installs packages into a new folder, without scripts, and with npm's cache empty: all of it comes from the registry. */
+export function installInto(folder, dependencies, { env }) {
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(path.join(folder, "package.json"), JSON.stringify({ private: true, dependencies }));
+  const args = ["install", "--ignore-scripts", "--no-audit", "--no-fund", `--prefix=${folder}`];
+  return runNpm(args, { ...env, npm_config_cache: path.join(folder, "cache") });
 }
 
 async function answers(url) {

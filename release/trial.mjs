@@ -12,7 +12,7 @@ import { fileURLToPath } from "node:url";
 import { ROOT, run } from "../scripts/setup.mjs";
 import { starterModelFolder } from "../scripts/starter-model.mjs";
 import { libraryName, MANIFEST, packageName, thisPlatform } from "./platforms.mjs";
-import { runNpm, startRegistry } from "./registry.mjs";
+import { installInto, publishLocally, startRegistry } from "./registry.mjs";
 
 const UNSHARE = ["--net", "--map-root-user"];
 const EXAMPLE = path.join(ROOT, "examples/code-search");
@@ -26,9 +26,9 @@ export async function tryRelease(archives) {
   try {
     const registry = await startRegistry({ folder, isOffline: false });
     try {
-      for (const archive of archives) await runNpm(["publish", archive, "--provenance=false"], registry.env);
+      await publishLocally(archives, registry);
       // Brings what else is installed into the registry, which is then cut off.
-      await installInto(path.join(folder, "warm"), registry.env);
+      await installForUser(path.join(folder, "warm"), registry);
     } finally {
       await registry.stop();
     }
@@ -51,15 +51,10 @@ function hasNamespaces() {
   return spawnSync("unshare", [...UNSHARE, "ip", "link", "set", "lo", "up"]).status === 0;
 }
 
-/** A user's folder with the package, and with what the example needs besides. */
-function installInto(folder, env) {
+/** A user installs the package, and what the example needs besides. */
+function installForUser(folder, registry) {
   const { dependencies } = JSON.parse(readFileSync(path.join(EXAMPLE, "package.json"), "utf8"));
-  mkdirSync(folder, { recursive: true });
-  const manifest = { private: true, dependencies: { ...dependencies, [MANIFEST.name]: MANIFEST.version } };
-  writeFileSync(path.join(folder, "package.json"), JSON.stringify(manifest));
-  const args = ["install", "--ignore-scripts", "--no-audit", "--no-fund", `--prefix=${folder}`];
-  // npm's own cache would keep what it has from the registry.
-  return runNpm(args, { ...env, npm_config_cache: path.join(folder, "cache") });
+  return installInto(folder, { ...dependencies, [MANIFEST.name]: MANIFEST.version }, registry);
 }
 
 /** What runs without a network. */
@@ -67,7 +62,7 @@ async function tryOffline(folder) {
   const registry = await startRegistry({ folder, isOffline: true });
   try {
     const user = path.join(folder, "user");
-    await installInto(user, registry.env);
+    await installForUser(user, registry);
     use(user, path.join(folder, "bin"));
   } finally {
     await registry.stop();

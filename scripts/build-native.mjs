@@ -8,7 +8,15 @@
 
 import { spawn } from "node:child_process";
 import * as path from "node:path";
-import { CommandError, installPackages, ROOT, recordVariant, reportFailure, rustEnvironment } from "./setup.mjs";
+import {
+  CommandError,
+  installPackages,
+  prepareMlx,
+  ROOT,
+  recordVariant,
+  reportFailure,
+  rustEnvironment,
+} from "./setup.mjs";
 import { cacheFolder } from "./starter-model.mjs";
 
 /** A program that failed and has said why on the terminal. */
@@ -56,18 +64,12 @@ function refusal({ mlx, blas }) {
   return undefined;
 }
 
-/** Lets `xtask` bring MLX and returns the variant to build. */
-async function prepareMlx({ mlx, blas }, rust) {
+function prepareVisibly(options, rust) {
   console.log(
-    `preparing MLX (${mlx}): its wheel, mlx-c and bindings, kept in the cache folder; minutes the first time`,
+    `preparing MLX (${options.mlx}): its wheel, mlx-c and bindings, kept in the cache folder; minutes the first time`,
   );
-  const xtask = ["run", "--quiet", "--locked", "--manifest-path", "xtask/Cargo.toml", "--", "mlx", `--variant=${mlx}`];
-  if (blas) xtask.push(`--blas=${path.resolve(blas)}`);
-  const printed = await runVisibly("cargo", xtask, { ...rust, SEMANTIC_SEARCH_CACHE: cacheFolder() }, "pipe");
-  const result = Object.fromEntries(
-    Array.from(printed.matchAll(/^(config|library)=(.*)$/gm), (match) => match.slice(1)),
-  );
-  return { mlx, blas: blas && path.resolve(blas), ...result };
+  const env = { ...rust, SEMANTIC_SEARCH_CACHE: cacheFolder() };
+  return prepareMlx(options, (args) => runVisibly("cargo", args, env, "pipe"));
 }
 
 async function buildNative(args) {
@@ -77,7 +79,7 @@ async function buildNative(args) {
   const rust = rustEnvironment();
   if (!rust) throw new CommandError("build:native", "The addon needs a Rust toolchain: see https://rustup.rs", null);
   await installPackages();
-  const variant = options.mlx ? await prepareMlx(options, rust) : undefined;
+  const variant = options.mlx ? await prepareVisibly(options, rust) : undefined;
   const napi = [
     path.join(ROOT, "node_modules/@napi-rs/cli/dist/cli.js"),
     "build",

