@@ -91,10 +91,8 @@ export class ModelCache {
   /** The files that are in a snapshot, whichever program put them there. */
   async filesOf(commit: string): Promise<Listing> {
     const folder = this.snapshot(commit);
-    const found = await fs.readdir(folder, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
     const files = new Map<string, HubFile>();
-    for (const entry of found) {
-      const file = path.join(entry.parentPath ?? entry.path, entry.name);
+    for (const { file } of await entriesBelow(folder)) {
       const stat = await fs.stat(file).catch(() => undefined);
       const name = path.relative(folder, file).split(path.sep).join("/");
       if (!stat?.isFile()) continue;
@@ -114,10 +112,8 @@ export class ModelCache {
   /** Branches and tags that were looked up. */
   async refs(): Promise<string[]> {
     const refs = path.join(this.folder, "refs");
-    const found = await fs.readdir(refs, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
-    const named = found
-      .filter((entry) => entry.isFile())
-      .map((entry) => path.relative(refs, path.join(entry.parentPath ?? entry.path, entry.name)));
+    const found = await entriesBelow(refs);
+    const named = found.filter(({ entry }) => entry.isFile()).map(({ file }) => path.relative(refs, file));
     return [...new Set(named.map((name) => revisionOf(name.split(path.sep).join("/"))))];
   }
 
@@ -210,4 +206,10 @@ async function succeeds(work: Promise<void>): Promise<boolean> {
     () => true,
     () => false,
   );
+}
+
+/** Everything below a folder, with its path; links are not followed. Nothing if there is no such folder. */
+export async function entriesBelow(folder: string): Promise<{ entry: Dirent; file: string }[]> {
+  const found = await fs.readdir(folder, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
+  return found.map((entry) => ({ entry, file: path.join(entry.parentPath ?? entry.path, entry.name) }));
 }

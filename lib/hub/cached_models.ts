@@ -1,9 +1,9 @@
 /** What is in the Hub's cache, which other programs share, and how to delete it. */
 
-import { type BigIntStats, type Dirent, promises as fs } from "node:fs";
+import { type BigIntStats, promises as fs } from "node:fs";
 import * as path from "node:path";
 import { EmbedderError } from "../errors.js";
-import { ModelCache } from "./cache.js";
+import { entriesBelow, ModelCache } from "./cache.js";
 import { ETAG } from "./listing.js";
 import { checkRevision, invalidName, parseHubName } from "./pull.js";
 
@@ -116,9 +116,9 @@ async function checkNoLink(folder: string): Promise<void> {
 async function blobsOf(cache: ModelCache, commit: string): Promise<string[]> {
   const listed = [...((await cache.listing(commit))?.files.values() ?? [])].map(({ etag }) => etag);
   const blobs = new Set(listed.filter((etag) => ETAG.test(etag)).map((etag) => cache.blob(etag)));
-  for (const entry of await entriesBelow(cache.snapshot(commit))) {
-    const link = await fs.readlink(entry).catch(() => undefined);
-    const target = link && path.resolve(path.dirname(entry), link);
+  for (const { file } of await entriesBelow(cache.snapshot(commit))) {
+    const link = await fs.readlink(file).catch(() => undefined);
+    const target = link && path.resolve(path.dirname(file), link);
     // A link to anywhere else is only removed itself.
     if (target && target === cache.blob(path.basename(target))) blobs.add(target);
   }
@@ -130,7 +130,9 @@ async function bytesOf(cache: ModelCache, paths: string[]): Promise<Pick<Deletio
   /** How many names of a file are deleted: its bytes are freed with the last one. */
   const names = new Map<bigint, { stat: BigIntStats; count: number }>();
   let sharedBytes = 0;
-  const below = await Promise.all(paths.map(async (target) => [target, ...(await entriesBelow(target))]));
+  const below = await Promise.all(
+    paths.map(async (target) => [target, ...(await entriesBelow(target)).map(({ file }) => file)]),
+  );
   for (const entry of new Set(below.flat())) {
     const stat = await lstat(entry);
     if (stat?.isFile()) {
@@ -145,12 +147,6 @@ async function bytesOf(cache: ModelCache, paths: string[]): Promise<Pick<Deletio
   }
   const freed = [...names.values()].filter(({ stat, count }) => BigInt(count) >= stat.nlink);
   return { freedBytes: freed.reduce((sum, { stat }) => sum + Number(stat.size), 0), sharedBytes };
-}
-
-/** Paths of everything below a folder; links are not followed. */
-async function entriesBelow(folder: string): Promise<string[]> {
-  const found = await fs.readdir(folder, { recursive: true, withFileTypes: true }).catch((): Dirent[] => []);
-  return found.map((entry) => path.join(entry.parentPath ?? entry.path, entry.name));
 }
 
 async function lstat(file: string): Promise<BigIntStats | undefined> {
