@@ -8,16 +8,26 @@
 pub struct Limits {
     /// Most tokens in a batch, padding included. A single text above it still gets a batch of its own.
     pub budget_tokens: usize,
-    /// Most padded tokens per real token in a batch of several: 1.0 puts only texts of equal length together.
-    pub padding_ratio: f64,
-    /// Whether batches are padded to [`bucket`] lengths.
-    pub buckets: bool,
+    /// How texts of different lengths share a batch.
+    pub padding: Padding,
     /// Most bytes that the activations of a batch may take. A single text above it still gets a batch of its own.
     pub budget_bytes: usize,
     /// Bytes of activations per token, an upper estimate.
     pub token_bytes: usize,
     /// Bytes per pair of tokens of a text: attention scores of all heads, if the runtime keeps them.
     pub score_bytes: usize,
+}
+
+/// How texts of different lengths share a batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Padding {
+    /// They lie one after the other: nothing is padded.
+    Flat,
+    /// They are padded to the longest, by at most this many tokens per real token: 1.0 puts only texts of equal length
+    /// together.
+    ToLongest(f64),
+    /// The same, and all are padded to a [`bucket`] length.
+    ToBucket(f64),
 }
 
 impl Limits {
@@ -32,7 +42,10 @@ impl Limits {
 
     /// The length that a text of this length is padded to in a batch of its own.
     const fn padded(&self, length: usize) -> usize {
-        if self.buckets { bucket(length) } else { length }
+        match self.padding {
+            Padding::Flat | Padding::ToLongest(_) => length,
+            Padding::ToBucket(_) => bucket(length),
+        }
     }
 }
 
@@ -55,12 +68,18 @@ pub fn plan(lengths: &[usize], limits: Limits) -> Vec<Vec<usize>> {
         let fits = batches.last().is_some_and(|batch| {
             let length = limits.padded(lengths[batch[0]]);
             let texts = batch.len() + 1;
-            let padded = length * texts;
             let real = real_tokens + lengths[text];
-            let is_dense = padded as f64 <= real as f64 * limits.padding_ratio;
+            let (tokens, bytes, is_dense) = match limits.padding {
+                Padding::Flat => (real, limits.bytes(1, real), true),
+                Padding::ToLongest(ratio) | Padding::ToBucket(ratio) => {
+                    let padded = length * texts;
+                    let is_dense = padded as f64 <= real as f64 * ratio;
+                    (padded, limits.bytes(texts, length), is_dense)
+                }
+            };
             // Texts of one bucket are padded alike whether they share a batch or not.
-            padded <= limits.budget_tokens
-                && limits.bytes(texts, length) <= limits.budget_bytes
+            tokens <= limits.budget_tokens
+                && bytes <= limits.budget_bytes
                 && (is_dense || limits.padded(lengths[text]) == length)
         });
         if let Some(batch) = batches.last_mut().filter(|_| fits) {
@@ -85,12 +104,17 @@ mod tests {
         fn every_text_once_within_limits(
             lengths in prop::collection::vec(1_usize..600, 0..200),
             budget_tokens in 1_usize..4000,
-            padding_ratio in 1.0_f64..2.0,
-            buckets: bool,
+            ratio in 1.0_f64..2.0,
+            kind in 0..3,
             budget_bytes in 1_usize..40_000,
             score_bytes in 0_usize..3,
         ) {
-            let limits = Limits { budget_tokens, padding_ratio, buckets, budget_bytes, token_bytes: 7, score_bytes };
+            let padding = match kind {
+                0 => Padding::Flat,
+                1 => Padding::ToLongest(ratio),
+                _ => Padding::ToBucket(ratio),
+            };
+            let limits = Limits { budget_tokens, padding, budget_bytes, token_bytes: 7, score_bytes };
             let batches = plan(&lengths, limits);
             let mut seen: Vec<usize> = batches.iter().flatten().copied().collect();
             seen.sort_unstable();
@@ -100,10 +124,13 @@ mod tests {
                 let longest = padded().max().unwrap_or(0);
                 let shortest = padded().min().unwrap_or(0);
                 let real: usize = batch.iter().map(|&text| lengths[text]).sum();
-                let tokens = longest * batch.len();
-                let bytes = tokens * 7 + tokens * longest * score_bytes;
+                let (tokens, width) = match padding {
+                    Padding::Flat => (real, real),
+                    _ => (longest * batch.len(), longest),
+                };
+                let bytes = tokens * 7 + tokens * width * score_bytes;
                 prop_assert!(batch.len() == 1 || (tokens <= budget_tokens && bytes <= budget_bytes));
-                prop_assert!(tokens as f64 <= real as f64 * padding_ratio + 1e-9 || longest == shortest);
+                prop_assert!(tokens as f64 <= real as f64 * ratio + 1e-9 || longest == shortest);
             }
         }
 
@@ -122,8 +149,7 @@ mod tests {
         ) {
             let limits = Limits {
                 budget_tokens: 64,
-                padding_ratio: 1.0,
-                buckets: false,
+                padding: Padding::ToLongest(1.0),
                 budget_bytes: usize::MAX,
                 token_bytes: 1,
                 score_bytes: 0,

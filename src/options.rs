@@ -123,6 +123,8 @@ pub enum Backend {
     Mlx,
     /// ONNX Runtime on the CPU.
     Onnx,
+    /// Our own kernels on the CPU.
+    Cpu,
 }
 
 impl FromStr for Backend {
@@ -133,6 +135,7 @@ impl FromStr for Backend {
             ("auto", Self::Auto),
             ("mlx", Self::Mlx),
             ("onnx", Self::Onnx),
+            ("cpu", Self::Cpu),
         ];
         named("backend", name, &all)
     }

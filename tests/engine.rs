@@ -633,8 +633,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
         dtype: "f32",
         limits: Limits {
             budget_tokens: 1,
-            padding_ratio: 1.0,
-            buckets: false,
+            padding: Padding::ToLongest(1.0),
             budget_bytes: 1,
             token_bytes: 1,
             score_bytes: 0,

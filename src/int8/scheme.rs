@@ -38,8 +38,7 @@ pub fn quantize(weights: &[f32], inputs: usize) -> Result<Quantized> {
         let first = index * BLOCK;
         block.clear();
         for (row, scale) in rows.chunks_exact(inputs).zip(&scales[first..]) {
-            let nearest = |weight: &f32| (weight / scale + ROUNDING) - ROUNDING;
-            block.extend(row.iter().map(|weight| nearest(weight) as i32 as u8));
+            block.extend(row.iter().map(|weight| nearest(*weight, *scale) as u8));
         }
         let rows = block.len() / inputs;
         for (input, target) in values.chunks_exact_mut(outputs).enumerate() {
@@ -57,13 +56,18 @@ pub fn quantize(weights: &[f32], inputs: usize) -> Result<Quantized> {
 /// inputs in 16 bits, which saturates. The usual way out is to give up one bit of all weights. But 255 · (|a| + |b|)
 /// stays below 2¹⁵ as long as |a| + |b| ≤ 128, and neighbours that are both near the largest weight, with the same
 /// sign, are rare: asking for just that costs far less precision, and every processor computes the same integers.
-fn scale(row: &[f32]) -> f32 {
+pub fn scale(row: &[f32]) -> f32 {
     // Where neighbours differ in sign, the sum is smaller than the larger of them.
     let sums = row.windows(2).map(|pair| pair[0] + pair[1]);
     let largest = largest_magnitude(row.iter().copied()).max(largest_magnitude(sums));
     // Rounding may add one half to each of two neighbours: 127 + 1 = 128.
     let scale = largest / LARGEST;
     if scale > 0.0 { scale } else { 1.0 }
+}
+
+/// The integer of a weight.
+pub fn nearest(weight: f32, scale: f32) -> i8 {
+    ((weight / scale + ROUNDING) - ROUNDING) as i32 as i8
 }
 
 /// Compares magnitudes as integers, whose order is the same: compilers make vector code of that alone.

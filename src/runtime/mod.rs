@@ -1,5 +1,6 @@
 //! Runtimes compute encoders. A loaded model has one [`Runtime`], which consists of workers that own their state.
 
+pub mod cpu;
 #[cfg(mlx)]
 pub mod mlx;
 pub mod onnx;
@@ -102,6 +103,7 @@ pub fn load(
         // MLX does not compute in int8; asking for it is asking for the CPU.
         Backend::Auto if options.dtype == Dtype::Int8 => Ok((load_onnx()?, None)),
         Backend::Mlx => Ok((load_mlx(false)?, None)),
+        Backend::Cpu => Ok((cpu::load(graph, checkpoint, options, threads)?, None)),
         Backend::Auto if cfg!(mlx) => match load_mlx(true) {
             Ok(runtime) => Ok((runtime, None)),
             Err(mlx) => match load_onnx() {

@@ -76,6 +76,9 @@ pub struct Library {
 /// ONNX Runtime.
 pub static ONNX: Library = Library::new();
 
+/// The kernels of this crate, which may not be unloaded while they run.
+pub static CPU: Library = Library::new();
+
 /// MLX.
 #[cfg(mlx)]
 pub static MLX: Library = Library::new();

@@ -15,9 +15,9 @@ use serde_json::Value;
 
 /// The backends of this build. MLX is among them in a build with the feature `mlx`.
 pub const BACKENDS: &[Backend] = if cfg!(mlx) {
-    &[Backend::Onnx, Backend::Mlx]
+    &[Backend::Onnx, Backend::Cpu, Backend::Mlx]
 } else {
-    &[Backend::Onnx]
+    &[Backend::Onnx, Backend::Cpu]
 };
 
 /// The repository: the folder of this package, or the one above, where the fuzz targets have a package of their own.

@@ -61,7 +61,7 @@ use self::thread::{State, Turn};
 use super::shutdown;
 use super::stop::Stop;
 use super::{MakeWorker, Memory, Runtime, Tokens, Worker};
-use crate::batch::{self, Limits};
+use crate::batch::{self, Limits, Padding};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NtkScaling};
@@ -90,8 +90,7 @@ pub fn limits(is_gpu: bool, graph: &Graph, budget_bytes: Option<usize>) -> Limit
         } else {
             BUDGET_TOKENS_CPU
         },
-        padding_ratio: PADDING_RATIO,
-        buckets: true,
+        padding: Padding::ToBucket(PADDING_RATIO),
         budget_bytes: budget_bytes.unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
         token_bytes: graph.token_bytes(),
         // The fused attention of a GPU may not cover every width of a head, so scores count there too.

@@ -33,7 +33,7 @@ use self::weights::{Initializers, SharedWeights};
 use super::shutdown::{self, Guarded};
 use super::stop::{Interrupt, Stop};
 use super::{MakeWorker, Runtime, Tokens, Worker};
-use crate::batch::Limits;
+use crate::batch::{Limits, Padding};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Cause, Error, Result};
 use crate::graph::Graph;
@@ -159,8 +159,7 @@ pub fn load(
         dtype: precision.name(),
         limits: Limits {
             budget_tokens: BUDGET_TOKENS,
-            padding_ratio: 1.0,
-            buckets: false,
+            padding: Padding::ToLongest(1.0),
             budget_bytes: options
                 .memory_budget
                 .unwrap_or(Limits::DEFAULT_BUDGET_BYTES),

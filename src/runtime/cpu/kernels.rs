@@ -1,0 +1,495 @@
+//! The innermost loops: tiles of matrix products, for each number format and instruction set.
+//!
+//! Every format lays numbers out alike. Along the depth they are grouped into 4 bytes: one float32, two bfloat16 or four
+//! int8. Rows are plain. Weights come in blocks of 16 columns; of each group, a block has 64 bytes, column by column: what
+//! one register of AVX-512 holds, and one row of an AMX tile. A kernel holds the sums of some rows and blocks in registers
+//! and goes through the groups in order, so that a sum never depends on the rows and columns beside it.
+//!
+//! Bytes of rows are unsigned, those of weights signed, and neighbours among these add up to at most 128 (see
+//! [`crate::int8::scheme`]), so that no instruction saturates: sums of integers are exact and the same on every processor.
+
+use super::level::Level;
+
+/// Columns of a block of weights.
+pub const BLOCK: usize = 16;
+
+/// Bytes of a block for one group.
+pub const BLOCK_BYTES: usize = 64;
+
+/// Bytes of a group of a row.
+pub const GROUP: usize = 4;
+
+/// Most rows and columns of a tile of any kernel.
+pub const MOST_ROWS: usize = 32;
+pub const MOST_COLUMNS: usize = 64;
+
+/// Numbers that are multiplied. Their products are added up in float32 or int32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    F32,
+    BF16,
+    Int8,
+}
+
+impl Format {
+    /// Bytes of a number.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::BF16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+}
+
+/// What a tile is computed from and where it goes.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    /// The first row, and bytes from one to the next.
+    pub a: *const u8,
+    pub a_stride: usize,
+    /// The first block, and bytes from one to the next.
+    pub b: *const u8,
+    pub b_stride: usize,
+    /// Groups of the depth.
+    pub groups: usize,
+    /// Sums, 4 bytes each: rows of [`MOST_COLUMNS`].
+    pub sums: *mut f32,
+}
+
+/// A loop for one format and instruction set.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    /// The instruction that multiplies.
+    pub name: &'static str,
+    pub format: Format,
+    /// The level that it needs.
+    level: Level,
+    /// Whether the processor has what the level does not promise.
+    is_found: fn() -> bool,
+    /// Most rows and blocks of a tile.
+    pub rows: usize,
+    pub blocks: usize,
+    /// Computes so many rows and blocks. The processor has the instructions; what the tile points to is there.
+    run: unsafe fn(Tile, usize, usize),
+}
+
+impl Kernel {
+    /// The fastest one up to a level.
+    pub fn best(format: Format, level: Level) -> Self {
+        let fits = |one: &&Self| one.format == format && one.level <= level && (one.is_found)();
+        *ALL.iter().find(fits).expect("there is a portable kernel for every format")
+    }
+
+    /// Whether the processor multiplies numbers of this format, instead of others that they are converted to.
+    pub fn is_native(&self) -> bool {
+        self.format == Format::F32 || self.level >= Level::Avx512Vnni || self.level == Level::AvxVnni
+    }
+
+    /// Multiplies up to [`Self::rows`] rows and [`Self::blocks`] blocks.
+    ///
+    /// # Safety
+    /// All that the tile points to is valid for so many rows, blocks and groups.
+    pub unsafe fn run(&self, tile: Tile, rows: usize, blocks: usize) {
+        debug_assert!((1..=self.rows).contains(&rows) && (1..=self.blocks).contains(&blocks));
+        // SAFETY: kernels are only found where the processor has their instructions; the rest is this function's contract.
+        unsafe { (self.run)(tile, rows, blocks) }
+    }
+}
+
+/// What a register, or some, do for one block.
+trait Unit {
+    /// The weights of a group.
+    type Weights: Copy;
+    /// The numbers of a group of a row, for every column.
+    type Numbers: Copy;
+    type Sums: Copy;
+
+    unsafe fn zeros() -> Self::Sums;
+    unsafe fn weights(from: *const u8) -> Self::Weights;
+    unsafe fn numbers(from: *const u8) -> Self::Numbers;
+    unsafe fn add(sums: Self::Sums, numbers: Self::Numbers, weights: Self::Weights) -> Self::Sums;
+    unsafe fn store(sums: Self::Sums, to: *mut f32);
+}
+
+/// `ROWS` rows times `BLOCKS` blocks.
+#[inline(always)]
+unsafe fn multiply<U: Unit, const ROWS: usize, const BLOCKS: usize>(tile: Tile) {
+    // SAFETY: the caller's tile is valid for all of it, and has the instructions of `U`.
+    unsafe {
+        let mut sums = [[U::zeros(); BLOCKS]; ROWS];
+        for group in 0..tile.groups {
+            let block = tile.b.add(group * BLOCK_BYTES);
+            let weights: [_; BLOCKS] =
+                std::array::from_fn(|index| U::weights(block.add(index * tile.b_stride)));
+            let numbers = tile.a.add(group * GROUP);
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let numbers = U::numbers(numbers.add(row * tile.a_stride));
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    *sum = U::add(*sum, numbers, weights);
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (block, sum) in sums.iter().enumerate() {
+                U::store(*sum, tile.sums.add(row * MOST_COLUMNS + block * BLOCK));
+            }
+        }
+    }
+}
+
+/// A function that chooses among the sizes of a tile.
+macro_rules! sizes {
+    ($(#[$attribute:meta])* $name:ident, $unit:ty, $([$rows:literal $blocks:literal])*) => {
+        $(#[$attribute])*
+        pub unsafe fn $name(tile: Tile, rows: usize, blocks: usize) {
+            // SAFETY: this function's contract is that of what it calls.
+            unsafe {
+                match (rows, blocks) {
+                    $(($rows, $blocks) => multiply::<$unit, $rows, $blocks>(tile),)*
+                    _ => unreachable!("a tile of {rows} rows and {blocks} blocks"),
+                }
+            }
+        }
+    };
+}
+
+/// Plain loops, which the compiler vectorizes.
+mod portable {
+    use super::*;
+
+    type Lanes = [f32; BLOCK];
+
+    #[inline(always)]
+    fn multiply_add(sum: f32, a: f32, b: f32) -> f32 {
+        // One instruction where every processor of the target has it, and a function call elsewhere.
+        if cfg!(target_arch = "aarch64") {
+            a.mul_add(b, sum)
+        } else {
+            sum + a * b
+        }
+    }
+
+    pub struct F32;
+
+    impl Unit for F32 {
+        type Weights = Lanes;
+        type Numbers = f32;
+        type Sums = Lanes;
+
+        #[inline(always)]
+        unsafe fn zeros() -> Lanes {
+            [0.0; BLOCK]
+        }
+        #[inline(always)]
+        unsafe fn weights(from: *const u8) -> Lanes {
+            // SAFETY: the tile is valid.
+            unsafe { from.cast::<Lanes>().read_unaligned() }
+        }
+        #[inline(always)]
+        unsafe fn numbers(from: *const u8) -> f32 {
+            // SAFETY: the tile is valid.
+            unsafe { from.cast::<f32>().read_unaligned() }
+        }
+        #[inline(always)]
+        unsafe fn add(mut sums: Lanes, number: f32, weights: Lanes) -> Lanes {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum = multiply_add(*sum, number, weight);
+            }
+            sums
+        }
+        #[inline(always)]
+        unsafe fn store(sums: Lanes, to: *mut f32) {
+            // SAFETY: the tile is valid.
+            unsafe { to.cast::<Lanes>().write_unaligned(sums) }
+        }
+    }
+
+    pub struct BF16;
+
+    #[inline(always)]
+    fn halves(bits: u32) -> [f32; 2] {
+        [f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000)]
+    }
+
+    impl Unit for BF16 {
+        type Weights = [u32; BLOCK];
+        type Numbers = [f32; 2];
+        type Sums = Lanes;
+
+        #[inline(always)]
+        unsafe fn zeros() -> Lanes {
+            [0.0; BLOCK]
+        }
+        #[inline(always)]
+        unsafe fn weights(from: *const u8) -> [u32; BLOCK] {
+            // SAFETY: the tile is valid.
+            unsafe { from.cast::<[u32; BLOCK]>().read_unaligned() }
+        }
+        #[inline(always)]
+        unsafe fn numbers(from: *const u8) -> [f32; 2] {
+            // SAFETY: the tile is valid.
+            halves(unsafe { from.cast::<u32>().read_unaligned() })
+        }
+        #[inline(always)]
+        unsafe fn add(mut sums: Lanes, numbers: [f32; 2], weights: [u32; BLOCK]) -> Lanes {
+            for (sum, bits) in sums.iter_mut().zip(weights) {
+                let [even, odd] = halves(bits);
+                *sum = multiply_add(multiply_add(*sum, numbers[0], even), numbers[1], odd);
+            }
+            sums
+        }
+        #[inline(always)]
+        unsafe fn store(sums: Lanes, to: *mut f32) {
+            // SAFETY: the tile is valid.
+            unsafe { to.cast::<Lanes>().write_unaligned(sums) }
+        }
+    }
+
+    pub struct Int8;
+
+    impl Unit for Int8 {
+        type Weights = [[i8; GROUP]; BLOCK];
+        type Numbers = [u8; GROUP];
+        type Sums = [i32; BLOCK];
+
+        #[inline(always)]
+        unsafe fn zeros() -> [i32; BLOCK] {
+            [0; BLOCK]
+        }
+        #[inline(always)]
+        unsafe fn weights(from: *const u8) -> [[i8; GROUP]; BLOCK] {
+            // SAFETY: the tile is valid.
+            unsafe { from.cast::<[[i8; GROUP]; BLOCK]>().read() }
+        }
+        #[inline(always)]
+        unsafe fn numbers(from: *const u8) -> [u8; GROUP] {
+            // SAFETY: the tile is valid.
+            unsafe { from.cast::<[u8; GROUP]>().read() }
+        }
+        #[inline(always)]
+        unsafe fn add(
+            mut sums: [i32; BLOCK],
+            numbers: [u8; GROUP],
+            weights: [[i8; GROUP]; BLOCK],
+        ) -> [i32; BLOCK] {
+            for (sum, weights) in sums.iter_mut().zip(weights) {
+                for (number, weight) in numbers.into_iter().zip(weights) {
+                    *sum += i32::from(number) * i32::from(weight);
+                }
+            }
+            sums
+        }
+        #[inline(always)]
+        unsafe fn store(sums: [i32; BLOCK], to: *mut f32) {
+            // SAFETY: the tile is valid; an int32 is as large as a float32.
+            unsafe { to.cast::<[i32; BLOCK]>().write_unaligned(sums) }
+        }
+    }
+
+    sizes!(f32, F32, [1 1][2 1][3 1][4 1]);
+    sizes!(bf16, BF16, [1 1][2 1][3 1][4 1]);
+    sizes!(int8, Int8, [1 1][2 1][3 1][4 1]);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    /// Loads 4 bytes.
+    #[inline(always)]
+    unsafe fn word(from: *const u8) -> i32 {
+        // SAFETY: the tile is valid.
+        unsafe { from.cast::<i32>().read_unaligned() }
+    }
+
+    /// The units of one register width: a block is one register of AVX-512 or two of AVX2.
+    macro_rules! unit {
+        ($name:ident, $weights:ty, $numbers:ty, $sums:ty, $zeros:expr, |$from:ident| $load:expr, |$number:ident| $broadcast:expr,
+         |$sum:ident, $a:ident, $b:ident| $add:expr, |$stored:ident, $to:ident| $store:expr) => {
+            pub struct $name;
+
+            // SAFETY of all: the tile is valid, and the functions that use this unit enable its instructions.
+            impl Unit for $name {
+                type Weights = $weights;
+                type Numbers = $numbers;
+                type Sums = $sums;
+
+                #[inline(always)]
+                unsafe fn zeros() -> $sums {
+                    // SAFETY: as above.
+                    unsafe { $zeros }
+                }
+                #[inline(always)]
+                unsafe fn weights($from: *const u8) -> $weights {
+                    // SAFETY: as above.
+                    unsafe { $load }
+                }
+                #[inline(always)]
+                unsafe fn numbers($number: *const u8) -> $numbers {
+                    // SAFETY: as above.
+                    unsafe { $broadcast }
+                }
+                #[inline(always)]
+                unsafe fn add($sum: $sums, $a: $numbers, $b: $weights) -> $sums {
+                    // SAFETY: as above.
+                    unsafe { $add }
+                }
+                #[inline(always)]
+                unsafe fn store($stored: $sums, $to: *mut f32) {
+                    // SAFETY: as above.
+                    unsafe { $store }
+                }
+            }
+        };
+    }
+
+    unit!(F32By16, __m512, __m512, __m512, _mm512_setzero_ps(),
+        |from| _mm512_loadu_ps(from.cast()),
+        |from| _mm512_castsi512_ps(_mm512_set1_epi32(word(from))),
+        |sum, a, b| _mm512_fmadd_ps(a, b, sum),
+        |sum, to| _mm512_storeu_ps(to, sum));
+
+    unit!(BF16By32, __m512i, __m512i, __m512, _mm512_setzero_ps(),
+        |from| _mm512_loadu_si512(from.cast()),
+        |from| _mm512_set1_epi32(word(from)),
+        |sum, a, b| _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b)),
+        |sum, to| _mm512_storeu_ps(to, sum));
+
+    unit!(BF16As16, [__m512; 2], [__m512; 2], __m512, _mm512_setzero_ps(),
+        |from| split_16(_mm512_loadu_si512(from.cast())),
+        |from| split_16(_mm512_set1_epi32(word(from))),
+        |sum, a, b| _mm512_fmadd_ps(a[1], b[1], _mm512_fmadd_ps(a[0], b[0], sum)),
+        |sum, to| _mm512_storeu_ps(to, sum));
+
+    unit!(Int8By64, __m512i, __m512i, __m512i, _mm512_setzero_si512(),
+        |from| _mm512_loadu_si512(from.cast()),
+        |from| _mm512_set1_epi32(word(from)),
+        |sum, a, b| _mm512_dpbusd_epi32(sum, a, b),
+        |sum, to| _mm512_storeu_si512(to.cast(), sum));
+
+    unit!(Int8In16By64, __m512i, __m512i, __m512i, _mm512_setzero_si512(),
+        |from| _mm512_loadu_si512(from.cast()),
+        |from| _mm512_set1_epi32(word(from)),
+        |sum, a, b| _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1))),
+        |sum, to| _mm512_storeu_si512(to.cast(), sum));
+
+    unit!(F32By8, [__m256; 2], __m256, [__m256; 2], [_mm256_setzero_ps(); 2],
+        |from| [_mm256_loadu_ps(from.cast()), _mm256_loadu_ps(from.add(32).cast())],
+        |from| _mm256_castsi256_ps(_mm256_set1_epi32(word(from))),
+        |sum, a, b| [_mm256_fmadd_ps(a, b[0], sum[0]), _mm256_fmadd_ps(a, b[1], sum[1])],
+        |sum, to| { _mm256_storeu_ps(to, sum[0]); _mm256_storeu_ps(to.add(8), sum[1]) });
+
+    unit!(BF16As8, [__m256i; 2], [__m256; 2], [__m256; 2], [_mm256_setzero_ps(); 2],
+        |from| [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())],
+        |from| split_8(_mm256_set1_epi32(word(from))),
+        |sum, a, b| std::array::from_fn(|half| {
+            let b = split_8(b[half]);
+            _mm256_fmadd_ps(a[1], b[1], _mm256_fmadd_ps(a[0], b[0], sum[half]))
+        }),
+        |sum, to| { _mm256_storeu_ps(to, sum[0]); _mm256_storeu_ps(to.add(8), sum[1]) });
+
+    unit!(Int8In16By32, [__m256i; 2], __m256i, [__m256i; 2], [_mm256_setzero_si256(); 2],
+        |from| [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())],
+        |from| _mm256_set1_epi32(word(from)),
+        |sum, a, b| std::array::from_fn(|half| {
+            let pairs = _mm256_maddubs_epi16(a, b[half]);
+            _mm256_add_epi32(sum[half], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }),
+        |sum, to| { _mm256_storeu_si256(to.cast(), sum[0]); _mm256_storeu_si256(to.add(8).cast(), sum[1]) });
+
+    unit!(Int8By32, [__m256i; 2], __m256i, [__m256i; 2], [_mm256_setzero_si256(); 2],
+        |from| [_mm256_loadu_si256(from.cast()), _mm256_loadu_si256(from.add(32).cast())],
+        |from| _mm256_set1_epi32(word(from)),
+        |sum, a, b| [_mm256_dpbusd_avx_epi32(sum[0], a, b[0]), _mm256_dpbusd_avx_epi32(sum[1], a, b[1])],
+        |sum, to| { _mm256_storeu_si256(to.cast(), sum[0]); _mm256_storeu_si256(to.add(8).cast(), sum[1]) });
+
+    /// The first and the second bfloat16 of each pair, as float32.
+    #[inline(always)]
+    unsafe fn split_16(pairs: __m512i) -> [__m512; 2] {
+        // SAFETY: the functions that use this enable its instructions.
+        unsafe {
+            [
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)),
+                _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(!0xffff))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn split_8(pairs: __m256i) -> [__m256; 2] {
+        // SAFETY: the functions that use this enable its instructions.
+        unsafe {
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)),
+                _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(!0xffff))),
+            ]
+        }
+    }
+
+    macro_rules! by_512 {
+        ($name:ident, $unit:ty, $features:literal) => {
+            sizes!(#[target_feature(enable = $features)] $name, $unit,
+                [1 1][2 1][3 1][4 1][5 1][6 1] [1 2][2 2][3 2][4 2][5 2][6 2]
+                [1 3][2 3][3 3][4 3][5 3][6 3] [1 4][2 4][3 4][4 4][5 4][6 4]);
+        };
+    }
+    macro_rules! by_256 {
+        ($name:ident, $unit:ty, $features:literal) => {
+            sizes!(#[target_feature(enable = $features)] $name, $unit, [1 1][2 1][3 1][4 1][5 1][6 1]);
+        };
+    }
+    by_512!(f32_512, F32By16, "avx512f,avx512bw,avx512dq,avx512vl");
+    by_512!(bf16_512, BF16By32, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16");
+    by_512!(bf16_as_512, BF16As16, "avx512f,avx512bw,avx512dq,avx512vl");
+    by_512!(int8_512, Int8By64, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
+    by_512!(int8_in_16_512, Int8In16By64, "avx512f,avx512bw,avx512dq,avx512vl");
+    by_256!(f32_256, F32By8, "avx2,fma");
+    by_256!(bf16_as_256, BF16As8, "avx2,fma");
+    by_256!(int8_in_16_256, Int8In16By32, "avx2");
+    by_256!(int8_256, Int8By32, "avx2,avxvnni");
+}
+
+const ANYWHERE: fn() -> bool = || true;
+
+macro_rules! kernel {
+    ($name:literal, $format:ident, $level:ident, $is_found:expr, $rows:literal x $blocks:literal, $run:path) => {
+        Kernel {
+            name: $name,
+            format: Format::$format,
+            level: Level::$level,
+            is_found: $is_found,
+            rows: $rows,
+            blocks: $blocks,
+            run: $run,
+        }
+    };
+}
+
+/// All kernels, the fastest of each format first.
+#[rustfmt::skip]
+pub const ALL: &[Kernel] = &[
+    #[cfg(target_arch = "x86_64")]
+    kernel!("AVX-512 F", F32, Avx512, ANYWHERE, 6 x 4, x86::f32_512),
+    #[cfg(target_arch = "x86_64")]
+    kernel!("FMA", F32, Avx2, ANYWHERE, 6 x 1, x86::f32_256),
+    kernel!("portable", F32, Portable, ANYWHERE, 4 x 1, portable::f32),
+    #[cfg(target_arch = "x86_64")]
+    kernel!("AVX-512 BF16", BF16, Avx512Vnni, || is_x86_feature_detected!("avx512bf16"), 6 x 4, x86::bf16_512),
+    #[cfg(target_arch = "x86_64")]
+    kernel!("AVX-512 F, as float32", BF16, Avx512, ANYWHERE, 6 x 4, x86::bf16_as_512),
+    #[cfg(target_arch = "x86_64")]
+    kernel!("FMA, as float32", BF16, Avx2, ANYWHERE, 6 x 1, x86::bf16_as_256),
+    kernel!("portable", BF16, Portable, ANYWHERE, 4 x 1, portable::bf16),
+    #[cfg(target_arch = "x86_64")]
+    kernel!("AVX-512 VNNI", Int8, Avx512Vnni, ANYWHERE, 6 x 4, x86::int8_512),
+    #[cfg(target_arch = "x86_64")]
+    kernel!("AVX-512 BW", Int8, Avx512, ANYWHERE, 6 x 4, x86::int8_in_16_512),
+    #[cfg(target_arch = "x86_64")]
+    kernel!("AVX-VNNI", Int8, AvxVnni, || is_x86_feature_detected!("avxvnni"), 6 x 1, x86::int8_256),
+    #[cfg(target_arch = "x86_64")]
+    kernel!("AVX2", Int8, Avx2, ANYWHERE, 6 x 1, x86::int8_in_16_256),
+    kernel!("portable", Int8, Portable, ANYWHERE, 4 x 1, portable::int8),
+];

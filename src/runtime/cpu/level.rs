@@ -1,0 +1,88 @@
+//! What the processor can do, as one of a few levels.
+
+use crate::error::Result;
+use crate::options::named;
+
+/// The environment variable that names the highest level to use.
+pub const VARIABLE: &str = "SEMANTIC_SEARCH_CPU";
+
+/// Instruction sets that kernels are written for, each with those before it. Values are only made where the processor has
+/// them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What every processor of the target has.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-VNNI: int8 in registers of AVX2.
+    AvxVnni,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// AVX-512 VNNI; where the processor has it, AVX-512 BF16.
+    Avx512Vnni,
+    /// AMX: tiles of int8 and bfloat16.
+    Amx,
+}
+
+const ALL: [(Level, &str); 6] = [
+    (Level::Portable, "portable"),
+    (Level::Avx2, "avx2"),
+    (Level::AvxVnni, "avx-vnni"),
+    (Level::Avx512, "avx512"),
+    (Level::Avx512Vnni, "avx512-vnni"),
+    (Level::Amx, "amx"),
+];
+
+impl Level {
+    /// The name in [`VARIABLE`] and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let named = ALL.iter().find(|(level, _)| *level == self);
+        named.map_or("", |(_, name)| name)
+    }
+
+    /// Those that this processor has, lowest first.
+    #[must_use]
+    pub fn found() -> Vec<Self> {
+        let levels = ALL.iter().map(|(level, _)| *level);
+        levels.filter(|level| level.is_found()).collect()
+    }
+
+    /// The highest one, or the highest up to the one that [`VARIABLE`] names.
+    ///
+    /// # Errors
+    /// It names none.
+    pub fn best() -> Result<Self> {
+        let most = match std::env::var(VARIABLE) {
+            Ok(name) if !name.is_empty() => named(VARIABLE, &name, &ALL.map(|(level, name)| (name, level)))?,
+            _ => Self::Amx,
+        };
+        let found = Self::found().into_iter().filter(|level| *level <= most);
+        Ok(found.max().unwrap_or(Self::Portable))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_found(self) -> bool {
+        let avx2 = || is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = || {
+            avx2()
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+        };
+        match self {
+            Self::Portable => true,
+            Self::Avx2 => avx2(),
+            Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
+            Self::Avx512 => avx512(),
+            Self::Avx512Vnni => avx512() && is_x86_feature_detected!("avx512vnni"),
+            Self::Amx => false,
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn is_found(self) -> bool {
+        self == Self::Portable
+    }
+}

@@ -1,0 +1,198 @@
+//! Our own kernels on the CPU: in float32, bfloat16 and int8.
+//!
+//! # How a batch is computed
+//!
+//! The texts of a batch lie one after the other, without padding, so that a linear layer is one product for all of them
+//! ([`forward`]); attention is computed text by text and head by head ([`attention`]). A graph is turned into steps once
+//! ([`steps`]). Values between steps are float32; a product converts its rows to the format of the weights, adds up in
+//! float32 or int32, and finishes each tile while it is in the nearest cache ([`matrix`], [`wide`]). The loops for each
+//! instruction set are in [`kernels`], and [`level`] says which of them the processor can run.
+//!
+//! Bulk workers have one thread each and texts of their own; the urgent worker shares each step among all threads ([`team`]).
+//! All of them read one copy of the packed weights. Embedding tables are read where the checkpoint has them.
+//!
+//! # Promise
+//!
+//! Each number of a row is computed in an order that depends on nothing but the text of that row: vectors are the same,
+//! bit for bit, whatever the batch, the number of threads and the worker.
+
+mod attention;
+mod forward;
+mod kernels;
+pub mod level;
+mod matrix;
+mod steps;
+mod team;
+mod wide;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
+
+use self::forward::{Buffers, Pass};
+use self::kernels::{Format, Kernel};
+use self::level::Level;
+use self::steps::{Operation, Step};
+use self::team::Team;
+use super::stop::{Interrupt, Stop};
+use super::{MakeWorker, Runtime, Tokens, Worker, shutdown};
+use crate::batch::{Limits, Padding};
+use crate::checkpoint::{Checkpoint, TensorSlice};
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::options::{Dtype, Options};
+
+/// Tokens of a bulk batch: with more, activations leave the cache, and with fewer, weights are read more often.
+const BUDGET_TOKENS: usize = 512;
+
+/// The backend's name.
+pub const NAME: &str = "cpu";
+
+/// A loaded model, shared by its workers.
+struct Model {
+    steps: Vec<Step>,
+    level: Level,
+    /// Holds the embedding tables.
+    checkpoint: Arc<Checkpoint>,
+    given_back: Once,
+}
+
+/// The name of a number format in a fingerprint, and the format.
+///
+/// # Errors
+/// The dtype is one of MLX.
+fn format(dtype: Dtype) -> Result<(&'static str, Format)> {
+    match dtype {
+        Dtype::Auto | Dtype::F32 => Ok(("f32", Format::F32)),
+        Dtype::BF16 => Ok(("bf16", Format::BF16)),
+        Dtype::Int8 => Ok(("int8", Format::Int8)),
+        Dtype::F16 => Err(super::refused_dtype(
+            dtype,
+            "\"auto\", \"f32\", \"bf16\" or \"int8\" with the backend cpu",
+        )),
+    }
+}
+
+/// What computes products on this processor: the format's name and the instruction set.
+///
+/// # Errors
+/// The environment names an unknown level.
+pub fn instruction_sets() -> Result<Vec<(&'static str, &'static str)>> {
+    let level = Level::best()?;
+    let formats = [("f32", Format::F32), ("bf16", Format::BF16), ("int8", Format::Int8)];
+    Ok(formats.map(|(name, format)| (name, Kernel::best(format, level).name)).to_vec())
+}
+
+/// Loads an encoder whose result is one row per text.
+///
+/// # Errors
+/// The number format is not one of this backend; there is no memory for the weights, or no thread.
+pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options, threads: usize) -> Result<Runtime> {
+    load_at(Level::best()?, graph, checkpoint, options, threads)
+}
+
+fn load_at(
+    level: Level,
+    graph: &Graph,
+    checkpoint: &Arc<Checkpoint>,
+    options: &Options,
+    threads: usize,
+) -> Result<Runtime> {
+    let (name, format) = format(options.dtype)?;
+    let team = Team::of(threads, "embedder-pack")?;
+    let steps = steps::of(graph, checkpoint, format, level, &team)?;
+    let model = Arc::new(Model {
+        steps,
+        level,
+        checkpoint: Arc::clone(checkpoint),
+        given_back: Once::new(),
+    });
+    let worker = |threads: usize| -> MakeWorker {
+        let model = Arc::clone(&model);
+        Box::new(move || {
+            model.given_back.call_once(|| model.give_back());
+            let team = Team::of(threads, "embedder-team")?;
+            Ok(Box::new(CpuWorker { model, team, buffers: Buffers::default() }))
+        })
+    };
+    Ok(Runtime {
+        backend: NAME,
+        is_gpu: false,
+        dtype: name,
+        limits: Limits {
+            budget_tokens: BUDGET_TOKENS,
+            padding: Padding::Flat,
+            budget_bytes: options.memory_budget.unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
+            token_bytes: graph.token_bytes(),
+            // Only those of some queries at a time are kept.
+            score_bytes: 0,
+        },
+        workers: (0..threads).map(|_| worker(1)).collect(),
+        urgent_worker: worker(threads),
+        warning: None,
+    })
+}
+
+impl Model {
+    /// Returns the memory of weights that are packed to the system.
+    fn give_back(&self) {
+        // Another owner of the checkpoint may read all of it.
+        if Arc::strong_count(&self.checkpoint) > 1 {
+            return;
+        }
+        std::sync::atomic::fence(Ordering::Acquire);
+        let tables = self.steps.iter().flat_map(|step| match &step.operation {
+            Operation::Embed(tables) => {
+                let positions = tables.positions.as_ref().map(|positions| &positions.table);
+                let types = tables.token_types.as_ref().map(|types| &types.table);
+                [Some(&tables.words), positions, types].into_iter().flatten().collect()
+            }
+            _ => Vec::new(),
+        });
+        let place = |table: &TensorSlice| -> Range<usize> {
+            let range = self.checkpoint.bytes(table).as_ptr_range();
+            range.start as usize..range.end as usize
+        };
+        let kept: Vec<_> = tables.map(place).collect();
+        for file in self.checkpoint.files() {
+            // SAFETY: only this model has the checkpoint, and of it reads the tables of embeddings alone.
+            unsafe { file.bytes.keep_only(&kept) };
+        }
+    }
+}
+
+struct CpuWorker {
+    model: Arc<Model>,
+    team: Team,
+    buffers: Buffers,
+}
+
+/// Whether a run is to end early.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Interrupt for Flag {
+    fn interrupt(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Worker for CpuWorker {
+    fn forward(&mut self, texts: &[Tokens], stop: &Arc<Stop>) -> Result<Vec<f32>> {
+        let _inside = shutdown::CPU.enter();
+        let flag = Arc::new(Flag::default());
+        let run: Arc<dyn Interrupt> = flag.clone();
+        let is_unwanted = || flag.0.load(Ordering::Relaxed);
+        let Self { model, team, buffers } = self;
+        let computed = shutdown::interruptible(stop, &run, || {
+            let mut pass = Pass::new(model, texts, buffers, team, &is_unwanted)?;
+            team.run(|| pass.run())
+        })?;
+        // What a batch of usual size does not need is returned.
+        if texts.iter().map(|text| text.ids.len()).sum::<usize>() > BUDGET_TOKENS {
+            self.buffers = Buffers::default();
+        }
+        self.buffers.rotations.forget_scaled();
+        computed
+    }
+}
