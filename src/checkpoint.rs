@@ -346,7 +346,11 @@ impl Checkpoint {
     /// One row of a tensor of two dimensions.
     pub(crate) fn row(&self, tensor: &TensorSlice, index: usize, row: &mut [f32]) {
         let bytes = row.len() * tensor.dtype.size();
-        to_f32(tensor.dtype, &self.bytes(tensor)[index * bytes..][..bytes], row);
+        to_f32(
+            tensor.dtype,
+            &self.bytes(tensor)[index * bytes..][..bytes],
+            row,
+        );
     }
 
     /// The values of a tensor that [`Self::floats`] has to convert, in pages of their own; `None` if they are stored as

@@ -26,6 +26,23 @@ pub(crate) fn reserve<T>(values: &mut Vec<T>, more: usize, what: &str) -> Result
         .map_err(|_| Error::no_memory(needed, what))
 }
 
+/// Makes a vector that is used again as long as this. Its contents are any.
+///
+/// # Errors
+/// There is no memory for it.
+pub(crate) fn resize<T: Clone + Default>(
+    values: &mut Vec<T>,
+    length: usize,
+    what: &str,
+) -> Result<()> {
+    if values.len() < length {
+        let more = length - values.len();
+        reserve(values, more, what)?;
+    }
+    values.resize(length, T::default());
+    Ok(())
+}
+
 /// `count` times the same value.
 ///
 /// # Errors

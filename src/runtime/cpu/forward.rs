@@ -31,14 +31,16 @@ impl Buffers {
     /// A buffer of so many numbers, whose contents are undefined.
     pub fn take(&mut self, length: usize) -> Result<Vec<f32>> {
         // The smallest that is large enough, so that large ones stay for those that need them.
-        let fits = self.free.iter().enumerate().filter(|(_, free)| free.capacity() >= length);
-        let place = fits.min_by_key(|(_, free)| free.capacity()).map(|(place, _)| place);
+        let fits = self
+            .free
+            .iter()
+            .enumerate()
+            .filter(|(_, free)| free.capacity() >= length);
+        let place = fits
+            .min_by_key(|(_, free)| free.capacity())
+            .map(|(place, _)| place);
         let mut buffer = place.map_or_else(Vec::new, |place| self.free.swap_remove(place));
-        if buffer.len() < length {
-            let more = length - buffer.len();
-            memory::reserve(&mut buffer, more, BATCH)?;
-        }
-        buffer.resize(length, 0.0);
+        memory::resize(&mut buffer, length, BATCH)?;
         Ok(buffer)
     }
 
@@ -76,7 +78,16 @@ impl<'a> Pass<'a> {
             places.push(positions.len()..positions.len() + text.ids.len());
             positions.extend((0..text.ids.len()).map(|position| (index, position)));
         }
-        Ok(Self { model, texts, places, positions, level: model.level, buffers, team, is_unwanted })
+        Ok(Self {
+            model,
+            texts,
+            places,
+            positions,
+            level: model.level,
+            buffers,
+            team,
+            is_unwanted,
+        })
     }
 
     /// The result of the model, one row per text.
@@ -129,9 +140,10 @@ impl<'a> Pass<'a> {
         let made = match &step.operation {
             Operation::Embed(tables) => return self.embed(tables, step.width),
             Operation::Product(_, Then::Add) => Some(owned(self, 1)?),
-            Operation::Combine(_) | Operation::Norm(_) | Operation::Activate(_) | Operation::Gate(_) => {
-                Some(owned(self, 0)?)
-            }
+            Operation::Combine(_)
+            | Operation::Norm(_)
+            | Operation::Activate(_)
+            | Operation::Gate(_) => Some(owned(self, 0)?),
             _ => None,
         };
         let taken = |place: usize| -> Result<&[f32]> {
@@ -158,22 +170,34 @@ impl<'a> Pass<'a> {
             Operation::Combine(factor) => {
                 let other = taken(1)?;
                 self.team.each_row(rows, |row| {
-                    wide::add(level, part(row), *factor, &other[row * step.width..][..step.width]);
+                    wide::add(
+                        level,
+                        part(row),
+                        *factor,
+                        &other[row * step.width..][..step.width],
+                    );
                 });
             }
             Operation::Norm(norm) => self.team.each_row(rows, |row| norm.apply(level, part(row))),
             Operation::Activate(activation) => {
-                self.team.each_row(rows, |row| wide::activate(level, *activation, part(row)));
+                self.team
+                    .each_row(rows, |row| wide::activate(level, *activation, part(row)));
             }
             Operation::Gate(activation) => {
                 let gates = taken(1)?;
                 self.team.each_row(rows, |row| {
-                    let mut gate = gates[row * step.width..][..step.width].to_vec();
-                    wide::gate(level, *activation, part(row), &mut gate);
+                    wide::gate(
+                        level,
+                        *activation,
+                        part(row),
+                        &gates[row * step.width..][..step.width],
+                    );
                 });
             }
             Operation::Experts(experts) => self.experts(experts, taken(0)?, &mut made)?,
-            Operation::Attend(attention) => attention::attend(self, attention, taken(0)?, step.rows, &mut made)?,
+            Operation::Attend(attention) => {
+                attention::attend(self, attention, taken(0)?, step.rows, &mut made)?
+            }
             Operation::Select(rows) => {
                 let x = taken(0)?;
                 for (text, place) in self.places.iter().enumerate() {
@@ -203,7 +227,10 @@ impl<'a> Pass<'a> {
                 let id = id as usize;
                 let word = tables.rows.as_deref().map_or(id, |rows| rows[id] as usize);
                 self.model.checkpoint.row(&tables.words, word, sum);
-                let factors = [tables.word_scale, tables.factors.as_deref().map(|factors| factors[id])];
+                let factors = [
+                    tables.word_scale,
+                    tables.factors.as_deref().map(|factors| factors[id]),
+                ];
                 for factor in factors.into_iter().flatten() {
                     sum.iter_mut().for_each(|number| *number *= factor);
                 }
@@ -233,28 +260,59 @@ impl<'a> Pass<'a> {
         let (level, rows) = (self.level, x.len() / width);
         let mut shares = self.buffers.take(rows * count)?;
         let converted = &mut self.buffers.converted;
-        experts.router.multiply(x, Then::Store, &mut shares, count, converted, self.team)?;
+        experts
+            .router
+            .multiply(x, Then::Store, &mut shares, count, converted, self.team)?;
         let mut chosen: Vec<Vec<usize>> = vec![Vec::new(); count];
         for (row, shares) in shares.chunks_exact_mut(count).enumerate() {
-            wide::softmax(level, shares, 1.0, None);
+            let factor = wide::softmax(level, shares, 1.0, None);
+            wide::multiply(level, shares, factor);
             let mut order: Vec<usize> = (0..count).collect();
             order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
-            order[..experts.chosen].iter().for_each(|&expert| chosen[expert].push(row));
+            order[..experts.chosen]
+                .iter()
+                .for_each(|&expert| chosen[expert].push(row));
         }
         for row in made.chunks_exact_mut(width) {
             row.copy_from_slice(&experts.bias);
         }
-        for (expert, rows) in chosen.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
+        for (expert, rows) in chosen
+            .iter()
+            .enumerate()
+            .filter(|(_, rows)| !rows.is_empty())
+        {
             let mut taken = self.buffers.take(rows.len() * width)?;
             for (to, row) in taken.chunks_exact_mut(width).zip(rows) {
                 to.copy_from_slice(&x[row * width..][..width]);
             }
             let mut inner = self.buffers.take(rows.len() * experts.inner)?;
-            let (then, converted) = (Then::Activate(experts.activation), &mut self.buffers.converted);
-            experts.up[expert].multiply(&taken, then, &mut inner, experts.inner, converted, self.team)?;
-            experts.down[expert].multiply(&inner, Then::Store, &mut taken, width, converted, self.team)?;
+            let (then, converted) = (
+                Then::Activate(experts.activation),
+                &mut self.buffers.converted,
+            );
+            experts.up[expert].multiply(
+                &taken,
+                then,
+                &mut inner,
+                experts.inner,
+                converted,
+                self.team,
+            )?;
+            experts.down[expert].multiply(
+                &inner,
+                Then::Store,
+                &mut taken,
+                width,
+                converted,
+                self.team,
+            )?;
             for (from, row) in taken.chunks_exact(width).zip(rows) {
-                wide::add(level, &mut made[row * width..][..width], shares[row * count + expert], from);
+                wide::add(
+                    level,
+                    &mut made[row * width..][..width],
+                    shares[row * count + expert],
+                    from,
+                );
             }
             self.buffers.give(taken);
             self.buffers.give(inner);
@@ -280,10 +338,14 @@ impl<'a> Pass<'a> {
                 };
                 match pooling {
                     Pooling::Cls => made.copy_from_slice(&x[place.start * width..][..width]),
-                    Pooling::LastToken => made.copy_from_slice(&x[(place.end - 1) * width..][..width]),
+                    Pooling::LastToken => {
+                        made.copy_from_slice(&x[(place.end - 1) * width..][..width])
+                    }
                     Pooling::Mean => sum(&|_| 1.0, length),
                     Pooling::MeanSqrtLength => sum(&|_| 1.0, length.sqrt()),
-                    Pooling::WeightedMean => sum(&|index| index + 1.0, length * (length + 1.0) / 2.0),
+                    Pooling::WeightedMean => {
+                        sum(&|index| index + 1.0, length * (length + 1.0) / 2.0)
+                    }
                     Pooling::Max => {
                         made.fill(f32::NEG_INFINITY);
                         rows().for_each(|row| wide::maximum(level, made, row));

@@ -54,7 +54,9 @@ impl Level {
     /// It names none.
     pub fn best() -> Result<Self> {
         let most = match std::env::var(VARIABLE) {
-            Ok(name) if !name.is_empty() => named(VARIABLE, &name, &ALL.map(|(level, name)| (name, level)))?,
+            Ok(name) if !name.is_empty() => {
+                named(VARIABLE, &name, &ALL.map(|(level, name)| (name, level)))?
+            }
             _ => Self::Amx,
         };
         let found = Self::found().into_iter().filter(|level| *level <= most);
@@ -77,12 +79,42 @@ impl Level {
             Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
             Self::Avx512 => avx512(),
             Self::Avx512Vnni => avx512() && is_x86_feature_detected!("avx512vnni"),
-            Self::Amx => false,
+            Self::Amx => Self::Avx512Vnni.is_found() && amx::is_found(),
         }
     }
 
     #[cfg(not(target_arch = "x86_64"))]
     fn is_found(self) -> bool {
         self == Self::Portable
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod amx {
+    /// Whether the processor has AMX with int8 and bfloat16, and the operating system lets this process use it.
+    #[cfg(target_os = "linux")]
+    pub fn is_found() -> bool {
+        use std::arch::x86_64::__cpuid_count;
+        use std::sync::LazyLock;
+
+        const BF16: u32 = 1 << 22;
+        const TILE: u32 = 1 << 24;
+        const INT8: u32 = 1 << 25;
+        /// `arch_prctl`: asks for a state that is not there by default, of tiles.
+        const REQUEST: libc::c_long = 0x1023;
+        const TILE_DATA: libc::c_long = 18;
+        static IS_FOUND: LazyLock<bool> = LazyLock::new(|| {
+            let all = BF16 | TILE | INT8;
+            // SAFETY: the system refuses what it does not know; nothing else is changed.
+            __cpuid_count(7, 0).edx & all == all
+                && unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) } == 0
+        });
+        *IS_FOUND
+    }
+
+    /// Nobody has run it elsewhere.
+    #[cfg(not(target_os = "linux"))]
+    pub const fn is_found() -> bool {
+        false
     }
 }

@@ -20,10 +20,10 @@ pub struct Arithmetic {
 }
 
 impl Arithmetic {
-    /// The fastest way.
-    pub fn of(format: Format, level: Level) -> Self {
-        let kernel = Kernel::best(format, level);
-        Self { level, kernel }
+    /// The fastest way; `None` if there is none.
+    pub fn of(format: Format, level: Level) -> Option<Self> {
+        let kernel = Kernel::best(format, level)?;
+        Some(Self { level, kernel })
     }
 
     const fn format(&self) -> Format {
@@ -32,7 +32,9 @@ impl Arithmetic {
 
     /// Groups of a row of so many numbers.
     pub const fn groups(&self, depth: usize) -> usize {
-        (depth * self.format().size()).div_ceil(GROUP)
+        (depth * self.format().size())
+            .div_ceil(GROUP)
+            .next_multiple_of(self.kernel.groups)
     }
 }
 
@@ -96,7 +98,8 @@ impl Matrix {
             if alternating {
                 let (pair, place) = (column / (2 * BLOCK), column % (2 * BLOCK));
                 let output = pair * BLOCK + place % BLOCK;
-                return Some((&layers[place / BLOCK], output)).filter(|(layer, output)| *output < layer.outputs);
+                return Some((&layers[place / BLOCK], output))
+                    .filter(|(layer, output)| *output < layer.outputs);
             }
             let mut before = 0;
             layers.iter().find_map(|layer| {
@@ -128,8 +131,8 @@ impl Matrix {
                 };
                 (layer.weights)(output, &mut row);
                 match arithmetic.format() {
-                    Format::F32 => bytes.copy_from_slice(bytes_of(&row)),
-                    Format::BF16 => wide::narrow(arithmetic.level, &row, &mut bytes),
+                    Format::F32 => bytes[..depth * GROUP].copy_from_slice(bytes_of(&row)),
+                    Format::BF16 => wide::narrow(arithmetic.level, &row, 1.0, &mut bytes),
                     Format::Int8 => {
                         let scale = scheme::scale(&row);
                         let mut sum = 0;
@@ -162,10 +165,18 @@ impl Matrix {
     ///
     /// # Errors
     /// There is no memory for the converted rows.
-    pub fn multiply(&self, x: &[f32], then: Then, out: &mut [f32], width: usize, scratch: &mut Rows, team: &Team) -> Result<()> {
+    pub fn multiply(
+        &self,
+        x: &[f32],
+        then: Then,
+        out: &mut [f32],
+        width: usize,
+        scratch: &mut Rows,
+        team: &Team,
+    ) -> Result<()> {
         let rows = x.len() / self.depth;
         scratch.convert(self.arithmetic, x, self.depth, team)?;
-        let left = scratch.view(x, self.depth);
+        let left = scratch.view(self.arithmetic.format(), x);
         let right = Right {
             blocks: &self.blocks,
             stride: self.arithmetic.groups(self.depth) * BLOCK_BYTES,
@@ -175,12 +186,21 @@ impl Matrix {
         debug_assert_eq!(out.len(), rows * width);
         let finish = |columns: std::ops::Range<usize>| Finish {
             integers: (self.arithmetic.format() == Format::Int8).then(|| {
-                (&scratch.scales[..], &self.scales[columns.clone()], &self.zeros[columns.clone()])
+                (
+                    &scratch.scales[..],
+                    &self.scales[columns.clone()],
+                    &self.zeros[columns.clone()],
+                )
             }),
             bias: self.bias.as_ref().map(|bias| &bias[columns]),
             then,
         };
-        let out = Grid { numbers: Slots::of(out), first: 0, stride: width, width };
+        let out = Grid {
+            numbers: Slots::of(out),
+            first: 0,
+            stride: width,
+            width,
+        };
         product(&self.arithmetic, left, right, rows, &finish, out, team);
         Ok(())
     }
@@ -238,7 +258,11 @@ pub fn product<'f>(
         let first = index * strip;
         let blocks = (right.columns - first).div_ceil(BLOCK).min(strip / BLOCK);
         let of_columns = finish(first..first + blocks * BLOCK);
-        let halved = if matches!(of_columns.then, Then::Gate(_)) { 2 } else { 1 };
+        let halved = if matches!(of_columns.then, Then::Gate(_)) {
+            2
+        } else {
+            1
+        };
         let width = (out.width - first / halved).min(blocks * BLOCK / halved);
         let mut row = 0;
         while row < rows {
@@ -256,15 +280,28 @@ pub fn product<'f>(
                 unsafe { kernel.run(tile, count, kernel.blocks.min(blocks - block)) };
             }
             let of_rows = Finish {
-                integers: of_columns.integers.map(|(of_rows, scales, zeros)| (&of_rows[row..], scales, zeros)),
+                integers: of_columns
+                    .integers
+                    .map(|(of_rows, scales, zeros)| (&of_rows[row..], scales, zeros)),
                 ..of_columns
             };
             let mut targets: [&mut [f32]; MOST_ROWS] = std::array::from_fn(|_| &mut [][..]);
             for (place, target) in targets[..count].iter_mut().enumerate() {
                 // SAFETY: each strip of a row is written by one thread.
-                *target = unsafe { out.numbers.slice(out.first + (row + place) * out.stride + first / halved, width) };
+                *target = unsafe {
+                    out.numbers.slice(
+                        out.first + (row + place) * out.stride + first / halved,
+                        width,
+                    )
+                };
             }
-            wide::finish(arithmetic.level, &mut sums, MOST_COLUMNS, blocks * BLOCK, &of_rows, &mut targets[..count]);
+            wide::finish(
+                arithmetic.level,
+                &sums,
+                MOST_COLUMNS,
+                &of_rows,
+                &mut targets[..count],
+            );
             row += count;
         }
     });
@@ -280,19 +317,21 @@ pub struct Rows {
 
 impl Rows {
     /// Converts rows of `depth` numbers; float32 stays where it is.
-    fn convert(&mut self, arithmetic: Arithmetic, x: &[f32], depth: usize, team: &Team) -> Result<()> {
+    fn convert(
+        &mut self,
+        arithmetic: Arithmetic,
+        x: &[f32],
+        depth: usize,
+        team: &Team,
+    ) -> Result<()> {
         const WHAT: &str = "converted rows";
         let rows = x.len() / depth;
-        self.bytes.clear();
-        self.scales.clear();
         self.stride = arithmetic.groups(depth) * GROUP;
         if arithmetic.format() == Format::F32 {
             return Ok(());
         }
-        memory::reserve(&mut self.bytes, rows * self.stride, WHAT)?;
-        self.bytes.resize(rows * self.stride, 0);
-        memory::reserve(&mut self.scales, rows, WHAT)?;
-        self.scales.resize(rows, 0.0);
+        memory::resize(&mut self.bytes, rows * self.stride, WHAT)?;
+        memory::resize(&mut self.scales, rows, WHAT)?;
         let (bytes, scales) = (Slots::of(&mut self.bytes), Slots::of(&mut self.scales));
         team.each_row(rows, |row| {
             let x = &x[row * depth..][..depth];
@@ -300,7 +339,7 @@ impl Rows {
             let bytes = unsafe { bytes.slice(row * self.stride, self.stride) };
             match arithmetic.format() {
                 Format::F32 => {}
-                Format::BF16 => wide::narrow(arithmetic.level, x, bytes),
+                Format::BF16 => wide::narrow(arithmetic.level, x, 1.0, bytes),
                 Format::Int8 => {
                     // SAFETY: as above.
                     unsafe { scales.slice(row, 1)[0] = wide::quantize(arithmetic.level, x, bytes) };
@@ -310,11 +349,17 @@ impl Rows {
         Ok(())
     }
 
-    fn view<'a>(&'a self, x: &'a [f32], depth: usize) -> Left<'a> {
-        if self.bytes.is_empty() {
-            return Left { bytes: bytes_of(x), stride: depth * size_of::<f32>() };
+    /// The rows that were converted last, or float32.
+    fn view<'a>(&'a self, format: Format, x: &'a [f32]) -> Left<'a> {
+        let bytes = if format == Format::F32 {
+            bytes_of(x)
+        } else {
+            &self.bytes
+        };
+        Left {
+            bytes,
+            stride: self.stride,
         }
-        Left { bytes: &self.bytes, stride: self.stride }
     }
 }
 
@@ -333,7 +378,11 @@ unsafe impl<T: Send> Sync for Slots<'_, T> {}
 
 impl<'a, T> Slots<'a, T> {
     pub fn of(slice: &'a mut [T]) -> Self {
-        Self { start: slice.as_mut_ptr(), length: slice.len(), of: std::marker::PhantomData }
+        Self {
+            start: slice.as_mut_ptr(),
+            length: slice.len(),
+            of: std::marker::PhantomData,
+        }
     }
 
     /// Of the whole.
@@ -357,4 +406,281 @@ impl<'a, T> Slots<'a, T> {
 pub fn bytes_of(x: &[f32]) -> &[u8] {
     // SAFETY: float32 have no padding, and bytes no alignment.
     unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Activation;
+
+    const FORMATS: [Format; 3] = [Format::F32, Format::BF16, Format::Int8];
+
+    /// Numbers of both signs and many magnitudes, the same in every run.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..count).map(|_| next() * (4.0 * next()).exp2()).collect()
+    }
+
+    fn pack(
+        arithmetic: Arithmetic,
+        depth: usize,
+        weights: &[&[f32]],
+        bias: Option<&[f32]>,
+        alternating: bool,
+    ) -> Matrix {
+        let rows: Vec<_> = weights
+            .iter()
+            .map(|weights| {
+                move |output: usize, row: &mut [f32]| {
+                    row.copy_from_slice(&weights[output * depth..][..depth])
+                }
+            })
+            .collect();
+        let layers = rows.iter().zip(weights).map(|(rows, weights)| Columns {
+            outputs: weights.len() / depth,
+            weights: rows,
+            bias,
+        });
+        Matrix::pack(
+            arithmetic,
+            depth,
+            &layers.collect::<Vec<_>>(),
+            alternating,
+            &Team::ALONE,
+        )
+        .unwrap()
+    }
+
+    /// The product in double precision, and how far off each format may be: by the roundings of two numbers.
+    fn reference(x: &[f32], weights: &[f32], depth: usize, format: Format) -> Vec<(f64, f64)> {
+        let largest = |numbers: &[f32]| {
+            f64::from(
+                numbers
+                    .iter()
+                    .fold(0.0_f32, |most, number| most.max(number.abs())),
+            )
+        };
+        let products = x.chunks_exact(depth).flat_map(|row| {
+            weights.chunks_exact(depth).map(move |column| {
+                let pairs = || {
+                    row.iter()
+                        .zip(column)
+                        .map(|(a, b)| (f64::from(*a), f64::from(*b)))
+                };
+                let sizes: f64 = pairs().map(|(a, b)| (a * b).abs()).sum();
+                let off = match format {
+                    Format::F32 => sizes * 1e-6,
+                    Format::BF16 => sizes / 128.0,
+                    // Half a step of either, times all of the other; a step is a 63rd at most.
+                    Format::Int8 => {
+                        let (a, b) = (largest(row), largest(column));
+                        pairs()
+                            .map(|(x, w)| {
+                                a / 254.0 * w.abs() + b / 126.0 * x.abs() + a * b / 31_000.0
+                            })
+                            .sum()
+                    }
+                };
+                (pairs().map(|(a, b)| a * b).sum(), off + 1e-6)
+            })
+        });
+        products.collect()
+    }
+
+    fn every_arithmetic() -> impl Iterator<Item = Arithmetic> {
+        let levels = Level::found().into_iter();
+        levels.flat_map(|level| {
+            FORMATS
+                .into_iter()
+                .filter_map(move |format| Arithmetic::of(format, level))
+        })
+    }
+
+    #[test]
+    fn products_are_those_of_double_precision() {
+        let shapes = [
+            (1, 1, 1),
+            (1, 17, 3),
+            (5, 1, 70),
+            (7, 33, 64),
+            (13, 64, 129),
+            (33, 95, 200),
+            (70, 130, 31),
+            (2, 384, 1536),
+        ];
+        for arithmetic in every_arithmetic() {
+            for (rows, columns, depth) in shapes {
+                let what = format!("{} {rows} x {columns} x {depth}", arithmetic.kernel.name);
+                let (x, weights) = (numbers(rows * depth, 1), numbers(columns * depth, 2));
+                let bias = numbers(columns, 3);
+                let matrix = pack(arithmetic, depth, &[&weights], Some(&bias), false);
+                let mut out = vec![f32::NAN; rows * columns];
+                matrix
+                    .multiply(
+                        &x,
+                        Then::Store,
+                        &mut out,
+                        columns,
+                        &mut Rows::default(),
+                        &Team::ALONE,
+                    )
+                    .unwrap();
+                let expected = reference(&x, &weights, depth, arithmetic.format());
+                for ((index, found), (sum, off)) in out.iter().enumerate().zip(expected) {
+                    let expected = sum + f64::from(bias[index % columns]);
+                    assert!(
+                        (f64::from(*found) - expected).abs() <= off,
+                        "{what}: {found} for {expected}, off by more than {off}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn integers_are_the_same_on_every_level() {
+        let (rows, columns, depth) = (37, 80, 147);
+        let (x, weights) = (numbers(rows * depth, 4), numbers(columns * depth, 5));
+        let of = |arithmetic: Arithmetic| {
+            let matrix = pack(arithmetic, depth, &[&weights], None, false);
+            let mut out = vec![0.0; rows * columns];
+            matrix
+                .multiply(
+                    &x,
+                    Then::Store,
+                    &mut out,
+                    columns,
+                    &mut Rows::default(),
+                    &Team::ALONE,
+                )
+                .unwrap();
+            out
+        };
+        let int8 = every_arithmetic().filter(|one| one.format() == Format::Int8);
+        let results: Vec<_> = int8.map(|one| (one.kernel.name, of(one))).collect();
+        for (name, result) in &results {
+            assert_eq!(*result, results[0].1, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_row_depends_on_no_other_and_on_no_thread() {
+        let team = Team::of(3, "test").unwrap();
+        let (rows, columns, depth) = (45, 200, 96);
+        let (x, weights) = (numbers(rows * depth, 6), numbers(columns * depth, 7));
+        for arithmetic in every_arithmetic() {
+            let matrix = pack(arithmetic, depth, &[&weights], None, false);
+            let product = |x: &[f32], team: &Team| {
+                let mut out = vec![0.0; x.len() / depth * columns];
+                matrix
+                    .multiply(
+                        x,
+                        Then::Store,
+                        &mut out,
+                        columns,
+                        &mut Rows::default(),
+                        team,
+                    )
+                    .unwrap();
+                out
+            };
+            let all = product(&x, &Team::ALONE);
+            assert_eq!(
+                team.run(|| product(&x, &team)),
+                all,
+                "{}",
+                arithmetic.kernel.name
+            );
+            for (x, row) in x.chunks_exact(depth).zip(all.chunks_exact(columns)) {
+                assert_eq!(product(x, &Team::ALONE), row, "{}", arithmetic.kernel.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_follows_a_product_is_that_of_its_numbers() {
+        let (rows, columns, depth) = (9, 70, 48);
+        let x = numbers(rows * depth, 8);
+        let (weights, gates) = (numbers(columns * depth, 9), numbers(columns * depth, 10));
+        for arithmetic in every_arithmetic() {
+            let name = arithmetic.kernel.name;
+            let [numbers, gates_only] =
+                [&weights, &gates].map(|weights| pack(arithmetic, depth, &[weights], None, false));
+            let both = pack(arithmetic, depth, &[&weights, &gates], None, true);
+            let run = |matrix: &Matrix, then, start: f32| {
+                let mut out = vec![start; rows * columns];
+                matrix
+                    .multiply(
+                        &x,
+                        then,
+                        &mut out,
+                        columns,
+                        &mut Rows::default(),
+                        &Team::ALONE,
+                    )
+                    .unwrap();
+                out
+            };
+            let plain = run(&numbers, Then::Store, 0.0);
+            let added: Vec<f32> = plain.iter().map(|number| 3.0 + number).collect();
+            assert_eq!(run(&numbers, Then::Add, 3.0), added, "{name}");
+            let mut active = plain.clone();
+            wide::activate(arithmetic.level, Activation::Relu, &mut active);
+            assert_eq!(
+                run(&numbers, Then::Activate(Activation::Relu), 0.0),
+                active,
+                "{name}"
+            );
+            let gate = run(&gates_only, Then::Store, 0.0);
+            let mut gated = plain.clone();
+            wide::gate(arithmetic.level, Activation::Silu, &mut gated, &gate);
+            assert_eq!(
+                run(&both, Then::Gate(Activation::Silu), 0.0),
+                gated,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for arithmetic in every_arithmetic() {
+            let weights = numbers(40 * 20, 11);
+            let matrix = pack(arithmetic, 20, &[&weights], None, false);
+            for special in [f32::NAN, f32::INFINITY] {
+                let mut x = numbers(3 * 20, 12);
+                x[25] = special;
+                let mut out = vec![0.0; 3 * 40];
+                matrix
+                    .multiply(
+                        &x,
+                        Then::Store,
+                        &mut out,
+                        40,
+                        &mut Rows::default(),
+                        &Team::ALONE,
+                    )
+                    .unwrap();
+                let is_finite = |row: usize| {
+                    out[row * 40..][..40]
+                        .iter()
+                        .map(|number| number.is_finite())
+                };
+                assert!(
+                    is_finite(1).all(|is_finite| !is_finite),
+                    "{} {special}",
+                    arithmetic.kernel.name
+                );
+                assert!(
+                    is_finite(0).chain(is_finite(2)).all(|is_finite| is_finite),
+                    "{} {special}",
+                    arithmetic.kernel.name
+                );
+            }
+        }
+    }
 }

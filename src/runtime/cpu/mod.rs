@@ -19,6 +19,7 @@
 mod attention;
 mod forward;
 mod kernels;
+mod lanes;
 pub mod level;
 mod matrix;
 mod steps;
@@ -32,7 +33,7 @@ use std::sync::{Arc, Once};
 use self::forward::{Buffers, Pass};
 use self::kernels::{Format, Kernel};
 use self::level::Level;
-use self::steps::{Operation, Step};
+use self::steps::{Formats, Operation, Step};
 use self::team::Team;
 use super::stop::{Interrupt, Stop};
 use super::{MakeWorker, Runtime, Tokens, Worker, shutdown};
@@ -73,21 +74,31 @@ fn format(dtype: Dtype) -> Result<(&'static str, Format)> {
     }
 }
 
-/// What computes products on this processor: the format's name and the instruction set.
+/// What computes products on this processor: the names of formats that it has instructions for, and of these.
 ///
 /// # Errors
 /// The environment names an unknown level.
 pub fn instruction_sets() -> Result<Vec<(&'static str, &'static str)>> {
     let level = Level::best()?;
-    let formats = [("f32", Format::F32), ("bf16", Format::BF16), ("int8", Format::Int8)];
-    Ok(formats.map(|(name, format)| (name, Kernel::best(format, level).name)).to_vec())
+    let formats = [
+        ("f32", Format::F32),
+        ("bf16", Format::BF16),
+        ("int8", Format::Int8),
+    ];
+    let best = |(name, format)| Some((name, Kernel::best(format, level)?.name));
+    Ok(formats.into_iter().filter_map(best).collect())
 }
 
 /// Loads an encoder whose result is one row per text.
 ///
 /// # Errors
 /// The number format is not one of this backend; there is no memory for the weights, or no thread.
-pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options, threads: usize) -> Result<Runtime> {
+pub fn load(
+    graph: &Graph,
+    checkpoint: &Arc<Checkpoint>,
+    options: &Options,
+    threads: usize,
+) -> Result<Runtime> {
     load_at(Level::best()?, graph, checkpoint, options, threads)
 }
 
@@ -99,8 +110,12 @@ fn load_at(
     threads: usize,
 ) -> Result<Runtime> {
     let (name, format) = format(options.dtype)?;
+    let formats = Formats::of(format, level).ok_or_else(|| {
+        let expected = "\"auto\", \"f32\" or \"int8\", since this processor has no instructions for bfloat16 (AVX-512 BF16 or AMX)";
+        super::refused_dtype(options.dtype, expected)
+    })?;
     let team = Team::of(threads, "embedder-pack")?;
-    let steps = steps::of(graph, checkpoint, format, level, &team)?;
+    let steps = steps::of(graph, checkpoint, formats, &team)?;
     let model = Arc::new(Model {
         steps,
         level,
@@ -112,7 +127,11 @@ fn load_at(
         Box::new(move || {
             model.given_back.call_once(|| model.give_back());
             let team = Team::of(threads, "embedder-team")?;
-            Ok(Box::new(CpuWorker { model, team, buffers: Buffers::default() }))
+            Ok(Box::new(CpuWorker {
+                model,
+                team,
+                buffers: Buffers::default(),
+            }))
         })
     };
     Ok(Runtime {
@@ -122,7 +141,9 @@ fn load_at(
         limits: Limits {
             budget_tokens: BUDGET_TOKENS,
             padding: Padding::Flat,
-            budget_bytes: options.memory_budget.unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
+            budget_bytes: options
+                .memory_budget
+                .unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
             token_bytes: graph.token_bytes(),
             // Only those of some queries at a time are kept.
             score_bytes: 0,
@@ -145,7 +166,10 @@ impl Model {
             Operation::Embed(tables) => {
                 let positions = tables.positions.as_ref().map(|positions| &positions.table);
                 let types = tables.token_types.as_ref().map(|types| &types.table);
-                [Some(&tables.words), positions, types].into_iter().flatten().collect()
+                [Some(&tables.words), positions, types]
+                    .into_iter()
+                    .flatten()
+                    .collect()
             }
             _ => Vec::new(),
         });
@@ -183,7 +207,11 @@ impl Worker for CpuWorker {
         let flag = Arc::new(Flag::default());
         let run: Arc<dyn Interrupt> = flag.clone();
         let is_unwanted = || flag.0.load(Ordering::Relaxed);
-        let Self { model, team, buffers } = self;
+        let Self {
+            model,
+            team,
+            buffers,
+        } = self;
         let computed = shutdown::interruptible(stop, &run, || {
             let mut pass = Pass::new(model, texts, buffers, team, &is_unwanted)?;
             team.run(|| pass.run())

@@ -51,7 +51,14 @@ pub struct Norm {
 impl Norm {
     /// Normalizes every run of as many numbers as there are scales.
     pub fn apply(&self, level: Level, x: &mut [f32]) {
-        wide::norm(level, self.kind, x, &self.scale, self.shift.as_deref(), self.epsilon);
+        wide::norm(
+            level,
+            self.kind,
+            x,
+            &self.scale,
+            self.shift.as_deref(),
+            self.epsilon,
+        );
     }
 }
 
@@ -65,6 +72,30 @@ pub struct Experts {
     pub inner: usize,
     /// Between up and down.
     pub activation: Activation,
+}
+
+/// How numbers are multiplied.
+#[derive(Clone, Copy)]
+pub struct Formats {
+    /// In linear layers of the encoder.
+    pub layers: Arithmetic,
+    /// In float32.
+    pub exact: Arithmetic,
+    /// In attention, where there are no weights that could be quantized once.
+    pub attention: Arithmetic,
+}
+
+impl Formats {
+    /// For layers of this format; `None` if the processor has no instructions for it.
+    pub fn of(format: Format, level: Level) -> Option<Self> {
+        let exact = Arithmetic::of(Format::F32, level)?;
+        let half = Arithmetic::of(Format::BF16, level).filter(|_| format != Format::F32);
+        Some(Self {
+            layers: Arithmetic::of(format, level)?,
+            exact,
+            attention: half.unwrap_or(exact),
+        })
+    }
 }
 
 /// The weights and settings of an attention.
@@ -87,11 +118,16 @@ pub enum FusedProjections {
     First(Matrix, Matrix),
 }
 
-/// Turns a graph into steps, in this format and, behind its pooling, in float32.
+/// Turns a graph into steps.
 ///
 /// # Errors
 /// There is no memory for the packed weights.
-pub fn of(graph: &Graph, checkpoint: &Checkpoint, format: Format, level: Level, team: &Team) -> Result<Vec<Step>> {
+pub fn of(
+    graph: &Graph,
+    checkpoint: &Checkpoint,
+    formats: Formats,
+    team: &Team,
+) -> Result<Vec<Step>> {
     let mut users = vec![Vec::new(); graph.nodes().len()];
     for (index, node) in graph.nodes().iter().enumerate() {
         for operand in node.op.operands() {
@@ -101,13 +137,17 @@ pub fn of(graph: &Graph, checkpoint: &Checkpoint, format: Format, level: Level, 
     let mut planner = Planner {
         graph,
         users,
-        loader: Loader { checkpoint, level, team, format },
+        loader: Loader {
+            checkpoint,
+            team,
+            formats,
+        },
     };
     let mut steps = Vec::new();
     for (index, node) in graph.nodes().iter().enumerate() {
         if index == graph.encoder().len() {
             // Few rows and small layers, whose rounding is seen directly.
-            planner.loader.format = Format::F32;
+            planner.loader.formats.layers = formats.exact;
         }
         steps.extend(planner.step(index, node)?);
     }
@@ -136,15 +176,25 @@ impl Planner<'_> {
         let takes: Vec<Value> = node.op.operands().collect();
         let (operation, takes) = match &node.op {
             Op::Linear { .. } if self.is_fused(index) => return Ok(None),
-            Op::Linear { layer, .. } => (Operation::Product(loader.matrix(&[layer], false)?, Then::Store), takes),
+            Op::Linear { layer, .. } => (
+                Operation::Product(loader.matrix(&[layer], false)?, Then::Store),
+                takes,
+            ),
             Op::Activate { x, activation } => match self.fused(*x, index) {
                 Some((x, layer)) => {
                     let then = Then::Activate(*activation);
-                    (Operation::Product(loader.matrix(&[layer], false)?, then), vec![x])
+                    (
+                        Operation::Product(loader.matrix(&[layer], false)?, then),
+                        vec![x],
+                    )
                 }
                 None => (Operation::Activate(*activation), takes),
             },
-            Op::Gate { x, gate, activation } => match (self.fused(*x, index), self.fused(*gate, index)) {
+            Op::Gate {
+                x,
+                gate,
+                activation,
+            } => match (self.fused(*x, index), self.fused(*gate, index)) {
                 (Some((x, layer)), Some((_, gate))) => {
                     let matrix = loader.matrix(&[layer, gate], true)?;
                     (Operation::Product(matrix, Then::Gate(*activation)), vec![x])
@@ -164,8 +214,14 @@ impl Planner<'_> {
             Op::Subtract(..) => (Operation::Combine(-1.0), takes),
             Op::Embed(tables) => (Operation::Embed(tables.clone()), takes),
             Op::Norm { layer, .. } => (Operation::Norm(loader.norm(layer)?), takes),
-            Op::Experts { layer, .. } => (Operation::Experts(Box::new(loader.experts(layer)?)), takes),
-            Op::Attend { projections, attention, .. } => {
+            Op::Experts { layer, .. } => {
+                (Operation::Experts(Box::new(loader.experts(layer)?)), takes)
+            }
+            Op::Attend {
+                projections,
+                attention,
+                ..
+            } => {
                 let attention = loader.attention(projections, attention, node.rows)?;
                 (Operation::Attend(Box::new(attention)), takes)
             }
@@ -189,9 +245,13 @@ impl Planner<'_> {
         };
         match self.graph.nodes()[user].op {
             Op::Activate { .. } => true,
-            Op::Gate { x, gate, .. } => self.fused(x, user).is_some() && self.fused(gate, user).is_some(),
+            Op::Gate { x, gate, .. } => {
+                self.fused(x, user).is_some() && self.fused(gate, user).is_some()
+            }
             // Of two layers, the second.
-            Op::Add(a, b) => b.index() == layer || (a.index() == layer && self.fused(b, user).is_none()),
+            Op::Add(a, b) => {
+                b.index() == layer || (a.index() == layer && self.fused(b, user).is_none())
+            }
             _ => false,
         }
     }
@@ -213,9 +273,8 @@ impl Planner<'_> {
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    level: Level,
     team: &'a Team,
-    format: Format,
+    formats: Formats,
 }
 
 impl Loader<'_> {
@@ -223,27 +282,37 @@ impl Loader<'_> {
         Ok(self.checkpoint.floats(tensor)?.into_owned())
     }
 
-    fn arithmetic(&self, format: Format) -> Arithmetic {
-        Arithmetic::of(format, self.level)
-    }
-
     fn matrix(&self, layers: &[&Linear], alternating: bool) -> Result<Matrix> {
         let depth = layers[0].weight.shape[1];
-        let weights = layers.iter().map(|layer| self.checkpoint.floats(&layer.weight));
+        let weights = layers
+            .iter()
+            .map(|layer| self.checkpoint.floats(&layer.weight));
         let weights = weights.collect::<Result<Vec<_>>>()?;
-        let biases = layers.iter().map(|layer| layer.bias.as_ref().map(|bias| self.floats(bias)).transpose());
+        let biases = layers.iter().map(|layer| {
+            layer
+                .bias
+                .as_ref()
+                .map(|bias| self.floats(bias))
+                .transpose()
+        });
         let biases = biases.collect::<Result<Vec<_>>>()?;
         let rows = weights.iter().map(|weights| {
-            move |output: usize, row: &mut [f32]| row.copy_from_slice(&weights[output * depth..][..depth])
+            move |output: usize, row: &mut [f32]| {
+                row.copy_from_slice(&weights[output * depth..][..depth])
+            }
         });
         let rows: Vec<_> = rows.collect();
-        let columns = layers.iter().zip(&rows).zip(&biases).map(|((layer, rows), bias)| Columns {
-            outputs: layer.outputs(),
-            weights: rows,
-            bias: bias.as_deref(),
-        });
+        let columns = layers
+            .iter()
+            .zip(&rows)
+            .zip(&biases)
+            .map(|((layer, rows), bias)| Columns {
+                outputs: layer.outputs(),
+                weights: rows,
+                bias: bias.as_deref(),
+            });
         let columns: Vec<_> = columns.collect();
-        Matrix::pack(self.arithmetic(self.format), depth, &columns, alternating, self.team)
+        Matrix::pack(self.formats.layers, depth, &columns, alternating, self.team)
     }
 
     fn norm(&self, norm: &graph::Norm) -> Result<Norm> {
@@ -254,29 +323,43 @@ impl Loader<'_> {
             }
         }
         let shift = norm.bias.as_ref().map(|shift| self.floats(shift));
-        Ok(Norm { kind: norm.kind, scale, shift: shift.transpose()?, epsilon: norm.epsilon })
+        Ok(Norm {
+            kind: norm.kind,
+            scale,
+            shift: shift.transpose()?,
+            epsilon: norm.epsilon,
+        })
     }
 
     /// A rounding in the router may choose other experts: it stays in float32. So do the experts of int8, which lose too much.
     fn experts(&self, layer: &graph::Experts) -> Result<Experts> {
         let (count, inner, width) = (layer.count(), layer.inner(), layer.router.shape[1]);
-        let format = if self.format == Format::Int8 { Format::F32 } else { self.format };
-        let pack = |format, outputs, depth, weights: &(dyn Fn(usize, &mut [f32]) + Sync)| {
-            let columns = Columns { outputs, weights, bias: None };
-            Matrix::pack(self.arithmetic(format), depth, &[columns], false, self.team)
+        let Formats { layers, exact, .. } = self.formats;
+        let of_experts = if layers.kernel.format == Format::Int8 {
+            exact
+        } else {
+            layers
+        };
+        let pack = |arithmetic, outputs, depth, weights: &(dyn Fn(usize, &mut [f32]) + Sync)| {
+            let columns = Columns {
+                outputs,
+                weights,
+                bias: None,
+            };
+            Matrix::pack(arithmetic, depth, &[columns], false, self.team)
         };
         let of_expert = |tensor: &TensorSlice, transposed: bool| {
             let weights = self.checkpoint.floats(tensor)?;
             let matrices = (0..count).map(|expert| {
                 let weights = &weights[expert * inner * width..][..inner * width];
                 if transposed {
-                    return pack(format, width, inner, &|output, row: &mut [f32]| {
+                    return pack(of_experts, width, inner, &|output, row: &mut [f32]| {
                         for (row, weights) in row.iter_mut().zip(weights.chunks_exact(width)) {
                             *row = weights[output];
                         }
                     });
                 }
-                pack(format, inner, width, &|output, row: &mut [f32]| {
+                pack(of_experts, inner, width, &|output, row: &mut [f32]| {
                     row.copy_from_slice(&weights[output * width..][..width]);
                 })
             });
@@ -284,7 +367,7 @@ impl Loader<'_> {
         };
         let router = self.checkpoint.floats(&layer.router)?;
         Ok(Experts {
-            router: pack(Format::F32, count, width, &|output, row: &mut [f32]| {
+            router: pack(exact, count, width, &|output, row: &mut [f32]| {
                 row.copy_from_slice(&router[output * width..][..width]);
             })?,
             up: of_expert(&layer.up, false)?,
@@ -296,8 +379,18 @@ impl Loader<'_> {
         })
     }
 
-    fn attention(&self, projections: &Projections, attention: &Attention, rows: Rows) -> Result<SelfAttention> {
-        let Projections { query, key, value, norms } = projections;
+    fn attention(
+        &self,
+        projections: &Projections,
+        attention: &Attention,
+        rows: Rows,
+    ) -> Result<SelfAttention> {
+        let Projections {
+            query,
+            key,
+            value,
+            norms,
+        } = projections;
         let norms = match norms {
             Some([query, key]) => Some([self.norm(query)?, self.norm(key)?]),
             None => None,
@@ -306,22 +399,19 @@ impl Loader<'_> {
             Mask::Relative(bias) => self.floats(&bias.table)?,
             _ => Vec::new(),
         };
-        // Scores and values have no weights that could be quantized once.
-        let half = self.arithmetic(Format::BF16);
-        let arithmetic = match self.format {
-            Format::BF16 | Format::Int8 if half.kernel.is_native() => half,
-            _ => self.arithmetic(Format::F32),
-        };
         Ok(SelfAttention {
             projections: if rows == Rows::All {
                 FusedProjections::All(self.matrix(&[query, key, value], false)?)
             } else {
-                FusedProjections::First(self.matrix(&[query], false)?, self.matrix(&[key, value], false)?)
+                FusedProjections::First(
+                    self.matrix(&[query], false)?,
+                    self.matrix(&[key, value], false)?,
+                )
             },
             norms,
             bias,
             settings: attention.clone(),
-            arithmetic,
+            arithmetic: self.formats.attention,
         })
     }
 }

@@ -24,7 +24,9 @@ impl Team {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(move |index| format!("{name}-{index}"));
-        let pool = pool.build().map_err(|error| Error::no_thread(&std::io::Error::other(error)))?;
+        let pool = pool
+            .build()
+            .map_err(|error| Error::no_thread(&std::io::Error::other(error)))?;
         Ok(Self(Some(pool)))
     }
 

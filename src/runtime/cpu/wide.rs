@@ -1,151 +1,260 @@
-//! Element-wise functions over rows of float32, compiled once for each width of registers: the compiler vectorizes plain
-//! loops, and every width gives the same numbers.
+//! Functions of rows of float32, compiled once for each kind of registers.
 
-use half::bf16;
-
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
+use super::lanes::{LANES, Lanes, Portable};
 use super::level::Level;
 use crate::graph::{Activation, NormKind};
 
-/// Numbers that are added up side by side, whatever the width of registers.
-const LANES: usize = 16;
-
-/// Functions that are compiled for each level: the first argument chooses.
+/// Functions that are compiled for each kind of registers, which they know as `L`; the first argument chooses. Closures are
+/// compiled with the instructions of the function that they are written in: functions that are inlined into these have none.
 macro_rules! per_level {
     ($($(#[$doc:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
         $(#[$doc])*
         #[inline]
         pub fn $name(level: Level, $($argument: $type),*) $(-> $result)? {
-            #[inline(always)]
-            fn body($($argument: $type),*) $(-> $result)? $body
-
+            per_level!(portable Portable ($($argument: $type),*) $(-> $result)? $body);
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-                fn avx512($($argument: $type),*) $(-> $result)? {
-                    body($($argument),*)
-                }
-                #[target_feature(enable = "avx2")]
-                fn avx2($($argument: $type),*) $(-> $result)? {
-                    body($($argument),*)
-                }
+                per_level!(
+                    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                    avx512 Avx512 ($($argument: $type),*) $(-> $result)? $body
+                );
+                per_level!(
+                    #[target_feature(enable = "avx2,fma")]
+                    avx2 Avx2 ($($argument: $type),*) $(-> $result)? $body
+                );
                 // SAFETY: a level is only made where the processor has what it stands for.
-                return unsafe {
+                unsafe {
                     match level {
-                        Level::Portable => body($($argument),*),
+                        Level::Portable => portable($($argument),*),
                         Level::Avx2 | Level::AvxVnni => avx2($($argument),*),
                         Level::Avx512 | Level::Avx512Vnni | Level::Amx => avx512($($argument),*),
                     }
-                };
+                }
             }
             #[cfg(not(target_arch = "x86_64"))]
             {
                 let _ = level;
-                body($($argument),*)
+                portable($($argument),*)
             }
         }
     )*};
+    ($(#[$features:meta])? $name:ident $lanes:ident ($($argument:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {
+        $(#[$features])?
+        fn $name($($argument: $type),*) $(-> $result)? {
+            type L = $lanes;
+            // SAFETY: the instructions of `L` are enabled, and pointers are made of slices.
+            unsafe { $body }
+        }
+    };
 }
 
-/// `e^x` to 2 units in the last place, between the smallest and the largest normal number; NaN of NaN.
+/// `e^x` to 2 units in the last place, 0 below the smallest normal number; NaN of NaN.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+unsafe fn exp<L: Lanes>(x: L) -> L {
     /// 1.5 · 2²³: added to a number it leaves the nearest integer in the last bits.
     const ROUNDING: f32 = 12_582_912.0;
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Comparisons that are false for NaN, which stays.
-    let x = if x > 88.0 { 88.0 } else { x };
-    let x = if x < -87.0 { -87.0 } else { x };
-    let rounded = x * std::f32::consts::LOG2_E + ROUNDING;
-    let power = rounded - ROUNDING;
-    let rest = x - power * LN_2_HIGH - power * LN_2_LOW;
-    // Source: Cephes, `expf`.
-    let mut series = 1.987_569_1e-4;
-    for coefficient in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ] {
-        series = series * rest + coefficient;
-    }
-    let mantissa = series * rest * rest + rest + 1.0;
-    let exponent = (rounded.to_bits() << 23).wrapping_add(1.0_f32.to_bits());
-    mantissa * f32::from_bits(exponent)
-}
-
-/// The error function, to 1.5e-7. Source: Abramowitz and Stegun, 7.1.26.
-#[inline(always)]
-fn erf(x: f32) -> f32 {
-    let magnitude = x.abs();
-    let t = 1.0 / (1.0 + 0.327_591_1 * magnitude);
-    let mut series = 1.061_405_4;
-    for coefficient in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
-        series = series * t + coefficient;
-    }
-    (1.0 - series * t * exp(-magnitude * magnitude)).copysign(x)
-}
-
-#[inline(always)]
-fn tanh(x: f32) -> f32 {
-    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
-}
-
-#[inline(always)]
-fn apply(activation: Activation, x: &mut [f32]) {
-    match activation {
-        Activation::Gelu => each(x, |x| {
-            x * 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
-        }),
-        Activation::GeluTanh => each(x, |x| {
-            let inner = 0.797_884_6 * (x + 0.044_715 * x * x * x);
-            x * 0.5 * (1.0 + tanh(inner))
-        }),
-        Activation::Relu => each(x, |x| if x < 0.0 { 0.0 } else { x }),
-        Activation::Silu => each(x, |x| x / (1.0 + exp(-x))),
-        Activation::Tanh => each(x, tanh),
+    const LEAST: f32 = -87.0;
+    // SAFETY: as this function.
+    unsafe {
+        let x = x.at_most(L::splat(88.0));
+        let rounded = x.multiply_add(L::splat(std::f32::consts::LOG2_E), L::splat(ROUNDING));
+        let power = rounded.subtract(L::splat(ROUNDING));
+        // The logarithm of 2 in two parts.
+        let rest = power.multiply_add(L::splat(-0.693_359_4), x);
+        let rest = power.multiply_add(L::splat(2.121_944_4e-4), rest);
+        // Source: Cephes, `expf`.
+        let series = [
+            1.987_569_1e-4,
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            0.5,
+        ];
+        let series = polynomial(rest, series);
+        let mantissa = series
+            .multiply_add(rest.multiply(rest), rest)
+            .add(L::splat(1.0));
+        mantissa.scale(rounded).where_at_least(x, L::splat(LEAST))
     }
 }
 
+/// A polynomial, the coefficient of the highest power first.
 #[inline(always)]
-fn each(x: &mut [f32], function: impl Fn(f32) -> f32) {
-    for x in x {
-        *x = function(*x);
+unsafe fn polynomial<L: Lanes, const N: usize>(x: L, coefficients: [f32; N]) -> L {
+    // SAFETY: as this function.
+    unsafe {
+        let mut sum = L::splat(coefficients[0]);
+        for coefficient in &coefficients[1..] {
+            sum = sum.multiply_add(x, L::splat(*coefficient));
+        }
+        sum
     }
 }
 
-/// Added up in [`LANES`] lanes and then in pairs: an order that depends on the length alone.
+/// The error function, to 4e-7: a quotient of polynomials, fitted to it up to 3.9, where it is 1 in float32.
 #[inline(always)]
-fn reduce(x: &[f32], start: f32, of_one: impl Fn(f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [start; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = join(*lane, of_one(*x));
+unsafe fn erf<L: Lanes>(x: L) -> L {
+    const MOST: f32 = 3.9;
+    // SAFETY: as this function.
+    unsafe {
+        let x = x.at_most(L::splat(MOST)).at_least(L::splat(-MOST));
+        let square = x.multiply(x);
+        let above = [
+            2.050_344_8e-6,
+            2.874_393_5e-4,
+            3.836_462e-3,
+            5.296_563_7e-2,
+            0.191_932_54,
+            1.128_379,
+        ];
+        let below = [
+            3.822_935_5e-5,
+            1.181_617_4e-3,
+            1.510_839_2e-2,
+            0.114_754_55,
+            0.503_427_57,
+            1.0,
+        ];
+        x.multiply(polynomial(square, above))
+            .divide(polynomial(square, below))
+    }
+}
+
+#[inline(always)]
+unsafe fn tanh<L: Lanes>(x: L) -> L {
+    // SAFETY: as this function.
+    unsafe {
+        let one = L::splat(1.0);
+        let power = exp(x.add(x));
+        one.subtract(L::splat(2.0).divide(power.add(one)))
+    }
+}
+
+/// `x · (1 + curve) / 2`
+#[inline(always)]
+unsafe fn share<L: Lanes>(x: L, curve: L) -> L {
+    // SAFETY: as this function.
+    unsafe {
+        let half = x.multiply(L::splat(0.5));
+        half.multiply_add(curve, half)
+    }
+}
+
+#[inline(always)]
+unsafe fn apply<L: Lanes>(activation: Activation, x: L) -> L {
+    // SAFETY: as this function.
+    unsafe {
+        match activation {
+            Activation::Gelu => {
+                let curve = erf(x.multiply(L::splat(std::f32::consts::FRAC_1_SQRT_2)));
+                // Below it is nothing, -1e-7 at most, but what the error function lacks to -1 grows with `x`.
+                share(x, curve).where_at_least(x, L::splat(-5.5))
+            }
+            Activation::GeluTanh => {
+                let cube = x.multiply(x).multiply(x);
+                let inner = cube.multiply_add(L::splat(0.044_715), x);
+                share(x, tanh(inner.multiply(L::splat(0.797_884_6))))
+            }
+            Activation::Relu => x.at_least(L::splat(0.0)),
+            Activation::Silu => {
+                let power = exp(L::splat(0.0).subtract(x));
+                x.divide(power.add(L::splat(1.0)))
+            }
+            Activation::Tanh => tanh(x),
         }
     }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane = join(*lane, of_one(*x));
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] = join(lanes[lane], lanes[lane + width]);
-        }
-    }
-    lanes[0]
 }
 
-/// The nearest bfloat16, ties to even, as its bits; NaN of NaN.
+/// Loads up to [`LANES`] numbers from a place; `filler` stands in for others.
 #[inline(always)]
-fn narrowed(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let nan = u32::from(bf16::NAN.to_bits());
-    (if x.is_nan() { nan } else { rounded }) as u16
+unsafe fn load<L: Lanes>(x: &[f32], at: usize, filler: f32) -> L {
+    // SAFETY: inside of the slice, or of the array; the rest as this function.
+    unsafe {
+        if at + LANES <= x.len() {
+            return L::load(x.as_ptr().add(at));
+        }
+        let mut some = [filler; LANES];
+        some[..x.len() - at].copy_from_slice(&x[at..]);
+        L::load(some.as_ptr())
+    }
+}
+
+#[inline(always)]
+unsafe fn store<L: Lanes>(numbers: L, x: &mut [f32], at: usize) {
+    // SAFETY: as above.
+    unsafe {
+        if at + LANES <= x.len() {
+            return numbers.store(x.as_mut_ptr().add(at));
+        }
+        let mut some = [0.0; LANES];
+        numbers.store(some.as_mut_ptr());
+        let rest = x.len() - at;
+        x[at..].copy_from_slice(&some[..rest]);
+    }
+}
+
+/// Replaces numbers by functions of them and their places.
+#[inline(always)]
+unsafe fn each<L: Lanes>(x: &mut [f32], function: impl Fn(L, usize) -> L) {
+    for at in (0..x.len()).step_by(LANES) {
+        // SAFETY: as this function.
+        unsafe { store(function(load(x, at, 0.0), at), x, at) };
+    }
+}
+
+/// Joins numbers, four times [`LANES`] at once: in an order that depends on their count alone. `filler` changes nothing.
+#[inline(always)]
+unsafe fn fold<L: Lanes>(
+    x: &[f32],
+    filler: f32,
+    join: impl Fn(L, L) -> L,
+    both: impl Fn(L, L) -> L,
+) -> L {
+    // SAFETY: as this function.
+    unsafe {
+        let mut sums = [L::splat(filler); 4];
+        let all = x.len() / (4 * LANES) * (4 * LANES);
+        for at in (0..all).step_by(4 * LANES) {
+            for (index, sum) in sums.iter_mut().enumerate() {
+                *sum = join(*sum, L::load(x.as_ptr().add(at + index * LANES)));
+            }
+        }
+        for at in (all..x.len()).step_by(LANES) {
+            sums[0] = join(sums[0], load(x, at, filler));
+        }
+        both(both(sums[0], sums[1]), both(sums[2], sums[3]))
+    }
+}
+
+/// [`each`], joining the new numbers.
+#[inline(always)]
+unsafe fn map_fold<L: Lanes>(
+    x: &mut [f32],
+    filler: f32,
+    function: impl Fn(L, usize) -> L,
+    join: impl Fn(L, L) -> L,
+) -> L {
+    // SAFETY: as this function.
+    unsafe {
+        let mut sums = [L::splat(filler); 2];
+        let all = x.len() / (2 * LANES) * (2 * LANES);
+        for at in (0..all).step_by(2 * LANES) {
+            for (index, sum) in sums.iter_mut().enumerate() {
+                let at = at + index * LANES;
+                let numbers = function(L::load(x.as_ptr().add(at)), at);
+                numbers.store(x.as_mut_ptr().add(at));
+                *sum = join(*sum, numbers);
+            }
+        }
+        for at in (all..x.len()).step_by(LANES) {
+            store(function(load(x, at, 0.0), at), x, at);
+            sums[0] = join(sums[0], load(x, at, filler));
+        }
+        join(sums[0], sums[1])
+    }
 }
 
 /// What becomes of the sums of a tile; see [`finish`].
@@ -171,138 +280,165 @@ pub enum Then {
     Add,
 }
 
+/// One block of a row of sums, scaled and shifted.
+#[inline(always)]
+unsafe fn block<L: Lanes>(row: &[f32], at: usize, finish: &Finish, scale: f32) -> L {
+    // SAFETY: rows, scales and biases have whole blocks; the rest as this function.
+    unsafe {
+        assert!(at + LANES <= row.len());
+        let sums = match finish.integers {
+            Some((_, scales, zeros)) => {
+                assert!(at + LANES <= scales.len() && at + LANES <= zeros.len());
+                let factors = L::load(scales.as_ptr().add(at)).multiply(L::splat(scale));
+                L::difference(row.as_ptr().add(at), zeros.as_ptr().add(at)).multiply(factors)
+            }
+            None => L::load(row.as_ptr().add(at)),
+        };
+        match finish.bias {
+            Some(bias) => sums.add(load(bias, at, 0.0)),
+            None => sums,
+        }
+    }
+}
+
 per_level! {
-    /// Finishes a tile: `sums` has a row of `stride` numbers, of which `columns` count, for each of `out`: float32, or int32
-    /// if `finish` has scales. `out` are the parts of rows that the tile makes.
-    fn finish(sums: &mut [f32], stride: usize, columns: usize, finish: &Finish, out: &mut [&mut [f32]]) {
-        for (index, (row, out)) in sums.chunks_exact_mut(stride).zip(out.iter_mut()).enumerate() {
-            let row = &mut row[..columns];
-            if let Some((of_rows, of_columns, zeros)) = finish.integers {
-                let scale = of_rows[index];
-                for ((sum, of_column), zero) in row.iter_mut().zip(of_columns).zip(zeros) {
-                    *sum = (sum.to_bits() as i32 - zero) as f32 * (scale * of_column);
-                }
-            }
-            if let Some(bias) = finish.bias {
-                for (sum, bias) in row.iter_mut().zip(bias) {
-                    *sum += bias;
-                }
-            }
+    /// Finishes a tile: `sums` has a row of `stride` numbers for each of `out`: float32, or int32 if `finish` has scales. `out`
+    /// are the parts of rows that the tile makes.
+    fn finish(sums: &[f32], stride: usize, finish: &Finish, out: &mut [&mut [f32]]) {
+        for (index, (row, out)) in sums.chunks_exact(stride).zip(out.iter_mut()).enumerate() {
+            let scale = finish.integers.map_or(1.0, |(of_rows, ..)| of_rows[index]);
             match finish.then {
-                Then::Store => out.copy_from_slice(&row[..out.len()]),
-                Then::Activate(activation) => {
-                    apply(activation, row);
-                    out.copy_from_slice(&row[..out.len()]);
-                }
-                Then::Gate(activation) => {
-                    for (pair, out) in row.chunks_exact_mut(2 * LANES).zip(out.chunks_mut(LANES)) {
-                        let (numbers, gates) = pair.split_at_mut(LANES);
-                        apply(activation, gates);
-                        for ((out, number), gate) in out.iter_mut().zip(numbers).zip(gates) {
-                            *out = *number * *gate;
-                        }
-                    }
-                }
-                Then::Add => {
-                    for (out, sum) in out.iter_mut().zip(row) {
-                        *out += *sum;
-                    }
-                }
+                Then::Store => each::<L>(out, |_, at| block(row, at, finish, scale)),
+                Then::Activate(activation) => each::<L>(out, |_, at| apply(activation, block(row, at, finish, scale))),
+                Then::Gate(activation) => each::<L>(out, |_, at| {
+                    let gate = apply(activation, block(row, 2 * at + LANES, finish, scale));
+                    block::<L>(row, 2 * at, finish, scale).multiply(gate)
+                }),
+                Then::Add => each::<L>(out, |x, at| x.add(block(row, at, finish, scale))),
             }
         }
     }
 
     /// The activation of every number.
     fn activate(activation: Activation, x: &mut [f32]) {
-        apply(activation, x);
+        each::<L>(x, |x, _| apply(activation, x));
     }
 
-    /// `x · activation(gate)`; `gate` becomes its activation.
-    fn gate(activation: Activation, x: &mut [f32], gate: &mut [f32]) {
-        apply(activation, gate);
-        for (x, gate) in x.iter_mut().zip(gate) {
-            *x *= *gate;
-        }
+    /// `x · activation(gate)`
+    fn gate(activation: Activation, x: &mut [f32], gate: &[f32]) {
+        each::<L>(x, |x, at| x.multiply(apply(activation, load(gate, at, 0.0))));
     }
 
-    /// `x + factor · y`.
+    /// `x + factor · y`
     fn add(x: &mut [f32], factor: f32, y: &[f32]) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x += factor * *y;
-        }
+        each::<L>(x, |x, at| load::<L>(y, at, 0.0).multiply_add(L::splat(factor), x));
     }
 
-    /// The larger ones; NaN where one is.
+    /// The larger numbers.
     fn maximum(x: &mut [f32], y: &[f32]) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x = if *y > *x || y.is_nan() { *y } else { *x };
-        }
+        each::<L>(x, |x, at| load::<L>(y, at, 0.0).at_least(x));
     }
 
-    /// Normalizes each run of as many numbers as `scale` has.
-    fn norm(kind: NormKind, x: &mut [f32], scale: &[f32], shift: Option<&[f32]>, epsilon: f32) {
-        let width = scale.len() as f32;
-        for run in x.chunks_exact_mut(scale.len()) {
+    /// Normalizes each run of as many numbers as `weights` has.
+    fn norm(kind: NormKind, x: &mut [f32], weights: &[f32], shift: Option<&[f32]>, epsilon: f32) {
+        let width = weights.len() as f32;
+        for run in x.chunks_exact_mut(weights.len()) {
+            let mut mean = L::splat(0.0);
             if kind == NormKind::Layer {
-                let mean = reduce(run, 0.0, |x| x, |a, b| a + b) / width;
-                each(run, |x| x - mean);
+                let sum = fold::<L>(run, 0.0, |sum, x| sum.add(x), |a, b| a.add(b));
+                mean = L::splat(sum.sum() / width);
             }
-            let square = reduce(run, 0.0, |x| x * x, |a, b| a + b) / width;
-            let factor = 1.0 / (square + epsilon).sqrt();
-            for (x, scale) in run.iter_mut().zip(scale) {
-                *x *= factor * scale;
+            let square = |sum: L, x: L| {
+                let x = x.subtract(mean);
+                x.multiply_add(x, sum)
+            };
+            // What is missing in the last block is as far away from the mean as the mean itself.
+            let whole = run.len() / LANES * LANES;
+            let squares = fold::<L>(&run[..whole], 0.0, square, |a, b| a.add(b));
+            let mut squares = squares.sum();
+            if whole < run.len() {
+                let mut rest = [0.0; LANES];
+                square(L::splat(0.0), load(run, whole, 0.0)).store(rest.as_mut_ptr());
+                squares += rest[..run.len() - whole].iter().sum::<f32>();
             }
-            for (x, shift) in run.iter_mut().zip(shift.unwrap_or_default()) {
-                *x += shift;
-            }
+            let factor = L::splat(1.0 / (squares / width + epsilon).sqrt());
+            each::<L>(run, |x, at| {
+                let normal = x.subtract(mean).multiply(factor.multiply(load(weights, at, 0.0)));
+                match shift {
+                    Some(shift) => normal.add(load(shift, at, 0.0)),
+                    None => normal,
+                }
+            });
         }
     }
 
-    /// Turns a row of scores into shares: `bias` is added to what is multiplied by `scale`.
-    fn softmax(scores: &mut [f32], scale: f32, bias: Option<&[f32]>) {
-        each(scores, |x| x * scale);
-        for (score, bias) in scores.iter_mut().zip(bias.unwrap_or_default()) {
-            *score += bias;
-        }
-        let largest = reduce(scores, f32::NEG_INFINITY, |x| x, |a, b| if b > a { b } else { a });
-        each(scores, |x| exp(x - largest));
-        let factor = 1.0 / reduce(scores, 0.0, |x| x, |a, b| a + b);
-        each(scores, |x| x * factor);
+    /// Turns a row of scores into shares, which are still to be multiplied by the factor that is returned. `biases` are added to
+    /// what is multiplied by `scale`.
+    fn softmax(scores: &mut [f32], scale: f32, biases: Option<&[f32]>) -> f32 {
+        let largest = map_fold::<L>(scores, f32::NEG_INFINITY, |x, at| match biases {
+            Some(biases) => x.multiply_add(L::splat(scale), load(biases, at, 0.0)),
+            None => x.multiply(L::splat(scale)),
+        }, |a, b| a.at_least(b)).largest();
+        let largest = L::splat(largest);
+        let sum = map_fold::<L>(scores, 0.0, |x, _| exp(x.subtract(largest)), |a, b| a.add(b));
+        1.0 / sum.sum()
+    }
+
+    /// `factor · x`
+    fn multiply(x: &mut [f32], factor: f32) {
+        each::<L>(x, |x, _| x.multiply(L::splat(factor)));
     }
 
     /// Rotates halves of the first dimensions of each head by angles whose cosines and sines are given.
     fn rotate(x: &mut [f32], head_dim: usize, cosines: &[f32], sines: &[f32]) {
         for head in x.chunks_exact_mut(head_dim) {
             let (first, second) = head.split_at_mut(cosines.len());
-            for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
-                (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
+            for at in (0..cosines.len()).step_by(LANES) {
+                let [a, b] = [&*first, &*second].map(|half| load::<L>(&half[..cosines.len()], at, 0.0));
+                let [cosine, sine] = [cosines, sines].map(|angles| load::<L>(angles, at, 0.0));
+                store(a.multiply(cosine).subtract(b.multiply(sine)), first, at);
+                store(b.multiply(cosine).add(a.multiply(sine)), &mut second[..cosines.len()], at);
             }
         }
     }
 
-    /// Rounds two rows to bfloat16, whose numbers alternate.
-    fn narrow_pairs(x: &[f32], y: &[f32], out: &mut [u8]) {
-        for ((x, y), out) in x.iter().zip(y).zip(out.as_chunks_mut().0) {
-            *out = (u32::from(narrowed(*x)) | u32::from(narrowed(*y)) << 16).to_le_bytes();
+    /// Multiplies and rounds to bfloat16, and fills up with zeros.
+    fn narrow(x: &[f32], factor: f32, out: &mut [u8]) {
+        for (at, out) in (0..x.len()).step_by(LANES).zip(out.chunks_mut(2 * LANES)) {
+            let numbers = load::<L>(x, at, 0.0).multiply(L::splat(factor));
+            if out.len() == 2 * LANES {
+                numbers.store_halves(out.as_mut_ptr());
+            } else {
+                let mut bytes = [0; 2 * LANES];
+                numbers.store_halves(bytes.as_mut_ptr());
+                out.copy_from_slice(&bytes[..out.len()]);
+            }
         }
+        let written = (2 * x.len().next_multiple_of(LANES)).min(out.len());
+        out[written..].fill(0);
     }
 
-    /// Rounds to bfloat16.
-    fn narrow(x: &[f32], out: &mut [u8]) {
-        for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
-            *out = narrowed(*x).to_le_bytes();
-        }
+    /// Rounds two rows to bfloat16, whose numbers alternate; up to [`LANES`] of each.
+    fn narrow_pairs(x: &[f32], y: &[f32], out: &mut [u8; 4 * LANES]) {
+        load::<L>(x, 0, 0.0).store_pairs(load(y, 0, 0.0), out.as_mut_ptr());
     }
 
     /// Quantizes a row symmetrically around 128; returns its scale. That of a row with a NaN or an infinity is NaN.
     fn quantize(x: &[f32], out: &mut [u8]) -> f32 {
         /// 1.5 · 2²³ + 128: added to a number it leaves the nearest integer, plus 128, in the last byte.
         const ROUNDING: f32 = 12_582_912.0 + 128.0;
-        let largest = reduce(x, 0.0, f32::abs, |a, b| if b > a { b } else { a });
-        let special = reduce(x, 0.0, |x| x * 0.0, |a, b| a + b);
-        let factor = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-        for (x, out) in x.iter().zip(out) {
-            *out = (*x * factor + ROUNDING).to_bits() as u8;
+        let largest = fold::<L>(x, 0.0, |a, b| a.at_least(b.magnitude()), |a, b| a.at_least(b)).largest();
+        let special = fold::<L>(x, 0.0, |a, b| b.multiply_add(L::splat(0.0), a), |a, b| a.add(b)).sum();
+        let factor = L::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+        for (at, out) in (0..x.len()).step_by(LANES).zip(out.chunks_mut(LANES)) {
+            let numbers = load::<L>(x, at, 0.0).multiply_add(factor, L::splat(ROUNDING));
+            if out.len() == LANES {
+                numbers.store_bytes(out.as_mut_ptr());
+            } else {
+                let mut bytes = [0; LANES];
+                numbers.store_bytes(bytes.as_mut_ptr());
+                out.copy_from_slice(&bytes[..out.len()]);
+            }
         }
         largest / 127.0 + special
     }
@@ -310,69 +446,154 @@ per_level! {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
-    #[test]
-    fn functions_are_close_to_those_of_double_precision() {
-        let mut x = -30.0_f32;
-        while x < 30.0 {
-            let wide = f64::from(x);
-            let exact = wide.exp();
-            assert!(((f64::from(exp(x)) - exact) / exact).abs() < 2.5e-7, "exp({x})");
-            assert!((f64::from(tanh(x)) - wide.tanh()).abs() < 2e-7, "tanh({x})");
-            x += 0.001;
-        }
-        assert!(exp(f32::NAN).is_nan() && erf(f32::NAN).is_nan() && tanh(f32::NAN).is_nan());
-        assert!(exp(1e30).is_finite() && exp(-1e30) > 0.0);
-        // Source of the values: Abramowitz and Stegun, table 7.1.
-        for (x, expected) in [(0.0, 0.0), (0.5, 0.520_499_88), (1.0, 0.842_700_8), (2.0, 0.995_322_3)] {
-            assert!((erf(x) - expected).abs() < 3e-7, "erf({x})");
-            assert!((erf(-x) + expected).abs() < 3e-7, "erf({x})");
-        }
+    fn activated(level: Level, activation: Activation, x: f32) -> f32 {
+        let mut x = [x];
+        activate(level, activation, &mut x);
+        x[0]
     }
 
+    /// Source of the error function's values: `math.erf` of Python.
     #[test]
-    fn every_level_gives_the_same_numbers() {
-        let x: Vec<f32> = (0..83).map(|i| (i as f32 * 0.37).sin() * 4.0).collect();
-        let scale = vec![1.5; x.len()];
-        let of = |level| {
-            let mut all = Vec::new();
-            for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Silu, Activation::Tanh, Activation::Relu] {
-                let mut y = x.clone();
-                activate(level, activation, &mut y);
-                all.extend(y);
-            }
-            let mut y = x.clone();
-            norm(level, NormKind::Layer, &mut y, &scale, Some(&x), 1e-5);
-            all.extend_from_slice(&y);
-            softmax(level, &mut y, 0.3, Some(&x));
-            all.extend(y);
-            let mut bytes = vec![0; x.len()];
-            all.push(quantize(level, &x, &mut bytes));
-            all.extend(bytes.iter().map(|byte| f32::from(*byte)));
-            let mut bytes = vec![0; 2 * x.len()];
-            narrow(level, &x, &mut bytes);
-            all.extend(bytes.iter().map(|byte| f32::from(*byte)));
-            all
-        };
-        let portable = of(Level::Portable);
-        assert!(portable.iter().all(|number| number.is_finite()));
+    fn activations_are_close_to_double_precision() {
+        let erf = [
+            (0.25, 0.276_326_390_168_237),
+            (0.5, 0.520_499_877_813_047),
+            (1.0, 0.842_700_792_949_715),
+            (2.5, 0.999_593_047_982_555),
+        ];
         for level in Level::found() {
-            assert_eq!(of(level), portable, "{level:?}");
+            for step in -3000..3000 {
+                let x = step as f32 * 0.01;
+                let wide = f64::from(x);
+                let close = |activation, expected: f64| {
+                    let found = f64::from(activated(level, activation, x));
+                    assert!(
+                        (found - expected).abs() < 3e-7 * wide.abs().max(1.0),
+                        "{level:?} {activation:?}({x}) = {found}"
+                    );
+                };
+                close(Activation::Tanh, wide.tanh());
+                close(Activation::Silu, wide / (1.0 + (-wide).exp()));
+                close(Activation::Relu, wide.max(0.0));
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
+                close(Activation::GeluTanh, wide * 0.5 * (1.0 + inner.tanh()));
+            }
+            for (x, erf) in erf.into_iter().chain(erf.map(|(x, erf)| (-x, -erf))) {
+                let x: f64 = x * std::f64::consts::SQRT_2;
+                let found = f64::from(activated(level, Activation::Gelu, x as f32));
+                assert!(
+                    (found - x * 0.5 * (1.0 + erf)).abs() < 5e-7,
+                    "{level:?} gelu({x})"
+                );
+            }
+            for activation in [
+                Activation::Gelu,
+                Activation::GeluTanh,
+                Activation::Silu,
+                Activation::Tanh,
+                Activation::Relu,
+            ] {
+                assert!(
+                    activated(level, activation, f32::NAN).is_nan(),
+                    "{level:?} {activation:?}"
+                );
+                assert!(
+                    activated(level, activation, 1e30).is_finite(),
+                    "{level:?} {activation:?}"
+                );
+                assert!(
+                    activated(level, activation, -1e30).abs() <= 1.0,
+                    "{level:?} {activation:?}"
+                );
+            }
         }
     }
 
     #[test]
-    fn rounding_is_that_of_half_and_keeps_what_is_no_number() {
-        for x in [0.0, -0.0, 1.0, 1.003_906_3, 1.011_718_8, -3.3e38, 1e-40, f32::INFINITY] {
-            assert_eq!(narrowed(x), bf16::from_f32(x).to_bits(), "{x}");
+    fn rows_of_any_length_on_every_level() {
+        for level in Level::found() {
+            for width in [1, 2, 15, 16, 17, 63, 64, 65, 127, 384] {
+                let x: Vec<f32> = (0..width)
+                    .map(|i| (i as f32 * 0.37).sin() * 4.0 + 1.0)
+                    .collect();
+                let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+                let weights: Vec<f32> = (0..width).map(|i| 0.5 + i as f32 * 0.01).collect();
+                let mean = wide.iter().sum::<f64>() / width as f64;
+                let variance = wide.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64;
+                let mut y = x.clone();
+                norm(level, NormKind::Layer, &mut y, &weights, Some(&x), 1e-5);
+                for ((y, x), weight) in y.iter().zip(&wide).zip(&weights) {
+                    let expected = (x - mean) / (variance + 1e-5).sqrt() * f64::from(*weight) + x;
+                    assert!(
+                        (f64::from(*y) - expected).abs() < 2e-5,
+                        "{level:?} {width}: {y} for {expected}"
+                    );
+                }
+                let mut y = x.clone();
+                let factor = softmax(level, &mut y, 0.3, Some(&weights));
+                multiply(level, &mut y, factor);
+                let powers: Vec<f64> = (wide.iter().zip(&weights))
+                    .map(|(x, bias)| (x * 0.3 + f64::from(*bias)).exp())
+                    .collect();
+                let sum: f64 = powers.iter().sum();
+                for (y, power) in y.iter().zip(&powers) {
+                    assert!(
+                        (f64::from(*y) - power / sum).abs() < 1e-6,
+                        "{level:?} {width}"
+                    );
+                }
+                let mut bytes = vec![0; 2 * width];
+                narrow(level, &x, 1.0, &mut bytes);
+                for (x, bytes) in x.iter().zip(bytes.as_chunks().0) {
+                    assert_eq!(u16::from_le_bytes(*bytes), bf16::from_f32(*x).to_bits());
+                }
+                let mut bytes = vec![0; width];
+                let scale = quantize(level, &x, &mut bytes);
+                for (x, byte) in x.iter().zip(&bytes) {
+                    assert!(
+                        ((f32::from(*byte) - 128.0) * scale - x).abs() <= scale * 0.501,
+                        "{level:?} {width}"
+                    );
+                }
+            }
         }
-        assert!(bf16::from_bits(narrowed(f32::from_bits(0x7fff_ffff))).is_nan());
-        let mut bytes = [0; 3];
-        assert!(quantize(Level::Portable, &[1.0, f32::NAN, 2.0], &mut bytes).is_nan());
-        assert!(quantize(Level::Portable, &[1.0, f32::INFINITY, 2.0], &mut bytes).is_nan());
-        assert_eq!(quantize(Level::Portable, &[0.0; 3], &mut bytes), 0.0);
-        assert_eq!(quantize(Level::Portable, &[-12.7, 0.04, 6.0], &mut bytes), 0.1);
-        assert_eq!(bytes, [1, 128, 188]);
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        for level in Level::found() {
+            for x in [
+                0.0,
+                -0.0,
+                1.0,
+                1.003_906_3,
+                1.011_718_8,
+                -3.3e38,
+                1e-40,
+                f32::INFINITY,
+                f32::from_bits(0x7fff_ffff),
+            ] {
+                let mut bytes = [0; 2];
+                narrow(level, &[x], 1.0, &mut bytes);
+                let [found, expected] = [bf16::from_le_bytes(bytes), bf16::from_f32(x)];
+                assert!(
+                    found.to_bits() == expected.to_bits() || (x.is_nan() && found.is_nan()),
+                    "{level:?} {x}"
+                );
+            }
+            let mut bytes = [0; 3];
+            assert!(quantize(level, &[1.0, f32::NAN, 2.0], &mut bytes).is_nan());
+            assert!(quantize(level, &[1.0, f32::INFINITY, 2.0], &mut bytes).is_nan());
+            assert_eq!(quantize(level, &[0.0; 3], &mut bytes), 0.0);
+            assert_eq!(quantize(level, &[-12.7, 0.04, 6.0], &mut bytes), 0.1);
+            assert_eq!(bytes, [1, 128, 188]);
+            let mut scores = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
+            assert_eq!(softmax(level, &mut scores, 1.0, None), 1.0);
+            assert_eq!(scores, [0.0, 1.0, 0.0]);
+        }
     }
 }
