@@ -198,7 +198,7 @@ async function main() {
     results[suite] ??= { models: {} };
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
       const sizes = { ...common, ...perSuite[suite], ...perModel?.[name], peers: options.peers?.split(",") };
-      const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
+      const model = await prepareModel(name, { maxTokens: sizes.maxTokens });
       const lists = makeLists(model.folder, sizes, suite !== "engine");
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
       writeFileSync(texts, JSON.stringify(lists));
