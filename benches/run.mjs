@@ -5,7 +5,8 @@
  * `suites/` is what is measured, `contestants/` who is compared and how it is installed and started, `drivers/` the code
  * that runs in their processes, `models/` and `texts/` what they are given, `report/` what is made of the samples.
  *
- *   --suite=engine,peers,stages,mlx,families   what to measure; `families` is one model of each family
+ *   --suite=engine,peers,stages,mlx,families,processor
+ *                              what to measure; `families` is one model of each family, `processor` bfloat16 and int8
  *   --model=nomic,minilm       on which models; for `families` see `models/family_model.mjs`
  *   --peers=ours-f32,candle    which peers; see `contestants/registry.mjs`
  *   --full                     25,000 symbols, more rounds, all suites on all models, large peers too
@@ -28,7 +29,7 @@ import {
   rustEnvironment,
 } from "../scripts/setup.mjs";
 import { cacheFolder } from "./contestants/install.mjs";
-import { measured } from "./contestants/registry.mjs";
+import { measured, PEERS } from "./contestants/registry.mjs";
 import { FAMILIES } from "./models/family_model.mjs";
 import { prepareModel } from "./models/prepare.mjs";
 import { figures } from "./report/figures.mjs";
@@ -38,6 +39,7 @@ import { measureEngine } from "./suites/engine.mjs";
 import { measureFamilies } from "./suites/families.mjs";
 import { measureMlx } from "./suites/mlx.mjs";
 import { measurePeers } from "./suites/peers.mjs";
+import { measureProcessor } from "./suites/processor.mjs";
 import { measureStages } from "./suites/stages.mjs";
 import { makeLists } from "./texts/lists.mjs";
 
@@ -51,8 +53,9 @@ const SUITES = {
   stages: measureStages,
   mlx: measureMlx,
   families: measureFamilies,
+  processor: measureProcessor,
 };
-/** Of a family, only throughput is measured. */
+/** All that is measured of a family. */
 const THROUGHPUT_ONLY = {
   rounds: 1,
   equal: {},
@@ -64,9 +67,10 @@ const THROUGHPUT_ONLY = {
 };
 
 /**
- * How much is measured. `suites` names the models of each suite, `perSuite` and `perModel` what differs there; `equal`
- * says how often batches of each size are embedded; `symbolsSeconds` limits the time for the symbols of every peer but
- * ours. The usual sizes take less than ten minutes on two processors.
+ * How much is measured. `suites` names the models of each suite, `perModel` and then `perSuite` what differs there; `equal`
+ * says how often batches of each size are embedded; `passes` how often the symbols are, and `symbolsSeconds` limits the time
+ * for them of every peer but ours; `compared` are the texts whose vectors are compared. The usual sizes take less than ten
+ * minutes on two processors.
  */
 const SIZES = {
   smoke: {
@@ -74,14 +78,17 @@ const SIZES = {
       engine: ["tiny-bert", "tiny-nomic"],
       peers: ["tiny-bert", "tiny-nomic"],
       families: ["tiny-distilbert", "tiny-qwen3"],
+      processor: ["tiny-bert"],
     },
-    perSuite: { families: THROUGHPUT_ONLY },
+    perSuite: { families: THROUGHPUT_ONLY, processor: { ...THROUGHPUT_ONLY, queries: 10, passes: 2 } },
     maxTokens: 64,
     equalTokens: 32,
     npm: false,
     rounds: 1,
     functions: 24,
     chunk: 12,
+    compared: { fitting: 12, cut: 4 },
+    passes: 1,
     symbols: 24,
     symbolsChunk: 12,
     symbolsSeconds: Number.POSITIVE_INFINITY,
@@ -106,6 +113,8 @@ const SIZES = {
     rounds: 1,
     functions: 256,
     chunk: 64,
+    compared: { fitting: 12, cut: 4 },
+    passes: 1,
     symbols: 700,
     symbolsChunk: 100,
     symbolsSeconds: Number.POSITIVE_INFINITY,
@@ -120,7 +129,19 @@ const SIZES = {
     serveTexts: 1024,
     qualityPairs: 1000,
     randomLongest: 128,
-    perSuite: { families: { ...THROUGHPUT_ONLY, symbols: 256, symbolsChunk: 32, symbolsSeconds: 60 } },
+    perSuite: {
+      families: { ...THROUGHPUT_ONLY, symbols: 256, symbolsChunk: 32, symbolsSeconds: 60 },
+      processor: {
+        ...THROUGHPUT_ONLY,
+        functions: 256,
+        compared: { fitting: 64, cut: 16 },
+        passes: 2,
+        symbols: 256,
+        symbolsChunk: 64,
+        symbolsSeconds: 90,
+        queries: 40,
+      },
+    },
     // What does not depend on the model's size is measured on the small one only.
     perModel: {
       nomic: { delayTexts: 0, randomTexts: 0, serveTexts: 0, qualityPairs: 0 },
@@ -137,6 +158,7 @@ SIZES.full = {
     stages: ["nomic", "minilm"],
     mlx: ["nomic-2-layers"],
     families: Object.keys(FAMILIES),
+    processor: ["minilm", "nomic"],
   },
   perModel: {
     ...SIZES.usual.perModel,
@@ -186,8 +208,10 @@ async function setUp() {
 async function main() {
   const mode = options.smoke ? "smoke" : options.full ? "full" : "usual";
   const { perModel, perSuite, suites, ...common } = SIZES[mode];
+  const peers = options.peers?.split(",");
+  const unknown = peers?.find((name) => !PEERS[name]);
+  if (unknown) throw new Error(`--peers: no peer is called ${unknown}; there are ${Object.keys(PEERS).join(", ")}`);
   if (options.package !== ROOT) measured.package = path.resolve(options.package);
-  measured.withLarge = options.full || options.peers !== undefined;
   if (measured.package === ROOT) await setUp();
   const begin = performance.now();
   const secondsSince = (start) => (performance.now() - start) / 1000;
@@ -195,10 +219,11 @@ async function main() {
   // Results that are not measured now are kept.
   const results = options.smoke ? {} : readResults();
   for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
+    measured.withLarge = options.full || peers !== undefined || suite === "processor";
     results[suite] ??= { models: {} };
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
-      const sizes = { ...common, ...perSuite[suite], ...perModel?.[name], peers: options.peers?.split(",") };
-      const model = await prepareModel(name, { maxTokens: sizes.maxTokens, forPeers: sizes.npm });
+      const sizes = { ...common, ...perModel?.[name], ...perSuite[suite], peers };
+      const model = await prepareModel(name, { maxTokens: sizes.maxTokens });
       const lists = makeLists(model.folder, sizes, suite !== "engine");
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
       writeFileSync(texts, JSON.stringify(lists));
@@ -222,19 +247,21 @@ async function main() {
  *
  * @throws Error naming what is wrong
  */
-function checkSmoke({ engine, peers: rounds, families }) {
+function checkSmoke({ engine, peers: rounds, families, processor }) {
   const drivers = [
     ...Object.values(engine?.models ?? {}).flatMap(({ samples: { throughput } }) => [
       ...Object.entries(throughput.refused).map(([name, refused]) => ({ name, refused })),
       ...Object.entries(throughput.cosines).map(([name, cosines]) => ({ name, cosines })),
     ]),
-    ...Object.values({ ...rounds?.models, ...families?.models }).flatMap(({ peers }) =>
-      Object.entries(peers).map(([name, { introduction, cosines }]) => ({
-        name,
-        refused: introduction.refused,
-        cosines,
-      })),
-    ),
+    ...[rounds, families, processor]
+      .flatMap((suite) => Object.values(suite?.models ?? {}))
+      .flatMap(({ peers }) =>
+        Object.entries(peers).map(([name, { introduction, cosines }]) => ({
+          name,
+          refused: introduction.refused,
+          cosines,
+        })),
+      ),
   ];
   for (const { name, refused, cosines } of drivers) {
     if (refused) throw new Error(`${name} did not start: ${refused}`);

@@ -12,6 +12,9 @@ import { candlePeer, llamaPeer, npmPeers, pythonPeer } from "./install.mjs";
 
 const DRIVERS = fileURLToPath(new URL("../drivers", import.meta.url));
 const node = () => ({ program: process.execPath });
+/** Smaller ones may be faster: padding costs less, and little of a text's work leaves the processor's cache. */
+const BATCH_SIZES = [1, 8, 32];
+const BFLOAT16 = "numbers with 8 significant bits";
 
 /**
  * @typedef {object} Peer
@@ -20,7 +23,7 @@ const node = () => ({ program: process.execPath });
  * @property {(settings: { withLarge: boolean }) => import("./install.mjs").Installed} install
  * @property {object} [setup] added to the driver's setup
  * @property {string} [difference] why its vectors differ from the model's, where they do
- * @property {string} [needs] file of the model's folder that others do not read
+ * @property {string} [needs] file or folder in the model's folder that is made for this peer; see `../models/prepare.mjs`
  */
 
 /** @type {{ [name: string]: Peer }} */
@@ -30,6 +33,13 @@ export const PEERS = {
     driver: "ours.mjs",
     install: node,
     setup: { options: { backend: "onnx", dtype: "f32" } },
+  },
+  "ours-bf16": {
+    title: "semantic-search-native, bfloat16",
+    driver: "ours.mjs",
+    install: node,
+    setup: { options: { backend: "onnx", dtype: "bf16" } },
+    difference: BFLOAT16,
   },
   "ours-int8": {
     title: "semantic-search-native, int8",
@@ -81,6 +91,36 @@ export const PEERS = {
     driver: "sentence_transformers_py.py",
     install: ({ withLarge }) => pythonPeer("torch", withLarge),
   },
+  "sentence-transformers-bf16": {
+    title: "sentence-transformers (PyTorch), bfloat16",
+    driver: "sentence_transformers_py.py",
+    install: ({ withLarge }) => pythonPeer("torch", withLarge),
+    setup: { dtype: "bfloat16", batchSizes: BATCH_SIZES },
+    difference: BFLOAT16,
+  },
+  "sentence-transformers-openvino": {
+    title: "sentence-transformers (OpenVINO)",
+    driver: "sentence_transformers_py.py",
+    install: ({ withLarge }) => pythonPeer("optimum", withLarge),
+    setup: { backend: "openvino", batchSizes: BATCH_SIZES },
+    needs: "openvino",
+    difference: "OpenVINO computes in bfloat16 where the processor does",
+  },
+  "openvino-bf16": {
+    title: "OpenVINO for throughput, bfloat16",
+    driver: "openvino_py.py",
+    install: () => pythonPeer("openvino"),
+    setup: { precision: "bf16" },
+    difference: BFLOAT16,
+  },
+  "openvino-int8": {
+    title: "OpenVINO for throughput, int8",
+    driver: "openvino_py.py",
+    install: () => pythonPeer("openvino"),
+    setup: { precision: "int8" },
+    needs: "openvino",
+    difference: "weights and activations in 8 bits, calibrated by NNCF on some dozen texts",
+  },
   candle: { title: "candle", install: ({ withLarge }) => candlePeer(withLarge) },
   "node-llama-cpp": {
     title: "node-llama-cpp, float32 GGUF",
@@ -115,8 +155,8 @@ export const measured = { package: ROOT, threads: os.availableParallelism(), wit
  * @returns {Promise<Contestant | { introduction: { refused: string } }>}
  */
 export async function startPeer({ driver, install, setup, needs }, { model, options, env, ...job }) {
-  const { program, folder, missing } = install(measured);
-  const refusal = missing ?? model.missing[needs];
+  const { program, folder, env: own, missing } = install(measured);
+  const refusal = missing ?? (needs && model.derive(needs));
   if (refusal) return { introduction: { refused: refusal } };
   const started = {
     ...measured,
@@ -127,5 +167,6 @@ export async function startPeer({ driver, install, setup, needs }, { model, opti
     ...setup,
     ...((setup?.options || options) && { options: { ...setup?.options, ...options } }),
   };
-  return Contestant.start(program, [...(driver ? [path.join(DRIVERS, driver)] : []), JSON.stringify(started)], env);
+  const args = [...(driver ? [path.join(DRIVERS, driver)] : []), JSON.stringify(started)];
+  return Contestant.start(program, args, { ...own, ...env });
 }

@@ -30,8 +30,10 @@ def vectors(embed: Embed, texts: list[str]) -> list[list[float]]:
 WANTED = {"seconds": seconds, "latencies": latencies, "vectors": vectors}
 
 
-def serve(load: Callable[[dict], tuple[str, str, Embed]]) -> None:
-    """Runs a driver until its input ends. `load` returns its name with versions, "cpu" or "gpu", and how it embeds."""
+def serve(load: Callable[[dict], tuple]) -> None:
+    """Runs a driver until its input ends. `load` returns its name with versions, "cpu" or "gpu", how it embeds, and if it
+    has any, work on the texts of a request that is not measured.
+    """
     setup = json.loads(sys.argv[1])
     lists = json.loads(Path(setup["texts"]).read_text())
     # Libraries print to standard output now and then; answers go where it pointed at the start.
@@ -41,7 +43,7 @@ def serve(load: Callable[[dict], tuple[str, str, Embed]]) -> None:
         print(json.dumps(value), file=answers, flush=True)
 
     try:
-        name, device, embed = load(setup)
+        name, device, embed, *preparations = load(setup)
         # The first vector belongs to a cold start.
         embed([lists["first"]])
     except Exception as error:  # whatever it is, the peer is left out and the reason reported
@@ -52,6 +54,8 @@ def serve(load: Callable[[dict], tuple[str, str, Embed]]) -> None:
         request = json.loads(line)
         texts = lists[request["texts"]][request.get("from", 0) : request.get("to")]
         try:
+            for prepare in preparations:
+                prepare(texts)
             say(WANTED[request["want"]](embed, texts))
         except KeyError as error:
             say({"failed": f"a Python driver does not know {error}"})

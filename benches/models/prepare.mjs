@@ -1,6 +1,7 @@
 /**
  * The models that are measured, each a folder in the cache with everything that a peer reads: the layout of
- * sentence-transformers, an ONNX export as on the Hub in float32 and int8, GGUF, and the graph of matrix products.
+ * sentence-transformers, an ONNX export as on the Hub in float32 and int8, GGUF, OpenVINO's format, and the graph of matrix
+ * products.
  */
 
 import { spawnSync } from "node:child_process";
@@ -33,7 +34,7 @@ const TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json"];
  * @property {string} title for people
  * @property {string} folder
  * @property {"cls" | "mean"} [pooling] not of a family's model, whose peers read it in the folder
- * @property {{ [file: string]: string }} missing why a file that a peer needs is not there
+ * @property {(file: string) => string | undefined} derive makes what a peer needs unless it is there; why it could not
  * @property {{ [peer: string]: string }} refused why a peer is not measured
  */
 
@@ -86,10 +87,9 @@ async function makeRandom(folder, settings) {
  * @param {keyof typeof MODELS} name
  * @param {object} settings
  * @param {number} settings.maxTokens written where each peer looks for its limit
- * @param {boolean} settings.forPeers whether to make the files that only peers read
  * @returns {Promise<Model>}
  */
-export async function prepareModel(name, { maxTokens, forPeers }) {
+export async function prepareModel(name, { maxTokens }) {
   const { title, pooling, refused = {}, make } = MODELS[name];
   const folder = path.join(cacheFolder(), "models", `${name}-${maxTokens}`);
   const stamp = path.join(folder, "made-by");
@@ -112,7 +112,12 @@ export async function prepareModel(name, { maxTokens, forPeers }) {
     writeFileSync(stamp, maker);
   }
   const derived = pooling ? DERIVED : refused["transformers.js"] ? {} : DERIVED_OF_FAMILIES;
-  return { name, title, folder, pooling, missing: forPeers ? derive(folder, derived, pooling) : {}, refused };
+  const reasons = new Map();
+  const deriveOnce = (file) => {
+    if (!reasons.has(file)) reasons.set(file, derive(folder, file, derived[file], pooling));
+    return reasons.get(file);
+  };
+  return { name, title, folder, pooling, derive: deriveOnce, refused };
 }
 
 /** Digest of the scripts that make models: when they change, models are made again. */
@@ -135,31 +140,29 @@ function changeJson(file, changes) {
   writeFileSync(file, JSON.stringify({ ...content, ...changes }, null, 2));
 }
 
-/** Files made by a script for a peer: its Python environment, the script, and what it reads. */
+/** Files and folders made by a script for a peer: its Python environment, the script, and what it reads. */
 const DERIVED = {
   "onnx/model_quantized.onnx": { python: "quantize", script: "quantize.py", source: "onnx/model.onnx" },
   "model.gguf": { python: "gguf", script: "write_gguf.py", source: "." },
+  openvino: { python: "openvino", script: "write_openvino.py", source: "." },
 };
 const DERIVED_OF_FAMILIES = {
   "onnx/model.onnx": { python: "torch", script: "export_encoder.py", source: "." },
 };
 
-/** Makes the missing ones; returns, by file, why one could not be made. */
-function derive(folder, derived, pooling) {
-  const missing = {};
-  for (const [file, { python, script, source }] of Object.entries(derived)) {
-    const target = path.join(folder, file);
-    if (existsSync(target)) continue;
-    const { program, missing: reason } = pythonPeer(python, python !== "torch" || measured.withLarge);
-    if (reason) {
-      missing[file] = reason;
-      continue;
-    }
-    const partial = `${target}.part`;
-    const args = [path.join(HERE, script), path.join(folder, source), partial, ...(pooling ? [pooling] : [])];
-    const { status, stderr } = spawnSync(program, args, { encoding: "utf8" });
-    if (status === 0) renameSync(partial, target);
-    else missing[file] = `${script} failed: ${stderr.trim().split("\n").at(-1)}`;
-  }
-  return missing;
+/** Makes one of them if it is missing; returns why it could not be made. */
+function derive(folder, file, derived, pooling) {
+  const target = path.join(folder, file);
+  if (!derived || existsSync(target)) return undefined;
+  const { python, script, source } = derived;
+  const { program, env, missing } = pythonPeer(python, python !== "torch" || measured.withLarge);
+  if (missing) return missing;
+  console.error(`making ${file} of ${path.basename(folder)}`);
+  const partial = `${target}.part`;
+  rmSync(partial, { recursive: true, force: true });
+  const args = [path.join(HERE, script), path.join(folder, source), partial, ...(pooling ? [pooling] : [])];
+  const { status, stderr } = spawnSync(program, args, { encoding: "utf8", env: { ...process.env, ...env } });
+  if (status !== 0) return `${script} failed: ${stderr.trim().split("\n").at(-1)}`;
+  renameSync(partial, target);
+  return undefined;
 }

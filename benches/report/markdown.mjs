@@ -33,6 +33,7 @@ const SUITES = {
   peers: { heading: "What one could use instead", section: peersSection },
   stages: { heading: "Stages", section: stagesSection },
   mlx: { heading: "The addon on MLX beside Python's MLX", section: peersSection },
+  processor: { heading: "bfloat16 and int8 on this processor", section: processorSection },
 };
 const FAMILIES_HEADING = "One model of each family";
 
@@ -118,7 +119,6 @@ function peersSection({ peers, preloaded }) {
     peer.cosines.cut.toFixed(4),
   ]);
   const others = present.filter(([, { cosines }]) => Math.min(cosines.fitting, cosines.cut) < SAME_COSINE);
-  const refused = all.filter(([, { introduction }]) => introduction?.refused);
   return [
     ...table(
       [
@@ -154,8 +154,45 @@ function peersSection({ peers, preloaded }) {
     ),
     ...(preloaded ? [`\nBLAS of both: \`LD_PRELOAD=${preloaded}\`.`] : []),
     "",
-    `Versions: ${present.map(([, { introduction }]) => introduction.name).join("; ")}.`,
-    ...refused.map(([, peer]) => `\nLeft out: ${peer.title}: ${peer.introduction.refused}.`),
+    ...introductions(peers),
+  ];
+}
+
+/** Who was measured, and who was not. */
+function introductions(peers) {
+  const all = Object.values(peers);
+  const names = all.flatMap(({ introduction: { name } }) => name ?? []);
+  const refused = all.filter(({ introduction }) => introduction.refused);
+  return [
+    `Versions: ${[...new Set(names)].join("; ")}.`,
+    ...refused.map(({ title, introduction }) => `\nLeft out: ${title}: ${introduction.refused}.`),
+  ];
+}
+
+function processorSection({ peers, processor: { name: processor, flags } }) {
+  const speeds = speedsOf(peers);
+  const rounds = speeds[REFERENCE].ratios.length;
+  const rows = Object.entries(speeds).map(([name, { speed, ratios }]) => {
+    const { title, cosines, queries } = peers[name];
+    const faster = (share) => (1 / quantile(ratios, 1 - share)).toFixed(2);
+    return [
+      title,
+      speed.toFixed(1),
+      name === REFERENCE ? "1" : `${faster(0.5)} (${faster(0.25)}–${faster(0.75)})`,
+      Math.min(cosines.fitting, cosines.cut).toFixed(4),
+      name.startsWith("ours") ? milliseconds(median(queries)) : "–",
+    ];
+  });
+  const instructions = Object.entries(flags ?? {}).map(([flag, has]) => `${flag} ${has ? "yes" : "no"}`);
+  return [
+    `Processor: ${[processor, ...instructions].join(", ")}.`,
+    "",
+    ...table(["peer", "texts/s", "times as fast as our float32¹", "least cosine²", "query p50³, ms"], rows),
+    "",
+    `¹ For the same texts; the median of ${rounds} rounds, in brackets their middle half. ² To our float32 vectors. ³ Of about`,
+    "ten tokens, alone; the others are set up for throughput.",
+    "",
+    ...introductions(peers),
   ];
 }
 

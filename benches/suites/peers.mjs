@@ -21,7 +21,7 @@ const EVERYBODY = Object.keys(PEERS).filter((name) => !name.includes("mlx"));
  */
 export async function measurePeers(
   job,
-  names = job.sizes.npm ? EVERYBODY : [REFERENCE, "ours-js", "onnxruntime"],
+  names = job.sizes.peers ?? (job.sizes.npm ? EVERYBODY : [REFERENCE, "ours-js", "onnxruntime"]),
   env = {},
 ) {
   const peers = Object.fromEntries(names.map((name) => [name, newRecord(PEERS[name].title)]));
@@ -121,7 +121,9 @@ async function measureRound({ model, texts, lists, maxTokens, sizes, progress },
       const count = lists.symbols.length;
       progress(`${model.name}: ${count} symbols`);
       const resting = new Set();
-      for (let from = 0; from < count; from += sizes.symbolsChunk) {
+      const parts = Math.ceil(count / sizes.symbolsChunk);
+      for (let part = 0; part < sizes.passes * parts; part++) {
+        const from = (part % parts) * sizes.symbolsChunk;
         const request = { want: "seconds", texts: "symbols", from, to: Math.min(from + sizes.symbolsChunk, count) };
         const keep = ({ symbols }, { wall }) => symbols.push({ texts: request.to - from, wall });
         await inTurn(request, 1, keep, resting);

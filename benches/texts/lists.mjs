@@ -38,7 +38,7 @@ export function makeLists(folder, sizes, withSymbols) {
     textsOfLengths(folder, Array(Number(count)).fill(sizes.equalTokens)),
   ]);
   return {
-    ...byLimit(folder, sizes.maxTokens, functions),
+    ...byLimit(folder, sizes, functions),
     first: functions[0],
     functions,
     ...(withSymbols && { symbols: pickSymbols(functions, sizes.symbols) }),
@@ -101,14 +101,17 @@ function questionsAbout(functions) {
 }
 
 /** Some texts within the token limit, and some that exceed it. */
-function byLimit(modelFolder, maxTokens, texts) {
+function byLimit(modelFolder, { maxTokens, compared }, texts) {
   const require = createRequire(path.join(ROOT, "dist/lib/"));
   const { TextTokenizer } = require("./fallback/tokenizer/text_tokenizer.js");
   const { readModelDir } = require("./model_dir.js");
   const tokenizer = new TextTokenizer(readModelDir(modelFolder, { maxTokens }));
   const isCut = (text) => tokenizer.encode(text, false).truncated;
   const some = texts.slice(0, 100);
-  return { fitting: some.filter((text) => !isCut(text)).slice(0, 12), cut: some.filter(isCut).slice(0, 4) };
+  return {
+    fitting: some.filter((text) => !isCut(text)).slice(0, compared.fitting),
+    cut: some.filter(isCut).slice(0, compared.cut),
+  };
 }
 
 function wordsOf(modelFolder) {
