@@ -224,7 +224,7 @@ export class Embedder {
     return this.#engine.description.dimension;
   }
 
-  /** What computes: `"mlx"` or `"onnx"` in the addon, `"onnx-js"` in the JavaScript fallback. */
+  /** What computes: `"mlx"`, `"onnx"` or `"cpu"` in the addon, `"onnx-js"` in the JavaScript fallback. */
   get backend(): BackendName {
     return this.#engine.backend;
   }

@@ -52,8 +52,6 @@ export declare class Model {
   get activity(): Activity
   /** Why a faster backend of the addon is not used; `null` if none was tried. */
   get fallbackReason(): string | null
-  /** What the user should know although the model works; usually `null`. */
-  get warning(): string | null
   /** The model's resolved settings. */
   get description(): Description
   /** The backend that computes. */
@@ -76,6 +74,21 @@ export interface Activity {
 
 /** Refuses a `config.json` whose model cannot be computed here, so that its weights need not be downloaded. Synchronous. */
 export declare function checkConfig(file: string): void
+
+/** See `CpuKernels`. */
+export declare function cpuKernels(): CpuKernels
+
+/** The instructions that the backend cpu computes with. */
+export interface CpuKernels {
+  /** The level of instruction sets, as `SEMANTIC_SEARCH_CPU` names it. */
+  level: string
+  /** In float32. */
+  f32: string
+  /** In bfloat16; missing if the processor has no instructions for it. */
+  bf16?: string
+  /** In int8. */
+  int8: string
+}
 
 /**
  * Reads settings and tokenizer of a model folder, but no weights: the fingerprint is that of a model without weights.
@@ -171,16 +184,14 @@ export interface ModelOptions {
   dimensions?: number
   /** With `dimensions`: whether the full vector is layer-normalized first; default: what the model asks for. */
   layerNorm?: boolean
-  /** Number format of the weights while computing: "auto", "f32", "int8" (ONNX Runtime), "f16" or "bf16" (MLX). */
+  /** Number format of the weights while computing: "auto", "f32", "f16" (MLX), "bf16" (MLX, CPU) or "int8" (CPU). */
   dtype?: string
-  /** "auto", "mlx" or "onnx". */
+  /** "auto", "mlx", "onnx" or "cpu". */
   backend?: string
   /** Threads that compute; default: as many as the machine, or its cgroup, offers. */
   threads?: number
   /** Most bytes that the activations of one batch may take. */
   memoryBudget?: number
-  /** Where quantized weights are kept; default: nowhere. */
-  cacheFolder?: string
   /** ONNX Runtime's shared library. */
   onnxRuntimeLibrary?: string
 }

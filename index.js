@@ -838,6 +838,7 @@ module.exports = nativeBinding
 module.exports.Call = nativeBinding.Call
 module.exports.Model = nativeBinding.Model
 module.exports.checkConfig = nativeBinding.checkConfig
+module.exports.cpuKernels = nativeBinding.cpuKernels
 module.exports.describe = nativeBinding.describe
 module.exports.embed = nativeBinding.embed
 module.exports.exportOnnx = nativeBinding.exportOnnx

@@ -147,7 +147,7 @@ export class Reranker {
     await this.close();
   }
 
-  /** What computes: `"mlx"` or `"onnx"` in the addon, `"onnx-js"` in the JavaScript fallback. */
+  /** What computes: `"mlx"`, `"onnx"` or `"cpu"` in the addon, `"onnx-js"` in the JavaScript fallback. */
   get backend(): BackendName {
     return this.#engine.backend;
   }

@@ -1,8 +1,7 @@
 /** Turns the observations of `doctor` into a report: facts, comparisons, and a fix for each problem. */
 
-import { accessSync, constants, existsSync, readdirSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, statSync } from "node:fs";
 import * as path from "node:path";
-import { packageCacheFolder } from "../lib/cache_folder.js";
 import { BACKENDS, type BackendName } from "../lib/engine.js";
 import { hubSettings } from "../lib/hub/settings.js";
 import { maxDifference, type Trial, type TrialOutcome } from "./backend_trial.js";
@@ -36,8 +35,6 @@ export interface CacheFolder {
   path: string;
   exists: boolean;
   isWritable: boolean;
-  /** `null` if computing it would take too long. */
-  bytes: number | null;
 }
 
 export interface Report {
@@ -57,7 +54,7 @@ const TOLERANCE = 1e-5;
 export function diagnose(machine: Machine, model: string | null, trials: Trials): Report {
   const backends = [...trials].map(([backend, outcome]) => backendReport(backend, outcome));
   const parity = compareBackends(trials);
-  const caches = [...packageCache(), hubCache()];
+  const caches = [hubCache()];
   const findings = new Findings();
   checkMachine(findings, machine);
   checkEnvironment(findings);
@@ -135,7 +132,7 @@ function checkMachine(findings: Findings, machine: Machine): void {
 function checkEnvironment(findings: Findings): void {
   const { SEMANTIC_SEARCH_BACKEND: backend, ORT_DYLIB_PATH: library } = process.env;
   if (backend && !(BACKENDS as readonly string[]).includes(backend)) {
-    const fix = 'unset it, or set it to "mlx", "onnx" or "onnx-js"';
+    const fix = 'unset it, or set it to "mlx", "onnx", "cpu" or "onnx-js"';
     findings.problem(`SEMANTIC_SEARCH_BACKEND is ${JSON.stringify(backend)}`, fix);
   } else if (backend && backend !== "auto") {
     findings.note(`SEMANTIC_SEARCH_BACKEND makes every "auto" mean ${backend}`, "unset it");
@@ -165,14 +162,15 @@ function checkBackends(
     const report = backends.find(({ backend }) => backend === name);
     return report && !report.works ? report : undefined;
   };
-  const [onnx, fallback, mlx] = [failed("onnx"), failed("onnx-js"), failed("mlx")];
+  const [onnx, cpu, fallback, mlx] = [failed("onnx"), failed("cpu"), failed("onnx-js"), failed("mlx")];
   const modelFix = onnx && MODEL_FIXES[onnx.code];
-  // A wrong model is wrong for all backends: this is one problem, not three.
+  // A wrong model is wrong for all backends: this is one problem, not four.
   if (onnx && modelFix) {
     findings.problem(`the model: ${onnx.reason}`, modelFix);
     return;
   }
   if (onnx) findings.problem(`the addon does not work: ${onnx.reason}`, addonFix(onnx, machine));
+  if (cpu && !onnx) findings.problem(`the addon's own kernels do not work: ${cpu.reason}`, addonFix(cpu, machine));
   if (fallback) checkFallback(findings, fallback, machine, onnx !== undefined, model);
   if (mlx && !onnx) checkMlx(findings, mlx, machine);
   if (backends.some((report) => report.backend === "mlx" && report.works && !report.isGpu)) {
@@ -259,17 +257,9 @@ function checkVectors(findings: Findings, backends: readonly BackendReport[], pa
   }
 }
 
-function packageCache(): CacheFolder[] {
-  const folder = packageCacheFolder();
-  return folder === undefined ? [] : [cacheFolder("quantized weights", path.join(folder, "quantized"), true)];
-}
-
 /** The cache that all clients of the Hugging Face Hub share. */
 function hubCache(): CacheFolder {
-  return cacheFolder("models of the Hub", hubSettings({ token: false }).cacheFolder, false);
-}
-
-function cacheFolder(use: string, folder: string, isCounted: boolean): CacheFolder {
+  const folder = hubSettings({ token: false }).cacheFolder;
   const exists = existsSync(folder);
   let existing = folder;
   while (!existsSync(existing) && path.dirname(existing) !== existing) existing = path.dirname(existing);
@@ -279,18 +269,11 @@ function cacheFolder(use: string, folder: string, isCounted: boolean): CacheFold
   } catch {
     isWritable = false;
   }
-  const bytes = exists && isCounted ? sizeOfFiles(folder) : null;
-  return { use, path: folder, exists, isWritable, bytes };
-}
-
-function sizeOfFiles(folder: string): number {
-  const sizes = readdirSync(folder).map((name) => statSync(path.join(folder, name), { throwIfNoEntry: false })?.size);
-  return sizes.reduce<number>((sum, bytes) => sum + (bytes ?? 0), 0);
+  return { use: "models of the Hub", path: folder, exists, isWritable };
 }
 
 function checkCache(findings: Findings, { use, path: folder, isWritable }: CacheFolder): void {
   if (isWritable) return;
-  const variable = use === "quantized weights" ? "SEMANTIC_SEARCH_CACHE" : "HF_HUB_CACHE";
-  const fix = `make it writable, or name another: ${variable}`;
+  const fix = "make it writable, or name another: HF_HUB_CACHE";
   findings.problem(`the folder for ${use} cannot be written: ${folder}`, fix);
 }

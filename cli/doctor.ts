@@ -9,6 +9,7 @@ import { downloadProgress } from "./download_progress.js";
 import { CommandLineError, failureOf } from "./failure.js";
 import { interruptionSignal } from "./interruption.js";
 import { secondsOption } from "./load_flags.js";
+import type { Machine } from "./machine.js";
 import { clearStatus, onOneLine, printResult, showStatus, table } from "./terminal.js";
 
 interface DoctorFlags {
@@ -18,7 +19,7 @@ interface DoctorFlags {
   json?: boolean;
 }
 
-const BACKENDS = ["onnx", "onnx-js", "mlx"] as const;
+const BACKENDS = ["onnx", "cpu", "onnx-js", "mlx"] as const;
 /** From dist/cli/. It is copied, since its graph is written next to it. */
 const TRIAL_MODEL = path.join(__dirname, "../../cli/trial_model");
 /** Ten texts with what tokenizers and models get wrong most easily. */
@@ -122,7 +123,7 @@ async function download(model: string, signal: AbortSignal): Promise<TrialFailur
 }
 
 function page({ machine, model, backends, parity, caches, findings }: Report): string {
-  const { memoryBytes, memoryLimitBytes, processorLimit, int8Features } = machine;
+  const { memoryBytes, memoryLimitBytes, processorLimit, kernels } = machine;
   const works = backends.flatMap((backend) => (backend.works ? [backend] : []));
   const facts = [
     ["package", machine.package + (machine.onnxruntimeNode ? `, onnxruntime-node ${machine.onnxruntimeNode}` : "")],
@@ -133,14 +134,8 @@ function page({ machine, model, backends, parity, caches, findings }: Report): s
       `${machine.threads}${processorLimit === null ? "" : `, limited to ${processorLimit} by the container`}`,
     ],
     ["memory", `${size(memoryBytes)}${memoryLimitBytes === null ? "" : `, limited to ${size(memoryLimitBytes)}`}`],
-    [
-      "int8",
-      int8Features === null ? "features not readable here" : int8Features.join(" ") || "no special instructions",
-    ],
-    ...caches.map(({ use, path, exists, bytes }) => [
-      use,
-      `${path} (${!exists ? "does not exist yet" : bytes === null ? "exists" : size(bytes)})`,
-    ]),
+    ["kernels", kernels === null ? "the addon cannot be loaded" : kernelNames(kernels)],
+    ...caches.map(({ use, path, exists }) => [use, `${path} (${exists ? "exists" : "does not exist yet"})`]),
     ["model", model ?? "a tiny one with random weights"],
   ];
   if (works[0]) {
@@ -177,6 +172,11 @@ function page({ machine, model, backends, parity, caches, findings }: Report): s
     "",
     ...(advice.length > 0 ? advice.map(onOneLine) : ["no problems"]),
   ].join("\n");
+}
+
+function kernelNames({ level, ...formats }: NonNullable<Machine["kernels"]>): string {
+  const names = Object.entries(formats).map(([format, name]) => `${format} ${name}`);
+  return `${level}: ${names.join(", ")}`;
 }
 
 function size(bytes: number): string {

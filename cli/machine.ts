@@ -3,6 +3,7 @@
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import * as os from "node:os";
+import { loadAddon } from "../lib/native.js";
 import { availableProcessors, processorQuota } from "../lib/processors.js";
 
 export type Machine = ReturnType<typeof describeMachine>;
@@ -26,8 +27,8 @@ export function describeMachine() {
     processorLimit: processorLimit(),
     memoryBytes: os.totalmem(),
     memoryLimitBytes: memoryLimit(),
-    /** Processor features that make int8 fast; `null` if they cannot be read. */
-    int8Features: int8Features(),
+    /** The instructions that the backend cpu computes with; `null` without the addon. */
+    kernels: kernels(),
     /** Whether this is an x64 Node.js on Apple silicon. */
     isTranslated: process.platform === "darwin" && sysctl("sysctl.proc_translated") === "1",
   };
@@ -75,23 +76,10 @@ function memoryLimit(): number | null {
   return text !== undefined && limit > 0 && limit < os.totalmem() ? limit : null;
 }
 
-/** Names as in the system. */
-const FEATURES: Partial<Record<string, string[]>> = {
-  x64: ["avx2", "avx512bw", "avx_vnni", "avx512_vnni", "amx_int8"],
-  arm64: ["asimddp", "i8mm", "sve"],
-};
-
-function int8Features(): string[] | null {
-  const wanted = FEATURES[process.arch];
-  if (process.platform === "linux" && wanted) {
-    const [, flags] = /^(?:flags|Features)\s*:(.*)$/m.exec(read("/proc/cpuinfo") ?? "") ?? [];
-    if (flags === undefined) return null;
-    const present = flags.split(/\s+/);
-    return wanted.filter((feature) => present.includes(feature));
+function kernels() {
+  try {
+    return loadAddon().cpuKernels();
+  } catch {
+    return null;
   }
-  if (process.platform === "darwin" && process.arch === "arm64") {
-    const named = { asimddp: "hw.optional.arm.FEAT_DotProd", i8mm: "hw.optional.arm.FEAT_I8MM" };
-    return Object.entries(named).flatMap(([feature, name]) => (sysctl(name) === "1" ? [feature] : []));
-  }
-  return null;
 }

@@ -89,7 +89,7 @@ async function loadOn(
 
 async function loadNative(
   source: ModelSource,
-  backend: "auto" | "mlx" | "onnx",
+  backend: Exclude<NonNullable<LoadOptions["backend"]>, "onnx-js">,
   options: EngineLoadOptions,
 ): Promise<Loaded> {
   // First: nothing is downloaded for an addon that cannot be loaded.

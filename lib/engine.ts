@@ -142,11 +142,11 @@ export interface EncodedVector {
 export type Encoding = keyof EncodedVector;
 export const ENCODINGS = ["float32", "int8", "binary"] as const satisfies Encoding[];
 
-const BACKEND_NAMES = ["mlx", "onnx", "onnx-js"] as const;
+const BACKEND_NAMES = ["mlx", "onnx", "cpu", "onnx-js"] as const;
 /** What may be asked for; `"auto"` is the fastest that works. */
 export const BACKENDS = ["auto", ...BACKEND_NAMES] as const;
 /**
- * What computes: the addon with MLX or ONNX Runtime, or the JavaScript fallback.
+ * What computes: the addon with MLX, with ONNX Runtime or with kernels of its own (`"cpu"`), or the JavaScript fallback.
  *
  * @useDeclaredType
  */
@@ -183,9 +183,9 @@ export interface ModelOptions {
   layerNorm?: boolean;
   /**
    * Number format of the weights. `"auto"` (default) is float16 on a GPU, or bfloat16 for models whose numbers exceed it,
-   * and float32 elsewhere; `"f16"` and `"bf16"` are for MLX. `"int8"` computes the linear layers in integers, on the CPU:
-   * faster, with nearly the same vectors. Quantized weights are kept in the cache folder; `onnx-js` needs a quantized ONNX
-   * file (`exportOnnx` with this option writes one).
+   * and float32 elsewhere; `"f16"` is for MLX. `"bf16"` computes in bfloat16, on the CPU only where the processor has
+   * instructions for it; `"int8"` computes the linear layers in integers, on the CPU. Both are faster, with nearly the same
+   * vectors. `onnx-js` needs a quantized ONNX file for int8 (`exportOnnx` with this option writes one).
    */
   dtype?: (typeof DTYPES)[number];
   /** Threads that compute. Default: the processors that this process may use. */

@@ -16,8 +16,9 @@ import {
 /** Options of {@link Embedder.load}; all are optional. */
 export interface LoadOptions extends ModelOptions {
   /**
-   * Which backend computes. `"auto"` (default): the addon (MLX if it has a GPU, else ONNX Runtime), and where it cannot
-   * be loaded ONNX Runtime in JavaScript. A backend named here never falls back to another.
+   * Which backend computes. `"auto"` (default): the addon (MLX if it has a GPU, else ONNX Runtime or, in bfloat16 and int8,
+   * its own kernels), and where it cannot be loaded ONNX Runtime in JavaScript. A backend named here never falls back to
+   * another.
    * The environment variable `SEMANTIC_SEARCH_BACKEND` overrides `"auto"` only.
    */
   backend?: (typeof BACKENDS)[number];

@@ -4,7 +4,6 @@ import { existsSync, readdirSync } from "node:fs";
 import path = require("node:path");
 
 import type { ModelOptions as AddonOptions, Call, Model } from "../index.js";
-import { packageCacheFolder } from "./cache_folder.js";
 import {
   type Activity,
   type BackendMemory,
@@ -67,18 +66,13 @@ function innermostReasons(error: unknown): string {
 }
 
 /**
- * Options for the addon: with the cache folder, and with the ONNX Runtime library that was installed, unless the caller or
- * `ORT_DYLIB_PATH` names another.
+ * Options for the addon: with the ONNX Runtime library that was installed, unless the caller or `ORT_DYLIB_PATH` names
+ * another.
  */
 export function addonOptions(options: EngineLoadOptions): AddonOptions {
-  const cacheFolder = packageCacheFolder();
   const onnxRuntimeLibrary =
     options.onnxRuntimeLibrary ?? (process.env.ORT_DYLIB_PATH ? undefined : installedOnnxRuntime());
-  return {
-    ...options,
-    ...(cacheFolder !== undefined && { cacheFolder }),
-    ...(onnxRuntimeLibrary !== undefined && { onnxRuntimeLibrary }),
-  };
+  return { ...options, ...(onnxRuntimeLibrary !== undefined && { onnxRuntimeLibrary }) };
 }
 
 /**
@@ -148,7 +142,6 @@ export class NativeEngine implements Engine {
     const addon = loadAddon();
     try {
       const model = await addon.Model.load(modelDir, addonOptions(options));
-      if (model.warning !== null) warnOnce(model.warning);
       return new NativeEngine(addon, model);
     } catch (error) {
       throw toEmbedderError(error);

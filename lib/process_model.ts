@@ -17,7 +17,7 @@ import { copyOfTokens, rowsOf } from "./slices.js";
 export function init(
   modelDir?: string,
   options?: Omit<LoadOptions, "backend" | "signal" | "idleTimeoutMs" | "queryCacheSize" | "onProgress" | "offline"> & {
-    backend?: "auto" | "mlx" | "onnx";
+    backend?: Exclude<LoadOptions["backend"], "onnx-js">;
   },
 ): void {
   codedSync(() => {
@@ -29,7 +29,7 @@ export function init(
     }
     const backend = chosenBackend(checked.backend);
     if (backend === "onnx-js") {
-      throw invalid("option backend", '"auto", "mlx" or "onnx" (the fallback cannot be synchronous)', backend);
+      throw invalid("option backend", '"auto", "mlx", "onnx" or "cpu" (the fallback cannot be synchronous)', backend);
     }
     loadAddon().init(source.folder, addonOptions({ ...checked, backend }));
   });

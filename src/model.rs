@@ -29,7 +29,6 @@ pub struct Model {
     backend: &'static str,
     is_gpu: bool,
     fallback_reason: Option<String>,
-    warning: Option<String>,
 }
 
 impl Model {
@@ -60,7 +59,7 @@ impl Model {
         // Reading every weight once, for the fingerprint and to scan for NaN, overlaps the runtime's start.
         let check = || (checkpoint.check_finite()).map(|()| checkpoint.digests());
         let load = || runtime::load(&graph, &checkpoint, options, threads);
-        let (digests, (mut runtime, fallback_reason)) =
+        let (digests, (runtime, fallback_reason)) =
             guard::side_by_side("embedder-check", check, load)?;
         let fingerprint = dir.fingerprint(digests, tokenizer.digest(), runtime.dtype);
         // From here on only the runtime holds the checkpoint, and may free what it no longer reads.
@@ -70,7 +69,6 @@ impl Model {
             backend: runtime.backend,
             is_gpu: runtime.is_gpu,
             fallback_reason,
-            warning: runtime.warning.take(),
             engine: Engine::start(
                 runtime,
                 tokenizer,
@@ -191,12 +189,6 @@ impl Model {
     #[must_use]
     pub fn fallback_reason(&self) -> Option<&str> {
         self.fallback_reason.as_deref()
-    }
-
-    /// What the user should know although the model works: that a cache folder is not safe to use.
-    #[must_use]
-    pub fn warning(&self) -> Option<&str> {
-        self.warning.as_deref()
     }
 
     /// The memory of a backend that manages its own: MLX, for all its models together.

@@ -36,7 +36,7 @@ use crate::memory;
 use crate::model::{self, Model as LoadedModel};
 use crate::model_dir::ModelDir;
 use crate::options::Options;
-use crate::runtime;
+use crate::runtime::{self, cpu};
 use crate::sync::{Arc, Mutex, lock};
 use crate::tokenizer::{Input, Tokenizer};
 use crate::vector::Vectors;
@@ -69,16 +69,14 @@ pub struct ModelOptions {
     pub dimensions: Option<u32>,
     /// With `dimensions`: whether the full vector is layer-normalized first; default: what the model asks for.
     pub layer_norm: Option<bool>,
-    /// Number format of the weights while computing: "auto", "f32", "int8" (ONNX Runtime), "f16" or "bf16" (MLX).
+    /// Number format of the weights while computing: "auto", "f32", "f16" (MLX), "bf16" (MLX, CPU) or "int8" (CPU).
     pub dtype: Option<String>,
-    /// "auto", "mlx" or "onnx".
+    /// "auto", "mlx", "onnx" or "cpu".
     pub backend: Option<String>,
     /// Threads that compute; default: as many as the machine, or its cgroup, offers.
     pub threads: Option<u32>,
     /// Most bytes that the activations of one batch may take.
     pub memory_budget: Option<f64>,
-    /// Where quantized weights are kept; default: nowhere.
-    pub cache_folder: Option<String>,
     /// ONNX Runtime's shared library.
     pub onnx_runtime_library: Option<String>,
 }
@@ -103,7 +101,6 @@ impl TryFrom<Option<ModelOptions>> for Options {
             backend: options.backend.as_deref().unwrap_or("auto").parse()?,
             threads: options.threads.map(|threads| threads as usize),
             memory_budget: options.memory_budget.map(|bytes| bytes as usize),
-            cache_folder: options.cache_folder.map(PathBuf::from),
             onnx_runtime_library: options.onnx_runtime_library.map(PathBuf::from),
         })
     }
@@ -556,12 +553,6 @@ impl Model {
         guarded(|| Ok(self.model.fallback_reason().map(str::to_owned)))
     }
 
-    /// What the user should know although the model works; usually `null`.
-    #[napi(getter)]
-    pub fn warning(&self) -> napi::Result<Option<String>, Code> {
-        guarded(|| Ok(self.model.warning().map(str::to_owned)))
-    }
-
     /// The model's resolved settings.
     #[napi(getter)]
     pub fn description(&self) -> napi::Result<Description, Code> {
@@ -687,6 +678,38 @@ pub fn export_onnx(
             },
             |_, path| Ok(path.display().to_string()),
         )
+    })
+}
+
+/// The instructions that the backend cpu computes with.
+#[napi(object)]
+pub struct CpuKernels {
+    /// The level of instruction sets, as `SEMANTIC_SEARCH_CPU` names it.
+    pub level: String,
+    /// In float32.
+    pub f32: String,
+    /// In bfloat16; missing if the processor has no instructions for it.
+    pub bf16: Option<String>,
+    /// In int8.
+    pub int8: String,
+}
+
+/// See `CpuKernels`.
+#[napi]
+pub fn cpu_kernels() -> napi::Result<CpuKernels, Code> {
+    guarded(|| {
+        let cpu::Kernels {
+            level,
+            f32,
+            bf16,
+            int8,
+        } = cpu::kernel_names()?;
+        Ok(CpuKernels {
+            level: level.to_owned(),
+            f32: f32.to_owned(),
+            bf16: bf16.map(str::to_owned),
+            int8: int8.to_owned(),
+        })
     })
 }
 

@@ -38,9 +38,6 @@ pub struct Options {
     /// Most bytes that the activations of one batch may take; smaller batches take less. A single text is always computed.
     /// Default [`Limits::DEFAULT_BUDGET_BYTES`].
     pub memory_budget: Option<usize>,
-    /// Where [`crate::int8::cache`] keeps quantized weights between processes. Default: nowhere; in Node.js
-    /// `lib/cache_folder.js` decides.
-    pub cache_folder: Option<PathBuf>,
     /// ONNX Runtime's shared library. Default: the environment variable `ORT_DYLIB_PATH`, then the system's
     /// `libonnxruntime`.
     pub onnx_runtime_library: Option<PathBuf>,

@@ -3,9 +3,6 @@
 use crate::error::Result;
 use crate::memory;
 
-/// Part of every cache file's name: raised when the same weights would give other bytes.
-pub const VERSION: u32 = 1;
-
 /// Largest magnitude of a quantized number.
 const LARGEST: f32 = 127.0;
 

@@ -63,8 +63,6 @@ pub struct Runtime {
     pub workers: Vec<MakeWorker>,
     /// A worker for urgent work, with a thread of its own: it uses the whole machine for one batch.
     pub urgent_worker: MakeWorker,
-    /// What the user should know although the runtime works.
-    pub warning: Option<String>,
 }
 
 /// The memory of a runtime that manages its own, in bytes.
@@ -97,16 +95,22 @@ pub fn load(
         onnx::check_dtype(options.dtype)?;
         onnx::load(graph, Arc::clone(checkpoint), options, threads)
     };
+    let load_cpu = || cpu::load(graph, checkpoint, options, threads);
     let load_mlx = |needs_gpu| load_mlx(graph, checkpoint, options, needs_gpu);
+    // Without a GPU: ONNX Runtime, which computes in float32 alone.
+    let load_slower = || match options.dtype {
+        Dtype::BF16 | Dtype::Int8 => load_cpu(),
+        Dtype::Auto | Dtype::F32 | Dtype::F16 => load_onnx(),
+    };
     match options.backend {
         Backend::Mlx if options.dtype == Dtype::Int8 => Err(refused_by_mlx(options.dtype)),
-        // MLX does not compute in int8; asking for it is asking for the CPU.
-        Backend::Auto if options.dtype == Dtype::Int8 => Ok((load_onnx()?, None)),
         Backend::Mlx => Ok((load_mlx(false)?, None)),
-        Backend::Cpu => Ok((cpu::load(graph, checkpoint, options, threads)?, None)),
-        Backend::Auto if cfg!(mlx) => match load_mlx(true) {
+        Backend::Onnx => Ok((load_onnx()?, None)),
+        Backend::Cpu => Ok((load_cpu()?, None)),
+        // MLX does not compute in int8; asking for it is asking for the CPU.
+        Backend::Auto if cfg!(mlx) && options.dtype != Dtype::Int8 => match load_mlx(true) {
             Ok(runtime) => Ok((runtime, None)),
-            Err(mlx) => match load_onnx() {
+            Err(mlx) => match load_slower() {
                 Ok(runtime) => Ok((runtime, Some(mlx.to_string()))),
                 Err(Error::BackendUnavailable {
                     backend,
@@ -120,7 +124,7 @@ pub fn load(
                 Err(error) => Err(error),
             },
         },
-        Backend::Auto | Backend::Onnx => Ok((load_onnx()?, None)),
+        Backend::Auto => Ok((load_slower()?, None)),
     }
 }
 

@@ -74,19 +74,31 @@ fn format(dtype: Dtype) -> Result<(&'static str, Format)> {
     }
 }
 
-/// What computes products on this processor: the names of formats that it has instructions for, and of these.
+/// The instructions that multiply on this processor.
+pub struct Kernels {
+    /// The name of their [`Level`].
+    pub level: &'static str,
+    /// In float32.
+    pub f32: &'static str,
+    /// In bfloat16, if the processor has any for it.
+    pub bf16: Option<&'static str>,
+    /// In int8.
+    pub int8: &'static str,
+}
+
+/// What computes on this processor.
 ///
 /// # Errors
 /// The environment names an unknown level.
-pub fn instruction_sets() -> Result<Vec<(&'static str, &'static str)>> {
+pub fn kernel_names() -> Result<Kernels> {
     let level = Level::best()?;
-    let formats = [
-        ("f32", Format::F32),
-        ("bf16", Format::BF16),
-        ("int8", Format::Int8),
-    ];
-    let best = |(name, format)| Some((name, Kernel::best(format, level)?.name));
-    Ok(formats.into_iter().filter_map(best).collect())
+    let name = |format| Kernel::best(format, level).map(|kernel| kernel.name);
+    Ok(Kernels {
+        level: level.name(),
+        f32: name(Format::F32).unwrap_or_default(),
+        bf16: name(Format::BF16),
+        int8: name(Format::Int8).unwrap_or_default(),
+    })
 }
 
 /// Loads an encoder whose result is one row per text.
@@ -150,7 +162,6 @@ fn load_at(
         },
         workers: (0..threads).map(|_| worker(1)).collect(),
         urgent_worker: worker(threads),
-        warning: None,
     })
 }
 

@@ -156,7 +156,6 @@ pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> R
         // While one waits for the MLX thread, the other tokenizes and prepares the next batch.
         workers: vec![worker(Turn::Last), worker(Turn::Last)],
         urgent_worker: worker(Turn::Next),
-        warning: None,
     })
 }
 

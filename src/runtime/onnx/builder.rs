@@ -7,7 +7,7 @@ use prost::Message;
 use serde::Serialize;
 
 use super::Precision;
-use super::nodes::{entry, external, external_at, int, node, tensor_info};
+use super::nodes::{entry, external, int, node, tensor_info};
 use super::packing::Matrix;
 use super::proto::{
     AttributeProto, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
@@ -76,7 +76,7 @@ pub struct GraphBuilder {
     constants: Vec<TensorProto>,
     /// Weights that stay float.
     weights: Vec<GraphWeight>,
-    /// Weights that sessions take as int8.
+    /// Weights that are int8 in an exported graph.
     pub(super) quantized: Vec<TensorSlice>,
     /// By the name of the rows that were quantized.
     pub(super) quantized_rows: HashMap<String, QuantizedRows>,
@@ -102,7 +102,7 @@ impl GraphBuilder {
         }
     }
 
-    /// The weights that the finished graph takes as int8.
+    /// The weights that are int8 in the finished graph.
     pub fn quantized(&self) -> &[TensorSlice] {
         &self.quantized
     }
@@ -133,27 +133,20 @@ impl GraphBuilder {
         Ok(())
     }
 
-    /// The finished graph of a pooled encoder, and the float32 weights that a session has to be given by name. In the graph,
-    /// these and the int8 weights are external data in `file`, which has to exist but is not read.
+    /// The finished graph of a pooled encoder, and the float32 weights that a session has to be given by name. In the graph
+    /// these are external data in `file`, which has to exist but is not read.
     pub fn finish_pooled(
         mut self,
         output: &States,
         dimension: usize,
         file: &Path,
-        layers: &[int8::QuantizedLinear],
     ) -> (Vec<u8>, Vec<GraphWeight>) {
         self.rename(&output.name, EMBEDDING);
         let weights = std::mem::take(&mut self.weights);
-        let mut placeholders: Vec<TensorProto> = weights
+        let placeholders = weights
             .iter()
             .map(|weight| external(&weight.tensor, DataType::Float, file))
             .collect();
-        for layer in layers {
-            let bytes = 0..layer.values.len();
-            let placeholder = external_at(layer.name, &layer.shape, DataType::Int8, file, bytes);
-            placeholders.push(placeholder);
-            self.scales(layer);
-        }
         let output = tensor_info(
             EMBEDDING,
             DataType::Float,
@@ -233,7 +226,13 @@ impl GraphBuilder {
                     &layer.shape,
                     layer.values.to_vec(),
                 );
-                self.scales(&layer);
+                let scales = layer.scales.iter().flat_map(|scale| scale.to_le_bytes());
+                self.constant(
+                    &int8::scales_name(layer.name),
+                    DataType::Float,
+                    &layer.shape[1..],
+                    scales.collect(),
+                );
             }
             let names: Vec<_> = files
                 .map(|(file, _)| file.path.file_name().unwrap_or_default().to_string_lossy())
@@ -241,16 +240,6 @@ impl GraphBuilder {
             properties.push(entry(WEIGHTS_FILES, names.join(",")));
         }
         self.encode(initializers, output, properties)
-    }
-
-    fn scales(&mut self, layer: &int8::QuantizedLinear) {
-        let name = int8::scales_name(layer.name);
-        self.constant(
-            &name,
-            DataType::Float,
-            &layer.shape[1..],
-            layer.scales.to_vec(),
-        );
     }
 
     fn encode(

@@ -28,7 +28,6 @@ use ort::value::TensorRef;
 
 pub use self::builder::ExportedEncoder;
 use self::builder::{EMBEDDING, GraphBuilder, INPUT, TOKEN_TYPES};
-use self::packing::Matrix;
 use self::weights::{Initializers, SharedWeights};
 use super::shutdown::{self, Guarded};
 use super::stop::{Interrupt, Stop};
@@ -47,7 +46,7 @@ const BUDGET_TOKENS: usize = 512;
 /// How long a thread of a session waits for work before it sleeps.
 const SPIN_MICROSECONDS: &str = "100";
 
-/// How linear layers are computed.
+/// How the linear layers of a graph are computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// In float32.
@@ -65,34 +64,18 @@ impl Precision {
             _ => Self::Float,
         }
     }
-
-    /// Bytes of a number in the matrix of a linear layer.
-    const fn matrix_bytes(self) -> usize {
-        match self {
-            Self::Float => size_of::<f32>(),
-            Self::Int8 => size_of::<i8>(),
-        }
-    }
-
-    /// The name in a fingerprint.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Float => "f32",
-            Self::Int8 => "int8",
-        }
-    }
 }
 
 /// Refuses number formats that this backend does not compute in.
 ///
 /// # Errors
-/// The dtype is one of MLX.
+/// The dtype is one of other backends.
 pub fn check_dtype(dtype: Dtype) -> Result<()> {
     match dtype {
-        Dtype::Auto | Dtype::F32 | Dtype::Int8 => Ok(()),
-        Dtype::F16 | Dtype::BF16 => Err(super::refused_dtype(
+        Dtype::Auto | Dtype::F32 => Ok(()),
+        Dtype::F16 | Dtype::BF16 | Dtype::Int8 => Err(super::refused_dtype(
             dtype,
-            "\"auto\", \"f32\" or \"int8\" with the backend onnx",
+            "\"auto\" or \"f32\" with the backend onnx",
         )),
     }
 }
@@ -109,19 +92,16 @@ pub fn load(
 ) -> Result<Runtime> {
     let _inside = shutdown::ONNX.enter();
     let environment = environment(options.onnx_runtime_library.as_deref())?;
-    let precision = Precision::of(options.dtype);
-    let mut builder = GraphBuilder::new(precision);
+    let mut builder = GraphBuilder::new(Precision::Float);
     let output = builder.write(graph);
     builder.hold_single_numbers(&checkpoint)?;
-    let (int8, warning) = quantized(&builder, &checkpoint, options)?;
     // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside of the folder.
     let file = checkpoint.files()[0].path.canonicalize().map_err(|error| {
         Error::invalid_from(&checkpoint.files()[0].path, "cannot be read", error)
     })?;
     let folder = file.parent().unwrap_or(Path::new("/"));
     let file_name = Path::new(file.file_name().unwrap_or_default());
-    let layers: Vec<_> = int8.iter().flat_map(Int8Weights::layers).collect();
-    let (encoded, weights) = builder.finish_pooled(&output, graph.width(), file_name, &layers);
+    let (encoded, weights) = builder.finish_pooled(&output, graph.width(), file_name);
     let sessions = Sessions {
         environment,
         folder: folder.display().to_string(),
@@ -130,17 +110,11 @@ pub fn load(
         let kind = weight.matrix?;
         Some((kind, weight.tensor.shape.clone()))
     });
-    let quantized = layers.iter().map(|layer| {
-        let [inputs, outputs] = layer.shape;
-        (Matrix::Int8, vec![outputs, inputs])
-    });
-    let are_packed = packing::is_complete(&sessions, file_name, floats.chain(quantized));
-    drop(layers);
-    let weights = SharedWeights::new(checkpoint, &weights, int8)?;
+    let are_packed = packing::is_complete(&sessions, file_name, floats);
+    let weights = SharedWeights::new(checkpoint, &weights)?;
     let factory = Arc::new(SessionFactory {
         sessions,
         graph: encoded,
-        precision,
         takes_token_types: graph.takes_token_types(),
         weights: Arc::new(shutdown::ONNX.guard(weights)),
         are_packed,
@@ -156,7 +130,7 @@ pub fn load(
     Ok(Runtime {
         backend: "onnx",
         is_gpu: false,
-        dtype: precision.name(),
+        dtype: "f32",
         limits: Limits {
             budget_tokens: BUDGET_TOKENS,
             padding: Padding::ToLongest(1.0),
@@ -169,7 +143,6 @@ pub fn load(
         },
         workers,
         urgent_worker: later(threads),
-        warning,
     })
 }
 
@@ -186,23 +159,11 @@ pub fn export(
 ) -> Result<Vec<u8>> {
     let mut builder = GraphBuilder::new(Precision::of(options.dtype));
     let output = builder.write(graph);
-    let (int8, _) = quantized(&builder, checkpoint, options)?;
+    let int8 = match builder.quantized() {
+        [] => None,
+        layers => Some(Int8Weights::quantize(checkpoint, layers)?),
+    };
     Ok(builder.finish_exported(&output, encoder, checkpoint, int8.as_ref()))
-}
-
-/// The weights that the graph has in int8, and a warning, see [`Int8Weights::load`].
-fn quantized(
-    builder: &GraphBuilder,
-    checkpoint: &Checkpoint,
-    options: &Options,
-) -> Result<(Option<Int8Weights>, Option<String>)> {
-    let layers = builder.quantized();
-    if layers.is_empty() {
-        return Ok((None, None));
-    }
-    let folder = options.cache_folder.as_deref();
-    let (weights, warning) = Int8Weights::load(checkpoint, layers, folder)?;
-    Ok((Some(weights), warning))
 }
 
 /// The process's ONNX Runtime environment, of which there is one; the first library that loads stays.
@@ -298,7 +259,6 @@ impl Sessions {
 struct SessionFactory {
     sessions: Sessions,
     graph: Vec<u8>,
-    precision: Precision,
     takes_token_types: bool,
     weights: Arc<Guarded<SharedWeights>>,
     /// Whether sessions no longer read the matrices that they were made from.
@@ -315,7 +275,6 @@ impl Drop for SessionFactory {
 /// One session. Declared before the weights that it points into, so that it is dropped first.
 struct OnnxWorker {
     session: Guarded<Session>,
-    precision: Precision,
     takes_token_types: bool,
     _weights: Arc<Guarded<SharedWeights>>,
 }
@@ -333,7 +292,6 @@ impl OnnxWorker {
             })?;
         Ok(Self {
             session: shutdown::ONNX.guard(session),
-            precision: factory.precision,
             takes_token_types: factory.takes_token_types,
             _weights: Arc::clone(&factory.weights),
         })
@@ -363,16 +321,14 @@ impl OnnxWorker {
 }
 
 impl Worker for OnnxWorker {
-    /// Nothing is padded: neighbours of equal length run together, one group after the other. With int8 every text runs
-    /// alone, since a rounding that differs in the last bit may become a step between two integers there.
+    /// Nothing is padded: neighbours of equal length run together, one group after the other.
     fn forward(&mut self, texts: &[Tokens], stop: &Arc<Stop>) -> Result<Vec<f32>> {
         let _inside = shutdown::ONNX.enter();
         // New for each batch, which costs nothing in comparison: a late interruption must not harm a later run.
         let options = Arc::new(RunOptions::new().map_err(Error::inference)?);
         let run: Arc<dyn Interrupt> = options.clone();
         let mut vectors = Vec::new();
-        let may_group = self.precision == Precision::Float;
-        for group in texts.chunk_by(|a, b| may_group && a.ids.len() == b.ids.len()) {
+        for group in texts.chunk_by(|a, b| a.ids.len() == b.ids.len()) {
             let part = shutdown::interruptible(stop, &run, || self.run(group, &options))?;
             vectors.extend(part.map_err(Error::inference)?);
         }

@@ -14,7 +14,6 @@ use super::weights::Initializers;
 use super::{Precision, Sessions};
 use crate::checkpoint::{TensorSlice, WeightType};
 use crate::error::{Error, Result};
-use crate::int8::QuantizedLinear;
 use crate::pages::Pages;
 use crate::sync::{Mutex, lock};
 
@@ -25,8 +24,6 @@ pub enum Matrix {
     Float,
     /// float32 `[inputs, outputs]`.
     Transposed,
-    /// int8, quantized from `[outputs, inputs]`.
-    Int8,
 }
 
 /// Whether the kernels pack all these matrices, given with their shapes. `file` lies in the folder of
@@ -54,7 +51,7 @@ fn ignores_its_matrix(
     kind: Matrix,
     shape: &[usize],
 ) -> Result<bool> {
-    /// As float32 0.19, as int8 62; and 0.75 or 63.
+    /// As float32 0.19 and 0.75.
     const BYTES: [u8; 2] = [0x3e, 0x3f];
     let matrix = TensorSlice {
         name: "matrix".to_owned(),
@@ -66,37 +63,20 @@ fn ignores_its_matrix(
     let &[rows, columns] = shape else {
         return Ok(false);
     };
-    let (outputs, inputs, precision) = match kind {
-        Matrix::Float => (rows, columns, Precision::Float),
-        Matrix::Transposed => (columns, rows, Precision::Float),
-        Matrix::Int8 => (rows, columns, Precision::Int8),
+    let (outputs, inputs) = match kind {
+        Matrix::Float => (rows, columns),
+        Matrix::Transposed => (columns, rows),
     };
-    let mut builder = GraphBuilder::new(precision);
+    let mut builder = GraphBuilder::new(Precision::Float);
     let output = builder.layer_of_ids(&matrix, kind);
-    let bytes = matrix.len() * precision.matrix_bytes();
+    let bytes = matrix.len() * size_of::<f32>();
     let mut pages = Pages::zeroed(bytes, "a trial layer")?;
     pages[..].fill(BYTES[0]);
-    let scales = 1.0_f32.to_le_bytes().repeat(outputs);
-    let layer = QuantizedLinear {
-        name: &matrix.name,
-        shape: [inputs, outputs],
-        values: &pages,
-        scales: &scales,
-    };
-    let layers = match precision {
-        Precision::Float => vec![],
-        Precision::Int8 => vec![layer],
-    };
-    let (graph, _) = builder.finish_pooled(&output, outputs, file, &layers);
+    let (graph, _) = builder.finish_pooled(&output, outputs, file);
     let mut initializers = Initializers::new();
     // SAFETY: the pages outlive the initializers and the session, which are declared later. They change between two runs,
     // when the session does not read.
-    unsafe {
-        match precision {
-            Precision::Float => initializers.add_floats(&matrix.name, shape, &pages)?,
-            Precision::Int8 => initializers.add_int8(&matrix.name, &[inputs, outputs], &pages)?,
-        }
-    }
+    unsafe { initializers.add_floats(&matrix.name, shape, &pages)? };
     let mut run = {
         let mut session = sessions
             .make(&graph, &initializers, 1)

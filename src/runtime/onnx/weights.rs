@@ -23,18 +23,12 @@ use ort::value::TensorRef;
 use super::packing::Matrix;
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::{Error, Result};
-use crate::int8::Int8Weights;
 use crate::pages::Pages;
 
 /// Weights by name, as sessions take them, and their packed form.
 pub struct Initializers {
-    tensors: Vec<(CString, Tensor)>,
+    tensors: Vec<(CString, TensorRef<'static, f32>)>,
     pub prepacked: PrepackedWeights,
-}
-
-enum Tensor {
-    Float(TensorRef<'static, f32>),
-    Int8(TensorRef<'static, i8>),
 }
 
 impl Initializers {
@@ -57,23 +51,6 @@ impl Initializers {
         };
         let tensor =
             TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference)?;
-        self.add(name, Tensor::Float(tensor))
-    }
-
-    /// Adds an int8 tensor.
-    ///
-    /// # Safety
-    /// As [`Self::add_floats`].
-    pub unsafe fn add_int8(&mut self, name: &str, shape: &[usize], bytes: &[u8]) -> Result<()> {
-        // SAFETY: a byte is an int8; the rest is the contract of this function.
-        let values: &'static [i8] =
-            unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) };
-        let tensor =
-            TensorRef::from_array_view((shape.to_vec(), values)).map_err(Error::inference)?;
-        self.add(name, Tensor::Int8(tensor))
-    }
-
-    fn add(&mut self, name: &str, tensor: Tensor) -> Result<()> {
         let name = CString::new(name).map_err(Error::inference)?;
         self.tensors.push((name, tensor));
         Ok(())
@@ -82,14 +59,11 @@ impl Initializers {
     /// Hands the initializers to a session under construction.
     pub fn add_to(&self, builder: &mut SessionBuilder) -> Result<(), ort::Error> {
         for (name, tensor) in &self.tensors {
-            let tensor = match tensor {
-                Tensor::Float(tensor) => tensor.ptr(),
-                Tensor::Int8(tensor) => tensor.ptr(),
-            };
             // SAFETY: both pointers are valid for the call, and the name is copied. The session keeps the tensor's
             // data pointer, which is valid by the contracts above.
             unsafe {
-                let status = (ort::api().AddInitializer)(builder.ptr_mut(), name.as_ptr(), tensor);
+                let status =
+                    (ort::api().AddInitializer)(builder.ptr_mut(), name.as_ptr(), tensor.ptr());
                 ort::Error::result_from_status(status)?;
             }
         }
@@ -103,7 +77,6 @@ pub struct SharedWeights {
     checkpoint: Arc<Checkpoint>,
     /// float32 copies of weights that the checkpoint has in half precision.
     converted: Vec<Pages>,
-    int8: Option<Int8Weights>,
     /// Where the bytes of linear layers lie, as addresses.
     matrices: Vec<Range<usize>>,
     /// Where the bytes of all other weights lie.
@@ -112,16 +85,11 @@ pub struct SharedWeights {
 
 impl SharedWeights {
     /// `weights` are converted to float32, `int8` is used unchanged.
-    pub fn new(
-        checkpoint: Arc<Checkpoint>,
-        weights: &[GraphWeight],
-        int8: Option<Int8Weights>,
-    ) -> Result<Self> {
+    pub fn new(checkpoint: Arc<Checkpoint>, weights: &[GraphWeight]) -> Result<Self> {
         let mut shared = Self {
             initializers: Initializers::new(),
             checkpoint,
             converted: Vec::new(),
-            int8,
             matrices: Vec::new(),
             others: Vec::new(),
         };
@@ -144,13 +112,6 @@ impl SharedWeights {
                 shared.others.push(place);
             }
         }
-        for layer in shared.int8.iter().flat_map(Int8Weights::layers) {
-            // SAFETY: as above, with the pages of `int8`.
-            unsafe {
-                (shared.initializers).add_int8(layer.name, &layer.shape, layer.values)?;
-            };
-            shared.matrices.push(addresses(layer.values));
-        }
         Ok(shared)
     }
 
@@ -166,7 +127,6 @@ impl SharedWeights {
             [&self.others[..], &self.matrices].concat()
         };
         let mut unread: Vec<&Pages> = self.converted.iter().collect();
-        unread.extend(self.int8.as_ref().map(Int8Weights::pages));
         // Another owner of the checkpoint may read all of it.
         if Arc::strong_count(&self.checkpoint) == 1 {
             fence(Ordering::Acquire);

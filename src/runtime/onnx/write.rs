@@ -236,12 +236,8 @@ impl GraphBuilder {
             name: self.op("Cast", &[INPUT], vec![int("to", DataType::Float as i64)]),
             rows: Rows::First,
         };
-        let name = match kind {
-            Matrix::Float | Matrix::Transposed => self.float_product(&row.name, matrix, kind),
-            Matrix::Int8 => self.int8_product(&row, matrix),
-        };
         States {
-            name,
+            name: self.float_product(&row.name, matrix, kind),
             rows: Rows::First,
         }
     }
