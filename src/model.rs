@@ -242,7 +242,7 @@ pub fn export_onnx(path: &Path, options: &Options) -> Result<PathBuf> {
 }
 
 fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
-    onnx::check_dtype(options.dtype)?;
+    let precision = Precision::of(options.dtype)?;
     let options = &Options {
         task: guard::read(path, || ModelDir::task_of(path))?,
         ..options.clone()
@@ -261,9 +261,9 @@ fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
         facts: dir.encoder.facts(),
         config_sha256: &dir.config_digest,
     };
-    let graph = onnx::export(&graph, &encoder, &checkpoint, options)?;
+    let graph = onnx::export(&graph, &encoder, &checkpoint, precision)?;
     let folder = dir.weights[0].parent().unwrap_or(&dir.path);
-    let name = match Precision::of(options.dtype) {
+    let name = match precision {
         Precision::Float => EXPORTED_GRAPH,
         Precision::Int8 => EXPORTED_INT8_GRAPH,
     };

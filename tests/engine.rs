@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
-use semantic_search_native::batch::Limits;
+use semantic_search_native::batch::{Limits, Padding};
 use semantic_search_native::engine::{Activity, Embeddings, Engine, Rows, Sink, Ticket};
 use semantic_search_native::model_dir::ModelDir;
 use semantic_search_native::options::{Backend, Options};
@@ -640,7 +640,6 @@ fn a_thread_that_is_refused_ends_those_before_it() {
         },
         workers: (0..4).map(|_| worker()).collect(),
         urgent_worker: worker(),
-        warning: None,
     };
     let dir = ModelDir::read(&setup::fixture("nomic_cls"), &Options::default()).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();

@@ -13,15 +13,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use semantic_search_native::checkpoint::{Checkpoint, TensorSlice, WeightType};
 use semantic_search_native::graph::Op;
 use semantic_search_native::model_dir::ModelDir;
-use semantic_search_native::options::{Dtype, Options};
+use semantic_search_native::options::{Backend, Dtype, Options};
 use semantic_search_native::{Error, Model, runtime};
 use serde_json::{Value, json};
 
-fn options(dtype: Dtype, cache: &Path) -> Options {
+fn options(dtype: Dtype) -> Options {
     Options {
         dtype,
         threads: Some(2),
-        cache_folder: Some(cache.to_owned()),
+        backend: Backend::Auto,
         ..setup::options()
     }
 }
@@ -86,16 +86,9 @@ fn a_loaded_model_does_not_depend_on_its_files() {
         for dtype in [Dtype::F32, Dtype::Int8] {
             let what = format!("{fixture}, {dtype:?}");
             let folder = copy(fixture);
-            let cache = tempfile::tempdir().unwrap();
-            // What is in the cache is used, not only put there.
-            Model::load(folder.path(), &options(dtype, cache.path())).unwrap();
-            let model = Model::load(folder.path(), &options(dtype, cache.path())).unwrap();
+            let model = Model::load(folder.path(), &options(dtype)).unwrap();
             let expected = embed(&model);
-            let all = [files(folder.path()), files(cache.path())].concat();
-            assert_eq!(
-                all.iter().any(|file| file.starts_with(cache.path())),
-                dtype == Dtype::Int8
-            );
+            let all = files(folder.path());
             for file in &all {
                 let length = file.metadata().unwrap().len() as usize;
                 overwrite(file, &vec![0; length]);
@@ -105,7 +98,7 @@ fn a_loaded_model_does_not_depend_on_its_files() {
                 shorten(file);
             }
             assert_near(&embed(&model), &expected, &what);
-            assert!(Model::load(folder.path(), &options(dtype, cache.path())).is_err());
+            assert!(Model::load(folder.path(), &options(dtype)).is_err());
         }
     }
 }
@@ -115,7 +108,6 @@ fn a_loaded_model_does_not_depend_on_its_files() {
 #[test]
 fn a_fingerprint_never_stands_for_other_weights() {
     let folder = copy("nomic_cls");
-    let cache = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
     let first = std::fs::read(&file).unwrap();
     let mut second = first.clone();
@@ -124,7 +116,7 @@ fn a_fingerprint_never_stands_for_other_weights() {
         second[position] ^= 0x40;
     }
     for dtype in [Dtype::F32, Dtype::Int8] {
-        let load = || Model::load(folder.path(), &options(dtype, cache.path()));
+        let load = || Model::load(folder.path(), &options(dtype));
         let known = [&first, &second].map(|bytes| {
             overwrite(&file, bytes);
             let model = load().unwrap();
@@ -163,8 +155,7 @@ fn packed_weights_are_given_back() {
     for fixture in setup::ENCODERS.iter() {
         for dtype in [Dtype::F32, Dtype::Int8] {
             let what = format!("{fixture}, {dtype:?}");
-            let cache = tempfile::tempdir().unwrap();
-            let options = options(dtype, cache.path());
+            let options = options(dtype);
             let dir = ModelDir::read(&setup::fixture(fixture), &options).unwrap();
             let checkpoint = Checkpoint::open(&dir.path, &dir.weights).unwrap();
             let graph = dir.encoder.record(&checkpoint).unwrap();
@@ -305,27 +296,6 @@ fn what_is_no_regular_file_is_refused() {
     }
 }
 
-#[test]
-fn a_cache_file_that_is_none_is_replaced() {
-    let cache = tempfile::tempdir().unwrap();
-    let options = options(Dtype::Int8, cache.path());
-    let folder = setup::fixture("nomic_cls");
-    let expected = embed(&Model::load(&folder, &options).unwrap());
-    let file = files(cache.path()).remove(0);
-    let good = std::fs::read(&file).unwrap();
-    for (kind, replace, _) in replacements() {
-        // Whoever made a folder there meant it.
-        if kind == "a folder" {
-            continue;
-        }
-        std::fs::remove_file(&file).unwrap();
-        replace(&file);
-        let model = load_in_time(&folder, options.clone(), kind).unwrap();
-        assert_eq!(embed(&model), expected, "{kind}");
-        assert!(std::fs::read(&file).unwrap() == good, "{kind}");
-    }
-}
-
 /// Links of the user's own lead anywhere: the Hub's cache consists of them.
 #[cfg(unix)]
 #[test]
@@ -407,91 +377,4 @@ fn absurd_settings_are_refused_before_memory_is_taken() {
     let error = load_with("bert_mean", "hidden_size", &nested).unwrap();
     assert_eq!(error.code(), "MODEL_INVALID");
     assert!(error.to_string().contains("recursion limit"), "{error}");
-}
-
-#[cfg(unix)]
-mod permissions {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
-
-    use super::*;
-
-    fn set_mode(path: &Path, mode: u32) {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    }
-
-    fn mode(path: &Path) -> u32 {
-        path.metadata().unwrap().mode() & 0o777
-    }
-
-    fn load(cache: &Path) -> Model {
-        let options = options(Dtype::Int8, cache);
-        Model::load(&setup::fixture("nomic_cls"), &options).unwrap()
-    }
-
-    #[test]
-    fn the_cache_is_made_for_its_user_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = folder.path().join("new");
-        assert_eq!(load(&cache).warning(), None);
-        let quantized = cache.join("quantized");
-        assert_eq!((mode(&cache), mode(&quantized)), (0o700, 0o700));
-        let file = files(&cache).remove(0);
-        assert_eq!(mode(&file), 0o600);
-        // A link of the user's own, to where nobody else may write.
-        let link = folder.path().join("link");
-        std::os::unix::fs::symlink(&cache, &link).unwrap();
-        let written = file.metadata().unwrap().modified().unwrap();
-        assert_eq!(load(&link).warning(), None);
-        assert_eq!(file.metadata().unwrap().modified().unwrap(), written);
-    }
-
-    /// Another user of the machine put weights there that fit in everything, with a digest that is right.
-    #[test]
-    fn a_folder_that_others_may_write_is_not_used() {
-        let cache = tempfile::tempdir().unwrap();
-        let expected = embed(&load(cache.path()));
-        let quantized = cache.path().join("quantized");
-        let file = files(cache.path()).remove(0);
-        let forged = b"as others left it";
-        std::fs::write(&file, forged).unwrap();
-        for shared in [0o777, 0o1777, 0o770, 0o702] {
-            set_mode(&quantized, shared);
-            let model = load(cache.path());
-            let warning = model.warning().unwrap();
-            for part in [
-                &*format!("mode {shared:o}"),
-                quantized.to_str().unwrap(),
-                "chmod go-w",
-            ] {
-                assert!(warning.contains(part), "{part:?} is not in: {warning}");
-            }
-            assert_eq!(embed(&model), expected);
-            assert_eq!(files(cache.path()), [&*file], "nothing is put there");
-            assert_eq!(std::fs::read(&file).unwrap(), forged);
-        }
-        set_mode(&quantized, 0o755);
-        assert_eq!(load(cache.path()).warning(), None);
-        assert_ne!(
-            std::fs::read(&file).unwrap(),
-            forged,
-            "now it is used, and mended"
-        );
-        // SAFETY: has no preconditions.
-        if unsafe { libc::geteuid() } == 0 {
-            std::os::unix::fs::chown(&quantized, Some(4711), None).unwrap();
-            let model = load(cache.path());
-            assert!(model.warning().unwrap().contains("another user (4711"));
-        }
-    }
-
-    #[test]
-    fn a_file_that_others_may_write_is_replaced() {
-        let cache = tempfile::tempdir().unwrap();
-        let expected = embed(&load(cache.path()));
-        let file = files(cache.path()).remove(0);
-        set_mode(&file, 0o622);
-        let model = load(cache.path());
-        assert_eq!((embed(&model), model.warning()), (expected, None));
-        assert_eq!(mode(&file), 0o600);
-    }
 }

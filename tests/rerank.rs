@@ -125,7 +125,7 @@ fn int8_scores_keep_close() {
         let golden = golden(name);
         let options = Options {
             dtype: Dtype::Int8,
-            ..options_for(Backend::Onnx)
+            ..options_for(Backend::Cpu)
         };
         let model = Model::load(&folder(name), &options).unwrap();
         let scores: Vec<(f32, f32)> = golden

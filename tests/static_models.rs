@@ -314,7 +314,7 @@ fn int8_changes_nothing() {
         let vectors = [Format::F32, Format::Int8].map(|dtype| {
             let options = Options {
                 dtype,
-                ..setup::options()
+                ..setup::options_for(Backend::Cpu)
             };
             let model = Model::load(&setup::fixture(fixture), &options).unwrap();
             embed(&model, &["the time of day"])

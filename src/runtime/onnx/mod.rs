@@ -56,12 +56,18 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What a dtype that this backend takes asks for.
-    #[must_use]
-    pub fn of(dtype: Dtype) -> Self {
+    /// What a dtype asks for.
+    ///
+    /// # Errors
+    /// Graphs are not written in it.
+    pub fn of(dtype: Dtype) -> Result<Self> {
         match dtype {
-            Dtype::Int8 => Self::Int8,
-            _ => Self::Float,
+            Dtype::Auto | Dtype::F32 => Ok(Self::Float),
+            Dtype::Int8 => Ok(Self::Int8),
+            Dtype::F16 | Dtype::BF16 => Err(super::refused_dtype(
+                dtype,
+                "\"auto\", \"f32\" or \"int8\" for an ONNX graph",
+            )),
         }
     }
 }
@@ -155,9 +161,9 @@ pub fn export(
     graph: &Graph,
     encoder: &ExportedEncoder,
     checkpoint: &Checkpoint,
-    options: &Options,
+    precision: Precision,
 ) -> Result<Vec<u8>> {
-    let mut builder = GraphBuilder::new(Precision::of(options.dtype));
+    let mut builder = GraphBuilder::new(precision);
     let output = builder.write(graph);
     let int8 = match builder.quantized() {
         [] => None,

@@ -1,18 +1,16 @@
-// JavaScript, not TypeScript: the scripts run it before anything is compiled.
-
-const os = require("node:os");
-const path = require("node:path");
+import * as os from "node:os";
+import * as path from "node:path";
 
 /**
- * This package's cache folder: the one rule for int8 weights, the starter model, MLX and what benchmarks bring.
- * `SEMANTIC_SEARCH_CACHE`, or else `semantic-search-native` where the system wants caches. The Hub's cache goes by the
- * Hub's rule, see `hub/settings.ts`.
+ * The cache folder of these scripts: the one rule for the starter model, MLX and what benchmarks bring.
+ * `SEMANTIC_SEARCH_CACHE`, or else `semantic-search-native` where the system wants caches. The package itself keeps nothing
+ * but models of the Hub, by the Hub's rule: see `lib/hub/settings.ts`.
  *
  * @param {NodeJS.ProcessEnv} [env]
  * @param {NodeJS.Platform} [platform]
  * @returns {string | undefined} `undefined` where the user has no home
  */
-function packageCacheFolder(env = process.env, platform = process.platform) {
+export function packageCacheFolder(env = process.env, platform = process.platform) {
   if (env.SEMANTIC_SEARCH_CACHE) return env.SEMANTIC_SEARCH_CACHE;
   const isWindows = platform === "win32";
   const { join } = isWindows ? path.win32 : path.posix;
@@ -31,5 +29,3 @@ function homeFolder() {
     return undefined;
   }
 }
-
-module.exports = { packageCacheFolder };
