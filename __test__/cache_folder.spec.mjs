@@ -1,16 +1,12 @@
-/** The cache folder: one rule for the addon, the scripts, the benchmarks and MLX. */
+/** The cache folder: one rule for the scripts, the benchmarks and MLX. */
 
 import assert from "node:assert/strict";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
-import { createRequire } from "node:module";
+import { readdirSync, readFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
+import { packageCacheFolder } from "../scripts/cache-folder.mjs";
 import { cacheFolder, starterModelFolder } from "../scripts/starter-model.mjs";
-import { model, ROOT, temporaryFolder } from "./support/models.mjs";
-import { runNode } from "./support/processes.mjs";
-
-const { packageCacheFolder } = createRequire(import.meta.url)("../dist/lib/cache_folder.js");
-const { addonOptions } = createRequire(import.meta.url)("../dist/lib/native.js");
+import { ROOT } from "./support/models.mjs";
 
 const LINUX_HOME = { HOME: "/home/ann" };
 const MAC_HOME = { HOME: "/Users/ann" };
@@ -38,17 +34,10 @@ for (const [platform, env, expected] of [
   });
 }
 
-test("scripts, benchmarks and the addon use the same rule", async () => {
+test("the starter model lies there", () => {
   const folder = packageCacheFolder();
   assert.equal(cacheFolder(), folder);
   assert.equal(starterModelFolder(), path.join(folder, "models", "all-MiniLM-L6-v2"));
-  assert.equal(addonOptions({}).cacheFolder, folder);
-  const cache = temporaryFolder();
-  const script = 'require("./dist/embedder.js").Embedder.load(process.argv[1], { backend: "onnx", dtype: "int8" })';
-  const env = { ...process.env, SEMANTIC_SEARCH_CACHE: cache };
-  const { status, stderr } = await runNode(["-e", script, await model("bert_mean")], { cwd: ROOT, env });
-  assert.equal(status, 0, stderr);
-  assert.equal(readdirSync(path.join(cache, "quantized")).length, 1);
 });
 
 test("the cache folder is computed in one place", () => {
@@ -60,7 +49,6 @@ test("the cache folder is computed in one place", () => {
   const found = sources.filter((name) =>
     /XDG_CACHE_HOME\b(?!`)|LOCALAPPDATA|Library\/Caches/.test(readFileSync(path.join(ROOT, name), "utf8")),
   );
-  // The second is the Hub's own cache, which Python's libraries share.
-  assert.deepEqual(found.sort(), ["lib/cache_folder.js", "lib/hub/settings.ts"]);
-  assert.ok(existsSync(path.join(ROOT, "dist/lib/cache_folder.js")));
+  // The first is the Hub's own cache, which Python's libraries share.
+  assert.deepEqual(found.sort(), ["lib/hub/settings.ts", "scripts/cache-folder.mjs"]);
 });

@@ -149,7 +149,7 @@ fn a_fingerprint_never_stands_for_other_weights() {
     }
 }
 
-/// The matrices that sessions are made from are gone afterwards, where kernels pack them, and no session misses them.
+/// The matrices that workers are made from are gone afterwards, where kernels pack them, and no worker misses them.
 #[test]
 fn packed_weights_are_given_back() {
     for fixture in setup::ENCODERS.iter() {
@@ -171,8 +171,9 @@ fn packed_weights_are_given_back() {
             });
             let matrix = matrices.max_by_key(TensorSlice::len).unwrap();
             let words = words.unwrap();
-            // Of a checkpoint in half precision everything was converted, and nothing of it is read.
-            let words_are_read = words.dtype == WeightType::F32;
+            // For ONNX Runtime, all of a checkpoint in half precision was converted, and nothing of it is read.
+            let is_onnx = dtype == Dtype::F32;
+            let words_are_read = !is_onnx || words.dtype == WeightType::F32;
             let matrix = if words_are_read {
                 matrix
             } else {
@@ -202,10 +203,12 @@ fn packed_weights_are_given_back() {
             makers.push(runtime.urgent_worker);
             let mut workers = vec![makers.remove(0)().unwrap()];
             let expected = workers[0].forward(&batch, &Arc::default()).unwrap();
-            assert!(
-                !is_empty(matrix) && !is_empty(words),
-                "{what}: needed until all are made"
-            );
+            if is_onnx {
+                assert!(
+                    !is_empty(matrix) && !is_empty(words),
+                    "{what}: needed until all are made"
+                );
+            }
             workers.extend(makers.into_iter().map(|make| make().unwrap()));
             if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
                 assert!(is_empty(matrix), "{what}: the matrix is given back");

@@ -98,11 +98,6 @@ fn encoder() {
 }
 
 #[test]
-fn int8_cache() {
-    fuzz("int8_cache", 100);
-}
-
-#[test]
 fn model_folder() {
     fuzz("model_folder", 500);
 }

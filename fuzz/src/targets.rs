@@ -14,13 +14,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use safetensors::Dtype as StoredType;
 use safetensors::tensor::TensorView;
-use semantic_search_native::batch::{self, Limits};
+use semantic_search_native::batch::{self, Limits, Padding};
 use semantic_search_native::checkpoint::Checkpoint;
 use semantic_search_native::graph::Pooling;
 use semantic_search_native::model_dir::ModelDir;
-use semantic_search_native::options::{Dtype, Options};
+use semantic_search_native::options::{Backend, Dtype, Options};
 use semantic_search_native::runtime::onnx::proto::{GraphProto, ModelProto};
-use semantic_search_native::runtime::onnx::{self, ExportedEncoder};
+use semantic_search_native::runtime::onnx::{self, ExportedEncoder, Precision};
 use semantic_search_native::{Error, Model, Result, export_onnx};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -38,7 +38,7 @@ pub struct Target {
     pub check: fn(&[u8]) -> bool,
 }
 
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 5] = [
     Target {
         name: "batch",
         format: Format::Bytes,
@@ -56,12 +56,6 @@ pub const TARGETS: [Target; 6] = [
         format: Format::Bytes,
         seeds: random_seeds,
         check: encoder,
-    },
-    Target {
-        name: "int8_cache",
-        format: Format::Safetensors,
-        seeds: int8_cache_seeds,
-        check: int8_cache,
     },
     Target {
         name: "model_folder",
@@ -100,8 +94,14 @@ fn batch(data: &[u8]) -> bool {
     let mut bytes = Bytes(data);
     let limits = Limits {
         budget_tokens: bytes.size(0..=1 << 20),
-        padding_ratio: 1.0 + bytes.size(0..=64) as f64 / 32.0,
-        buckets: bytes.flag(),
+        padding: {
+            let ratio = 1.0 + bytes.size(0..=64) as f64 / 32.0;
+            bytes.one_of([
+                Padding::Flat,
+                Padding::ToLongest(ratio),
+                Padding::ToBucket(ratio),
+            ])
+        },
         budget_bytes: bytes.size(0..=1 << 40),
         token_bytes: bytes.size(0..=1 << 20),
         score_bytes: bytes.size(0..=64),
@@ -111,12 +111,9 @@ fn batch(data: &[u8]) -> bool {
     while !bytes.0.is_empty() {
         lengths.push(bytes.size(1..=1 << length_bits));
     }
-    let padded = |text: usize| {
-        if limits.buckets {
-            batch::bucket(lengths[text])
-        } else {
-            lengths[text]
-        }
+    let padded = |text: usize| match limits.padding {
+        Padding::ToBucket(_) => batch::bucket(lengths[text]),
+        Padding::Flat | Padding::ToLongest(_) => lengths[text],
     };
     let mut seen = vec![false; lengths.len()];
     for batch in batch::plan(&lengths, limits) {
@@ -137,11 +134,17 @@ fn batch(data: &[u8]) -> bool {
             .min()
             .expect("no batch is empty");
         let real: usize = batch.iter().map(|&text| lengths[text]).sum();
-        let tokens = longest * batch.len();
+        let (tokens, bytes, most) = match limits.padding {
+            Padding::Flat => (real, limits.bytes(1, real), 1.0),
+            Padding::ToLongest(ratio) | Padding::ToBucket(ratio) => {
+                let texts = batch.len();
+                (longest * texts, limits.bytes(texts, longest), ratio)
+            }
+        };
         if batch.len() > 1 {
             assert!(tokens <= limits.budget_tokens);
-            assert!(limits.bytes(batch.len(), longest) <= limits.budget_bytes);
-            assert!(tokens as f64 <= real as f64 * limits.padding_ratio || longest == shortest);
+            assert!(bytes <= limits.budget_bytes);
+            assert!(tokens as f64 <= real as f64 * most || longest == shortest);
         }
     }
     assert!(seen.into_iter().all(|seen| seen), "a text is in no batch");
@@ -171,7 +174,7 @@ fn checkpoint(data: &[u8]) -> bool {
         facts: encoder.facts(),
         config_sha256: "",
     };
-    let graph = onnx::export(&graph, &encoder, &checkpoint, &options());
+    let graph = onnx::export(&graph, &encoder, &checkpoint, Precision::Float);
     check_graph(
         &graph.expect("an encoder with all its weights can be recorded"),
         &folder,
@@ -206,14 +209,19 @@ fn encoder(data: &[u8]) -> bool {
     );
     let is_tame = largest < 1.0 && epsilon > 1e-9 && epsilon <= 1.0;
     let _ = fs::remove_file(folder.join("sentence_bert_config.json"));
+    let (backend, dtype) = bytes.one_of([
+        (Backend::Onnx, Dtype::Auto),
+        (Backend::Cpu, Dtype::Auto),
+        (Backend::Cpu, Dtype::Int8),
+    ]);
     let options = Options {
-        dtype: bytes.one_of([Dtype::Auto, Dtype::Auto, Dtype::Int8]),
+        backend,
+        dtype,
         max_tokens: Some(bytes.size(1..=40)),
         dimensions: bytes.flag().then(|| bytes.size(1..=40)),
         layer_norm: Some(bytes.flag()),
         normalize: Some(bytes.flag()),
         memory_budget: Some(bytes.size(0..=1 << 24)),
-        cache_folder: Some(folder.join("cache")),
         ..options()
     };
     // Matrices of a few columns are multiplied by another kernel where they have one row, and norms without an epsilon
@@ -224,35 +232,6 @@ fn encoder(data: &[u8]) -> bool {
         check_graph(&fs::read(path).expect("it was just written"), folder);
     }
     is_accepted
-}
-
-/// A file of the cache of quantized weights: whatever is in it, the vectors are those of the model.
-fn int8_cache(data: &[u8]) -> bool {
-    thread_local!(static EXPECTED: (TempDir, PathBuf, Vec<f32>) = {
-        let cache = folder();
-        let vectors = int8_vectors(cache.path());
-        let file = only_file(&cache.path().join("quantized"));
-        (cache, file, vectors)
-    });
-    EXPECTED.with(|(cache, file, expected)| {
-        write(file, data);
-        assert_eq!(&int8_vectors(cache.path()), expected);
-    });
-    true
-}
-
-fn int8_vectors(cache: &Path) -> Vec<f32> {
-    let options = Options {
-        dtype: Dtype::Int8,
-        cache_folder: Some(cache.to_owned()),
-        ..options()
-    };
-    let model = Model::load(&setup::fixture(FIXTURE), &options).expect("the fixture can be loaded");
-    let texts = TEXTS.map(str::to_owned).to_vec();
-    model
-        .embed(texts, false)
-        .expect("the fixture embeds")
-        .vectors
 }
 
 /// The files of [`SETTINGS`], in their order; an empty section is a file that is not there.
@@ -701,12 +680,6 @@ fn checkpoint_seeds() -> Vec<Vec<u8>> {
     vec![read(&setup::fixture(FIXTURE).join("model.safetensors"))]
 }
 
-fn int8_cache_seeds() -> Vec<Vec<u8>> {
-    let cache = folder();
-    int8_vectors(cache.path());
-    vec![read(&only_file(&cache.path().join("quantized")))]
-}
-
 fn model_folder_seeds() -> Vec<Vec<u8>> {
     let files = |(_, name): (&str, &str)| {
         let folder = setup::fixture(name);
@@ -790,15 +763,6 @@ fn copied_fixture(name: &str) -> TempDir {
         }
     }
     copy
-}
-
-fn only_file(folder: &Path) -> PathBuf {
-    let mut entries = fs::read_dir(folder).expect("the folder is there");
-    entries
-        .next()
-        .expect("it holds a file")
-        .expect("it can be listed")
-        .path()
 }
 
 fn read(path: &Path) -> Vec<u8> {

@@ -147,8 +147,10 @@ pub fn starter_model() -> PathBuf {
             let output = std::process::Command::new("node")
                 .current_dir(repository())
                 .args([
-                    "-p",
-                    "require('./lib/cache_folder.js').packageCacheFolder()",
+                    "--input-type=module",
+                    "--eval",
+                    "import { packageCacheFolder } from './scripts/cache-folder.mjs'; \
+                     console.log(packageCacheFolder())",
                 ])
                 .output()
                 .expect("Node.js says where the cache folder is");

@@ -1,3 +1,0 @@
-#![no_main]
-
-semantic_search_native_fuzz::libfuzzer!("int8_cache");
