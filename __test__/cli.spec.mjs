@@ -3,12 +3,15 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { cpSync, existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { MAIN, run, start } from "./support/command_line.mjs";
 import { filesIn, startHub } from "./support/hub_server.mjs";
 import { api, assertClose, changedModel, model, ROOT, temporaryFolder, withEmbedder } from "./support/models.mjs";
 import * as processes from "./support/processes.mjs";
+
+const { loadAddon } = createRequire(import.meta.url)("../dist/lib/native.js");
 
 const POSIX = { skip: process.platform === "win32" ? "signals end a process there" : false };
 const COMMANDS = ["pull", "models", "rm", "embed", "rerank", "serve", "export", "doctor", "completions"];
@@ -441,7 +444,7 @@ test("doctor: finds no problem with a valid model, and compares the backends", a
   );
   const byName = Object.fromEntries(backends.map((backend) => [backend.backend, backend]));
   await withEmbedder(folder, {}, ({ dimension, fingerprint }) => {
-    for (const name of ["onnx", "onnx-js"]) {
+    for (const name of ["onnx", "cpu", "onnx-js"]) {
       assert.deepEqual(
         [byName[name].works, byName[name].dimension, byName[name].fingerprint],
         [true, dimension, fingerprint],
@@ -450,9 +453,12 @@ test("doctor: finds no problem with a valid model, and compares the backends", a
       assert.ok(byName[name].aloneDifference <= 1e-5);
     }
   });
-  const compared = parity.find(({ backend, against }) => backend === "onnx-js" && against === "onnx");
-  assert.ok(compared.isWithinTolerance && compared.maxDifference <= 1e-5 && compared.minCosine > 0.99999);
-  assert.equal(caches.length, 2);
+  for (const name of ["cpu", "onnx-js"]) {
+    const compared = parity.find(({ backend, against }) => backend === name && against === "onnx");
+    assert.ok(compared.isWithinTolerance && compared.maxDifference <= 1e-5 && compared.minCosine > 0.99999);
+  }
+  assert.deepEqual(machine.kernels, loadAddon().cpuKernels());
+  assert.equal(caches.length, 1);
   assert.deepEqual(
     findings.filter(({ isProblem }) => isProblem),
     [],
@@ -462,7 +468,8 @@ test("doctor: finds no problem with a valid model, and compares the backends", a
 test("doctor: uses a tiny model if none is given, on the same backends", async () => {
   const { status, stdout, stderr } = await run(["doctor"]);
   assert.equal(status, 0, stdout + stderr);
-  for (const name of ["onnx", "onnx-js"]) assert.match(stdout, new RegExp(`^${name} +works`, "m"));
+  for (const name of ["onnx", "cpu", "onnx-js"]) assert.match(stdout, new RegExp(`^${name} +works`, "m"));
+  assert.match(stdout, /^kernels +[a-z0-9-]+: f32 .*int8/m);
   assert.match(stdout, /differs from onnx by/);
 });
 
@@ -508,10 +515,10 @@ test("doctor: names each problem with its fix, and exits with 1", async () => {
   writeFileSync(blocked, "");
   const noCache = await problems([folder], {
     SEMANTIC_SEARCH_BACKEND: "fast",
-    SEMANTIC_SEARCH_CACHE: path.join(blocked, "x"),
+    HF_HUB_CACHE: path.join(blocked, "x"),
   });
   assert.ok(noCache.some(({ what }) => what.includes('SEMANTIC_SEARCH_BACKEND is "fast"')));
-  assert.ok(noCache.some(({ fix }) => fix.includes("SEMANTIC_SEARCH_CACHE")));
+  assert.ok(noCache.some(({ fix }) => fix.includes("HF_HUB_CACHE")));
 
   // The exported graph belongs to other weights.
   const stale = await changedModel("bert_mean", {

@@ -22,8 +22,9 @@
 //! - [`arch`] holds the encoders: an architecture is one file and one line in a table. It records what it computes into a
 //!   [`graph`], which is plain data. A static model is such a graph of one table.
 //! - [`runtime`] reads such a graph. [`runtime::onnx`] turns it into an ONNX graph, whose initializers point into the
-//!   safetensors file as it was read; `runtime::mlx` computes it batch by batch.
-//! - [`int8`] quantizes weights for the ONNX backend and keeps them in the cache folder.
+//!   safetensors file as it was read; [`runtime::cpu`] computes it with kernels of its own, in bfloat16 and int8 above all;
+//!   `runtime::mlx` computes it batch by batch on a GPU.
+//! - [`int8`] quantizes weights.
 //! - `pieces` splits long texts, so that no more is tokenized than the limit allows.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.
 //! - [`engine`] owns the queue and the threads. [`model`] puts everything together; it is the Rust API.

@@ -16,7 +16,7 @@ export const api = require("../../dist/embedder.js");
 export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 /** Whether the addon under test has MLX, as `npm test` sets it. */
 export const HAS_MLX = process.env.SEMANTIC_SEARCH_TEST_MLX === "1";
-export const BACKENDS = ["onnx", "onnx-js", ...(HAS_MLX ? ["mlx"] : [])];
+export const BACKENDS = ["onnx", "cpu", "onnx-js", ...(HAS_MLX ? ["mlx"] : [])];
 /** Asserts that "auto" took the addon: a build with MLX on a machine without a GPU says so in `fallbackReason`. */
 export function assertNothingFailed({ isGpu, fallbackReason }) {
   if (HAS_MLX && !isGpu) assert.match(fallbackReason, /mlx.*no GPU/);

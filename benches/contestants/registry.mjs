@@ -38,14 +38,14 @@ export const PEERS = {
     title: "semantic-search-native, bfloat16",
     driver: "ours.mjs",
     install: node,
-    setup: { options: { backend: "onnx", dtype: "bf16" } },
+    setup: { options: { backend: "cpu", dtype: "bf16" } },
     difference: BFLOAT16,
   },
   "ours-int8": {
     title: "semantic-search-native, int8",
     driver: "ours.mjs",
     install: node,
-    setup: { options: { backend: "onnx", dtype: "int8" } },
+    setup: { options: { backend: "cpu", dtype: "int8" } },
     difference: "weights in 8 bits with one scale per output",
   },
   "ours-mlx": {

@@ -105,10 +105,8 @@ export async function prepareModel(name, { maxTokens }) {
       exportEncoder(folder, path.join(folder, "onnx/model.onnx"));
       exportProducts(folder, path.join(folder, "products.onnx"), { cls: pooling === "cls" });
     }
-    const { Embedder, exportOnnx } = createRequire(import.meta.url)("../../dist/embedder.js");
+    const { exportOnnx } = createRequire(import.meta.url)("../../dist/embedder.js");
     await exportOnnx(folder);
-    // Quantizes the weights into the cache now, so that no measured start includes it.
-    await (await Embedder.load(folder, { backend: "onnx", dtype: "int8" })).close();
     writeFileSync(stamp, maker);
   }
   const derived = pooling ? DERIVED : refused["transformers.js"] ? {} : DERIVED_OF_FAMILIES;

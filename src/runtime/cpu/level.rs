@@ -3,9 +3,6 @@
 use crate::error::Result;
 use crate::options::named;
 
-/// The environment variable that names the highest level to use.
-pub const VARIABLE: &str = "SEMANTIC_SEARCH_CPU";
-
 /// Instruction sets that kernels are written for, each with those before it. Values are only made where the processor has
 /// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,7 +31,7 @@ const ALL: [(Level, &str); 6] = [
 ];
 
 impl Level {
-    /// The name in [`VARIABLE`] and in reports.
+    /// The name in `SEMANTIC_SEARCH_CPU` and in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         let named = ALL.iter().find(|(level, _)| *level == self);
@@ -48,15 +45,18 @@ impl Level {
         levels.filter(|level| level.is_found()).collect()
     }
 
-    /// The highest one, or the highest up to the one that [`VARIABLE`] names.
+    /// The highest one, or the highest up to the one that the environment variable
+    /// `SEMANTIC_SEARCH_CPU` names.
     ///
     /// # Errors
     /// It names none.
     pub fn best() -> Result<Self> {
-        let most = match std::env::var(VARIABLE) {
-            Ok(name) if !name.is_empty() => {
-                named(VARIABLE, &name, &ALL.map(|(level, name)| (name, level)))?
-            }
+        let most = match std::env::var("SEMANTIC_SEARCH_CPU") {
+            Ok(name) if !name.is_empty() => named(
+                "SEMANTIC_SEARCH_CPU",
+                &name,
+                &ALL.map(|(level, name)| (name, level)),
+            )?,
             _ => Self::Amx,
         };
         let found = Self::found().into_iter().filter(|level| *level <= most);

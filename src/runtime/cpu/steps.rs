@@ -81,19 +81,24 @@ pub struct Formats {
     pub layers: Arithmetic,
     /// In float32.
     pub exact: Arithmetic,
-    /// In attention, where there are no weights that could be quantized once.
+    /// In attention: with int8 layers float32, so that every processor computes the same vectors, up to rounding.
     pub attention: Arithmetic,
 }
 
 impl Formats {
     /// For layers of this format; `None` if the processor has no instructions for it.
     pub fn of(format: Format, level: Level) -> Option<Self> {
+        let layers = Arithmetic::of(format, level)?;
         let exact = Arithmetic::of(Format::F32, level)?;
-        let half = Arithmetic::of(Format::BF16, level).filter(|_| format != Format::F32);
+        let attention = if format == Format::BF16 {
+            layers
+        } else {
+            exact
+        };
         Some(Self {
-            layers: Arithmetic::of(format, level)?,
+            layers,
             exact,
-            attention: half.unwrap_or(exact),
+            attention,
         })
     }
 }
