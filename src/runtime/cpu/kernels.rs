@@ -90,6 +90,7 @@ impl Kernel {
     /// All that the tile points to is valid for so many rows, blocks and groups.
     pub unsafe fn run(&self, tile: Tile, rows: usize, blocks: usize) {
         debug_assert!((1..=self.rows).contains(&rows) && (1..=self.blocks).contains(&blocks));
+        debug_assert!(tile.groups > 0);
         // SAFETY: kernels are only found where the processor has their instructions; the rest is this function's contract.
         unsafe { (self.run)(tile, rows, blocks) }
     }

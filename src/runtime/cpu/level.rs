@@ -39,28 +39,31 @@ impl Level {
     }
 
     /// Those that this processor has, lowest first.
-    #[must_use]
+    #[cfg(test)]
     pub fn found() -> Vec<Self> {
         let levels = ALL.iter().map(|(level, _)| *level);
         levels.filter(|level| level.is_found()).collect()
     }
 
-    /// The highest one, or the highest up to the one that the environment variable
-    /// `SEMANTIC_SEARCH_CPU` names.
+    /// The highest one up to `most` and to the one that the environment variable `SEMANTIC_SEARCH_CPU` names. Others are not
+    /// looked for: finding AMX asks the system for more state in each thread, after which it refuses small stacks for
+    /// signals.
     ///
     /// # Errors
     /// It names none.
-    pub fn best() -> Result<Self> {
-        let most = match std::env::var("SEMANTIC_SEARCH_CPU") {
+    pub fn best(most: Self) -> Result<Self> {
+        let named = match std::env::var("SEMANTIC_SEARCH_CPU") {
             Ok(name) if !name.is_empty() => named(
                 "SEMANTIC_SEARCH_CPU",
                 &name,
                 &ALL.map(|(level, name)| (name, level)),
             )?,
-            _ => Self::Amx,
+            _ => most,
         };
-        let found = Self::found().into_iter().filter(|level| *level <= most);
-        Ok(found.max().unwrap_or(Self::Portable))
+        let levels = ALL.iter().map(|(level, _)| *level).rev();
+        let mut allowed = levels.filter(|level| *level <= most.min(named));
+        let best = allowed.find(|level| level.is_found());
+        Ok(best.unwrap_or(Self::Portable))
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -91,7 +91,7 @@ pub struct Kernels {
 /// # Errors
 /// The environment names an unknown level.
 pub fn kernel_names() -> Result<Kernels> {
-    let level = Level::best()?;
+    let level = Level::best(Level::Amx)?;
     let name = |format| Kernel::best(format, level).map(|kernel| kernel.name);
     Ok(Kernels {
         level: level.name(),
@@ -111,17 +111,11 @@ pub fn load(
     options: &Options,
     threads: usize,
 ) -> Result<Runtime> {
-    load_at(Level::best()?, graph, checkpoint, options, threads)
-}
-
-fn load_at(
-    level: Level,
-    graph: &Graph,
-    checkpoint: &Arc<Checkpoint>,
-    options: &Options,
-    threads: usize,
-) -> Result<Runtime> {
     let (name, format) = format(options.dtype)?;
+    let level = Level::best(match format {
+        Format::F32 => Level::Avx512Vnni,
+        Format::BF16 | Format::Int8 => Level::Amx,
+    })?;
     let formats = Formats::of(format, level).ok_or_else(|| {
         let expected = "\"auto\", \"f32\" or \"int8\", since this processor has no instructions for bfloat16 (AVX-512 BF16 or AMX)";
         super::refused_dtype(options.dtype, expected)
