@@ -203,7 +203,7 @@ test("int8 scores keep close", async () => {
     await api.exportOnnx(folder, { dtype: "int8" });
     const logits = cases.map(({ logit }) => logit);
     const spread = Math.max(...logits) - Math.min(...logits);
-    for (const backend of ["onnx", "onnx-js"]) {
+    for (const backend of ["cpu", "onnx-js"]) {
       await withReranker(folder, { backend, dtype: "int8" }, async (loaded) => {
         for (const { query, text, logit, name: what } of cases) {
           const scores = await loaded.score(query, [text], { activation: "none" });

@@ -171,6 +171,10 @@ fn packed_weights_are_given_back() {
             });
             let matrix = matrices.max_by_key(TensorSlice::len).unwrap();
             let words = words.unwrap();
+            if dtype == Dtype::Int8 && words.dtype != WeightType::F32 {
+                // The matrices of these fixtures are smaller than a page.
+                continue;
+            }
             // For ONNX Runtime, all of a checkpoint in half precision was converted, and nothing of it is read.
             let is_onnx = dtype == Dtype::F32;
             let words_are_read = !is_onnx || words.dtype == WeightType::F32;

@@ -53,6 +53,7 @@ pub fn quantize(weights: &[f32], inputs: usize) -> Result<Quantized> {
 /// inputs in 16 bits, which saturates. The usual way out is to give up one bit of all weights. But 255 · (|a| + |b|)
 /// stays below 2¹⁵ as long as |a| + |b| ≤ 128, and neighbours that are both near the largest weight, with the same
 /// sign, are rare: asking for just that costs far less precision, and every processor computes the same integers.
+#[must_use]
 pub fn scale(row: &[f32]) -> f32 {
     // Where neighbours differ in sign, the sum is smaller than the larger of them.
     let sums = row.windows(2).map(|pair| pair[0] + pair[1]);
@@ -63,6 +64,7 @@ pub fn scale(row: &[f32]) -> f32 {
 }
 
 /// The integer of a weight.
+#[must_use]
 pub fn nearest(weight: f32, scale: f32) -> i8 {
     ((weight / scale + ROUNDING) - ROUNDING) as i32 as i8
 }

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use super::forward::Pass;
 use super::kernels::{BLOCK, BLOCK_BYTES, Format, GROUP};
+use super::level::Level;
 use super::matrix::{Grid, Left, Right, Slots, bytes_of, product};
 use super::steps::{FusedProjections, SelfAttention};
 use super::team::Team;
@@ -71,48 +72,25 @@ pub fn attend(
     let (mut first, mut joined) = (None, pass.buffers.take(tokens * (queries + 2 * keys))?);
     let (stride, before_keys) = match &attention.projections {
         FusedProjections::All(all) => {
-            let width = queries + 2 * keys;
-            all.multiply(
-                x,
-                Then::Store,
-                &mut joined,
-                width,
-                &mut pass.buffers.converted,
-                pass.team,
-            )?;
-            (width, queries)
+            pass.multiply(all, x, Then::Store, &mut joined)?;
+            (queries + 2 * keys, queries)
         }
         FusedProjections::First(of_first, rest) => {
-            let width = 2 * keys;
-            joined.truncate(tokens * width);
-            rest.multiply(
-                x,
-                Then::Store,
-                &mut joined,
-                width,
-                &mut pass.buffers.converted,
-                pass.team,
-            )?;
+            joined.truncate(tokens * 2 * keys);
+            pass.multiply(rest, x, Then::Store, &mut joined)?;
             let depth = of_first.depth();
             let mut states = pass.buffers.take(pass.texts.len() * depth)?;
             for (state, place) in states.chunks_exact_mut(depth).zip(&pass.places) {
                 state.copy_from_slice(&x[place.start * depth..][..depth]);
             }
             let mut query = pass.buffers.take(pass.texts.len() * queries)?;
-            of_first.multiply(
-                &states,
-                Then::Store,
-                &mut query,
-                queries,
-                &mut pass.buffers.converted,
-                pass.team,
-            )?;
+            pass.multiply(of_first, &states, Then::Store, &mut query)?;
             pass.buffers.give(states);
             if let Some([norm, _]) = &attention.norms {
                 norm.apply(pass.level, &mut query);
             }
             first = Some(query);
-            (width, 0)
+            (2 * keys, 0)
         }
     };
     prepare(
@@ -144,16 +122,22 @@ pub fn attend(
     let done = shared
         .team
         .try_each(shared.texts.len() * kv_heads, |index| {
-            let (text, kv_head) = (index / kv_heads, index % kv_heads);
-            let mut scratch = lock(&scratches).pop().unwrap_or_default();
+            let (text, index) = (index / kv_heads, index % kv_heads);
+            let place = shared.places[text].clone();
             let head = Head {
                 attention,
-                text,
-                kv_head,
-                rows,
+                level: shared.level,
+                is_unwanted: shared.is_unwanted,
+                asking: match rows {
+                    Rows::All => place.clone(),
+                    Rows::First | Rows::Last => text..text + 1,
+                },
+                place,
+                index,
                 distances: &distances,
             };
-            let done = head.mix(shared, parts, out, &mut scratch);
+            let mut scratch = lock(&scratches).pop().unwrap_or_default();
+            let done = head.mix(parts, out, &mut scratch);
             lock(&scratches).push(scratch);
             done
         });
@@ -219,197 +203,220 @@ fn prepare(
 /// A head of keys and values of a text, and the heads of queries that it is for.
 struct Head<'a> {
     attention: &'a SelfAttention,
-    text: usize,
-    kv_head: usize,
-    rows: Rows,
+    level: Level,
+    is_unwanted: &'a (dyn Fn() -> bool + Sync),
+    /// The rows of the text, and of its queries: one, or as many.
+    place: Range<usize>,
+    asking: Range<usize>,
+    /// Which one of those of keys and values.
+    index: usize,
     distances: &'a Distances,
 }
 
 impl Head<'_> {
+    /// Keys, and values that they choose, are taken in whole blocks and groups: so many at least.
+    fn unit(&self) -> usize {
+        BLOCK.max(self.attention.arithmetic.kernel.groups * self.in_group())
+    }
+
+    /// Numbers of a group.
+    fn in_group(&self) -> usize {
+        GROUP / self.format().size()
+    }
+
+    fn format(&self) -> Format {
+        self.attention.arithmetic.kernel.format
+    }
+
+    /// Groups of a row of a head.
+    fn groups(&self) -> usize {
+        (self.attention.arithmetic).groups(self.attention.settings.head_dim)
+    }
+
+    /// Bytes of the values of a block of columns.
+    fn value_bytes(&self) -> usize {
+        self.place.len().next_multiple_of(self.unit()) / self.in_group() * BLOCK_BYTES
+    }
+
     fn mix(
         &self,
-        pass: &Pass,
         [query, key, value]: [Part; 3],
         out: Slots<f32>,
         scratch: &mut Scratch,
     ) -> Result<()> {
+        self.pack_keys(key, scratch)?;
+        self.pack_values(value, scratch)?;
         let Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            ..
+            heads, kv_heads, ..
         } = self.attention.settings;
-        let (arithmetic, level) = (&self.attention.arithmetic, pass.level);
-        let place = &pass.places[self.text];
-        let of_group = GROUP / arithmetic.kernel.format.size();
-        // Keys, and values that they choose, are taken in whole blocks and groups.
-        let unit = BLOCK.max(arithmetic.kernel.groups * of_group);
-        let padded = place.len().next_multiple_of(unit);
-        let (groups, all_groups) = (arithmetic.groups(head_dim), padded / of_group);
-        let key_bytes = groups * BLOCK_BYTES;
-        let value_bytes = all_groups * BLOCK_BYTES;
-        let first = self.kv_head * head_dim;
-
-        memory::resize(&mut scratch.keys, padded / BLOCK * key_bytes, SCORES)?;
-        memory::resize(&mut scratch.queries, QUERIES * groups * GROUP, SCORES)?;
-        // Keys behind the text have the score 0, which is masked.
-        scratch.keys[place.len() / BLOCK * key_bytes..].fill(0);
-        for (index, row) in place.clone().enumerate() {
-            let bytes = &mut scratch.queries[..groups * GROUP];
-            write_row(
-                arithmetic.kernel.format,
-                level,
-                key.row(row, first, head_dim),
-                bytes,
-            );
-            let block = &mut scratch.keys[index / BLOCK * key_bytes..][..key_bytes];
-            let places = block
-                .as_chunks_mut::<GROUP>()
-                .0
-                .iter_mut()
-                .skip(index % BLOCK)
-                .step_by(BLOCK);
-            for (place, group) in places.zip(bytes.as_chunks::<GROUP>().0) {
-                *place = *group;
-            }
-        }
-        memory::resize(
-            &mut scratch.values,
-            head_dim.div_ceil(BLOCK) * value_bytes,
-            SCORES,
-        )?;
-        let nothing = vec![0.0; head_dim];
-        for group in 0..all_groups {
-            let row = |index: usize| {
-                let row = place.start + group * of_group + index;
-                if row < place.end {
-                    value.row(row, first, head_dim)
-                } else {
-                    &nothing
-                }
-            };
-            for (block, start) in (0..head_dim).step_by(BLOCK).enumerate() {
-                let columns = start..head_dim.min(start + BLOCK);
-                let bytes = &mut scratch.values[block * value_bytes + group * BLOCK_BYTES..]
-                    .as_chunks_mut()
-                    .0[0];
-                match arithmetic.kernel.format {
-                    Format::BF16 => {
-                        wide::narrow_pairs(level, &row(0)[columns.clone()], &row(1)[columns], bytes)
-                    }
-                    _ => bytes[..columns.len() * GROUP].copy_from_slice(bytes_of(&row(0)[columns])),
-                }
-            }
-        }
-
-        // One row per text, or all of them.
-        let (of_text, asking) = match self.rows {
-            Rows::All => (place.clone(), place.len()),
-            Rows::First | Rows::Last => (self.text..self.text + 1, 1),
-        };
         let sharing = heads / kv_heads;
-        for head in self.kv_head * sharing..(self.kv_head + 1) * sharing {
-            self.distances
-                .biases(self.attention, head, place.len(), &mut scratch.biases)?;
-            for start in (0..asking).step_by(QUERIES) {
-                if (pass.is_unwanted)() {
+        for head in self.index * sharing..(self.index + 1) * sharing {
+            let length = self.place.len();
+            (self.distances).biases(self.attention, head, length, &mut scratch.biases)?;
+            for start in (0..self.asking.len()).step_by(QUERIES) {
+                if (self.is_unwanted)() {
                     return Err(Error::Aborted);
                 }
-                let count = QUERIES.min(asking - start);
-                // By any of them.
-                let seen = self.seen(start, place.len()).start
-                    ..self.seen(start + count - 1, place.len()).end;
-                let seen = seen.start / unit * unit..seen.end.next_multiple_of(unit);
-
-                let rows = (0..count).map(|index| {
-                    query.row(of_text.start + start + index, head * head_dim, head_dim)
-                });
-                for (row, bytes) in rows.zip(scratch.queries.chunks_exact_mut(groups * GROUP)) {
-                    write_row(arithmetic.kernel.format, level, row, bytes);
-                }
-                memory::resize(&mut scratch.scores, count * seen.len(), SCORES)?;
-                let left = Left {
-                    bytes: &scratch.queries,
-                    stride: groups * GROUP,
-                };
-                let right = Right {
-                    blocks: &scratch.keys[seen.start / BLOCK * key_bytes..],
-                    stride: key_bytes,
-                    groups,
-                    columns: seen.len(),
-                };
-                let to = Grid {
-                    numbers: Slots::of(&mut scratch.scores),
-                    first: 0,
-                    stride: seen.len(),
-                    width: seen.len(),
-                };
-                product(arithmetic, left, right, count, &plain, to, &Team::ALONE);
-
-                let format = arithmetic.kernel.format;
-                let share_bytes = seen.len() * format.size();
-                memory::resize(
-                    &mut scratch.shares,
-                    if format == Format::F32 {
-                        0
-                    } else {
-                        count * share_bytes
-                    },
-                    SCORES,
-                )?;
-                for (index, scores) in scratch.scores.chunks_exact_mut(seen.len()).enumerate() {
-                    let own = self.seen(start + index, place.len());
-                    let (from, to) = (own.start - seen.start, own.end - seen.start);
-                    scores[..from].fill(f32::NEG_INFINITY);
-                    scores[to..].fill(f32::NEG_INFINITY);
-                    let biases = (!scratch.biases.is_empty()).then(|| {
-                        // Those of distances, the first of which is from the last query to the first key.
-                        &scratch.biases[place.len() - 1 - (start + index)..][..place.len()]
-                    });
-                    let factor =
-                        wide::softmax(level, scores, self.attention.settings.scale, biases);
-                    match format {
-                        Format::F32 => wide::multiply(level, scores, factor),
-                        _ => wide::narrow(
-                            level,
-                            scores,
-                            factor,
-                            &mut scratch.shares[index * share_bytes..][..share_bytes],
-                        ),
-                    }
-                }
-                let left = Left {
-                    bytes: if format == Format::F32 {
-                        bytes_of(&scratch.scores)
-                    } else {
-                        &scratch.shares
-                    },
-                    stride: share_bytes,
-                };
-                let right = Right {
-                    blocks: &scratch.values[seen.start / of_group * BLOCK_BYTES..],
-                    stride: value_bytes,
-                    groups: seen.len() / of_group,
-                    columns: head_dim,
-                };
-                let to = Grid {
-                    numbers: out,
-                    first: (of_text.start + start) * heads * head_dim + head * head_dim,
-                    stride: heads * head_dim,
-                    width: head_dim,
-                };
-                product(arithmetic, left, right, count, &plain, to, &Team::ALONE);
+                let queries = start..self.asking.len().min(start + QUERIES);
+                self.mix_some(head, queries, query, out, scratch)?;
             }
         }
         Ok(())
     }
 
+    /// Keys as columns: their numbers are groups of the depth.
+    fn pack_keys(&self, key: Part, scratch: &mut Scratch) -> Result<()> {
+        let head_dim = self.attention.settings.head_dim;
+        let row_bytes = self.groups() * GROUP;
+        let block_bytes = self.groups() * BLOCK_BYTES;
+        let blocks = self.place.len().next_multiple_of(self.unit()) / BLOCK;
+        memory::resize(&mut scratch.keys, blocks * block_bytes, SCORES)?;
+        memory::resize(&mut scratch.queries, QUERIES * row_bytes, SCORES)?;
+        // Keys behind the text have the score 0, which is masked.
+        scratch.keys[self.place.len() / BLOCK * block_bytes..].fill(0);
+        for (index, row) in self.place.clone().enumerate() {
+            let bytes = &mut scratch.queries[..row_bytes];
+            self.write(key.row(row, self.index * head_dim, head_dim), 1.0, bytes);
+            let block = &mut scratch.keys[index / BLOCK * block_bytes..][..block_bytes];
+            let groups = block.as_chunks_mut::<GROUP>().0.iter_mut();
+            let column = groups.skip(index % BLOCK).step_by(BLOCK);
+            for (place, group) in column.zip(bytes.as_chunks::<GROUP>().0) {
+                *place = *group;
+            }
+        }
+        Ok(())
+    }
+
+    /// Values as depth: groups of the same numbers of some tokens.
+    fn pack_values(&self, value: Part, scratch: &mut Scratch) -> Result<()> {
+        let head_dim = self.attention.settings.head_dim;
+        let block_bytes = self.value_bytes();
+        let blocks = head_dim.div_ceil(BLOCK);
+        memory::resize(&mut scratch.values, blocks * block_bytes, SCORES)?;
+        let nothing = vec![0.0; head_dim];
+        for group in 0..block_bytes / BLOCK_BYTES {
+            let row = |index: usize| {
+                let row = self.place.start + group * self.in_group() + index;
+                if row < self.place.end {
+                    value.row(row, self.index * head_dim, head_dim)
+                } else {
+                    &nothing
+                }
+            };
+            for block in 0..blocks {
+                let columns = block * BLOCK..head_dim.min((block + 1) * BLOCK);
+                let bytes = &mut scratch.values[block * block_bytes + group * BLOCK_BYTES..];
+                let bytes = &mut bytes.as_chunks_mut().0[0];
+                let first = &row(0)[columns.clone()];
+                if self.format() == Format::BF16 {
+                    wide::narrow_pairs(self.level, first, &row(1)[columns], bytes);
+                } else {
+                    bytes[..columns.len() * GROUP].copy_from_slice(bytes_of(first));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Some queries of a head.
+    fn mix_some(
+        &self,
+        head: usize,
+        queries: Range<usize>,
+        query: Part,
+        out: Slots<f32>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        let Attention {
+            heads,
+            head_dim,
+            scale,
+            ..
+        } = self.attention.settings;
+        let arithmetic = &self.attention.arithmetic;
+        let (length, unit, groups) = (self.place.len(), self.unit(), self.groups());
+        // By any of them.
+        let seen = self.seen(queries.start).start..self.seen(queries.end - 1).end;
+        let seen = seen.start / unit * unit..seen.end.next_multiple_of(unit);
+
+        let rows = queries.clone().map(|index| {
+            let row = self.asking.start + index;
+            query.row(row, head * head_dim, head_dim)
+        });
+        for (row, bytes) in rows.zip(scratch.queries.chunks_exact_mut(groups * GROUP)) {
+            self.write(row, 1.0, bytes);
+        }
+        memory::resize(&mut scratch.scores, queries.len() * seen.len(), SCORES)?;
+        let left = Left {
+            bytes: &scratch.queries,
+            stride: groups * GROUP,
+        };
+        let right = Right {
+            blocks: &scratch.keys[seen.start / BLOCK * groups * BLOCK_BYTES..],
+            stride: groups * BLOCK_BYTES,
+            groups,
+            columns: seen.len(),
+        };
+        let to = Grid {
+            numbers: Slots::of(&mut scratch.scores),
+            first: 0,
+            stride: seen.len(),
+            width: seen.len(),
+        };
+        let alone = &Team::ALONE;
+        product(arithmetic, left, right, queries.len(), &plain, to, alone);
+
+        let stride = seen.len() * self.format().size();
+        memory::resize(&mut scratch.shares, queries.len() * stride, SCORES)?;
+        let rows = scratch.scores.chunks_exact_mut(seen.len());
+        for ((index, scores), bytes) in
+            (queries.clone().zip(rows)).zip(scratch.shares.chunks_exact_mut(stride))
+        {
+            let own = self.seen(index);
+            scores[..own.start - seen.start].fill(f32::NEG_INFINITY);
+            scores[own.end - seen.start..].fill(f32::NEG_INFINITY);
+            // Those of distances, the first of which is from the last query to the first key.
+            let biases = (!scratch.biases.is_empty())
+                .then(|| &scratch.biases[length - 1 - index..][..length]);
+            let factor = wide::softmax(self.level, scores, scale, biases);
+            self.write(scores, factor, bytes);
+        }
+        let left = Left {
+            bytes: &scratch.shares,
+            stride,
+        };
+        let right = Right {
+            blocks: &scratch.values[seen.start / self.in_group() * BLOCK_BYTES..],
+            stride: self.value_bytes(),
+            groups: seen.len() / self.in_group(),
+            columns: head_dim,
+        };
+        let to = Grid {
+            numbers: out,
+            first: (self.asking.start + queries.start) * heads * head_dim + head * head_dim,
+            stride: heads * head_dim,
+            width: head_dim,
+        };
+        product(arithmetic, left, right, queries.len(), &plain, to, alone);
+        Ok(())
+    }
+
     /// The keys that a query sees.
-    fn seen(&self, query: usize, length: usize) -> Range<usize> {
+    fn seen(&self, query: usize) -> Range<usize> {
+        let length = self.place.len();
         match self.attention.settings.mask {
             Mask::None | Mask::Relative(_) | Mask::Alibi => 0..length,
             Mask::Causal => 0..query + 1,
             Mask::Window(reach) => query.saturating_sub(reach)..length.min(query + reach + 1),
+        }
+    }
+
+    /// Multiplies a row and writes it in the format of products.
+    fn write(&self, x: &[f32], factor: f32, bytes: &mut [u8]) {
+        if self.format() == Format::BF16 {
+            wide::narrow(self.level, x, factor, bytes);
+        } else {
+            wide::scaled(self.level, x, factor, bytes);
         }
     }
 }
@@ -419,13 +426,6 @@ fn plain(_: Range<usize>) -> Finish<'static> {
         integers: None,
         bias: None,
         then: Then::Store,
-    }
-}
-
-fn write_row(format: Format, level: super::Level, x: &[f32], bytes: &mut [u8]) {
-    match format {
-        Format::BF16 => wide::narrow(level, x, 1.0, bytes),
-        _ => bytes.copy_from_slice(bytes_of(x)),
     }
 }
 
@@ -505,10 +505,9 @@ impl Rotations {
     }
 
     fn angles_of(&mut self, rotary: &Rotary, growth: f64, length: usize) -> Result<usize> {
-        let known = self
-            .0
-            .iter()
-            .position(|known| known.rotary == *rotary && known.growth == growth);
+        let known = self.0.iter().position(|known| {
+            known.rotary == *rotary && known.growth.to_bits() == growth.to_bits()
+        });
         let place = known.unwrap_or_else(|| {
             self.0.push(Angles {
                 rotary: *rotary,
@@ -548,6 +547,6 @@ impl Rotations {
 
     /// Forgets what holds for texts of one length only.
     pub fn forget_scaled(&mut self) {
-        self.0.retain(|angles| angles.growth == 1.0);
+        self.0.retain(|angles| angles.growth <= 1.0);
     }
 }

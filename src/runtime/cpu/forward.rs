@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::attention::{self, Rotations, Scratch};
-use super::matrix::{Rows as Converted, Slots};
+use super::matrix::{Matrix, Rows as Converted, Slots};
 use super::steps::{Experts, Operation, Step};
 use super::team::Team;
 use super::wide::{self, Then};
@@ -118,6 +118,17 @@ impl<'a> Pass<'a> {
         self.places.iter().map(Range::len).max().unwrap_or(0)
     }
 
+    /// [`Matrix::multiply`] with this pass's buffers and threads.
+    pub fn multiply(
+        &mut self,
+        matrix: &Matrix,
+        x: &[f32],
+        then: Then,
+        out: &mut [f32],
+    ) -> Result<()> {
+        matrix.multiply(x, then, out, &mut self.buffers.converted, self.team)
+    }
+
     fn rows(&self, rows: Rows) -> usize {
         match rows {
             Rows::All => self.places.last().map_or(0, |last| last.end),
@@ -164,8 +175,7 @@ impl<'a> Pass<'a> {
         match &step.operation {
             Operation::Embed(_) => {}
             Operation::Product(matrix, then) => {
-                let (x, converted) = (taken(0)?, &mut self.buffers.converted);
-                matrix.multiply(x, *then, &mut made, step.width, converted, self.team)?;
+                self.multiply(matrix, taken(0)?, *then, &mut made)?;
             }
             Operation::Combine(factor) => {
                 let other = taken(1)?;
@@ -196,7 +206,7 @@ impl<'a> Pass<'a> {
             }
             Operation::Experts(experts) => self.experts(experts, taken(0)?, &mut made)?,
             Operation::Attend(attention) => {
-                attention::attend(self, attention, taken(0)?, step.rows, &mut made)?
+                attention::attend(self, attention, taken(0)?, step.rows, &mut made)?;
             }
             Operation::Select(rows) => {
                 let x = taken(0)?;
@@ -232,7 +242,7 @@ impl<'a> Pass<'a> {
                     tables.factors.as_deref().map(|factors| factors[id]),
                 ];
                 for factor in factors.into_iter().flatten() {
-                    sum.iter_mut().for_each(|number| *number *= factor);
+                    wide::multiply(self.level, sum, factor);
                 }
                 if let Some(positions) = &tables.positions {
                     let row = match positions.numbering {
@@ -259,10 +269,7 @@ impl<'a> Pass<'a> {
         let (width, count) = (experts.bias.len(), experts.up.len());
         let (level, rows) = (self.level, x.len() / width);
         let mut shares = self.buffers.take(rows * count)?;
-        let converted = &mut self.buffers.converted;
-        experts
-            .router
-            .multiply(x, Then::Store, &mut shares, count, converted, self.team)?;
+        self.multiply(&experts.router, x, Then::Store, &mut shares)?;
         let mut chosen: Vec<Vec<usize>> = vec![Vec::new(); count];
         for (row, shares) in shares.chunks_exact_mut(count).enumerate() {
             let factor = wide::softmax(level, shares, 1.0, None);
@@ -286,26 +293,9 @@ impl<'a> Pass<'a> {
                 to.copy_from_slice(&x[row * width..][..width]);
             }
             let mut inner = self.buffers.take(rows.len() * experts.inner)?;
-            let (then, converted) = (
-                Then::Activate(experts.activation),
-                &mut self.buffers.converted,
-            );
-            experts.up[expert].multiply(
-                &taken,
-                then,
-                &mut inner,
-                experts.inner,
-                converted,
-                self.team,
-            )?;
-            experts.down[expert].multiply(
-                &inner,
-                Then::Store,
-                &mut taken,
-                width,
-                converted,
-                self.team,
-            )?;
+            let then = Then::Activate(experts.activation);
+            self.multiply(&experts.up[expert], &taken, then, &mut inner)?;
+            self.multiply(&experts.down[expert], &inner, Then::Store, &mut taken)?;
             for (from, row) in taken.chunks_exact(width).zip(rows) {
                 wide::add(
                     level,
@@ -334,17 +324,19 @@ impl<'a> Pass<'a> {
                     for (index, row) in rows().enumerate() {
                         wide::add(level, made, weight(index as f32), row);
                     }
-                    made.iter_mut().for_each(|number| *number /= divisor);
+                    for number in made.iter_mut() {
+                        *number /= divisor;
+                    }
                 };
                 match pooling {
                     Pooling::Cls => made.copy_from_slice(&x[place.start * width..][..width]),
                     Pooling::LastToken => {
-                        made.copy_from_slice(&x[(place.end - 1) * width..][..width])
+                        made.copy_from_slice(&x[(place.end - 1) * width..][..width]);
                     }
                     Pooling::Mean => sum(&|_| 1.0, length),
                     Pooling::MeanSqrtLength => sum(&|_| 1.0, length.sqrt()),
                     Pooling::WeightedMean => {
-                        sum(&|index| index + 1.0, length * (length + 1.0) / 2.0)
+                        sum(&|index| index + 1.0, length * (length + 1.0) / 2.0);
                     }
                     Pooling::Max => {
                         made.fill(f32::NEG_INFINITY);

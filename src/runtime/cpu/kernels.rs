@@ -8,6 +8,12 @@
 //! Bytes of rows are unsigned, those of weights signed, and neighbours among these add up to at most 128 (see
 //! [`crate::int8::scheme`]), so that no instruction saturates: sums of integers are exact and the same on every processor.
 
+#![allow(
+    clippy::inline_always,
+    clippy::wildcard_imports,
+    reason = "what is not inlined has no access to the instructions of its caller; instructions have a thousand names"
+)]
+
 use super::level::Level;
 
 /// Columns of a block of weights.
@@ -375,7 +381,7 @@ mod x86 {
         ],
         |sum, to| {
             _mm256_storeu_ps(to, sum[0]);
-            _mm256_storeu_ps(to.add(8), sum[1])
+            _mm256_storeu_ps(to.add(8), sum[1]);
         }
     );
 
@@ -396,7 +402,7 @@ mod x86 {
         }),
         |sum, to| {
             _mm256_storeu_si256(to.cast(), sum[0]);
-            _mm256_storeu_si256(to.add(8).cast(), sum[1])
+            _mm256_storeu_si256(to.add(8).cast(), sum[1]);
         }
     );
 
@@ -417,7 +423,7 @@ mod x86 {
         ],
         |sum, to| {
             _mm256_storeu_si256(to.cast(), sum[0]);
-            _mm256_storeu_si256(to.add(8).cast(), sum[1])
+            _mm256_storeu_si256(to.add(8).cast(), sum[1]);
         }
     );
 

@@ -2,6 +2,14 @@
 //!
 //! Functions of this module may only be called, inlined, by one that enables the instructions of their type.
 
+#![allow(
+    clippy::inline_always,
+    clippy::undocumented_unsafe_blocks,
+    clippy::wildcard_imports,
+    reason = "what is not inlined has no access to the instructions of its caller; instructions have a thousand names; the \
+              contract of every unsafe block is that of the trait"
+)]
+
 /// How many numbers there are.
 pub const LANES: usize = 16;
 
@@ -135,7 +143,6 @@ impl Lanes for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract is that of the trait")]
 #[rustfmt::skip]
 mod x86 {
     use std::arch::x86_64::*;

@@ -40,6 +40,7 @@ impl Level {
 
     /// Those that this processor has, lowest first.
     #[cfg(test)]
+    #[must_use]
     pub fn found() -> Vec<Self> {
         let levels = ALL.iter().map(|(level, _)| *level);
         levels.filter(|level| level.is_found()).collect()

@@ -1,9 +1,11 @@
 //! Matrix products: packed weights, rows to multiply them by, and the loop over tiles.
 
+use std::ops::Range;
+
 use super::kernels::{BLOCK, BLOCK_BYTES, Format, GROUP, Kernel, MOST_COLUMNS, MOST_ROWS, Tile};
 use super::level::Level;
 use super::team::Team;
-use super::wide::{self, Finish, Then};
+use super::wide::{self, Finish, Integers, Place, Then};
 use crate::error::Result;
 use crate::int8::scheme;
 use crate::memory;
@@ -161,7 +163,7 @@ impl Matrix {
         self.depth
     }
 
-    /// `x · weightsᵀ + bias` of every row, and what `then` says, into rows of `width` numbers.
+    /// `x · weightsᵀ + bias` of every row, and what `then` says, into as many rows.
     ///
     /// # Errors
     /// There is no memory for the converted rows.
@@ -170,37 +172,36 @@ impl Matrix {
         x: &[f32],
         then: Then,
         out: &mut [f32],
-        width: usize,
         scratch: &mut Rows,
         team: &Team,
     ) -> Result<()> {
         let rows = x.len() / self.depth;
         scratch.convert(self.arithmetic, x, self.depth, team)?;
-        let left = scratch.view(self.arithmetic.format(), x);
+        let groups = self.arithmetic.groups(self.depth);
         let right = Right {
             blocks: &self.blocks,
-            stride: self.arithmetic.groups(self.depth) * BLOCK_BYTES,
-            groups: self.arithmetic.groups(self.depth),
+            stride: groups * BLOCK_BYTES,
+            groups,
             columns: self.columns,
         };
-        debug_assert_eq!(out.len(), rows * width);
-        let finish = |columns: std::ops::Range<usize>| Finish {
-            integers: (self.arithmetic.format() == Format::Int8).then(|| {
-                (
-                    &scratch.scales[..],
-                    &self.scales[columns.clone()],
-                    &self.zeros[columns.clone()],
-                )
+        let is_int8 = self.arithmetic.format() == Format::Int8;
+        let finish = |columns: Range<usize>| Finish {
+            integers: is_int8.then(|| Integers {
+                rows: &scratch.scales,
+                columns: &self.scales[columns.clone()],
+                zeros: &self.zeros[columns.clone()],
             }),
             bias: self.bias.as_ref().map(|bias| &bias[columns]),
             then,
         };
+        let width = out.len() / rows;
         let out = Grid {
             numbers: Slots::of(out),
             first: 0,
             stride: width,
             width,
         };
+        let left = scratch.view(self.arithmetic.format(), x);
         product(&self.arithmetic, left, right, rows, &finish, out, team);
         Ok(())
     }
@@ -237,13 +238,28 @@ pub struct Grid<'a> {
     pub width: usize,
 }
 
+impl Grid<'_> {
+    /// A part of a row.
+    ///
+    /// # Safety
+    /// No other part that is in use overlaps it.
+    #[allow(clippy::mut_from_ref, reason = "by the contract")]
+    pub unsafe fn part(&self, row: usize, column: usize, width: usize) -> &mut [f32] {
+        // SAFETY: this function's contract.
+        unsafe {
+            self.numbers
+                .slice(self.first + row * self.stride + column, width)
+        }
+    }
+}
+
 /// The loop over tiles: a strip of blocks stays in the nearest cache while all rows pass by.
 pub fn product<'f>(
     arithmetic: &Arithmetic,
     left: Left,
     right: Right,
     rows: usize,
-    finish: &(impl Fn(std::ops::Range<usize>) -> Finish<'f> + Sync),
+    finish: &(impl Fn(Range<usize>) -> Finish<'f> + Sync),
     out: Grid,
     team: &Team,
 ) {
@@ -279,28 +295,18 @@ pub fn product<'f>(
                 // SAFETY: rows, blocks and sums are there, as asserted above.
                 unsafe { kernel.run(tile, count, kernel.blocks.min(blocks - block)) };
             }
-            let of_rows = Finish {
-                integers: of_columns
-                    .integers
-                    .map(|(of_rows, scales, zeros)| (&of_rows[row..], scales, zeros)),
-                ..of_columns
+            let place = Place {
+                rows: row..row + count,
+                column: first / halved,
+                width,
             };
-            let mut targets: [&mut [f32]; MOST_ROWS] = std::array::from_fn(|_| &mut [][..]);
-            for (place, target) in targets[..count].iter_mut().enumerate() {
-                // SAFETY: each strip of a row is written by one thread.
-                *target = unsafe {
-                    out.numbers.slice(
-                        out.first + (row + place) * out.stride + first / halved,
-                        width,
-                    )
-                };
-            }
             wide::finish(
                 arithmetic.level,
                 &sums,
                 MOST_COLUMNS,
-                &of_rows,
-                &mut targets[..count],
+                &of_columns,
+                &out,
+                &place,
             );
             row += count;
         }
@@ -436,7 +442,7 @@ mod tests {
             .iter()
             .map(|weights| {
                 move |output: usize, row: &mut [f32]| {
-                    row.copy_from_slice(&weights[output * depth..][..depth])
+                    row.copy_from_slice(&weights[output * depth..][..depth]);
                 }
             })
             .collect();
@@ -524,7 +530,6 @@ mod tests {
                         &x,
                         Then::Store,
                         &mut out,
-                        columns,
                         &mut Rows::default(),
                         &Team::ALONE,
                     )
@@ -553,7 +558,6 @@ mod tests {
                     &x,
                     Then::Store,
                     &mut out,
-                    columns,
                     &mut Rows::default(),
                     &Team::ALONE,
                 )
@@ -577,14 +581,7 @@ mod tests {
             let product = |x: &[f32], team: &Team| {
                 let mut out = vec![0.0; x.len() / depth * columns];
                 matrix
-                    .multiply(
-                        x,
-                        Then::Store,
-                        &mut out,
-                        columns,
-                        &mut Rows::default(),
-                        team,
-                    )
+                    .multiply(x, Then::Store, &mut out, &mut Rows::default(), team)
                     .unwrap();
                 out
             };
@@ -614,14 +611,7 @@ mod tests {
             let run = |matrix: &Matrix, then, start: f32| {
                 let mut out = vec![start; rows * columns];
                 matrix
-                    .multiply(
-                        &x,
-                        then,
-                        &mut out,
-                        columns,
-                        &mut Rows::default(),
-                        &Team::ALONE,
-                    )
+                    .multiply(&x, then, &mut out, &mut Rows::default(), &Team::ALONE)
                     .unwrap();
                 out
             };
@@ -635,12 +625,12 @@ mod tests {
                 active,
                 "{name}"
             );
-            let gate = run(&gates_only, Then::Store, 0.0);
-            let mut gated = plain.clone();
-            wide::gate(arithmetic.level, Activation::Silu, &mut gated, &gate);
+            let gates = run(&gates_only, Then::Store, 0.0);
+            let mut expected = plain.clone();
+            wide::gate(arithmetic.level, Activation::Silu, &mut expected, &gates);
             assert_eq!(
                 run(&both, Then::Gate(Activation::Silu), 0.0),
-                gated,
+                expected,
                 "{name}"
             );
         }
@@ -660,7 +650,6 @@ mod tests {
                         &x,
                         Then::Store,
                         &mut out,
-                        40,
                         &mut Rows::default(),
                         &Team::ALONE,
                     )

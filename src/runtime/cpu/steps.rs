@@ -303,7 +303,7 @@ impl Loader<'_> {
         let biases = biases.collect::<Result<Vec<_>>>()?;
         let rows = weights.iter().map(|weights| {
             move |output: usize, row: &mut [f32]| {
-                row.copy_from_slice(&weights[output * depth..][..depth])
+                row.copy_from_slice(&weights[output * depth..][..depth]);
             }
         });
         let rows: Vec<_> = rows.collect();
