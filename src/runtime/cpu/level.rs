@@ -118,3 +118,20 @@ mod amx {
         false
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `npm test` says which levels a processor has that it emulates.
+    #[test]
+    fn levels_are_those_of_the_processor() {
+        let found = Level::found();
+        assert_eq!(found[0], Level::Portable);
+        assert!(found.is_sorted());
+        if let Ok(expected) = std::env::var("SEMANTIC_SEARCH_TEST_LEVELS") {
+            let names: Vec<_> = found.into_iter().map(Level::name).collect();
+            assert_eq!(names.join(","), expected);
+        }
+    }
+}
