@@ -12,6 +12,8 @@ pub const VARIABLE: &str = "SEMANTIC_SEARCH_CPU";
 pub enum Level {
     /// What every processor of the target has.
     Portable,
+    /// Dot products of int8 on ARM.
+    Dotprod,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-VNNI: int8 in registers of AVX2.
@@ -24,8 +26,9 @@ pub enum Level {
     Amx,
 }
 
-const ALL: [(Level, &str); 6] = [
+const ALL: [(Level, &str); 7] = [
     (Level::Portable, "portable"),
+    (Level::Dotprod, "dotprod"),
     (Level::Avx2, "avx2"),
     (Level::AvxVnni, "avx-vnni"),
     (Level::Avx512, "avx512"),
@@ -75,6 +78,7 @@ impl Level {
         };
         match self {
             Self::Portable => true,
+            Self::Dotprod => false,
             Self::Avx2 => avx2(),
             Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
             Self::Avx512 => avx512(),
@@ -85,6 +89,10 @@ impl Level {
 
     #[cfg(not(target_arch = "x86_64"))]
     fn is_found(self) -> bool {
+        #[cfg(target_arch = "aarch64")]
+        if self == Self::Dotprod {
+            return std::arch::is_aarch64_feature_detected!("dotprod");
+        }
         self == Self::Portable
     }
 }
