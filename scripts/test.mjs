@@ -4,6 +4,7 @@
  * step `hosts` rewrites its tables in docs/hosts.md. After `npm run build:native -- --mlx=…` MLX is tested as well.
  */
 
+import { spawnSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
@@ -45,6 +46,9 @@ const BENCHES = ["drivers/candle", "suites/stage_timer"].map((crate) => [
 ]);
 const FUZZ = ["--manifest-path", "fuzz/Cargo.toml"];
 const LOOM = ["--manifest-path", "tests/loom/Cargo.toml"];
+const QEMU = "qemu-x86_64-static";
+/** Older processors, by QEMU's names, and the levels of `src/runtime/cpu/level.rs` that they have. */
+const PROCESSORS = { Haswell: "portable,avx2", Nehalem: "portable" };
 const committed = new Map(GENERATED.map((name) => [name, readIfPresent(name)]));
 let starterModel;
 
@@ -68,6 +72,7 @@ const CHECKS = {
   generated: checkGenerated,
   "cargo-test": cargoTest,
   ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),
+  ...(hasQemu() && { processors }),
   // The queue under all interleavings of its threads. In a folder of its own: nothing else is built with optimization.
   loom: () => countedCargoTest([...LOOM, "--target-dir", "target/loom"]),
   // Before the tests that run the samples of the manual.
@@ -130,8 +135,11 @@ async function clippy() {
 
 /** `cargo test`, its tests counted. */
 async function countedCargoTest(args, env) {
-  const running = run("cargo", ["test", "--locked", ...args], { ...rust, ...env });
-  await counted(running, /^test result: \w+\. (\d+) passed; (\d+) failed/gm);
+  await countedRustTest(run("cargo", ["test", "--locked", ...args], { ...rust, ...env }));
+}
+
+function countedRustTest(running) {
+  return counted(running, /^test result: \w+\. (\d+) passed; (\d+) failed/gm);
 }
 
 // The Node boundary is left out of both: its symbols exist in a Node process only. MLX is tested in one thread.
@@ -144,6 +152,37 @@ async function cargoTest() {
 async function cargoTestMlx() {
   await countedCargoTest(XTASK);
   await countedCargoTest(["--no-default-features", ...withMlx(), "--", "--test-threads=1"], mlxRequired);
+}
+
+/** QEMU emulates a processor for programs that were built for this one. */
+function hasQemu() {
+  return process.platform === "linux" && process.arch === "x64" && spawnSync(QEMU, ["--version"]).status === 0;
+}
+
+/**
+ * The backend cpu on processors without the newer instructions, which end a program there. The tests are those that
+ * `cargo-test` compiled.
+ */
+async function processors() {
+  const targets = ["--lib", "--test=golden", "--no-run", "--quiet", "--message-format=json"];
+  const printed = await run("cargo", ["test", "--locked", "--no-default-features", ...targets], rust);
+  const messages = printed.split("\n").filter((line) => line.startsWith("{"));
+  const built = messages.map((line) => JSON.parse(line)).filter(({ executable }) => executable);
+  const programOf = (kind) => built.find(({ target }) => target.kind.includes(kind)).executable;
+  const emulated = async ([processor, levels]) => {
+    const env = {
+      SEMANTIC_SEARCH_CPU: undefined,
+      SEMANTIC_SEARCH_TEST_LEVELS: levels,
+      // Its thousands of tokens take a minute.
+      SEMANTIC_SEARCH_TEST_WITHOUT: "nomic_mean_dynamic",
+    };
+    const emulate = (program, filter) => countedRustTest(run(QEMU, ["-cpu", processor, program, filter], env));
+    await emulate(programOf("rlib"), "runtime::cpu");
+    await emulate(programOf("test"), "vectors_of_cpu");
+  };
+  const outcomes = await Promise.allSettled(Object.entries(PROCESSORS).map(emulated));
+  const failure = outcomes.find(({ status }) => status === "rejected");
+  if (failure) throw failure.reason;
 }
 
 /** Other hosts and bundlers, which have packages of their own. `--write` rewrites the tables of what passed. */
@@ -192,7 +231,8 @@ async function counted(running, summary) {
     failed.tests += Number(bad);
   }
   if (outcome.error) throw outcome.error;
-  if (reports.length === 0) throw new CommandError("no tests were run: the command", outcome.output, null);
+  if (reports.every(([, good, bad]) => good === "0" && bad === "0"))
+    throw new CommandError("no tests were run: the command", outcome.output, null);
 }
 
 async function step(name, work) {

@@ -80,11 +80,29 @@ fn check_on(backend: Backend, fixture: &str) {
     }
 }
 
-#[test]
-fn vectors_are_those_of_the_reference() {
-    for &backend in setup::BACKENDS {
-        for fixture in setup::FIXTURES.iter() {
-            check_on(backend, fixture);
-        }
+/// On all fixtures but those that the environment names, separated by commas.
+fn check_all_on(backend: Backend) {
+    let without = std::env::var("SEMANTIC_SEARCH_TEST_WITHOUT").unwrap_or_default();
+    let is_without = |name: &str| without.split(',').any(|other| other == name);
+    for fixture in setup::FIXTURES.iter().filter(|name| !is_without(name)) {
+        check_on(backend, fixture);
     }
+}
+
+// A test for each backend: `npm test` runs that of the backend cpu on emulated processors too.
+
+#[test]
+fn vectors_of_onnx_are_those_of_the_reference() {
+    check_all_on(Backend::Onnx);
+}
+
+#[test]
+fn vectors_of_cpu_are_those_of_the_reference() {
+    check_all_on(Backend::Cpu);
+}
+
+#[cfg(mlx)]
+#[test]
+fn vectors_of_mlx_are_those_of_the_reference() {
+    check_all_on(Backend::Mlx);
 }

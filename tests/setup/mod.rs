@@ -98,7 +98,8 @@ pub fn options_for(backend: Backend) -> Options {
     Options {
         backend,
         dtype: Dtype::F32,
-        ..options()
+        onnx_runtime_library: (backend == Backend::Onnx).then(onnx_runtime_library),
+        ..Options::default()
     }
 }
 

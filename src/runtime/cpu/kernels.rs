@@ -78,6 +78,8 @@ pub struct Kernel {
     pub blocks: usize,
     /// What the number of groups is a multiple of.
     pub groups: usize,
+    /// int8: whether the zero point is taken off the rows before they are multiplied, rather than off the sums.
+    pub is_centered: bool,
     /// Computes so many rows and blocks. The processor has the instructions; what the tile points to is there.
     run: unsafe fn(Tile, usize, usize),
 }
@@ -558,6 +560,65 @@ mod amx {
     function!(int8, "tdpbusd");
 }
 
+/// The dot products of ARM. Written as assembly, since Rust has no stable function for the instruction.
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+    use std::arch::asm;
+
+    use super::*;
+
+    /// Multiplies signed bytes: those of rows, less 128, have the first bit inverted.
+    pub struct Int8By16;
+
+    // SAFETY of all: the tile is valid, and the function that uses this unit enables its instructions.
+    impl Unit for Int8By16 {
+        type Weights = [int8x16_t; 4];
+        type Numbers = int8x16_t;
+        type Sums = [int32x4_t; 4];
+
+        #[inline(always)]
+        unsafe fn zeros() -> Self::Sums {
+            // SAFETY: as above.
+            unsafe { [vdupq_n_s32(0); 4] }
+        }
+        #[inline(always)]
+        unsafe fn weights(from: *const u8) -> Self::Weights {
+            // SAFETY: as above.
+            std::array::from_fn(|part| unsafe { vld1q_s8(from.add(16 * part).cast()) })
+        }
+        #[inline(always)]
+        unsafe fn numbers(from: *const u8) -> int8x16_t {
+            // SAFETY: as above.
+            unsafe {
+                vreinterpretq_s8_u32(vdupq_n_u32(
+                    from.cast::<u32>().read_unaligned() ^ 0x8080_8080,
+                ))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(mut sums: [int32x4_t; 4], a: int8x16_t, b: [int8x16_t; 4]) -> [int32x4_t; 4] {
+            for (sum, b) in sums.iter_mut().zip(b) {
+                // SAFETY: as above; the instruction only changes the sum.
+                unsafe {
+                    asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) *sum, in(vreg) a, in(vreg) b,
+                        options(pure, nomem, nostack, preserves_flags));
+                }
+            }
+            sums
+        }
+        #[inline(always)]
+        unsafe fn store(sums: Self::Sums, to: *mut f32) {
+            for (part, sum) in sums.into_iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { vst1q_s32(to.add(4 * part).cast(), sum) }
+            }
+        }
+    }
+
+    sizes!(#[target_feature(enable = "dotprod")] int8, Int8By16, [1 1][2 1][3 1][4 1][5 1][6 1]);
+}
+
 const ANYWHERE: fn() -> bool = || true;
 
 macro_rules! kernel {
@@ -570,6 +631,7 @@ macro_rules! kernel {
             rows: $rows,
             blocks: $blocks,
             groups: $groups,
+            is_centered: false,
             run: $run,
         }
     };
@@ -597,5 +659,7 @@ pub const ALL: &[Kernel] = &[
     kernel!("AVX-VNNI", Int8, AvxVnni, || is_x86_feature_detected!("avxvnni"), 6 x 1 x 1, x86::int8_256),
     #[cfg(target_arch = "x86_64")]
     kernel!("AVX2", Int8, Avx2, ANYWHERE, 6 x 1 x 1, x86::int8_in_16_256),
+    #[cfg(target_arch = "aarch64")]
+    Kernel { is_centered: true, ..kernel!("SDOT", Int8, Dotprod, ANYWHERE, 6 x 1 x 1, neon::int8) },
     kernel!("portable", Int8, Portable, ANYWHERE, 4 x 1 x 1, portable::int8),
 ];

@@ -9,6 +9,8 @@ use crate::options::named;
 pub enum Level {
     /// What every processor of the target has.
     Portable,
+    /// Dot products of int8 on ARM.
+    Dotprod,
     /// AVX2 and FMA.
     Avx2,
     /// AVX-VNNI: int8 in registers of AVX2.
@@ -21,8 +23,9 @@ pub enum Level {
     Amx,
 }
 
-const ALL: [(Level, &str); 6] = [
+const ALL: [(Level, &str); 7] = [
     (Level::Portable, "portable"),
+    (Level::Dotprod, "dotprod"),
     (Level::Avx2, "avx2"),
     (Level::AvxVnni, "avx-vnni"),
     (Level::Avx512, "avx512"),
@@ -79,6 +82,7 @@ impl Level {
         };
         match self {
             Self::Portable => true,
+            Self::Dotprod => false,
             Self::Avx2 => avx2(),
             Self::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
             Self::Avx512 => avx512(),
@@ -89,6 +93,10 @@ impl Level {
 
     #[cfg(not(target_arch = "x86_64"))]
     fn is_found(self) -> bool {
+        #[cfg(target_arch = "aarch64")]
+        if self == Self::Dotprod {
+            return std::arch::is_aarch64_feature_detected!("dotprod");
+        }
         self == Self::Portable
     }
 }
@@ -120,5 +128,22 @@ mod amx {
     #[cfg(not(target_os = "linux"))]
     pub const fn is_found() -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `npm test` says which levels a processor has that it emulates.
+    #[test]
+    fn levels_are_those_of_the_processor() {
+        let found = Level::found();
+        assert_eq!(found[0], Level::Portable);
+        assert!(found.is_sorted());
+        if let Ok(expected) = std::env::var("SEMANTIC_SEARCH_TEST_LEVELS") {
+            let names: Vec<_> = found.into_iter().map(Level::name).collect();
+            assert_eq!(names.join(","), expected);
+        }
     }
 }

@@ -47,7 +47,7 @@ pub struct Matrix {
     depth: usize,
     /// Columns of the blocks, the last of which may have more than there are.
     columns: usize,
-    /// int8: the scale of each column, and the sum of its weights times the zero point.
+    /// int8: the scale of each column, and the sum of its weights times the zero point, or 0 if the kernel takes it off.
     scales: Vec<f32>,
     zeros: Vec<i32>,
     bias: Option<Vec<f32>>,
@@ -146,7 +146,9 @@ impl Matrix {
                         // SAFETY: as above.
                         unsafe {
                             scales.slice(column, 1)[0] = scale;
-                            zeros.slice(column, 1)[0] = ZERO_POINT * sum;
+                            if !arithmetic.kernel.is_centered {
+                                zeros.slice(column, 1)[0] = ZERO_POINT * sum;
+                            }
                         }
                     }
                 }

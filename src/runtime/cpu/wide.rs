@@ -35,7 +35,7 @@ macro_rules! per_level {
                 // SAFETY: a level is only made where the processor has what it stands for.
                 unsafe {
                     match level {
-                        Level::Portable => portable($($argument),*),
+                        Level::Portable | Level::Dotprod => portable($($argument),*),
                         Level::Avx2 | Level::AvxVnni => avx2($($argument),*),
                         Level::Avx512 | Level::Avx512Vnni | Level::Amx => avx512($($argument),*),
                     }
