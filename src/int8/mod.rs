@@ -1,8 +1,8 @@
 //! Linear layers in int8: a quarter of the memory, and products that processors compute several times faster than those of
 //! float32. Embeddings, norms, biases, softmax and feed-forwards of experts stay float32.
 //!
-//! Weights have one scale per output ([`scheme`]), activations one scale per token, computed at run time: a token's numbers
-//! never depend on the tokens beside it. `runtime/cpu` computes such layers; [`Int8Weights`] are those of an exported graph.
+//! Weights have one scale per output ([`scheme`]), activations one per token, computed at run time: a token's numbers never
+//! depend on the tokens beside it. `runtime/cpu` computes such layers; [`Int8Weights`] are those of an exported graph.
 
 pub mod scheme;
 

@@ -78,7 +78,7 @@ pub struct Kernel {
     pub blocks: usize,
     /// What the number of groups is a multiple of.
     pub groups: usize,
-    /// int8: whether the zero point is taken off the rows before they are multiplied, rather than off the sums.
+    /// int8: whether 128 is taken off the bytes of rows before they are multiplied.
     pub is_centered: bool,
     /// Computes so many rows and blocks. The processor has the instructions; what the tile points to is there.
     run: unsafe fn(Tile, usize, usize),

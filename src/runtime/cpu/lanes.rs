@@ -31,14 +31,12 @@ pub trait Lanes: Copy {
     unsafe fn at_least(self, other: Self) -> Self;
     /// The smaller numbers; `self` where that is NaN.
     unsafe fn at_most(self, other: Self) -> Self;
-    /// Without their signs.
-    unsafe fn magnitude(self) -> Self;
     /// `self` where `x` is at least `least`, 0 elsewhere; NaN counts as large.
     unsafe fn where_at_least(self, x: Self, least: Self) -> Self;
     /// `self · 2ⁿ`, with `n` the integer in the last bits of `exponent`.
     unsafe fn scale(self, exponent: Self) -> Self;
-    /// The differences of two times sixteen int32, as float32.
-    unsafe fn difference(sums: *const f32, zeros: *const i32) -> Self;
+    /// `sums − zero · weights` of sixteen int32 each, as float32.
+    unsafe fn without(sums: *const f32, zero: i32, weights: *const i32) -> Self;
     /// The nearest bfloat16, ties to even; NaN of NaN.
     unsafe fn store_halves(self, to: *mut u8);
     /// The same, each followed by that of `other`.
@@ -121,7 +119,6 @@ impl Lanes for Portable {
     }
     #[inline(always)] unsafe fn at_least(self, other: Self) -> Self { self.zip(other, |a, b| if b > a { b } else { a }) }
     #[inline(always)] unsafe fn at_most(self, other: Self) -> Self { self.zip(other, |a, b| if b < a { b } else { a }) }
-    #[inline(always)] unsafe fn magnitude(self) -> Self { Self(self.0.map(f32::abs)) }
     #[inline(always)] unsafe fn where_at_least(self, x: Self, least: Self) -> Self {
         let one = |lane: usize| if x.0[lane] < least.0[lane] { 0.0 } else { self.0[lane] };
         Self(std::array::from_fn(one))
@@ -129,9 +126,8 @@ impl Lanes for Portable {
     #[inline(always)] unsafe fn scale(self, exponent: Self) -> Self {
         self.zip(exponent, |x, n| f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23)))
     }
-    #[inline(always)] unsafe fn difference(sums: *const f32, zeros: *const i32) -> Self {
-        // SAFETY: as above.
-        let one = |lane| unsafe { (sums.add(lane).cast::<i32>().read() - zeros.add(lane).read()) as f32 };
+    #[inline(always)] unsafe fn without(sums: *const f32, zero: i32, weights: *const i32) -> Self {
+        let one = |lane| unsafe { (sums.add(lane).cast::<i32>().read() - zero * weights.add(lane).read()) as f32 };
         Self(std::array::from_fn(one))
     }
     #[inline(always)] unsafe fn store_halves(self, to: *mut u8) { unsafe { self.put(to, |x| ((rounded(x) >> 16) as u16).to_le_bytes()) } }
@@ -184,7 +180,6 @@ mod x86 {
         // The second operand is the result where either is NaN.
         #[inline(always)] unsafe fn at_least(self, other: Self) -> Self { unsafe { Self(_mm512_max_ps(other.0, self.0)) } }
         #[inline(always)] unsafe fn at_most(self, other: Self) -> Self { unsafe { Self(_mm512_min_ps(other.0, self.0)) } }
-        #[inline(always)] unsafe fn magnitude(self) -> Self { unsafe { Self(_mm512_abs_ps(self.0)) } }
         #[inline(always)] unsafe fn where_at_least(self, x: Self, least: Self) -> Self { unsafe {
             let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, least.0);
             Self(_mm512_maskz_mov_ps(kept, self.0))
@@ -193,9 +188,9 @@ mod x86 {
             let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(exponent.0));
             Self(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), shifted)))
         } }
-        #[inline(always)] unsafe fn difference(sums: *const f32, zeros: *const i32) -> Self { unsafe {
-            let [sums, zeros] = [_mm512_loadu_si512(sums.cast()), _mm512_loadu_si512(zeros.cast())];
-            Self(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, zeros)))
+        #[inline(always)] unsafe fn without(sums: *const f32, zero: i32, weights: *const i32) -> Self { unsafe {
+            let part = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(weights.cast()));
+            Self(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(sums.cast()), part)))
         } }
         #[inline(always)] unsafe fn store_halves(self, to: *mut u8) { unsafe {
             let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(self.rounded()));
@@ -259,9 +254,6 @@ mod x86 {
         } }
         #[inline(always)] unsafe fn at_least(self, other: Self) -> Self { unsafe { self.each(other, |a, b| _mm256_max_ps(b, a)) } }
         #[inline(always)] unsafe fn at_most(self, other: Self) -> Self { unsafe { self.each(other, |a, b| _mm256_min_ps(b, a)) } }
-        #[inline(always)] unsafe fn magnitude(self) -> Self { unsafe {
-            self.each(Self::splat(-0.0), |x, sign| _mm256_andnot_ps(sign, x))
-        } }
         #[inline(always)] unsafe fn where_at_least(self, x: Self, least: Self) -> Self { unsafe {
             let kept = x.each(least, |x, least| _mm256_cmp_ps::<_CMP_NLT_UQ>(x, least));
             self.each(kept, |x, kept| _mm256_and_ps(x, kept))
@@ -272,10 +264,10 @@ mod x86 {
                 _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), shifted))
             })
         } }
-        #[inline(always)] unsafe fn difference(sums: *const f32, zeros: *const i32) -> Self { unsafe {
+        #[inline(always)] unsafe fn without(sums: *const f32, zero: i32, weights: *const i32) -> Self { unsafe {
             let half = |at: usize| {
-                let [sums, zeros] = [sums.add(at).cast(), zeros.add(at).cast()].map(|at| _mm256_loadu_si256(at));
-                _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, zeros))
+                let part = _mm256_mullo_epi32(_mm256_set1_epi32(zero), _mm256_loadu_si256(weights.add(at).cast()));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(sums.add(at).cast()), part))
             };
             Self(half(0), half(8))
         } }

@@ -5,14 +5,14 @@ use std::ops::Range;
 use super::kernels::{BLOCK, BLOCK_BYTES, Format, GROUP, Kernel, MOST_COLUMNS, MOST_ROWS, Tile};
 use super::level::Level;
 use super::team::Team;
-use super::wide::{self, Finish, Integers, Place, Then};
+use super::wide::{self, Finish, Integers, Place, RowScale, Then};
 use crate::error::Result;
 use crate::int8::scheme;
 use crate::memory;
 use crate::pages::Pages;
 
-/// The byte that stands for 0 in quantized rows.
-const ZERO_POINT: i32 = 128;
+/// What kernels of signed bytes take off the bytes of a row.
+const CENTER: i32 = 128;
 
 /// How numbers are multiplied on this processor.
 #[derive(Clone, Copy)]
@@ -49,7 +49,7 @@ pub struct Matrix {
     columns: usize,
     /// int8: the scale of each column, and the sum of its weights times the zero point, or 0 if the kernel takes it off.
     scales: Vec<f32>,
-    zeros: Vec<i32>,
+    weights: Vec<i32>,
     bias: Option<Vec<f32>>,
 }
 
@@ -88,12 +88,12 @@ impl Matrix {
             depth,
             columns,
             scales: Vec::new(),
-            zeros: Vec::new(),
+            weights: Vec::new(),
             bias: None,
         };
         if arithmetic.format() == Format::Int8 {
             matrix.scales = memory::filled(padded, 0.0, WHAT)?;
-            matrix.zeros = memory::filled(padded, 0, WHAT)?;
+            matrix.weights = memory::filled(padded, 0, WHAT)?;
         }
         // The layer and the output of a column.
         let source = |column: usize| {
@@ -120,7 +120,10 @@ impl Matrix {
             matrix.bias = Some(bias);
         }
         let blocks = Slots::of(&mut matrix.blocks);
-        let (scales, zeros) = (Slots::of(&mut matrix.scales), Slots::of(&mut matrix.zeros));
+        let (scales, sums) = (
+            Slots::of(&mut matrix.scales),
+            Slots::of(&mut matrix.weights),
+        );
         team.each(padded / BLOCK, |block| {
             let mut row = vec![0.0; depth];
             let mut bytes = vec![0; groups * GROUP];
@@ -146,9 +149,7 @@ impl Matrix {
                         // SAFETY: as above.
                         unsafe {
                             scales.slice(column, 1)[0] = scale;
-                            if !arithmetic.kernel.is_centered {
-                                zeros.slice(column, 1)[0] = ZERO_POINT * sum;
-                            }
+                            sums.slice(column, 1)[0] = sum;
                         }
                     }
                 }
@@ -191,7 +192,7 @@ impl Matrix {
             integers: is_int8.then(|| Integers {
                 rows: &scratch.scales,
                 columns: &self.scales[columns.clone()],
-                zeros: &self.zeros[columns.clone()],
+                weights: &self.weights[columns.clone()],
             }),
             bias: self.bias.as_ref().map(|bias| &bias[columns]),
             then,
@@ -319,7 +320,7 @@ pub fn product<'f>(
 #[derive(Default)]
 pub struct Rows {
     bytes: Vec<u8>,
-    scales: Vec<f32>,
+    scales: Vec<RowScale>,
     stride: usize,
 }
 
@@ -349,8 +350,12 @@ impl Rows {
                 Format::F32 => {}
                 Format::BF16 => wide::narrow(arithmetic.level, x, 1.0, bytes),
                 Format::Int8 => {
+                    let mut scale = wide::quantize(arithmetic.level, x, bytes);
+                    if arithmetic.kernel.is_centered {
+                        scale.zero -= CENTER;
+                    }
                     // SAFETY: as above.
-                    unsafe { scales.slice(row, 1)[0] = wide::quantize(arithmetic.level, x, bytes) };
+                    unsafe { scales.slice(row, 1)[0] = scale };
                 }
             }
         });

@@ -44,7 +44,7 @@ use crate::graph::Graph;
 use crate::options::{Dtype, Options};
 
 /// Tokens of a bulk batch: with more, activations leave the cache, and with fewer, weights are read more often.
-const BUDGET_TOKENS: usize = 512;
+const BUDGET_TOKENS: usize = 256;
 
 /// The backend's name.
 pub const NAME: &str = "cpu";

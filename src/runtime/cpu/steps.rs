@@ -81,7 +81,8 @@ pub struct Formats {
     pub layers: Arithmetic,
     /// In float32.
     pub exact: Arithmetic,
-    /// In attention: with int8 layers float32, so that every processor computes the same vectors, up to rounding.
+    /// In attention, where there are no weights that could be quantized once: with int8 layers bfloat16, if the processor has
+    /// instructions for it.
     pub attention: Arithmetic,
 }
 
@@ -90,11 +91,8 @@ impl Formats {
     pub fn of(format: Format, level: Level) -> Option<Self> {
         let layers = Arithmetic::of(format, level)?;
         let exact = Arithmetic::of(Format::F32, level)?;
-        let attention = if format == Format::BF16 {
-            layers
-        } else {
-            exact
-        };
+        let half = Arithmetic::of(Format::BF16, level).filter(|_| format != Format::F32);
+        let attention = half.unwrap_or(exact);
         Some(Self {
             layers,
             exact,

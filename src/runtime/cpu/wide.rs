@@ -276,14 +276,21 @@ pub struct Finish<'a> {
     pub then: Then,
 }
 
-/// A number is the sum minus the zero of its column, times the scales of its row and column.
+/// A number is the sum, minus the zero point of its row times the weights of its column, times the scales of both.
 pub struct Integers<'a> {
-    /// The scale of each row of the product.
-    pub rows: &'a [f32],
+    /// Of the rows of the product.
+    pub rows: &'a [RowScale],
     /// The scale of each column of the tile.
     pub columns: &'a [f32],
-    /// What the zero point of the rows adds to each.
-    pub zeros: &'a [i32],
+    /// The weights of each, added up.
+    pub weights: &'a [i32],
+}
+
+/// How the bytes of a row became what they are: a number is `scale · (byte − zero)`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RowScale {
+    pub scale: f32,
+    pub zero: i32,
 }
 
 /// Where a tile goes in a [`Grid`].
@@ -309,15 +316,18 @@ pub enum Then {
 
 /// One block of a row of sums, scaled and shifted.
 #[inline(always)]
-unsafe fn block<L: Lanes>(row: &[f32], at: usize, finish: &Finish, scale: f32) -> L {
+unsafe fn block<L: Lanes>(row: &[f32], at: usize, finish: &Finish, of_row: RowScale) -> L {
     // SAFETY: rows, scales and biases have whole blocks; the rest as this function.
     unsafe {
         assert!(at + LANES <= row.len());
         let sums = match &finish.integers {
-            Some(Integers { columns, zeros, .. }) => {
-                assert!(at + LANES <= columns.len() && at + LANES <= zeros.len());
-                let factors = L::load(columns.as_ptr().add(at)).multiply(L::splat(scale));
-                L::difference(row.as_ptr().add(at), zeros.as_ptr().add(at)).multiply(factors)
+            Some(Integers {
+                columns, weights, ..
+            }) => {
+                assert!(at + LANES <= columns.len() && at + LANES <= weights.len());
+                let factors = L::load(columns.as_ptr().add(at)).multiply(L::splat(of_row.scale));
+                L::without(row.as_ptr().add(at), of_row.zero, weights.as_ptr().add(at))
+                    .multiply(factors)
             }
             None => L::load(row.as_ptr().add(at)),
         };
@@ -332,17 +342,17 @@ per_level! {
     /// Finishes a tile: `sums` has a row of `stride` numbers for each of its rows: float32, or int32 if `finish` has scales.
     fn finish(sums: &[f32], stride: usize, finish: &Finish, out: &Grid, place: &Place) {
         for (row, sums) in place.rows.clone().zip(sums.chunks_exact(stride)) {
-            let scale = finish.integers.as_ref().map_or(1.0, |integers| integers.rows[row]);
+            let of_row = finish.integers.as_ref().map(|integers| integers.rows[row]).unwrap_or_default();
             // By the contract of the grid nobody else writes these.
             let out = out.part(row, place.column, place.width);
             match finish.then {
-                Then::Store => each::<L>(out, |_, at| block(sums, at, finish, scale)),
-                Then::Activate(activation) => each::<L>(out, |_, at| apply(activation, block(sums, at, finish, scale))),
+                Then::Store => each::<L>(out, |_, at| block(sums, at, finish, of_row)),
+                Then::Activate(activation) => each::<L>(out, |_, at| apply(activation, block(sums, at, finish, of_row))),
                 Then::Gate(activation) => each::<L>(out, |_, at| {
-                    let gate = apply(activation, block(sums, 2 * at + LANES, finish, scale));
-                    block::<L>(sums, 2 * at, finish, scale).multiply(gate)
+                    let gate = apply(activation, block(sums, 2 * at + LANES, finish, of_row));
+                    block::<L>(sums, 2 * at, finish, of_row).multiply(gate)
                 }),
-                Then::Add => each::<L>(out, |x, at| x.add(block(sums, at, finish, scale))),
+                Then::Add => each::<L>(out, |x, at| x.add(block(sums, at, finish, of_row))),
             }
         }
     }
@@ -462,15 +472,35 @@ per_level! {
         load::<L>(x, 0, 0.0).store_pairs(load(y, 0, 0.0), out.as_mut_ptr());
     }
 
-    /// Quantizes a row symmetrically around 128; returns its scale. That of a row with a NaN or an infinity is NaN.
-    fn quantize(x: &[f32], out: &mut [u8]) -> f32 {
-        /// 1.5 · 2²³ + 128: added to a number it leaves the nearest integer, plus 128, in the last byte.
-        const ROUNDING: f32 = 12_582_912.0 + 128.0;
-        let largest = fold::<L>(x, 0.0, |a, b| a.at_least(b.magnitude()), |a, b| a.at_least(b)).largest();
-        let special = fold::<L>(x, 0.0, |a, b| b.multiply_add(L::splat(0.0), a), |a, b| a.add(b)).sum();
-        let factor = L::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+    /// Quantizes a row: what lies between its smallest and its largest number, and 0 at least, becomes 0 to 255. The scale of a
+    /// row with a NaN or an infinity is NaN.
+    fn quantize(x: &[f32], out: &mut [u8]) -> RowScale {
+        /// 1.5 · 2²³: added to a number it leaves the nearest integer in the last bits.
+        const ROUNDING: f32 = 12_582_912.0;
+        const STEPS: f32 = 255.0;
+        let nothing = L::splat(0.0);
+        let (mut largest, mut smallest, mut special) = ([nothing; 2], [nothing; 2], [nothing; 2]);
+        for at in (0..x.len()).step_by(2 * LANES) {
+            for lane in 0..2 {
+                let numbers: L = load(x, at + lane * LANES, 0.0);
+                largest[lane] = largest[lane].at_least(numbers);
+                smallest[lane] = smallest[lane].at_most(numbers);
+                // 0, or what is no number.
+                special[lane] = numbers.multiply_add(nothing, special[lane]);
+            }
+        }
+        let largest = largest[0].at_least(largest[1]).largest();
+        let smallest = smallest[0].at_most(smallest[1]);
+        let smallest = -nothing.subtract(smallest).largest();
+        let special = special[0].add(special[1]).sum();
+        let range = largest - smallest;
+        let factor = if range > 0.0 { STEPS / range } else { 0.0 };
+        let zero = (-smallest * factor + ROUNDING) - ROUNDING;
+        let [most, least] = [STEPS - zero, -zero].map(|limit| L::splat(limit));
+        let [factor, rounding] = [factor, ROUNDING + zero].map(|number| L::splat(number));
         for (at, out) in (0..x.len()).step_by(LANES).zip(out.chunks_mut(LANES)) {
-            let numbers = load::<L>(x, at, 0.0).multiply_add(factor, L::splat(ROUNDING));
+            let steps = load::<L>(x, at, 0.0).multiply(factor).at_most(most).at_least(least);
+            let numbers = steps.add(rounding);
             if out.len() == LANES {
                 numbers.store_bytes(out.as_mut_ptr());
             } else {
@@ -479,7 +509,7 @@ per_level! {
                 out.copy_from_slice(&bytes[..out.len()]);
             }
         }
-        largest / 127.0 + special
+        RowScale { scale: range / STEPS + special, zero: zero as i32 }
     }
 }
 
@@ -591,11 +621,12 @@ mod tests {
                     assert_eq!(u16::from_le_bytes(*bytes), bf16::from_f32(*x).to_bits());
                 }
                 let mut bytes = vec![0; width];
-                let scale = quantize(level, &x, &mut bytes);
+                let RowScale { scale, zero } = quantize(level, &x, &mut bytes);
                 for (x, byte) in x.iter().zip(&bytes) {
+                    let back = (i32::from(*byte) - zero) as f32 * scale;
                     assert!(
-                        ((f32::from(*byte) - 128.0) * scale - x).abs() <= scale * 0.501,
-                        "{level:?} {width}"
+                        (back - x).abs() <= scale * 1.01,
+                        "{level:?} {width}: {back} for {x}"
                     );
                 }
             }
@@ -625,11 +656,21 @@ mod tests {
                 );
             }
             let mut bytes = [0; 3];
-            assert!(quantize(level, &[1.0, f32::NAN, 2.0], &mut bytes).is_nan());
-            assert!(quantize(level, &[1.0, f32::INFINITY, 2.0], &mut bytes).is_nan());
-            assert!(quantize(level, &[0.0; 3], &mut bytes).abs() < 1e-30);
-            assert!((quantize(level, &[-12.7, 0.04, 6.0], &mut bytes) - 0.1).abs() < 1e-7);
-            assert_eq!(bytes, [1, 128, 188]);
+            for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                assert!(
+                    quantize(level, &[1.0, special, 2.0], &mut bytes)
+                        .scale
+                        .is_nan()
+                );
+            }
+            assert!(quantize(level, &[0.0; 3], &mut bytes).scale.abs() < 1e-30);
+            let RowScale { scale, zero } = quantize(level, &[-12.8, 0.04, 12.7], &mut bytes);
+            assert!((scale - 0.1).abs() < 1e-7 && zero == 128);
+            assert_eq!(bytes, [0, 128, 255]);
+            let RowScale { zero, .. } = quantize(level, &[1.0, 2.0, 4.0], &mut bytes);
+            assert_eq!((zero, bytes), (0, [64, 128, 255]));
+            let RowScale { zero, .. } = quantize(level, &[-1.0, -2.0, -4.0], &mut bytes);
+            assert_eq!((zero, bytes), (255, [191, 128, 0]));
             let mut scores = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY];
             assert!((softmax(level, &mut scores, 1.0, None) - 1.0).abs() < 1e-7);
             assert!(scores[0] <= 0.0 && scores[1] > 0.999 && scores[2] <= 0.0);
