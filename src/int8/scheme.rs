@@ -21,13 +21,16 @@ pub struct Quantized {
     pub scales: Vec<f32>,
 }
 
-/// Quantizes weights `[outputs, inputs]`, row-major, and transposes them.
+/// Quantizes weights `[outputs, inputs]`, row-major, for every processor, and transposes them.
 ///
 /// # Errors
 /// There is no memory for the quantized ones.
 pub fn quantize(weights: &[f32], inputs: usize) -> Result<Quantized> {
     const WHAT: &str = "weights in int8";
-    let scales = memory::collected(weights.chunks_exact(inputs).map(scale), WHAT)?;
+    let scales = memory::collected(
+        weights.chunks_exact(inputs).map(|row| scale(row, true)),
+        WHAT,
+    )?;
     let outputs = scales.len();
     let mut values = memory::filled(weights.len(), 0, WHAT)?;
     let mut block = memory::room(BLOCK * inputs, WHAT)?;
@@ -47,17 +50,20 @@ pub fn quantize(weights: &[f32], inputs: usize) -> Result<Quantized> {
     Ok(Quantized { values, scales })
 }
 
-/// The smallest scale with which all weights of an output fit into int8 on every processor.
+/// The smallest scale with which all weights of an output fit into int8; with `pairs` also on x86 processors without VNNI.
 ///
-/// x86 processors without VNNI multiply unsigned activations by signed weights and add the products of two neighbouring
-/// inputs in 16 bits, which saturates. The usual way out is to give up one bit of all weights. But 255 · (|a| + |b|)
-/// stays below 2¹⁵ as long as |a| + |b| ≤ 128, and neighbours that are both near the largest weight, with the same
-/// sign, are rare: asking for just that costs far less precision, and every processor computes the same integers.
+/// Those multiply unsigned activations by signed weights and add the products of two neighbouring inputs in 16 bits, which
+/// saturates. The usual way out is to give up one bit of all weights. But 255 · (|a| + |b|) stays below 2¹⁵ as long as
+/// |a| + |b| ≤ 128, and neighbours that are both near the largest weight, with the same sign, are rare: asking for just that
+/// costs far less precision.
 #[must_use]
-pub fn scale(row: &[f32]) -> f32 {
-    // Where neighbours differ in sign, the sum is smaller than the larger of them.
-    let sums = row.windows(2).map(|pair| pair[0] + pair[1]);
-    let largest = largest_magnitude(row.iter().copied()).max(largest_magnitude(sums));
+pub fn scale(row: &[f32], pairs: bool) -> f32 {
+    let mut largest = largest_magnitude(row.iter().copied());
+    if pairs {
+        // Where neighbours differ in sign, the sum is smaller than the larger of them.
+        let sums = row.windows(2).map(|pair| pair[0] + pair[1]);
+        largest = largest.max(largest_magnitude(sums));
+    }
     // Rounding may add one half to each of two neighbours: 127 + 1 = 128.
     let scale = largest / LARGEST;
     if scale > 0.0 { scale } else { 1.0 }

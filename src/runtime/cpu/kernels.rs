@@ -5,8 +5,8 @@
 //! one register of AVX-512 holds, and one row of an AMX tile. A kernel holds the sums of some rows and blocks in registers
 //! and goes through the groups in order, so that a sum never depends on the rows and columns beside it.
 //!
-//! Bytes of rows are unsigned, those of weights signed, and neighbours among these add up to at most 128 (see
-//! [`crate::int8::scheme`]), so that no instruction saturates: sums of integers are exact and the same on every processor.
+//! Bytes of rows are unsigned, those of weights signed. No instruction saturates: where products of neighbours are added up
+//! in 16 bits, two weights make at most 128 (see [`crate::int8::scheme`]). So sums of integers are exact.
 
 #![allow(
     clippy::inline_always,
@@ -80,6 +80,8 @@ pub struct Kernel {
     pub groups: usize,
     /// int8: whether 128 is taken off the bytes of rows before they are multiplied.
     pub is_centered: bool,
+    /// int8: whether the products of neighbours are added up in 16 bits first, which the weights have to leave room for.
+    pub adds_pairs: bool,
     /// Computes so many rows and blocks. The processor has the instructions; what the tile points to is there.
     run: unsafe fn(Tile, usize, usize),
 }
@@ -632,6 +634,7 @@ macro_rules! kernel {
             blocks: $blocks,
             groups: $groups,
             is_centered: false,
+            adds_pairs: false,
             run: $run,
         }
     };
@@ -654,11 +657,11 @@ pub const ALL: &[Kernel] = &[
     #[cfg(target_arch = "x86_64")]
     kernel!("AVX-512 VNNI", Int8, Avx512Vnni, ANYWHERE, 6 x 4 x 1, x86::int8_512),
     #[cfg(target_arch = "x86_64")]
-    kernel!("AVX-512 BW", Int8, Avx512, ANYWHERE, 6 x 4 x 1, x86::int8_in_16_512),
+    Kernel { adds_pairs: true, ..kernel!("AVX-512 BW", Int8, Avx512, ANYWHERE, 6 x 4 x 1, x86::int8_in_16_512) },
     #[cfg(target_arch = "x86_64")]
     kernel!("AVX-VNNI", Int8, AvxVnni, || is_x86_feature_detected!("avxvnni"), 6 x 1 x 1, x86::int8_256),
     #[cfg(target_arch = "x86_64")]
-    kernel!("AVX2", Int8, Avx2, ANYWHERE, 6 x 1 x 1, x86::int8_in_16_256),
+    Kernel { adds_pairs: true, ..kernel!("AVX2", Int8, Avx2, ANYWHERE, 6 x 1 x 1, x86::int8_in_16_256) },
     #[cfg(target_arch = "aarch64")]
     Kernel { is_centered: true, ..kernel!("SDOT", Int8, Dotprod, ANYWHERE, 6 x 1 x 1, neon::int8) },
     kernel!("portable", Int8, Portable, ANYWHERE, 4 x 1 x 1, portable::int8),

@@ -139,7 +139,7 @@ impl Matrix {
                     Format::F32 => bytes[..depth * GROUP].copy_from_slice(bytes_of(&row)),
                     Format::BF16 => wide::narrow(arithmetic.level, &row, 1.0, &mut bytes),
                     Format::Int8 => {
-                        let scale = scheme::scale(&row);
+                        let scale = scheme::scale(&row, arithmetic.kernel.adds_pairs);
                         let mut sum = 0;
                         for (weight, byte) in row.iter().zip(&mut bytes) {
                             let value = scheme::nearest(*weight, scale);
@@ -556,19 +556,19 @@ mod tests {
     #[test]
     fn integers_are_the_same_on_every_level() {
         let (rows, columns, depth) = (37, 80, 147);
-        let (x, weights) = (numbers(rows * depth, 4), numbers(columns * depth, 5));
+        let x = numbers(rows * depth, 4);
+        // Where neighbours differ in sign, kernels that add up pairs take the same steps as others.
+        let mut weights = numbers(columns * depth, 5);
+        for row in weights.chunks_exact_mut(depth) {
+            for (index, weight) in row.iter_mut().enumerate() {
+                *weight = weight.abs() * if index % 2 == 0 { 1.0 } else { -1.0 };
+            }
+        }
         let of = |arithmetic: Arithmetic| {
             let matrix = pack(arithmetic, depth, &[&weights], None, false);
             let mut out = vec![0.0; rows * columns];
-            matrix
-                .multiply(
-                    &x,
-                    Then::Store,
-                    &mut out,
-                    &mut Rows::default(),
-                    &Team::ALONE,
-                )
-                .unwrap();
+            let scratch = &mut Rows::default();
+            (matrix.multiply(&x, Then::Store, &mut out, scratch, &Team::ALONE)).unwrap();
             out
         };
         let int8 = every_arithmetic().filter(|one| one.format() == Format::Int8);
