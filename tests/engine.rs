@@ -531,7 +531,7 @@ fn the_first_worker_is_enough() {
 #[test]
 fn a_memory_budget_makes_batches_smaller_and_changes_no_vector() {
     for &backend in setup::BACKENDS {
-        let words = vec!["word ".repeat(60); 40];
+        let words = vec!["word ".repeat(20); 40];
         let texts: Vec<String> = words
             .iter()
             .enumerate()

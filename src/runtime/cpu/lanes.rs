@@ -35,7 +35,7 @@ pub trait Lanes: Copy {
     unsafe fn where_at_least(self, x: Self, least: Self) -> Self;
     /// `self · 2ⁿ`, with `n` the integer in the last bits of `exponent`.
     unsafe fn scale(self, exponent: Self) -> Self;
-    /// `sums − zero · weights` of sixteen int32 each, as float32.
+    /// `sums − zero · weights` of sixteen int32 each, as float32. Both may be too large for int32, if the difference is not.
     unsafe fn without(sums: *const f32, zero: i32, weights: *const i32) -> Self;
     /// The nearest bfloat16, ties to even; NaN of NaN.
     unsafe fn store_halves(self, to: *mut u8);
@@ -127,7 +127,7 @@ impl Lanes for Portable {
         self.zip(exponent, |x, n| f32::from_bits(x.to_bits().wrapping_add(n.to_bits() << 23)))
     }
     #[inline(always)] unsafe fn without(sums: *const f32, zero: i32, weights: *const i32) -> Self {
-        let one = |lane| unsafe { (sums.add(lane).cast::<i32>().read() - zero * weights.add(lane).read()) as f32 };
+        let one = |lane| unsafe { sums.add(lane).cast::<i32>().read().wrapping_sub(zero.wrapping_mul(weights.add(lane).read())) as f32 };
         Self(std::array::from_fn(one))
     }
     #[inline(always)] unsafe fn store_halves(self, to: *mut u8) { unsafe { self.put(to, |x| ((rounded(x) >> 16) as u16).to_le_bytes()) } }

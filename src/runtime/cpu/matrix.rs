@@ -47,7 +47,7 @@ pub struct Matrix {
     depth: usize,
     /// Columns of the blocks, the last of which may have more than there are.
     columns: usize,
-    /// int8: the scale of each column, and the sum of its weights times the zero point, or 0 if the kernel takes it off.
+    /// int8: the scale of each column, and its weights added up.
     scales: Vec<f32>,
     weights: Vec<i32>,
     bias: Option<Vec<f32>>,

@@ -274,6 +274,9 @@ impl Planner<'_> {
     }
 }
 
+/// Of as many products of bytes, int32 holds the sum: 255 · 127 · 65536 < 2³¹.
+const MOST_INT8_DEPTH: usize = 65_536;
+
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     team: &'a Team,
@@ -315,7 +318,14 @@ impl Loader<'_> {
                 bias: bias.as_deref(),
             });
         let columns: Vec<_> = columns.collect();
-        Matrix::pack(self.formats.layers, depth, &columns, alternating, self.team)
+        let Formats {
+            layers: usual,
+            exact,
+            ..
+        } = self.formats;
+        let is_too_deep = usual.kernel.format == Format::Int8 && depth > MOST_INT8_DEPTH;
+        let arithmetic = if is_too_deep { exact } else { usual };
+        Matrix::pack(arithmetic, depth, &columns, alternating, self.team)
     }
 
     fn norm(&self, norm: &graph::Norm) -> Result<Norm> {

@@ -30,7 +30,7 @@ impl Team {
         Ok(Self(Some(pool)))
     }
 
-    /// Does `work` on one of the threads.
+    /// Does `work` on one of the threads, from where the others are reached fastest.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match &self.0 {
             Some(pool) => pool.install(work),
@@ -41,7 +41,7 @@ impl Team {
     /// Does `work` for each number below `count`, in any order.
     pub fn each(&self, count: usize, work: impl Fn(usize) + Sync) {
         match &self.0 {
-            Some(_) if count > 1 => (0..count).into_par_iter().for_each(&work),
+            Some(pool) if count > 1 => pool.install(|| (0..count).into_par_iter().for_each(&work)),
             _ => (0..count).for_each(&work),
         }
     }
@@ -49,7 +49,9 @@ impl Team {
     /// The same with work that may fail.
     pub fn try_each(&self, count: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
         match &self.0 {
-            Some(_) if count > 1 => (0..count).into_par_iter().try_for_each(&work),
+            Some(pool) if count > 1 => {
+                pool.install(|| (0..count).into_par_iter().try_for_each(&work))
+            }
             _ => (0..count).try_for_each(&work),
         }
     }
