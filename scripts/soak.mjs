@@ -7,7 +7,7 @@
  * children are to be what they were. A wrong vector, any other error, a call that does not end, or growth is a failure:
  * exit code 1.
  *
- * Options: `--minutes`, `--rounds` (how many they are divided into), `--backend` (onnx, onnx-js, mlx), `--dtype` (f32,
+ * Options: `--minutes`, `--rounds` (how many they are divided into), `--backend` (onnx, cpu, onnx-js, mlx), `--dtype` (f32, bf16,
  * int8), `--seed`, `--workers`, `--model` (a folder; default: a small model of the tests), `--spoil` (expects wrong vectors,
  * to see that they are found).
  */
