@@ -5,7 +5,7 @@ import { createRequire } from "node:module";
 import * as path from "node:path";
 import { test } from "node:test";
 import { Worker } from "node:worker_threads";
-import { api, assertClose, FIXTURES, HAS_MLX, model, ROOT, withEmbedder } from "./support/models.mjs";
+import { api, assertClose, cosine, FIXTURES, HAS_MLX, model, ROOT, withEmbedder } from "./support/models.mjs";
 
 const { Embedder } = api;
 const MLX = { backend: "mlx", dtype: "f32", maxTokens: 64 };
@@ -65,8 +65,8 @@ if (HAS_MLX) {
       ["bf16", 0.99],
     ]) {
       const [half] = await withEmbedder(folder, { ...MLX, dtype }, (embedder) => embedder.embed(["some words"]));
-      const cosine = exact.reduce((sum, value, index) => sum + value * half[index], 0);
-      assert.ok(cosine >= least, `${dtype}: ${cosine}`);
+      const similarity = cosine(exact, half);
+      assert.ok(similarity >= least, `${dtype}: ${similarity}`);
       const { activeBytes } = await weights(dtype);
       assert.ok(Math.abs(activeBytes / whole - 0.5) < 0.05, `${dtype}: ${activeBytes} of ${whole} bytes`);
       for (const backend of ["onnx", "onnx-js"]) {

@@ -8,6 +8,7 @@ import { test } from "node:test";
 import {
   api,
   changedModel,
+  cosine,
   embedderError,
   FIXTURES,
   golden,
@@ -25,8 +26,6 @@ const { texts } = golden("all-MiniLM-L6-v2");
 const INT8 = { dtype: "int8", backend: "cpu" };
 /** Those that this processor has instructions for, with the least cosine to float32. */
 const DTYPES = { ...(loadAddon().cpuKernels().bf16 && { bf16: 0.9995 }), int8: 0.98 };
-
-const cosine = (a, b) => a.reduce((sum, value, index) => sum + value * b[index], 0);
 
 /** The starter model's folder with room for files of its own. */
 function starterModelCopy() {
@@ -114,8 +113,8 @@ test("the fallback gives the same vectors under the same fingerprint, over the e
         for (const kind of ["document", "query"]) {
           const [expected, actual] = [await rust.embed(texts, { kind }), await js.embed(texts, { kind })];
           for (const index of texts.keys()) {
-            // Their weights have scales of their own, and a last bit that differs may become a whole step. A cosine of 0.99 is this distance,
-            // which vectors of zeros have as well.
+            // Their weights have scales of their own, and a last bit that differs may become a whole step. A cosine of
+            // 0.99 is this distance, which vectors of zeros have as well.
             const squares = actual[index].map((value, place) => (value - expected[index][place]) ** 2);
             const distance = squares.reduce((sum, square) => sum + square, 0);
             assert.ok(distance <= 0.02, `${distance}: ${name}: ${texts[index].slice(0, 80)}`);

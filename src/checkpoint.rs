@@ -9,8 +9,8 @@
 //! file's identity before a run does not cover the run itself, and file times can be set; a handler for SIGBUS would affect
 //! the whole host. So the bytes are copied, and the copy is hashed, checked, packed and computed with.
 //!
-//! The copy does not last: MLX has arrays of its own after loading, and the pages of what ONNX Runtime's kernels have packed
-//! are returned to the system (`runtime/onnx/weights.rs`). What stays would have stayed in use with a mapping, too.
+//! The copy does not last: MLX has arrays of its own after loading, and the pages of what kernels on the CPU have packed
+//! are returned to the system ([`Checkpoint::keep_only`]). What stays would have stayed in use with a mapping, too.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -18,7 +18,8 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensors};
@@ -341,6 +342,21 @@ impl Checkpoint {
         let mut values = memory::filled(tensor.len(), 0.0, FLOATS)?;
         to_f32(tensor.dtype, bytes, &mut values);
         Ok(Cow::Owned(values))
+    }
+
+    /// [`Pages::keep_only`] of all files, unless the checkpoint has another owner, who may read all of it.
+    ///
+    /// # Safety
+    /// Its owner reads nothing outside of the ranges any more.
+    pub(crate) unsafe fn keep_only(this: &Arc<Self>, kept: &[Range<usize>]) {
+        if Arc::strong_count(this) > 1 {
+            return;
+        }
+        fence(Ordering::Acquire);
+        for file in &this.files {
+            // SAFETY: the only owner does not read what is not kept.
+            unsafe { file.bytes.keep_only(kept) };
+        }
     }
 
     /// One row of a tensor of two dimensions.

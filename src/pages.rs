@@ -44,8 +44,7 @@ impl Pages {
     /// # Safety
     /// Nothing outside of the ranges is referred to or read any more, on any thread.
     pub unsafe fn keep_only(&self, kept: &[Range<usize>]) {
-        let own = self.map.as_ptr_range();
-        let own = own.start as usize..own.end as usize;
+        let own = addresses(&self.map);
         let mut kept: Vec<&Range<usize>> = kept
             .iter()
             .filter(|range| own.start <= range.start && range.end <= own.end)
@@ -60,6 +59,12 @@ impl Pages {
         // SAFETY: as above. The mapping itself extends to the end of its last page.
         unsafe { give_back(from..own.end.next_multiple_of(page_size())) };
     }
+}
+
+/// Where bytes lie, as addresses.
+pub fn addresses(bytes: &[u8]) -> Range<usize> {
+    let range = bytes.as_ptr_range();
+    range.start as usize..range.end as usize
 }
 
 impl Deref for Pages {

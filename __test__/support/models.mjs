@@ -121,6 +121,11 @@ export function maxDifference(a, b) {
   return a.reduce((max, value, index) => Math.max(max, Math.abs(value - b[index])), 0);
 }
 
+/** Of vectors of length 1. */
+export function cosine(a, b) {
+  return a.reduce((sum, value, index) => sum + value * b[index], 0);
+}
+
 export function assertClose(actual, expected, tolerance, what) {
   const difference = maxDifference(actual, expected);
   assert.ok(difference <= tolerance, `${what}: differs by ${difference}, more than ${tolerance}`);

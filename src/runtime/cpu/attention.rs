@@ -80,9 +80,7 @@ pub fn attend(
             pass.multiply(rest, x, Then::Store, &mut joined)?;
             let depth = of_first.depth();
             let mut states = pass.buffers.take(pass.texts.len() * depth)?;
-            for (state, place) in states.chunks_exact_mut(depth).zip(&pass.places) {
-                state.copy_from_slice(&x[place.start * depth..][..depth]);
-            }
+            pass.select(x, Rows::First, depth, &mut states);
             let mut query = pass.buffers.take(pass.texts.len() * queries)?;
             pass.multiply(of_first, &states, Then::Store, &mut query)?;
             pass.buffers.give(states);
@@ -93,14 +91,7 @@ pub fn attend(
             (2 * keys, 0)
         }
     };
-    prepare(
-        pass,
-        attention,
-        &mut joined,
-        stride,
-        first.is_none(),
-        before_keys,
-    )?;
+    prepare(pass, attention, &mut joined, stride, before_keys)?;
     let part = |first| Part {
         numbers: &joined,
         stride,
@@ -149,17 +140,15 @@ pub fn attend(
     done
 }
 
-/// Normalizes and rotates keys and, if they are there, queries.
+/// Normalizes and rotates keys and what is before them, queries or nothing.
 fn prepare(
     pass: &mut Pass,
     attention: &SelfAttention,
     joined: &mut [f32],
     stride: usize,
-    has_queries: bool,
     before_keys: usize,
 ) -> Result<()> {
     let Attention {
-        heads,
         kv_heads,
         head_dim,
         rotary,
@@ -177,12 +166,8 @@ fn prepare(
         // SAFETY: each row is changed by one thread.
         let numbers = unsafe { rows.slice(row * stride, stride) };
         let (queries, rest) = numbers.split_at_mut(before_keys);
-        let parts = [
-            (has_queries, &mut queries[..], heads, 0),
-            (true, rest, kv_heads, 1),
-        ];
-        for (_, part, heads, which) in parts.into_iter().filter(|(is_there, ..)| *is_there) {
-            let part = &mut part[..heads * head_dim];
+        let parts = [queries, &mut rest[..kv_heads * head_dim]];
+        for (which, part) in parts.into_iter().enumerate() {
             if let Some(norms) = &attention.norms {
                 norms[which].apply(pass.level, part);
             }

@@ -149,7 +149,6 @@ impl<'a> Pass<'a> {
             Ok(copy)
         };
         let made = match &step.operation {
-            Operation::Embed(tables) => return self.embed(tables, step.width),
             Operation::Product(_, Then::Add) => Some(owned(self, 1)?),
             Operation::Combine(_)
             | Operation::Norm(_)
@@ -173,19 +172,14 @@ impl<'a> Pass<'a> {
         };
         let rows = parts.len() / step.width;
         match &step.operation {
-            Operation::Embed(_) => {}
+            Operation::Embed(tables) => self.embed(tables, step.width, &mut made),
             Operation::Product(matrix, then) => {
                 self.multiply(matrix, taken(0)?, *then, &mut made)?;
             }
             Operation::Combine(factor) => {
                 let other = taken(1)?;
                 self.team.each_row(rows, |row| {
-                    wide::add(
-                        level,
-                        part(row),
-                        *factor,
-                        &other[row * step.width..][..step.width],
-                    );
+                    wide::add(level, part(row), *factor, row_of(other, row, step.width));
                 });
             }
             Operation::Norm(norm) => self.team.each_row(rows, |row| norm.apply(level, part(row))),
@@ -200,7 +194,7 @@ impl<'a> Pass<'a> {
                         level,
                         *activation,
                         part(row),
-                        &gates[row * step.width..][..step.width],
+                        row_of(gates, row, step.width),
                     );
                 });
             }
@@ -208,23 +202,13 @@ impl<'a> Pass<'a> {
             Operation::Attend(attention) => {
                 attention::attend(self, attention, taken(0)?, step.rows, &mut made)?;
             }
-            Operation::Select(rows) => {
-                let x = taken(0)?;
-                for (text, place) in self.places.iter().enumerate() {
-                    let row = match rows {
-                        Rows::Last => place.end - 1,
-                        Rows::All | Rows::First => place.start,
-                    };
-                    part(text).copy_from_slice(&x[row * step.width..][..step.width]);
-                }
-            }
+            Operation::Select(rows) => self.select(taken(0)?, *rows, step.width, &mut made),
             Operation::Pool(poolings) => self.pool(taken(0)?, poolings, step.width, &mut made),
         }
         Ok(made)
     }
 
-    fn embed(&mut self, tables: &EmbeddingTables, width: usize) -> Result<Vec<f32>> {
-        let mut made = self.buffers.take(self.rows(Rows::All) * width)?;
+    fn embed(&self, tables: &EmbeddingTables, width: usize, made: &mut [f32]) {
         let mut row = vec![0.0; width];
         let mut add = |sum: &mut [f32], table: &TensorSlice, index: usize| {
             self.model.checkpoint.row(table, index, &mut row);
@@ -261,7 +245,17 @@ impl<'a> Pass<'a> {
                 }
             }
         }
-        Ok(made)
+    }
+
+    /// The rows of one token of each text.
+    pub fn select(&self, x: &[f32], rows: Rows, width: usize, made: &mut [f32]) {
+        for (made, place) in made.chunks_exact_mut(width).zip(&self.places) {
+            let row = match rows {
+                Rows::Last => place.end - 1,
+                Rows::All | Rows::First => place.start,
+            };
+            made.copy_from_slice(row_of(x, row, width));
+        }
     }
 
     /// Each row is computed by the experts that its router chooses; they are added in the order of the experts.
@@ -290,7 +284,7 @@ impl<'a> Pass<'a> {
         {
             let mut taken = self.buffers.take(rows.len() * width)?;
             for (to, row) in taken.chunks_exact_mut(width).zip(rows) {
-                to.copy_from_slice(&x[row * width..][..width]);
+                to.copy_from_slice(row_of(x, *row, width));
             }
             let mut inner = self.buffers.take(rows.len() * experts.inner)?;
             let then = Then::Activate(experts.activation);
@@ -329,10 +323,8 @@ impl<'a> Pass<'a> {
                     }
                 };
                 match pooling {
-                    Pooling::Cls => made.copy_from_slice(&x[place.start * width..][..width]),
-                    Pooling::LastToken => {
-                        made.copy_from_slice(&x[(place.end - 1) * width..][..width]);
-                    }
+                    Pooling::Cls => made.copy_from_slice(row_of(x, place.start, width)),
+                    Pooling::LastToken => made.copy_from_slice(row_of(x, place.end - 1, width)),
                     Pooling::Mean => sum(&|_| 1.0, length),
                     Pooling::MeanSqrtLength => sum(&|_| 1.0, length.sqrt()),
                     Pooling::WeightedMean => {
@@ -346,6 +338,10 @@ impl<'a> Pass<'a> {
             }
         }
     }
+}
+
+fn row_of(x: &[f32], row: usize, width: usize) -> &[f32] {
+    &x[row * width..][..width]
 }
 
 fn missing() -> Error {

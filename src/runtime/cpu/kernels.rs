@@ -14,6 +14,9 @@
     reason = "what is not inlined has no access to the instructions of its caller; instructions have a thousand names"
 )]
 
+use std::marker::PhantomData;
+
+use super::lanes::{self, Lanes};
 use super::level::Level;
 
 /// Columns of a block of weights.
@@ -163,56 +166,45 @@ macro_rules! sizes {
     };
 }
 
+/// float32, in any registers.
+struct F32<L>(PhantomData<L>);
+
+// SAFETY of all: the tile is valid, and the functions that use this unit enable the instructions of `L`.
+impl<L: Lanes> Unit for F32<L> {
+    type Weights = L;
+    type Numbers = L;
+    type Sums = L;
+
+    #[inline(always)]
+    unsafe fn zeros() -> L {
+        // SAFETY: as above.
+        unsafe { L::splat(0.0) }
+    }
+    #[inline(always)]
+    unsafe fn weights(from: *const u8) -> L {
+        // SAFETY: as above.
+        unsafe { L::load(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn numbers(from: *const u8) -> L {
+        // SAFETY: as above.
+        unsafe { L::splat(from.cast::<f32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn add(sums: L, numbers: L, weights: L) -> L {
+        // SAFETY: as above.
+        unsafe { numbers.multiply_add(weights, sums) }
+    }
+    #[inline(always)]
+    unsafe fn store(sums: L, to: *mut f32) {
+        // SAFETY: as above.
+        unsafe { sums.store(to) }
+    }
+}
+
 /// Plain loops, which the compiler vectorizes.
 mod portable {
     use super::*;
-
-    type Lanes = [f32; BLOCK];
-
-    #[inline(always)]
-    fn multiply_add(sum: f32, a: f32, b: f32) -> f32 {
-        // One instruction where every processor of the target has it, and a function call elsewhere.
-        if cfg!(target_arch = "aarch64") {
-            a.mul_add(b, sum)
-        } else {
-            sum + a * b
-        }
-    }
-
-    pub struct F32;
-
-    impl Unit for F32 {
-        type Weights = Lanes;
-        type Numbers = f32;
-        type Sums = Lanes;
-
-        #[inline(always)]
-        unsafe fn zeros() -> Lanes {
-            [0.0; BLOCK]
-        }
-        #[inline(always)]
-        unsafe fn weights(from: *const u8) -> Lanes {
-            // SAFETY: the tile is valid.
-            unsafe { from.cast::<Lanes>().read_unaligned() }
-        }
-        #[inline(always)]
-        unsafe fn numbers(from: *const u8) -> f32 {
-            // SAFETY: the tile is valid.
-            unsafe { from.cast::<f32>().read_unaligned() }
-        }
-        #[inline(always)]
-        unsafe fn add(mut sums: Lanes, number: f32, weights: Lanes) -> Lanes {
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum = multiply_add(*sum, number, weight);
-            }
-            sums
-        }
-        #[inline(always)]
-        unsafe fn store(sums: Lanes, to: *mut f32) {
-            // SAFETY: the tile is valid.
-            unsafe { to.cast::<Lanes>().write_unaligned(sums) }
-        }
-    }
 
     pub struct Int8;
 
@@ -255,7 +247,7 @@ mod portable {
         }
     }
 
-    sizes!(f32, F32, [1 1][2 1][3 1][4 1]);
+    sizes!(f32, F32<lanes::Portable>, [1 1][2 1][3 1][4 1]);
     sizes!(int8, Int8, [1 1][2 1][3 1][4 1]);
 }
 
@@ -314,18 +306,6 @@ mod x86 {
     }
 
     unit!(
-        F32By16,
-        __m512,
-        __m512,
-        __m512,
-        _mm512_setzero_ps(),
-        |from| _mm512_loadu_ps(from.cast()),
-        |from| _mm512_castsi512_ps(_mm512_set1_epi32(word(from))),
-        |sum, a, b| _mm512_fmadd_ps(a, b, sum),
-        |sum, to| _mm512_storeu_ps(to, sum)
-    );
-
-    unit!(
         BF16By32,
         __m512i,
         __m512i,
@@ -341,95 +321,55 @@ mod x86 {
         |sum, to| _mm512_storeu_ps(to, sum)
     );
 
-    unit!(
-        Int8By64,
-        __m512i,
-        __m512i,
-        __m512i,
-        _mm512_setzero_si512(),
-        |from| _mm512_loadu_si512(from.cast()),
-        |from| _mm512_set1_epi32(word(from)),
-        |sum, a, b| _mm512_dpbusd_epi32(sum, a, b),
-        |sum, to| _mm512_storeu_si512(to.cast(), sum)
-    );
+    /// int8 in a register of AVX-512.
+    macro_rules! int8_by_512 {
+        ($name:ident, |$sum:ident, $a:ident, $b:ident| $add:expr) => {
+            unit!(
+                $name,
+                __m512i,
+                __m512i,
+                __m512i,
+                _mm512_setzero_si512(),
+                |from| _mm512_loadu_si512(from.cast()),
+                |from| _mm512_set1_epi32(word(from)),
+                |$sum, $a, $b| $add,
+                |sum, to| _mm512_storeu_si512(to.cast(), sum)
+            );
+        };
+    }
+    int8_by_512!(Int8By64, |sum, a, b| _mm512_dpbusd_epi32(sum, a, b));
+    int8_by_512!(Int8In16By64, |sum, a, b| {
+        let pairs = _mm512_maddubs_epi16(a, b);
+        _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+    });
 
-    unit!(
-        Int8In16By64,
-        __m512i,
-        __m512i,
-        __m512i,
-        _mm512_setzero_si512(),
-        |from| _mm512_loadu_si512(from.cast()),
-        |from| _mm512_set1_epi32(word(from)),
-        |sum, a, b| _mm512_add_epi32(
-            sum,
-            _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1))
-        ),
-        |sum, to| _mm512_storeu_si512(to.cast(), sum)
-    );
-
-    unit!(
-        F32By8,
-        [__m256; 2],
-        __m256,
-        [__m256; 2],
-        [_mm256_setzero_ps(); 2],
-        |from| [
-            _mm256_loadu_ps(from.cast()),
-            _mm256_loadu_ps(from.add(32).cast())
-        ],
-        |from| _mm256_castsi256_ps(_mm256_set1_epi32(word(from))),
-        |sum, a, b| [
-            _mm256_fmadd_ps(a, b[0], sum[0]),
-            _mm256_fmadd_ps(a, b[1], sum[1])
-        ],
-        |sum, to| {
-            _mm256_storeu_ps(to, sum[0]);
-            _mm256_storeu_ps(to.add(8), sum[1]);
-        }
-    );
-
-    unit!(
-        Int8In16By32,
-        [__m256i; 2],
-        __m256i,
-        [__m256i; 2],
-        [_mm256_setzero_si256(); 2],
-        |from| [
-            _mm256_loadu_si256(from.cast()),
-            _mm256_loadu_si256(from.add(32).cast())
-        ],
-        |from| _mm256_set1_epi32(word(from)),
-        |sum, a, b| std::array::from_fn(|half| {
-            let pairs = _mm256_maddubs_epi16(a, b[half]);
-            _mm256_add_epi32(sum[half], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        }),
-        |sum, to| {
-            _mm256_storeu_si256(to.cast(), sum[0]);
-            _mm256_storeu_si256(to.add(8).cast(), sum[1]);
-        }
-    );
-
-    unit!(
-        Int8By32,
-        [__m256i; 2],
-        __m256i,
-        [__m256i; 2],
-        [_mm256_setzero_si256(); 2],
-        |from| [
-            _mm256_loadu_si256(from.cast()),
-            _mm256_loadu_si256(from.add(32).cast())
-        ],
-        |from| _mm256_set1_epi32(word(from)),
-        |sum, a, b| [
-            _mm256_dpbusd_avx_epi32(sum[0], a, b[0]),
-            _mm256_dpbusd_avx_epi32(sum[1], a, b[1])
-        ],
-        |sum, to| {
-            _mm256_storeu_si256(to.cast(), sum[0]);
-            _mm256_storeu_si256(to.add(8).cast(), sum[1]);
-        }
-    );
+    /// int8 in two registers of AVX2; what is added is the same for both.
+    macro_rules! int8_by_256 {
+        ($name:ident, |$sum:ident, $a:ident, $b:ident| $add:expr) => {
+            unit!(
+                $name,
+                [__m256i; 2],
+                __m256i,
+                [__m256i; 2],
+                [_mm256_setzero_si256(); 2],
+                |from| [0, 32].map(|half| _mm256_loadu_si256(from.add(half).cast())),
+                |from| _mm256_set1_epi32(word(from)),
+                |sums, $a, weights| std::array::from_fn(|half| {
+                    let ($sum, $b) = (sums[half], weights[half]);
+                    $add
+                }),
+                |sums, to| {
+                    _mm256_storeu_si256(to.cast(), sums[0]);
+                    _mm256_storeu_si256(to.add(8).cast(), sums[1]);
+                }
+            );
+        };
+    }
+    int8_by_256!(Int8By32, |sum, a, b| _mm256_dpbusd_avx_epi32(sum, a, b));
+    int8_by_256!(Int8In16By32, |sum, a, b| {
+        let pairs = _mm256_maddubs_epi16(a, b);
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    });
 
     macro_rules! by_512 {
         ($name:ident, $unit:ty, $features:literal) => {
@@ -443,7 +383,11 @@ mod x86 {
             sizes!(#[target_feature(enable = $features)] $name, $unit, [1 1][2 1][3 1][4 1][5 1][6 1]);
         };
     }
-    by_512!(f32_512, F32By16, "avx512f,avx512bw,avx512dq,avx512vl");
+    by_512!(
+        f32_512,
+        F32<lanes::Avx512>,
+        "avx512f,avx512bw,avx512dq,avx512vl"
+    );
     by_512!(
         bf16_512,
         BF16By32,
@@ -459,7 +403,7 @@ mod x86 {
         Int8In16By64,
         "avx512f,avx512bw,avx512dq,avx512vl"
     );
-    by_256!(f32_256, F32By8, "avx2,fma");
+    by_256!(f32_256, F32<lanes::Avx2>, "avx2,fma");
     by_256!(int8_in_16_256, Int8In16By32, "avx2");
     by_256!(int8_256, Int8By32, "avx2,avxvnni");
 }

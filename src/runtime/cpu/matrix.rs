@@ -468,6 +468,20 @@ mod tests {
         .unwrap()
     }
 
+    /// Rows of `columns` numbers, all of which were `start`.
+    fn multiply(
+        matrix: &Matrix,
+        x: &[f32],
+        then: Then,
+        (columns, start): (usize, f32),
+        team: &Team,
+    ) -> Vec<f32> {
+        let mut out = vec![start; x.len() / matrix.depth() * columns];
+        let scratch = &mut Rows::default();
+        matrix.multiply(x, then, &mut out, scratch, team).unwrap();
+        out
+    }
+
     /// The product in double precision, and how far off each format may be: by the roundings of two numbers.
     fn reference(x: &[f32], weights: &[f32], depth: usize, format: Format) -> Vec<(f64, f64)> {
         let largest = |numbers: &[f32]| {
@@ -531,16 +545,8 @@ mod tests {
                 let (x, weights) = (numbers(rows * depth, 1), numbers(columns * depth, 2));
                 let bias = numbers(columns, 3);
                 let matrix = pack(arithmetic, depth, &[&weights], Some(&bias), false);
-                let mut out = vec![f32::NAN; rows * columns];
-                matrix
-                    .multiply(
-                        &x,
-                        Then::Store,
-                        &mut out,
-                        &mut Rows::default(),
-                        &Team::ALONE,
-                    )
-                    .unwrap();
+                let empty = (columns, f32::NAN);
+                let out = multiply(&matrix, &x, Then::Store, empty, &Team::ALONE);
                 let expected = reference(&x, &weights, depth, arithmetic.format());
                 for ((index, found), (sum, off)) in out.iter().enumerate().zip(expected) {
                     let expected = sum + f64::from(bias[index % columns]);
@@ -566,10 +572,7 @@ mod tests {
         }
         let of = |arithmetic: Arithmetic| {
             let matrix = pack(arithmetic, depth, &[&weights], None, false);
-            let mut out = vec![0.0; rows * columns];
-            let scratch = &mut Rows::default();
-            (matrix.multiply(&x, Then::Store, &mut out, scratch, &Team::ALONE)).unwrap();
-            out
+            multiply(&matrix, &x, Then::Store, (columns, 0.0), &Team::ALONE)
         };
         let int8 = every_arithmetic().filter(|one| one.format() == Format::Int8);
         let results: Vec<_> = int8.map(|one| (one.kernel.name, of(one))).collect();
@@ -585,13 +588,8 @@ mod tests {
         let (x, weights) = (numbers(rows * depth, 6), numbers(columns * depth, 7));
         for arithmetic in every_arithmetic() {
             let matrix = pack(arithmetic, depth, &[&weights], None, false);
-            let product = |x: &[f32], team: &Team| {
-                let mut out = vec![0.0; x.len() / depth * columns];
-                matrix
-                    .multiply(x, Then::Store, &mut out, &mut Rows::default(), team)
-                    .unwrap();
-                out
-            };
+            let product =
+                |x: &[f32], team: &Team| multiply(&matrix, x, Then::Store, (columns, 0.0), team);
             let all = product(&x, &Team::ALONE);
             assert_eq!(
                 team.run(|| product(&x, &team)),
@@ -616,11 +614,7 @@ mod tests {
                 [&weights, &gates].map(|weights| pack(arithmetic, depth, &[weights], None, false));
             let both = pack(arithmetic, depth, &[&weights, &gates], None, true);
             let run = |matrix: &Matrix, then, start: f32| {
-                let mut out = vec![start; rows * columns];
-                matrix
-                    .multiply(&x, then, &mut out, &mut Rows::default(), &Team::ALONE)
-                    .unwrap();
-                out
+                multiply(matrix, &x, then, (columns, start), &Team::ALONE)
             };
             let plain = run(&numbers, Then::Store, 0.0);
             let added: Vec<f32> = plain.iter().map(|number| 3.0 + number).collect();
@@ -651,16 +645,7 @@ mod tests {
             for special in [f32::NAN, f32::INFINITY] {
                 let mut x = numbers(3 * 20, 12);
                 x[25] = special;
-                let mut out = vec![0.0; 3 * 40];
-                matrix
-                    .multiply(
-                        &x,
-                        Then::Store,
-                        &mut out,
-                        &mut Rows::default(),
-                        &Team::ALONE,
-                    )
-                    .unwrap();
+                let out = multiply(&matrix, &x, Then::Store, (40, 0.0), &Team::ALONE);
                 let is_finite = |row: usize| {
                     out[row * 40..][..40]
                         .iter()

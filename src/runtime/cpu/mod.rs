@@ -26,7 +26,6 @@ mod steps;
 mod team;
 mod wide;
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 
@@ -38,16 +37,14 @@ use self::team::Team;
 use super::stop::{Interrupt, Stop};
 use super::{MakeWorker, Runtime, Tokens, Worker, shutdown};
 use crate::batch::{Limits, Padding};
-use crate::checkpoint::{Checkpoint, TensorSlice};
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::options::{Dtype, Options};
+use crate::pages::addresses;
 
 /// Tokens of a bulk batch: with more, activations leave the cache, and with fewer, weights are read more often.
 const BUDGET_TOKENS: usize = 256;
-
-/// The backend's name.
-pub const NAME: &str = "cpu";
 
 /// A loaded model, shared by its workers.
 struct Model {
@@ -120,7 +117,7 @@ pub fn load(
         let expected = "\"auto\", \"f32\" or \"int8\", since this processor has no instructions for bfloat16 (AVX-512 BF16 or AMX)";
         super::refused_dtype(options.dtype, expected)
     })?;
-    let team = Team::of(threads, "embedder-pack")?;
+    let team = Team::of(threads, "embedder-team")?;
     let steps = steps::of(graph, checkpoint, formats, &team)?;
     let model = Arc::new(Model {
         steps,
@@ -128,11 +125,10 @@ pub fn load(
         checkpoint: Arc::clone(checkpoint),
         given_back: Once::new(),
     });
-    let worker = |threads: usize| -> MakeWorker {
+    let worker = |team: Team| -> MakeWorker {
         let model = Arc::clone(&model);
         Box::new(move || {
             model.given_back.call_once(|| model.give_back());
-            let team = Team::of(threads, "embedder-team")?;
             Ok(Box::new(CpuWorker {
                 model,
                 team,
@@ -141,7 +137,7 @@ pub fn load(
         })
     };
     Ok(Runtime {
-        backend: NAME,
+        backend: "cpu",
         is_gpu: false,
         dtype: name,
         limits: Limits {
@@ -154,39 +150,28 @@ pub fn load(
             // Only those of some queries at a time are kept.
             score_bytes: 0,
         },
-        workers: (0..threads).map(|_| worker(1)).collect(),
-        urgent_worker: worker(threads),
+        workers: (0..threads).map(|_| worker(Team::ALONE)).collect(),
+        urgent_worker: worker(team),
     })
 }
 
 impl Model {
     /// Returns the memory of weights that are packed to the system.
     fn give_back(&self) {
-        // Another owner of the checkpoint may read all of it.
-        if Arc::strong_count(&self.checkpoint) > 1 {
-            return;
-        }
-        std::sync::atomic::fence(Ordering::Acquire);
-        let tables = self.steps.iter().flat_map(|step| match &step.operation {
-            Operation::Embed(tables) => {
-                let positions = tables.positions.as_ref().map(|positions| &positions.table);
-                let types = tables.token_types.as_ref().map(|types| &types.table);
-                [Some(&tables.words), positions, types]
-                    .into_iter()
-                    .flatten()
-                    .collect()
-            }
-            _ => Vec::new(),
+        let tables = self.steps.iter().filter_map(|step| match &step.operation {
+            Operation::Embed(tables) => Some(tables),
+            _ => None,
         });
-        let place = |table: &TensorSlice| -> Range<usize> {
-            let range = self.checkpoint.bytes(table).as_ptr_range();
-            range.start as usize..range.end as usize
-        };
-        let kept: Vec<_> = tables.map(place).collect();
-        for file in self.checkpoint.files() {
-            // SAFETY: only this model has the checkpoint, and of it reads the tables of embeddings alone.
-            unsafe { file.bytes.keep_only(&kept) };
-        }
+        let tables = tables.flat_map(|tables| {
+            let positions = tables.positions.as_ref().map(|positions| &positions.table);
+            let types = tables.token_types.as_ref().map(|types| &types.table);
+            [Some(&tables.words), positions, types]
+        });
+        let kept = tables
+            .flatten()
+            .map(|table| addresses(self.checkpoint.bytes(table)));
+        // SAFETY: of the checkpoint, this model reads the tables of embeddings alone.
+        unsafe { Checkpoint::keep_only(&self.checkpoint, &kept.collect::<Vec<_>>()) };
     }
 }
 

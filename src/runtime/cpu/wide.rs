@@ -5,10 +5,10 @@
     reason = "what is not inlined has no access to the instructions of its caller"
 )]
 
-#[cfg(target_arch = "x86_64")]
-use super::lanes::{Avx2, Avx512};
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Avx2, Avx512};
 use super::lanes::{LANES, Lanes, Portable};
 use super::level::Level;
 use super::matrix::Grid;
@@ -58,11 +58,12 @@ macro_rules! per_level {
     };
 }
 
+/// 1.5 · 2²³: added to a number it leaves the nearest integer in the last bits.
+const ROUNDING: f32 = 12_582_912.0;
+
 /// `e^x` to 2 units in the last place, 0 below the smallest normal number; NaN of NaN.
 #[inline(always)]
 unsafe fn exp<L: Lanes>(x: L) -> L {
-    /// 1.5 · 2²³: added to a number it leaves the nearest integer in the last bits.
-    const ROUNDING: f32 = 12_582_912.0;
     const LEAST: f32 = -87.0;
     // SAFETY: as this function.
     unsafe {
@@ -202,6 +203,18 @@ unsafe fn store<L: Lanes>(numbers: L, x: &mut [f32], at: usize) {
         numbers.store(some.as_mut_ptr());
         let rest = x.len() - at;
         x[at..].copy_from_slice(&some[..rest]);
+    }
+}
+
+/// Lets `write` put [`LANES`] numbers of some bytes each, of which `out` takes those that it has room for.
+#[inline(always)]
+fn put<const BYTES: usize>(out: &mut [u8], write: impl FnOnce(*mut u8)) {
+    if out.len() == BYTES {
+        write(out.as_mut_ptr());
+    } else {
+        let mut bytes = [0; BYTES];
+        write(bytes.as_mut_ptr());
+        out.copy_from_slice(&bytes[..out.len()]);
     }
 }
 
@@ -443,11 +456,8 @@ per_level! {
     /// `factor · x` as bytes of float32.
     fn scaled(x: &[f32], factor: f32, out: &mut [u8]) {
         for (at, out) in (0..x.len()).step_by(LANES).zip(out.chunks_mut(4 * LANES)) {
-            let mut numbers = [0.0_f32; LANES];
-            load::<L>(x, at, 0.0).multiply(L::splat(factor)).store(numbers.as_mut_ptr());
-            for (number, out) in numbers.iter().zip(out.as_chunks_mut().0) {
-                *out = number.to_ne_bytes();
-            }
+            let numbers = load::<L>(x, at, 0.0).multiply(L::splat(factor));
+            put::<{ 4 * LANES }>(out, |to| numbers.store(to.cast()));
         }
     }
 
@@ -455,13 +465,7 @@ per_level! {
     fn narrow(x: &[f32], factor: f32, out: &mut [u8]) {
         for (at, out) in (0..x.len()).step_by(LANES).zip(out.chunks_mut(2 * LANES)) {
             let numbers = load::<L>(x, at, 0.0).multiply(L::splat(factor));
-            if out.len() == 2 * LANES {
-                numbers.store_halves(out.as_mut_ptr());
-            } else {
-                let mut bytes = [0; 2 * LANES];
-                numbers.store_halves(bytes.as_mut_ptr());
-                out.copy_from_slice(&bytes[..out.len()]);
-            }
+            put::<{ 2 * LANES }>(out, |to| numbers.store_halves(to));
         }
         let written = (2 * x.len().next_multiple_of(LANES)).min(out.len());
         out[written..].fill(0);
@@ -475,8 +479,6 @@ per_level! {
     /// Quantizes a row: what lies between its smallest and its largest number, and 0 at least, becomes 0 to 255. The scale of a
     /// row with a NaN or an infinity is NaN.
     fn quantize(x: &[f32], out: &mut [u8]) -> RowScale {
-        /// 1.5 · 2²³: added to a number it leaves the nearest integer in the last bits.
-        const ROUNDING: f32 = 12_582_912.0;
         const STEPS: f32 = 255.0;
         let nothing = L::splat(0.0);
         let (mut largest, mut smallest, mut special) = ([nothing; 2], [nothing; 2], [nothing; 2]);
@@ -500,14 +502,7 @@ per_level! {
         let [factor, rounding] = [factor, ROUNDING + zero].map(|number| L::splat(number));
         for (at, out) in (0..x.len()).step_by(LANES).zip(out.chunks_mut(LANES)) {
             let steps = load::<L>(x, at, 0.0).multiply(factor).at_most(most).at_least(least);
-            let numbers = steps.add(rounding);
-            if out.len() == LANES {
-                numbers.store_bytes(out.as_mut_ptr());
-            } else {
-                let mut bytes = [0; LANES];
-                numbers.store_bytes(bytes.as_mut_ptr());
-                out.copy_from_slice(&bytes[..out.len()]);
-            }
+            put::<LANES>(out, |to| steps.add(rounding).store_bytes(to));
         }
         RowScale { scale: range / STEPS + special, zero: zero as i32 }
     }

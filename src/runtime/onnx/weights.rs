@@ -14,7 +14,6 @@
 use std::ffi::CString;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use ort::AsPointer;
 use ort::session::builder::{PrepackedWeights, SessionBuilder};
@@ -23,7 +22,7 @@ use ort::value::TensorRef;
 use super::packing::Matrix;
 use crate::checkpoint::{Checkpoint, TensorSlice};
 use crate::error::{Error, Result};
-use crate::pages::Pages;
+use crate::pages::{Pages, addresses};
 
 /// Weights by name, as sessions take them, and their packed form.
 pub struct Initializers {
@@ -84,7 +83,7 @@ pub struct SharedWeights {
 }
 
 impl SharedWeights {
-    /// `weights` are converted to float32, `int8` is used unchanged.
+    /// `weights` are converted to float32.
     pub fn new(checkpoint: Arc<Checkpoint>, weights: &[GraphWeight]) -> Result<Self> {
         let mut shared = Self {
             initializers: Initializers::new(),
@@ -126,16 +125,13 @@ impl SharedWeights {
         } else {
             [&self.others[..], &self.matrices].concat()
         };
-        let mut unread: Vec<&Pages> = self.converted.iter().collect();
-        // Another owner of the checkpoint may read all of it.
-        if Arc::strong_count(&self.checkpoint) == 1 {
-            fence(Ordering::Acquire);
-            unread.extend(self.checkpoint.files().iter().map(|file| &file.bytes));
-        }
-        for pages in unread {
-            // SAFETY: only this struct has the pages, and refers to them through the initializers only; sessions read those
-            // that are kept.
-            unsafe { pages.keep_only(&kept) };
+        // SAFETY: only this struct has the pages, and refers to them through the initializers only; sessions read those that
+        // are kept.
+        unsafe {
+            for pages in &self.converted {
+                pages.keep_only(&kept);
+            }
+            Checkpoint::keep_only(&self.checkpoint, &kept);
         }
     }
 }
@@ -145,9 +141,4 @@ pub struct GraphWeight {
     pub tensor: TensorSlice,
     /// How it is taken, if it is only used as the matrix of a product.
     pub matrix: Option<Matrix>,
-}
-
-fn addresses(bytes: &[u8]) -> Range<usize> {
-    let range = bytes.as_ptr_range();
-    range.start as usize..range.end as usize
 }
