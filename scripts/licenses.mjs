@@ -9,9 +9,15 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { ROOT, run, rustEnvironment } from "./setup.mjs";
 
-const CRATES = [".", "xtask", "fuzz", "tests/loom", "benches/drivers/candle", "benches/suites/stage_timer"].map(
-  (folder) => `${folder}/Cargo.toml`,
-);
+const CRATES = [
+  ".",
+  "xtask",
+  "fuzz",
+  "tests/loom",
+  "tests/vulkan_faults",
+  "benches/drivers/candle",
+  "benches/suites/stage_timer",
+].map((folder) => `${folder}/Cargo.toml`);
 const PACKAGES = [".", "examples/code-search", "__test__/integrations", "docs/reference", "release"].map(
   (folder) => `${folder}/package-lock.json`,
 );
