@@ -5,11 +5,13 @@
  * `suites/` is what is measured, `contestants/` who is compared and how it is installed and started, `drivers/` the code
  * that runs in their processes, `models/` and `texts/` what they are given, `report/` what is made of the samples.
  *
- *   --suite=engine,peers,stages,mlx,families,processor
- *                              what to measure; `families` is one model of each family, `processor` bfloat16 and int8
+ *   --suite=engine,peers,stages,mlx,families,processor,gpu
+ *                              what to measure; `families` is one model of each family, `processor` bfloat16 and int8,
+ *                              `gpu` WebGPU and MLX, where there is a GPU
  *   --model=nomic,minilm       on which models; for `families` see `models/family_model.mjs`
  *   --peers=ours-f32,candle    which peers; see `contestants/registry.mjs`
  *   --full                     25,000 symbols, more rounds, all suites on all models, large peers too
+ *   --software-gpu             in the suite gpu, a GPU in software counts as one
  *   --smoke                    some seconds on tiny models without any peer, to see that the benchmark works
  *   --package=<folder>         another build of this package
  *   --out=<folder>             where the results go
@@ -37,6 +39,7 @@ import { report } from "./report/markdown.mjs";
 import { describeRun } from "./report/provenance.mjs";
 import { measureEngine } from "./suites/engine.mjs";
 import { measureFamilies } from "./suites/families.mjs";
+import { measureGpu } from "./suites/gpu.mjs";
 import { measureMlx } from "./suites/mlx.mjs";
 import { measurePeers } from "./suites/peers.mjs";
 import { measureProcessor } from "./suites/processor.mjs";
@@ -54,6 +57,7 @@ const SUITES = {
   mlx: measureMlx,
   families: measureFamilies,
   processor: measureProcessor,
+  gpu: measureGpu,
 };
 /** All that is measured of a family. */
 const THROUGHPUT_ONLY = {
@@ -80,7 +84,11 @@ const SIZES = {
       families: ["tiny-distilbert", "tiny-qwen3"],
       processor: ["tiny-bert"],
     },
-    perSuite: { families: THROUGHPUT_ONLY, processor: { ...THROUGHPUT_ONLY, queries: 10, passes: 2 } },
+    perSuite: {
+      gpu: { ...THROUGHPUT_ONLY, gpu: { lengths: [16, 32], counts: [1, 4], rounds: 1 } },
+      families: THROUGHPUT_ONLY,
+      processor: { ...THROUGHPUT_ONLY, queries: 10, passes: 2 },
+    },
     maxTokens: 64,
     equalTokens: 32,
     npm: false,
@@ -131,6 +139,13 @@ const SIZES = {
     randomLongest: 128,
     perSuite: {
       families: { ...THROUGHPUT_ONLY, symbols: 256, symbolsChunk: 32, symbolsSeconds: 60 },
+      gpu: {
+        ...THROUGHPUT_ONLY,
+        maxTokens: 512,
+        functions: 64,
+        compared: { fitting: 32, cut: 16 },
+        gpu: { lengths: [128, 512], counts: [1, 8, 32, 64], rounds: 3 },
+      },
       processor: {
         ...THROUGHPUT_ONLY,
         functions: 256,
@@ -159,6 +174,7 @@ SIZES.full = {
     mlx: ["nomic-2-layers"],
     families: Object.keys(FAMILIES),
     processor: ["minilm", "nomic"],
+    gpu: ["minilm", "nomic"],
   },
   perModel: {
     ...SIZES.usual.perModel,
@@ -189,6 +205,7 @@ const { values: options } = parseArgs({
     peers: { type: "string" },
     full: { type: "boolean", default: false },
     smoke: { type: "boolean", default: false },
+    "software-gpu": { type: "boolean", default: false },
     package: { type: "string", default: ROOT },
     out: { type: "string", default: RESULTS },
   },
@@ -219,10 +236,11 @@ async function main() {
   // Results that are not measured now are kept.
   const results = options.smoke ? {} : readResults();
   for (const suite of options.suite?.split(",") ?? Object.keys(suites)) {
-    measured.withLarge = options.full || peers !== undefined || suite === "processor";
+    measured.withLarge = options.full || peers !== undefined || ["processor", "gpu"].includes(suite);
     results[suite] ??= { models: {} };
     for (const name of options.model?.split(",") ?? suites[suite] ?? SIZES.full.suites[suite]) {
       const sizes = { ...common, ...perModel?.[name], ...perSuite[suite], peers };
+      if (sizes.gpu) sizes.gpu.software = options["software-gpu"];
       const model = await prepareModel(name, { maxTokens: sizes.maxTokens });
       const lists = makeLists(model.folder, sizes, suite !== "engine");
       const texts = path.join(cacheFolder(), `texts-${name}.json`);
@@ -231,6 +249,11 @@ async function main() {
       const run = describeRun(mode);
       const start = performance.now();
       const outcome = await SUITES[suite](job);
+      if (outcome.skipped) {
+        progress(`${suite}: not measured, since there is no GPU: ${outcome.skipped}`);
+        if (Object.keys(results[suite].models).length === 0) delete results[suite];
+        break;
+      }
       run.seconds = Math.round(secondsSince(start));
       run.load[1] = os.loadavg()[0];
       results[suite].models[name] = { title: model.title, run, ...outcome };
@@ -239,7 +262,8 @@ async function main() {
     }
   }
   if (options.smoke) checkSmoke(results);
-  console.log(readFileSync(path.join(options.out, "RESULTS.md"), "utf8"));
+  const written = path.join(options.out, "RESULTS.md");
+  if (existsSync(written)) console.log(readFileSync(written, "utf8"));
 }
 
 /**

@@ -54,6 +54,19 @@ export const PEERS = {
     install: node,
     setup: { options: { backend: "mlx", dtype: "f32" } },
   },
+  "ours-mlx-auto": {
+    title: "semantic-search-native, MLX",
+    driver: "ours.mjs",
+    install: node,
+    setup: { options: { backend: "mlx" } },
+    difference: "half precision on a GPU",
+  },
+  "ours-webgpu": {
+    title: "semantic-search-native, WebGPU float32",
+    driver: "ours.mjs",
+    install: node,
+    setup: { options: { backend: "webgpu" } },
+  },
   "ours-js": {
     title: "semantic-search-native, JavaScript fallback",
     driver: "ours.mjs",
@@ -68,6 +81,13 @@ export const PEERS = {
     needs: "onnx/model.onnx",
     difference:
       "it cuts the closing special token off texts that are too long, and lower-cases as JavaScript does (Greek final sigma)",
+  },
+  "transformers.js-webgpu": {
+    title: "transformers.js, WebGPU float32",
+    driver: "transformers_js.mjs",
+    install: npmPeers,
+    setup: { dtype: "fp32", device: "webgpu" },
+    needs: "onnx/model.onnx",
   },
   "transformers.js-q8": {
     title: "transformers.js, q8",

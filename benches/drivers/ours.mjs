@@ -58,7 +58,7 @@ await serve(async ({ package: folder, model, maxTokens, threads, options }) => {
   return {
     name: `semantic-search-native ${version} (${embedder.backend})`,
     device: embedder.isGpu ? "gpu" : "cpu",
-    details: { memoryBeforeLoad },
+    details: { memoryBeforeLoad, adapter: (await embedder.info()).adapter },
     embed: (texts) => embedder.embed(texts),
     embedQuery: (text) => embedder.embedQuery(text),
     answer: (request, texts) => answers[request.want](request, texts),

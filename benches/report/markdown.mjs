@@ -34,6 +34,7 @@ const SUITES = {
   stages: { heading: "Stages", section: stagesSection },
   mlx: { heading: "The addon on MLX beside Python's MLX", section: peersSection },
   processor: { heading: "bfloat16 and int8 on this processor", section: processorSection },
+  gpu: { heading: "A GPU beside the CPU", section: gpuSection },
 };
 const FAMILIES_HEADING = "One model of each family";
 
@@ -46,7 +47,7 @@ export function report(results, charts) {
     ...charts.flatMap((file) => ["", `![${file.replace(".svg", "").replaceAll("-", " ")}](${file})`]),
   ];
   for (const [suite, { heading, section }] of Object.entries(SUITES)) {
-    if (!results[suite]) continue;
+    if (Object.keys(results[suite]?.models ?? {}).length === 0) continue;
     lines.push("", `## ${heading}`);
     for (const model of Object.values(results[suite].models)) {
       lines.push("", `### ${model.title}`, "", ...provenance(model.run), "", ...section(model));
@@ -191,6 +192,41 @@ function processorSection({ peers, processor: { name: processor, flags } }) {
     "",
     `¹ For the same texts; the median of ${rounds} rounds, in brackets their middle half. ² To our float32 vectors. ³ Of about`,
     "ten tokens, alone; the others are set up for throughput.",
+    "",
+    ...introductions(peers),
+  ];
+}
+
+function gpuSection({ adapter, peers }) {
+  const present = Object.entries(peers).filter(([, { seconds }]) => Object.keys(seconds).length > 0);
+  const [, { seconds: onCpu }] = present.find(([name]) => name === REFERENCE);
+  const rows = Object.entries(onCpu).flatMap(([length, counts]) =>
+    Object.keys(counts).map((count) => [
+      length,
+      count,
+      ...present.map(([name, { seconds }]) => {
+        const time = median(seconds[length][count]);
+        const speed = `${(Number(count) / time).toFixed(1)}`;
+        return name === REFERENCE ? speed : `${speed} (${(median(counts[count]) / time).toFixed(2)})`;
+      }),
+    ]),
+  );
+  const cosines = present.map(
+    ([
+      ,
+      {
+        title,
+        cosines: { fitting, cut },
+      },
+    ]) => `${title} ${Math.min(fitting, cut).toFixed(6)}`,
+  );
+  return [
+    `GPU: ${adapter.name}, ${adapter.driver}.`,
+    "",
+    ...table(["tokens", "batch", ...present.map(([, { title }]) => `${title}, texts/s`)], rows),
+    "",
+    "In brackets, times as fast as our float32 on the CPU; medians, and the first time left out.",
+    `Least cosine to that: ${cosines.join("; ")}.`,
     "",
     ...introductions(peers),
   ];

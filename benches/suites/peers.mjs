@@ -9,7 +9,7 @@ const PAUSE_MS = 60;
 /** The peer whose vectors are the reference; `npm test` proves them equal to those of `transformers`. */
 export const REFERENCE = "ours-f32";
 
-const EVERYBODY = Object.keys(PEERS).filter((name) => !name.includes("mlx"));
+const EVERYBODY = Object.keys(PEERS).filter((name) => !/mlx|webgpu/.test(name));
 
 /**
  * Every round starts all peers as fresh processes. They take turns at each task, so that other work on the machine

@@ -7,6 +7,7 @@ import * as path from "node:path";
 import { functionsBelow } from "../../scripts/functions.mjs";
 import { Random } from "../../scripts/random.mjs";
 import { ROOT } from "../../scripts/setup.mjs";
+import { gpuList } from "../suites/gpu.mjs";
 
 /** Packages of Python's standard library that are read beside this repository. */
 const PYTHON_PACKAGES = [
@@ -37,6 +38,10 @@ export function makeLists(folder, sizes, withSymbols) {
     `equal-${count}`,
     textsOfLengths(folder, Array(Number(count)).fill(sizes.equalTokens)),
   ]);
+  const { lengths = [], counts = [] } = sizes.gpu ?? {};
+  const gpu = lengths.flatMap((length) =>
+    counts.map((count) => [gpuList(length, count), textsOfLengths(folder, Array(count).fill(length))]),
+  );
   return {
     ...byLimit(folder, sizes, functions),
     first: functions[0],
@@ -45,7 +50,7 @@ export function makeLists(folder, sizes, withSymbols) {
     bulk: functions.slice(0, sizes.busyTexts),
     queries: questionsAbout(functions),
     random: textsOfLengths(folder, randomLengths(sizes.randomTexts, sizes.randomLongest)),
-    ...Object.fromEntries(equal),
+    ...Object.fromEntries([...equal, ...gpu]),
   };
 }
 
