@@ -23,6 +23,7 @@ import {
 } from "./lib/call_options.js";
 import type {
   Activity,
+  Adapter,
   BackendMemory,
   BackendName,
   EncodedVector,
@@ -42,7 +43,15 @@ import { checkSource, type StreamedVector, streamVectors } from "./lib/stream.js
 
 export type { Activation } from "./lib/activation.js";
 export type { EmbedOptions, EmbedProgress, QueryOptions, StreamOptions } from "./lib/call_options.js";
-export type { BackendMemory, BackendName, EncodedVector, Encoding, PoolingMode, TextOrTokens } from "./lib/engine.js";
+export type {
+  Adapter,
+  BackendMemory,
+  BackendName,
+  EncodedVector,
+  Encoding,
+  PoolingMode,
+  TextOrTokens,
+} from "./lib/engine.js";
 export { AbortError, EmbedderError, type EmbedderErrorCode } from "./lib/errors.js";
 export { pull } from "./lib/hub/pull.js";
 export type { PullOptions, PullProgress } from "./lib/hub/pull_options.js";
@@ -76,6 +85,8 @@ export interface EmbedderInfo extends Activity {
   queryCacheHits: number;
   /** Memory that the backend manages itself; `null` if it leaves that to the system. */
   memory: BackendMemory | null;
+  /** The GPU, if WebGPU computes on one that can be named. */
+  adapter: Adapter | null;
 }
 
 const QUERY_CACHE_SIZE = 128;
@@ -195,7 +206,7 @@ export class Embedder {
   async info(): Promise<EmbedderInfo> {
     return coded(async () => {
       this.#checkOpen();
-      const { backend, isGpu, description } = this.#engine;
+      const { adapter, backend, isGpu, description } = this.#engine;
       const { dimension, maxTokens, pooling, fingerprint } = description;
       const { fallbackReason, truncatedTexts } = this;
       return {
@@ -203,6 +214,7 @@ export class Embedder {
         ...this.#engine.activity(),
         queryCacheHits: this.#queries.hits,
         memory: await this.#engine.memory(),
+        adapter,
       };
     });
   }
@@ -224,7 +236,7 @@ export class Embedder {
     return this.#engine.description.dimension;
   }
 
-  /** What computes: `"mlx"`, `"onnx"` or `"cpu"` in the addon, `"onnx-js"` in the JavaScript fallback. */
+  /** What computes: `"mlx"`, `"webgpu"`, `"onnx"` or `"cpu"` in the addon, `"onnx-js"` in the JavaScript fallback. */
   get backend(): BackendName {
     return this.#engine.backend;
   }

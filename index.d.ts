@@ -58,6 +58,8 @@ export declare class Model {
   get backend(): string
   /** Whether a GPU computes. */
   get isGpu(): boolean
+  /** The GPU, if WebGPU computes on one that can be named; otherwise `null`. */
+  get adapter(): Adapter | null
 }
 
 /** What a model has done since it was loaded, and what is queued. */
@@ -70,6 +72,18 @@ export interface Activity {
   tokens: number
   /** Batches computed. */
   batches: number
+}
+
+/** A GPU as WebGPU sees it. */
+export interface Adapter {
+  /** Its name. */
+  name: string
+  /** Its driver, with its version. */
+  driver: string
+  /** Its memory in bytes; that of the whole machine if it has none of its own. */
+  memoryBytes: number
+  /** The most bytes of one array. */
+  arrayBytes: number
 }
 
 /** Refuses a `config.json` whose model cannot be computed here, so that its weights need not be downloaded. Synchronous. */
@@ -186,7 +200,7 @@ export interface ModelOptions {
   layerNorm?: boolean
   /** Number format of the weights while computing: "auto", "f32", "f16" (MLX), "bf16" (MLX, CPU) or "int8" (CPU). */
   dtype?: string
-  /** "auto", "mlx", "onnx" or "cpu". */
+  /** "auto", "mlx", "webgpu", "onnx" or "cpu". */
   backend?: string
   /** Threads that compute; default: as many as the machine, or its cgroup, offers. */
   threads?: number
@@ -194,6 +208,8 @@ export interface ModelOptions {
   memoryBudget?: number
   /** ONNX Runtime's shared library. */
   onnxRuntimeLibrary?: string
+  /** Where it is kept between processes what a GPU's results were like. */
+  cacheFolder?: string
 }
 
 /** How far a call has come. */

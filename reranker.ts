@@ -2,7 +2,7 @@ import { type Activation, activated, declaredActivation } from "./lib/activation
 import { asyncDispose } from "./lib/async_dispose.js";
 import { loadEngine } from "./lib/backend.js";
 import { call } from "./lib/call.js";
-import type { Activity, BackendMemory, BackendName, Engine } from "./lib/engine.js";
+import type { Activity, Adapter, BackendMemory, BackendName, Engine } from "./lib/engine.js";
 import { closedError, coded, throwIfAborted } from "./lib/errors.js";
 import { modelSource } from "./lib/model_source.js";
 import { invalid } from "./lib/option_rules.js";
@@ -34,6 +34,8 @@ export interface RerankerInfo extends Activity {
   truncatedTexts: number;
   /** Memory that the backend manages itself; `null` if it leaves that to the system. */
   memory: BackendMemory | null;
+  /** The GPU, if WebGPU computes on one that can be named. */
+  adapter: Adapter | null;
 }
 
 /** A text and its score. */
@@ -132,6 +134,7 @@ export class Reranker {
         ...{ backend, isGpu, maxTokens, activation, fingerprint, fallbackReason, truncatedTexts },
         ...this.#engine.activity(),
         memory: await this.#engine.memory(),
+        adapter: this.#engine.adapter,
       };
     });
   }
@@ -147,7 +150,7 @@ export class Reranker {
     await this.close();
   }
 
-  /** What computes: `"mlx"`, `"onnx"` or `"cpu"` in the addon, `"onnx-js"` in the JavaScript fallback. */
+  /** What computes: `"mlx"`, `"webgpu"`, `"onnx"` or `"cpu"` in the addon, `"onnx-js"` in the JavaScript fallback. */
   get backend(): BackendName {
     return this.#engine.backend;
   }

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { packageCacheFolder } from "../scripts/cache-folder.mjs";
+import { packageCacheFolder } from "../lib/cache_folder.js";
 import { cacheFolder, starterModelFolder } from "../scripts/starter-model.mjs";
 import { ROOT } from "./support/models.mjs";
 
@@ -50,5 +50,5 @@ test("the cache folder is computed in one place", () => {
     /XDG_CACHE_HOME\b(?!`)|LOCALAPPDATA|Library\/Caches/.test(readFileSync(path.join(ROOT, name), "utf8")),
   );
   // The first is the Hub's own cache, which Python's libraries share.
-  assert.deepEqual(found.sort(), ["lib/hub/settings.ts", "scripts/cache-folder.mjs"]);
+  assert.deepEqual(found.sort(), ["lib/cache_folder.js", "lib/hub/settings.ts"]);
 });

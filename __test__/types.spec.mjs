@@ -32,7 +32,7 @@ export async function use(lancedb: EmbeddingModule<{ ndims(): number }>): Promis
   const chosen = "int8" as Encoding;
   const any: (Float32Array | Int8Array | Uint8Array)[] = await embedder.embed(["a"], { encoding: chosen });
   const smaller = await Embedder.load("model", { dimensions: 256, layerNorm: true });
-  const backend: "mlx" | "onnx" | "cpu" | "onnx-js" = embedder.backend;
+  const backend: "mlx" | "webgpu" | "onnx" | "cpu" | "onnx-js" = embedder.backend;
   const reason: string | null = embedder.fallbackReason;
   const count: number = embedder.dimension + embedder.maxTokens + embedder.vocabularySize + embedder.truncatedTexts + vectors.length + same.length + query.length;
   init("model", { maxTokens: 1 });

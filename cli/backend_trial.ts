@@ -4,6 +4,7 @@
  */
 
 import { fork } from "node:child_process";
+import type { Adapter } from "../lib/engine.js";
 import type { LoadOptions } from "../lib/load_options.js";
 
 export interface TrialRequest {
@@ -19,6 +20,7 @@ export interface TrialRequest {
 export interface Trial {
   backend: string;
   isGpu: boolean;
+  adapter: Adapter | null;
   dimension: number;
   maxTokens: number;
   pooling: readonly string[];
@@ -84,11 +86,12 @@ async function runTrial({ model, options, texts, measureMs, exportsGraph }: Tria
     const { backend, isGpu, dimension, maxTokens, pooling, fingerprint } = embedder;
     const textsPerSecond = measureMs > 0 ? await measureTexts(embedder, measureMs) : null;
     const queryP50Ms = measureMs > 0 ? await measureQueries(embedder, measureMs) : null;
+    const { adapter } = await embedder.info();
     await embedder.close();
     if (exportsGraph) await exportOnnx(model, options);
     return {
       trial: {
-        ...{ backend, isGpu, dimension, maxTokens, pooling, fingerprint, loadMs, aloneDifference },
+        ...{ backend, isGpu, adapter, dimension, maxTokens, pooling, fingerprint, loadMs, aloneDifference },
         ...{ textsPerSecond, queryP50Ms, vectors: vectors.map((vector) => Array.from(vector)) },
       },
     };

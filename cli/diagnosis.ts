@@ -48,7 +48,7 @@ export interface Report {
 }
 
 /** Most that a component may differ between backends in float32, and between a text alone and in a batch. */
-const TOLERANCE = 1e-5;
+const toleranceOf = (backend: BackendName) => (backend === "webgpu" ? 1e-3 : 1e-5);
 
 /** @param model `null` for the tiny one */
 export function diagnose(machine: Machine, model: string | null, trials: Trials): Report {
@@ -101,7 +101,7 @@ function compareBackends(trials: Trials): Parity[] {
       against: reference.backend,
       maxDifference: difference,
       minCosine: Math.min(...pairs.map(([a, b]) => cosine(a, b))),
-      isWithinTolerance: difference <= TOLERANCE,
+      isWithinTolerance: difference <= toleranceOf(backend),
     };
   });
 }
@@ -132,7 +132,7 @@ function checkMachine(findings: Findings, machine: Machine): void {
 function checkEnvironment(findings: Findings): void {
   const { SEMANTIC_SEARCH_BACKEND: backend, ORT_DYLIB_PATH: library } = process.env;
   if (backend && !(BACKENDS as readonly string[]).includes(backend)) {
-    const fix = 'unset it, or set it to "mlx", "onnx", "cpu" or "onnx-js"';
+    const fix = 'unset it, or set it to "mlx", "webgpu", "onnx", "cpu" or "onnx-js"';
     findings.problem(`SEMANTIC_SEARCH_BACKEND is ${JSON.stringify(backend)}`, fix);
   } else if (backend && backend !== "auto") {
     findings.note(`SEMANTIC_SEARCH_BACKEND makes every "auto" mean ${backend}`, "unset it");
@@ -163,8 +163,9 @@ function checkBackends(
     return report && !report.works ? report : undefined;
   };
   const [onnx, cpu, fallback, mlx] = [failed("onnx"), failed("cpu"), failed("onnx-js"), failed("mlx")];
+  const webgpu = failed("webgpu");
   const modelFix = onnx && MODEL_FIXES[onnx.code];
-  // A wrong model is wrong for all backends: this is one problem, not four.
+  // A wrong model is wrong for all backends: this is one problem, not five.
   if (onnx && modelFix) {
     findings.problem(`the model: ${onnx.reason}`, modelFix);
     return;
@@ -172,6 +173,7 @@ function checkBackends(
   if (onnx) findings.problem(`the addon does not work: ${onnx.reason}`, addonFix(onnx, machine));
   if (cpu && !onnx) findings.problem(`the addon's own kernels do not work: ${cpu.reason}`, addonFix(cpu, machine));
   if (fallback) checkFallback(findings, fallback, machine, onnx !== undefined, model);
+  if (webgpu && !onnx) checkWebGpu(findings, webgpu);
   if (mlx && !onnx) checkMlx(findings, mlx, machine);
   if (backends.some((report) => report.backend === "mlx" && report.works && !report.isGpu)) {
     findings.note('mlx computes on the CPU here, which is for tests: "auto" takes onnx');
@@ -219,6 +221,15 @@ function exportCommand(model: string): string {
   return `semantic-search-native export ${quoted(model)}`;
 }
 
+function checkWebGpu(findings: Findings, { code, reason }: { code: string; reason: string }): void {
+  if (code === "BACKEND_UNAVAILABLE") findings.note(`webgpu: ${reason}`, "with a GPU, install its driver for Vulkan");
+  else
+    findings.problem(
+      `webgpu does not work: ${reason}`,
+      'update the driver of the GPU; until then pass backend: "onnx"',
+    );
+}
+
 function checkMlx(
   findings: Findings,
   { code, reason }: { code: string; reason: string },
@@ -239,13 +250,13 @@ function checkVectors(findings: Findings, backends: readonly BackendReport[], pa
   for (const { backend, against, maxDifference: difference, minCosine, isWithinTolerance } of parity) {
     if (isWithinTolerance) continue;
     const what =
-      `${backend} and ${against} differ by ${difference.toExponential(1)} in a component, by more than ${TOLERANCE} ` +
+      `${backend} and ${against} differ by ${difference.toExponential(1)} in a component, by more than ${toleranceOf(backend)} ` +
       `(lowest cosine ${minCosine.toFixed(6)})`;
     findings.problem(what, advice);
   }
   const working = backends.flatMap((report) => (report.works ? [report] : []));
   for (const { backend, aloneDifference } of working) {
-    if (aloneDifference <= TOLERANCE) continue;
+    if (aloneDifference <= toleranceOf(backend)) continue;
     const by = aloneDifference.toExponential(1);
     findings.problem(`${backend}: a text's vector depends on the other texts of its batch, by ${by}`, advice);
   }

@@ -19,7 +19,7 @@ interface DoctorFlags {
   json?: boolean;
 }
 
-const BACKENDS = ["onnx", "cpu", "onnx-js", "mlx"] as const;
+const BACKENDS = ["onnx", "cpu", "onnx-js", "webgpu", "mlx"] as const;
 /** From dist/cli/. It is copied, since its graph is written next to it. */
 const TRIAL_MODEL = path.join(__dirname, "../../cli/trial_model");
 /** Ten texts with what tokenizers and models get wrong most easily. */
@@ -150,7 +150,7 @@ function page({ machine, model, backends, parity, caches, findings }: Report): s
     const compared = parity.find((other) => other.backend === backend.backend);
     return [
       backend.backend,
-      backend.isGpu ? "works (GPU)" : "works",
+      backend.isGpu || backend.adapter ? `works (${backend.adapter?.name ?? "GPU"})` : "works",
       `loaded in ${Math.round(backend.loadMs)} ms`,
       number(backend.textsPerSecond, "texts/s"),
       backend.queryP50Ms === null ? "" : `query ${number(backend.queryP50Ms, "ms")}`,

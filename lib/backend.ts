@@ -2,11 +2,11 @@ import { unlessAborted } from "./abort.js";
 import type { Engine, Task } from "./engine.js";
 import { AbortError, EmbedderError, ThrownByCaller, toEmbedderError } from "./errors.js";
 import { FallbackEngine } from "./fallback/engine.js";
-import { IdleEngine } from "./idle_engine.js";
 import { chosenBackend, type EngineLoadOptions, type LoadOptions } from "./load_options.js";
 import { openModelFolder, taskOf } from "./model_dir.js";
 import { locate, type ModelSource } from "./model_source.js";
 import { loadAddon, NativeEngine } from "./native.js";
+import { ReloadingEngine } from "./reloading_engine.js";
 
 /** A loaded model, why a faster backend was not taken, and how to load it again on the same backend. */
 interface Loaded {
@@ -32,8 +32,9 @@ export async function loadEngine(
     if (error instanceof AbortError) loading.then((loaded) => loaded.engine.close()).catch(() => {});
     throw error;
   });
+  const reloads = idleTimeoutMs !== undefined || engine.backend === "webgpu";
   return {
-    engine: idleTimeoutMs === undefined ? engine : new IdleEngine(engine, reload, idleTimeoutMs),
+    engine: reloads ? new ReloadingEngine(engine, reload, idleTimeoutMs) : engine,
     dir,
     fallbackReason,
   };

@@ -10,6 +10,8 @@ export type TextOrTokens = string | Uint32Array;
 export interface Engine {
   readonly backend: BackendName;
   readonly isGpu: boolean;
+  /** The GPU, if WebGPU computes on one that can be named. */
+  readonly adapter: Adapter | null;
   readonly description: Description;
   /** Memory that the backend manages itself; `null` if it leaves that to the system. */
   memory(): Promise<BackendMemory | null>;
@@ -97,6 +99,18 @@ export interface BackendMemory {
   peakBytes: number;
 }
 
+/** A GPU as WebGPU sees it. */
+export interface Adapter {
+  /** Its name. */
+  name: string;
+  /** Its driver, with its version. */
+  driver: string;
+  /** Its memory in bytes; that of the whole machine if it has none of its own. */
+  memoryBytes: number;
+  /** Most bytes of one array. */
+  arrayBytes: number;
+}
+
 export interface EngineResult {
   /** One row per text, row-major. */
   vectors: EncodedVector[Encoding];
@@ -142,11 +156,12 @@ export interface EncodedVector {
 export type Encoding = keyof EncodedVector;
 export const ENCODINGS = ["float32", "int8", "binary"] as const satisfies Encoding[];
 
-const BACKEND_NAMES = ["mlx", "onnx", "cpu", "onnx-js"] as const;
+const BACKEND_NAMES = ["mlx", "webgpu", "onnx", "cpu", "onnx-js"] as const;
 /** What may be asked for; `"auto"` is the fastest that works. */
 export const BACKENDS = ["auto", ...BACKEND_NAMES] as const;
 /**
- * What computes: the addon with MLX, with ONNX Runtime or with kernels of its own (`"cpu"`), or the JavaScript fallback.
+ * What computes: the addon with MLX, with ONNX Runtime on a GPU (`"webgpu"`) or on the CPU (`"onnx"`), or with kernels of its
+ * own (`"cpu"`); or the JavaScript fallback.
  *
  * @useDeclaredType
  */
@@ -182,8 +197,8 @@ export interface ModelOptions {
    */
   layerNorm?: boolean;
   /**
-   * Number format of the weights. `"auto"` (default) is float16 on a GPU, or bfloat16 for models whose numbers exceed it,
-   * and float32 elsewhere; `"f16"` is for MLX. `"bf16"` computes in bfloat16, on the CPU only where the processor has
+   * Number format of the weights. `"auto"` (default) is float16 on a GPU of MLX, or bfloat16 for models whose numbers
+   * exceed it, and float32 elsewhere; `"f16"` is for MLX. `"bf16"` computes in bfloat16, on the CPU only where the processor has
    * instructions for it; `"int8"` computes the linear layers in integers, on the CPU. Both are faster, with nearly the same
    * vectors. `onnx-js` needs a quantized ONNX file for int8 (`exportOnnx` with this option writes one).
    */

@@ -24,6 +24,8 @@ const ERROR_CODES = [
   "BACKEND_UNAVAILABLE",
   /** The model failed to run, or returned numbers that are not finite. */
   "INFERENCE_FAILED",
+  /** The GPU failed: its driver was reset, the machine slept, or a batch did not fit. The next call loads the model again. */
+  "DEVICE_LOST",
   /** The operating system could not provide memory or a thread. */
   "RESOURCE_EXHAUSTED",
   /** The process-wide `embed` or `isGpu` was called before `init`. */

@@ -4,8 +4,10 @@ import { existsSync, readdirSync } from "node:fs";
 import path = require("node:path");
 
 import type { ModelOptions as AddonOptions, Call, Model } from "../index.js";
+import { packageCacheFolder } from "./cache_folder.js";
 import {
   type Activity,
+  type Adapter,
   type BackendMemory,
   type BackendName,
   type Description,
@@ -66,13 +68,18 @@ function innermostReasons(error: unknown): string {
 }
 
 /**
- * Options for the addon: with the ONNX Runtime library that was installed, unless the caller or `ORT_DYLIB_PATH` names
- * another.
+ * Options for the addon: with the cache folder, and with the ONNX Runtime library that was installed, unless the caller or
+ * `ORT_DYLIB_PATH` names another.
  */
 export function addonOptions(options: EngineLoadOptions): AddonOptions {
   const onnxRuntimeLibrary =
     options.onnxRuntimeLibrary ?? (process.env.ORT_DYLIB_PATH ? undefined : installedOnnxRuntime());
-  return { ...options, ...(onnxRuntimeLibrary !== undefined && { onnxRuntimeLibrary }) };
+  const cacheFolder = packageCacheFolder();
+  return {
+    ...options,
+    ...(onnxRuntimeLibrary !== undefined && { onnxRuntimeLibrary }),
+    ...(cacheFolder !== undefined && { cacheFolder }),
+  };
 }
 
 /**
@@ -123,6 +130,7 @@ export function checkConfig(file: string): void {
 export class NativeEngine implements Engine {
   readonly backend: BackendName;
   readonly isGpu: boolean;
+  readonly adapter: Adapter | null;
   readonly description: Description;
   readonly fallbackReason: string | null;
   readonly #model: Model;
@@ -133,6 +141,7 @@ export class NativeEngine implements Engine {
     this.#model = model;
     this.backend = model.backend as BackendName;
     this.isGpu = model.isGpu;
+    this.adapter = model.adapter;
     this.description = model.description as Description;
     this.fallbackReason = model.fallbackReason;
   }

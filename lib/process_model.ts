@@ -29,7 +29,11 @@ export function init(
     }
     const backend = chosenBackend(checked.backend);
     if (backend === "onnx-js") {
-      throw invalid("option backend", '"auto", "mlx", "onnx" or "cpu" (the fallback cannot be synchronous)', backend);
+      throw invalid(
+        "option backend",
+        '"auto", "mlx", "webgpu", "onnx" or "cpu" (the fallback cannot be synchronous)',
+        backend,
+      );
     }
     loadAddon().init(source.folder, addonOptions({ ...checked, backend }));
   });

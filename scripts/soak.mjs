@@ -7,7 +7,7 @@
  * children are to be what they were. A wrong vector, any other error, a call that does not end, or growth is a failure:
  * exit code 1.
  *
- * Options: `--minutes`, `--rounds` (how many they are divided into), `--backend` (onnx, cpu, onnx-js, mlx), `--dtype` (f32, bf16,
+ * Options: `--minutes`, `--rounds` (how many they are divided into), `--backend` (onnx, cpu, onnx-js, mlx, webgpu), `--dtype` (f32, bf16,
  * int8), `--seed`, `--workers`, `--model` (a folder; default: a small model of the tests), `--spoil` (expects wrong vectors,
  * to see that they are found).
  */
@@ -340,7 +340,7 @@ async function main() {
     const texts = makeTexts(new Random(seed));
     const expected = await references(model, options, texts);
     if (spoil) for (const vector of expected.document.float32) vector.fill(0);
-    const shared = { model, options, texts, expected, isExact: backend !== "mlx" };
+    const shared = { model, options, texts, expected, isExact: !["mlx", "webgpu"].includes(backend) };
     const start = Date.now();
     for (let number = 0; number < rounds && failures.length === 0; number++) {
       const left = start + minutes * 60_000 - Date.now();

@@ -16,7 +16,7 @@ import * as path from "node:path";
 import { pipeline } from "node:stream/promises";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { inflateRawSync } from "node:zlib";
-import { packageCacheFolder } from "./cache-folder.mjs";
+import { packageCacheFolder } from "../lib/cache_folder.js";
 
 const HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2";
 const HUB_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf";

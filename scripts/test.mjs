@@ -1,13 +1,14 @@
 /**
  * `npm test`: sets everything up and runs every check. Each step is one line with its time; a failing one shows its
- * output. `npm test -- --only=<step>` runs one step (and the set-up it needs), `--list` names them; with `--write`, the
+ * output, and one that cannot run here says why. `npm test -- --only=<step>` runs one step (and the set-up it needs), `--list` names them; with `--write`, the
  * step `hosts` rewrites its tables in docs/hosts.md. After `npm run build:native -- --mlx=…` MLX is tested as well.
  */
 
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import * as os from "node:os";
 import * as path from "node:path";
+import { withVulkanFaults } from "../__test__/support/vulkan_faults.mjs";
 import { PLATFORMS, thisPlatform } from "../release/platforms.mjs";
 import { checkLicenses } from "./licenses.mjs";
 import { buildReference } from "./reference.mjs";
@@ -24,6 +25,7 @@ import {
   runPackage,
   rustEnvironment,
 } from "./setup.mjs";
+import { bringSoftwareGpu, softwareGpuEnvironment } from "./software-gpu.mjs";
 
 const GENERATED = ["index.js", "index.d.ts"];
 const EXAMPLE = "examples/code-search";
@@ -46,6 +48,28 @@ const BENCHES = ["drivers/candle", "suites/stage_timer"].map((crate) => [
 ]);
 const FUZZ = ["--manifest-path", "fuzz/Cargo.toml"];
 const LOOM = ["--manifest-path", "tests/loom/Cargo.toml"];
+const VULKAN_FAULTS = ["--manifest-path", "tests/vulkan_faults/Cargo.toml"];
+/** Fixtures whose thousands of tokens take half a minute there. */
+const SLOW_ON_SOFTWARE_GPU = ["nomic_mean_dynamic"];
+/** Fixtures whose attention has a mask that another has as well. */
+const ALIKE_STEP_BY_STEP = [
+  "bert_cls_bf16",
+  "bert_cls_f16",
+  "bert_dense",
+  "distilbert",
+  "gemma3",
+  "gte_new",
+  "jina_bert_qk",
+].concat([
+  "nomic_moe",
+  "nomic_partial",
+  "qwen2",
+  "roberta",
+  "static_embedding",
+  "static_mapped",
+  "static_model2vec",
+  "xlm_roberta",
+]);
 const QEMU = "qemu-x86_64-static";
 /** Older processors, by QEMU's names, and the levels of `src/runtime/cpu/level.rs` that they have. */
 const PROCESSORS = { Haswell: "portable,avx2", Nehalem: "portable" };
@@ -64,7 +88,8 @@ const SET_UP = {
 
 const CHECKS = {
   "cargo-fmt": async () => {
-    for (const crate of [[], XTASK, FUZZ, LOOM, ...BENCHES]) await run("cargo", ["fmt", "--check", ...crate], rust);
+    for (const crate of [[], XTASK, FUZZ, LOOM, VULKAN_FAULTS, ...BENCHES])
+      await run("cargo", ["fmt", "--check", ...crate], rust);
   },
   clippy,
   lint: () => runPackage("@biomejs/biome/bin/biome", ["check", "--error-on-warnings", "."]),
@@ -73,6 +98,7 @@ const CHECKS = {
   "cargo-test": cargoTest,
   ...(mlxVariant && { "cargo-test-mlx": cargoTestMlx }),
   ...(hasQemu() && { processors }),
+  webgpu,
   // The queue under all interleavings of its threads. In a folder of its own: nothing else is built with optimization.
   loom: () => countedCargoTest([...LOOM, "--target-dir", "target/loom"]),
   // Before the tests that run the samples of the manual.
@@ -120,11 +146,11 @@ function withMlx() {
 async function clippy() {
   const tests = ["--all-targets", "--no-default-features"];
   // The Node boundary as it is built here; without it all tests, which link without Node.
-  const beside = [...BENCHES, [...FUZZ, "--no-default-features"], [...LOOM, "--all-targets"]].map((crate) => [
-    ...crate,
-    "--target-dir",
-    "target",
-  ]);
+  const beside = [
+    ...BENCHES,
+    [...FUZZ, "--no-default-features"],
+    ...[LOOM, VULKAN_FAULTS].map((crate) => [...crate, "--all-targets"]),
+  ].map((crate) => [...crate, "--target-dir", "target"]);
   const variants = mlxVariant
     ? [["--lib", ...withMlx()], tests, [...tests, ...withMlx()], ["--all-targets", ...XTASK], ...beside]
     : [["--lib"], tests, ...beside];
@@ -185,6 +211,33 @@ async function processors() {
   if (failure) throw failure.reason;
 }
 
+/** The backend webgpu on a GPU that computes on the CPU, and with the faults that a GPU may have. */
+async function webgpu() {
+  const { folder, reason } = await bringSoftwareGpu();
+  if (!folder) throw new Skipped(reason);
+  await run("cargo", ["build", "--locked", ...VULKAN_FAULTS, "--target-dir", "target"], rust);
+  // Under the name that programs open, in a folder that is searched where a test wants it.
+  const faults = path.join(ROOT, "target/vulkan_faults/libvulkan.so.1");
+  mkdirSync(path.dirname(faults), { recursive: true });
+  copyFileSync(path.join(ROOT, "target/debug/libvulkan_faults.so"), faults);
+  const env = {
+    ...softwareGpuEnvironment(folder),
+    SEMANTIC_SEARCH_TEST_WEBGPU: "1",
+    SEMANTIC_SEARCH_VULKAN_FAULTS: faults,
+  };
+  await countedCargoTest([...VULKAN_FAULTS, "--target-dir", "target"], env);
+  // Attention as one operator is wrong with this GPU's subgroups, so with them it is computed step by step.
+  const without = (fixtures) => ({ SEMANTIC_SEARCH_TEST_WITHOUT: fixtures.join() });
+  const whole = { ...withVulkanFaults("whole", env), ...without(SLOW_ON_SOFTWARE_GPU) };
+  const stepByStep = { ...env, ...without([...SLOW_ON_SOFTWARE_GPU, ...ALIKE_STEP_BY_STEP]) };
+  const rustTest = (kind, filter, env) => countedCargoTest(["--no-default-features", kind, "--", ...filter], env);
+  await rustTest("--lib", ["webgpu"], env);
+  await rustTest("--test=golden", ["vectors_of_webgpu"], whole);
+  await rustTest("--test=golden", ["vectors_of_webgpu"], stepByStep);
+  await rustTest("--test=properties", ["alone", "equal_texts", "stay_within", "--skip=cpu"], whole);
+  await nodeTest("__test__/webgpu", env);
+}
+
 /** Other hosts and bundlers, which have packages of their own. `--write` rewrites the tables of what passed. */
 async function hosts() {
   for (const folder of [HOSTS, `${HOSTS}/next`]) await installPackages(folder);
@@ -235,6 +288,9 @@ async function counted(running, summary) {
     throw new CommandError("no tests were run: the command", outcome.output, null);
 }
 
+/** Why a step cannot run on this machine. */
+class Skipped extends Error {}
+
 async function step(name, work) {
   const start = performance.now();
   const failedBefore = failed.tests;
@@ -243,6 +299,10 @@ async function step(name, work) {
     console.log(`ok    ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`);
     return true;
   } catch (error) {
+    if (error instanceof Skipped) {
+      console.log(`skip  ${name}: ${error.message}`);
+      return true;
+    }
     reportFailure(error);
     console.log(`FAIL  ${name} (${((performance.now() - start) / 1000).toFixed(1)} s)`);
     // A check without tests of its own, or one that failed before it came to them, counts as one.

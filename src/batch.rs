@@ -57,6 +57,12 @@ pub const fn bucket(length: usize) -> usize {
     length.next_multiple_of(if step < 4 { 4 } else { step })
 }
 
+/// The [`bucket`] of the longest text of a batch, which ends with the model's table of positions, if it has one.
+#[must_use]
+pub fn padded(longest: usize, positions: Option<usize>) -> usize {
+    bucket(longest).min(positions.unwrap_or(usize::MAX))
+}
+
 /// Groups texts of these lengths (in tokens) into batches of indices.
 #[must_use]
 pub fn plan(lengths: &[usize], limits: Limits) -> Vec<Vec<usize>> {
@@ -141,6 +147,16 @@ mod tests {
             prop_assert_eq!(bucket(padded), padded);
             let distinct: std::collections::BTreeSet<usize> = (1..=8192).map(bucket).collect();
             prop_assert!(distinct.len() <= 80, "{}", distinct.len());
+        }
+
+        #[test]
+        fn padding_ends_with_the_table_of_positions(positions in 1_usize..600, part in 0.0_f64..1.0) {
+            let longest = 1 + (part * positions as f64) as usize;
+            let longest = longest.min(positions);
+            let length = padded(longest, Some(positions));
+            prop_assert!((longest..=positions).contains(&length));
+            prop_assert!(length == positions || length == bucket(longest));
+            prop_assert_eq!(padded(longest, None), bucket(longest));
         }
 
         #[test]

@@ -87,6 +87,12 @@ pub enum Error {
         /// The library's own error, if there was one.
         source: Option<Cause>,
     },
+    /// A model on the GPU is gone: the driver was reset, the machine slept, or there was no memory for a batch.
+    #[error("the GPU failed: {reason}; the model has to be loaded again")]
+    DeviceLost {
+        /// What the runtime said.
+        reason: String,
+    },
     /// The operating system refused memory or a thread.
     #[error("{reason}")]
     ResourceExhausted {
@@ -127,6 +133,7 @@ impl Error {
             Self::TokenizationFailed { .. } => "TOKENIZATION_FAILED",
             Self::BackendUnavailable { .. } => "BACKEND_UNAVAILABLE",
             Self::InferenceFailed { .. } => "INFERENCE_FAILED",
+            Self::DeviceLost { .. } => "DEVICE_LOST",
             Self::ResourceExhausted { .. } => "RESOURCE_EXHAUSTED",
             Self::NotInitialized => "NOT_INITIALIZED",
             Self::AlreadyInitialized { .. } => "ALREADY_INITIALIZED",

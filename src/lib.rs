@@ -23,7 +23,8 @@
 //!   [`graph`], which is plain data. A static model is such a graph of one table.
 //! - [`runtime`] reads such a graph. [`runtime::onnx`] turns it into an ONNX graph, whose initializers point into the
 //!   safetensors file as it was read; [`runtime::cpu`] computes it with kernels of its own, in bfloat16 and int8 above all;
-//!   `runtime::mlx` computes it batch by batch on a GPU.
+//!   [`runtime::webgpu`] is ONNX Runtime on a GPU, held against the CPU before it is used; `runtime::mlx` computes the graph
+//!   batch by batch on Apple's and NVIDIA's GPUs.
 //! - [`int8`] quantizes weights.
 //! - `pieces` splits long texts, so that no more is tokenized than the limit allows.
 //! - [`batch`] and [`vector`] are pure and know neither runtimes nor Node.

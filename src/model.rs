@@ -12,7 +12,7 @@ use crate::memory;
 use crate::model_dir::ModelDir;
 use crate::options::{Options, Task};
 use crate::runtime::onnx::{self, ExportedEncoder, Precision};
-use crate::runtime::{self, Memory};
+use crate::runtime::{self, Adapter, Memory};
 use crate::tokenizer::{Input, TokenizedText, Tokenizer};
 use crate::vector::{Encoding, Finish};
 
@@ -29,6 +29,7 @@ pub struct Model {
     backend: &'static str,
     is_gpu: bool,
     fallback_reason: Option<String>,
+    adapter: Option<Adapter>,
 }
 
 impl Model {
@@ -69,6 +70,7 @@ impl Model {
             backend: runtime.backend,
             is_gpu: runtime.is_gpu,
             fallback_reason,
+            adapter: runtime.adapter.clone(),
             engine: Engine::start(
                 runtime,
                 tokenizer,
@@ -183,6 +185,12 @@ impl Model {
     #[must_use]
     pub fn is_gpu(&self) -> bool {
         self.is_gpu
+    }
+
+    /// The GPU, if WebGPU computes on one that can be named.
+    #[must_use]
+    pub fn adapter(&self) -> Option<&Adapter> {
+        self.adapter.as_ref()
     }
 
     /// Why a faster backend is not used, if one was tried.

@@ -71,7 +71,7 @@ pub struct ModelOptions {
     pub layer_norm: Option<bool>,
     /// Number format of the weights while computing: "auto", "f32", "f16" (MLX), "bf16" (MLX, CPU) or "int8" (CPU).
     pub dtype: Option<String>,
-    /// "auto", "mlx", "onnx" or "cpu".
+    /// "auto", "mlx", "webgpu", "onnx" or "cpu".
     pub backend: Option<String>,
     /// Threads that compute; default: as many as the machine, or its cgroup, offers.
     pub threads: Option<u32>,
@@ -79,6 +79,8 @@ pub struct ModelOptions {
     pub memory_budget: Option<f64>,
     /// ONNX Runtime's shared library.
     pub onnx_runtime_library: Option<String>,
+    /// Where it is kept between processes what a GPU's results were like.
+    pub cache_folder: Option<String>,
 }
 
 impl TryFrom<Option<ModelOptions>> for Options {
@@ -102,6 +104,7 @@ impl TryFrom<Option<ModelOptions>> for Options {
             threads: options.threads.map(|threads| threads as usize),
             memory_budget: options.memory_budget.map(|bytes| bytes as usize),
             onnx_runtime_library: options.onnx_runtime_library.map(PathBuf::from),
+            cache_folder: options.cache_folder.map(PathBuf::from),
         })
     }
 }
@@ -220,6 +223,30 @@ pub struct Memory {
     pub cache_bytes: f64,
     /// The most that was ever in use.
     pub peak_bytes: f64,
+}
+
+/// A GPU as WebGPU sees it.
+#[napi(object)]
+pub struct Adapter {
+    /// Its name.
+    pub name: String,
+    /// Its driver, with its version.
+    pub driver: String,
+    /// Its memory in bytes; that of the whole machine if it has none of its own.
+    pub memory_bytes: f64,
+    /// The most bytes of one array.
+    pub array_bytes: f64,
+}
+
+impl From<&runtime::Adapter> for Adapter {
+    fn from(adapter: &runtime::Adapter) -> Self {
+        Self {
+            name: adapter.name.clone(),
+            driver: adapter.driver.clone(),
+            memory_bytes: adapter.memory_bytes as f64,
+            array_bytes: adapter.array_bytes as f64,
+        }
+    }
 }
 
 /// What a model has done since it was loaded, and what is queued.
@@ -572,6 +599,12 @@ impl Model {
     #[napi(getter)]
     pub fn is_gpu(&self) -> napi::Result<bool, Code> {
         guarded(|| Ok(self.model.is_gpu()))
+    }
+
+    /// The GPU, if WebGPU computes on one that can be named; otherwise `null`.
+    #[napi(getter)]
+    pub fn adapter(&self) -> napi::Result<Option<Adapter>, Code> {
+        guarded(|| Ok(self.model.adapter().map(Adapter::from)))
     }
 }
 

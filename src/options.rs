@@ -41,6 +41,9 @@ pub struct Options {
     /// ONNX Runtime's shared library. Default: the environment variable `ORT_DYLIB_PATH`, then the system's
     /// `libonnxruntime`.
     pub onnx_runtime_library: Option<PathBuf>,
+    /// Where it is kept between processes what a GPU's results were like. Default: nowhere, so that they are compared with
+    /// the CPU's whenever a model is loaded on a GPU by WebGPU.
+    pub cache_folder: Option<PathBuf>,
 }
 
 impl Options {
@@ -113,7 +116,8 @@ impl FromStr for Dtype {
 /// A runtime, by its name for users.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// MLX if it has a GPU, otherwise ONNX Runtime.
+    /// MLX if it has a GPU, otherwise WebGPU if there is a GPU that computes the model right and faster than the CPU,
+    /// otherwise the CPU.
     #[default]
     Auto,
     /// MLX, on a GPU or, if there is none, on the CPU.
@@ -122,6 +126,8 @@ pub enum Backend {
     Onnx,
     /// Our own kernels on the CPU.
     Cpu,
+    /// ONNX Runtime on a GPU.
+    WebGpu,
 }
 
 impl FromStr for Backend {
@@ -133,6 +139,7 @@ impl FromStr for Backend {
             ("mlx", Self::Mlx),
             ("onnx", Self::Onnx),
             ("cpu", Self::Cpu),
+            ("webgpu", Self::WebGpu),
         ];
         named("backend", name, &all)
     }

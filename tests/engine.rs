@@ -111,7 +111,7 @@ fn order_of_ends(
 
 #[test]
 fn queries_and_single_texts_overtake_bulk_work() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let calls = vec![
             ("bulk", texts("bulk", 3000), false),
@@ -125,7 +125,7 @@ fn queries_and_single_texts_overtake_bulk_work() {
 
 #[test]
 fn queries_overtake_single_texts() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let mut calls: Vec<_> = (0..400)
             .map(|i| ("single", vec![format!("single {i}")], false))
@@ -140,7 +140,7 @@ fn queries_overtake_single_texts() {
 /// Calls of one text share batches. Each gets its own vector, tokens and truncation; one that is cancelled harms no other.
 #[test]
 fn single_texts_that_wait_are_computed_together() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         for is_query in [false, true] {
             let options = Options {
                 max_tokens: Some(16),
@@ -189,7 +189,7 @@ fn single_texts_that_wait_are_computed_together() {
 /// Calls take turns: a small one does not wait for the whole of a large one.
 #[test]
 fn bulk_calls_share_the_workers() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let calls = vec![
             ("large", texts("large", 3000), false),
@@ -206,7 +206,7 @@ fn bulk_calls_share_the_workers() {
 /// Windows, repetitions across windows and the way back into order.
 #[test]
 fn every_text_of_a_long_call_gets_its_own_vector() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let mut all = texts("long", 2500);
         all.extend(texts("long", 700));
@@ -256,7 +256,7 @@ impl Sink for Recorder {
 #[test]
 fn vectors_leave_with_their_batch_and_are_those_of_a_whole_call() {
     const THREADS: usize = 2;
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let options = Options {
             threads: Some(THREADS),
             max_tokens: Some(32),
@@ -355,7 +355,7 @@ fn a_sink_that_fails_ends_its_call() {
             self.0.send(outcome).unwrap();
         }
     }
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let (sender, outcome) = mpsc::channel();
         model.stream(
@@ -371,7 +371,7 @@ fn a_sink_that_fails_ends_its_call() {
 
 #[test]
 fn progress_grows() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let (ticket, outcome) = submit(&model, texts("progress", 2000), false);
         assert_eq!(model.activity().calls, 1);
@@ -391,7 +391,7 @@ fn progress_grows() {
 
 #[test]
 fn a_cancelled_call_ends_and_harms_no_other() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let expected = model.embed(texts("other", 200), false).unwrap();
 
@@ -444,7 +444,7 @@ fn busy_model(backend: Backend) -> (Model, Arc<Ticket>, Outcome) {
 /// Not only its answer: the next call need not wait for the end of its batch, and the worker is as good as before.
 #[test]
 fn what_a_cancelled_call_computes_is_interrupted() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let (model, ticket, outcome) = busy_model(backend);
         ticket.cancel();
         assert!(matches!(outcome.recv().unwrap(), Err(Error::Aborted)));
@@ -459,7 +459,7 @@ fn what_a_cancelled_call_computes_is_interrupted() {
 
 #[test]
 fn closing_interrupts_what_is_computed() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let (model, _, outcome) = busy_model(backend);
         let (closed, has_closed) = mpsc::channel();
         std::thread::spawn(move || {
@@ -476,7 +476,7 @@ fn closing_interrupts_what_is_computed() {
 /// As an environment of Node.js does that is torn down.
 #[test]
 fn who_closes_and_cannot_wait_does_not_wait_long() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let (model, _, outcome) = busy_model(backend);
         let start = std::time::Instant::now();
         model.close_soon();
@@ -489,7 +489,7 @@ fn who_closes_and_cannot_wait_does_not_wait_long() {
 
 #[test]
 fn closing_ends_every_call() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let outcomes: Vec<Outcome> = (0..20)
             .map(|call| submit(&model, texts("close", 1 + call * 100), call % 3 == 0).1)
@@ -511,7 +511,7 @@ fn closing_ends_every_call() {
 /// Work begins before all workers are there, and the model may be gone before they are.
 #[test]
 fn the_first_worker_is_enough() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let options = Options {
             threads: Some(4),
             ..setup::options_for(backend)
@@ -530,7 +530,7 @@ fn the_first_worker_is_enough() {
 
 #[test]
 fn a_memory_budget_makes_batches_smaller_and_changes_no_vector() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let words = vec!["word ".repeat(20); 40];
         let texts: Vec<String> = words
             .iter()
@@ -557,7 +557,7 @@ fn a_memory_budget_makes_batches_smaller_and_changes_no_vector() {
 /// Many callers, calls of all kinds, cancelled at random: every one of them is answered once, and rightly.
 #[test]
 fn a_storm_of_calls_is_answered() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = model(backend);
         let pool = texts("storm", 40);
         let expected = model.embed(pool.clone(), false).unwrap().vectors;
@@ -640,6 +640,7 @@ fn a_thread_that_is_refused_ends_those_before_it() {
         },
         workers: (0..4).map(|_| worker()).collect(),
         urgent_worker: worker(),
+        adapter: None,
     };
     let dir = ModelDir::read(&setup::fixture("nomic_cls"), &Options::default()).unwrap();
     let tokenizer = Tokenizer::load(&dir).unwrap();

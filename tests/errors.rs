@@ -262,7 +262,7 @@ fn windows_repeat_by_a_pattern_or_a_list() {
 /// Whatever the backend: the others take no float16 at all.
 #[test]
 fn float16_is_refused_where_numbers_exceed_it() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         for fixture in ["qwen2", "qwen3", "gemma3"] {
             let options = Options {
                 dtype: Dtype::F16,
@@ -811,7 +811,7 @@ fn ids_of_a_post_processor_are_checked_on_every_backend() {
             }),
         ),
     ] {
-        for &backend in setup::BACKENDS {
+        for &backend in *setup::BACKENDS {
             let result = load_spoiled_with("bert_mean", &setup::options_for(backend), |folder| {
                 set(
                     &folder.join("tokenizer.json"),

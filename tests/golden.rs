@@ -101,6 +101,14 @@ fn vectors_of_cpu_are_those_of_the_reference() {
     check_all_on(Backend::Cpu);
 }
 
+/// Where `npm test` has a GPU for it, or one in software.
+#[test]
+fn vectors_of_webgpu_are_those_of_the_reference() {
+    if setup::on_webgpu() {
+        check_all_on(Backend::WebGpu);
+    }
+}
+
 #[cfg(mlx)]
 #[test]
 fn vectors_of_mlx_are_those_of_the_reference() {

@@ -776,7 +776,7 @@ fn check(encoder: &Encoder) {
         })
         .collect();
     // Rounding may choose another expert.
-    let backends = if margin > 1e-4 { setup::BACKENDS } else { &[] };
+    let backends = if margin > 1e-4 { *setup::BACKENDS } else { &[] };
     for &backend in backends {
         let options = Options {
             ..setup::options_for(backend)

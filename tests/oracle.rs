@@ -400,7 +400,7 @@ fn compare<Config: DeserializeOwned>(
 ) {
     let folder = tempfile::tempdir().unwrap();
     write_folder(folder.path(), config, weights);
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let options = Options {
             pooling: Some(pooling),
             threads: Some(2),

@@ -48,7 +48,7 @@ fn golden() -> Golden {
 #[test]
 fn cut_vectors_are_those_of_sentence_transformers() {
     let golden = golden();
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         for CutCase {
             folder,
             options,

@@ -66,7 +66,7 @@ fn load(name: &str) -> Model {
 
 #[test]
 fn scores_are_those_of_the_reference() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         for name in RERANKERS {
             let golden = golden(name);
             let model = Model::load(&folder(name), &options_for(backend)).unwrap();
@@ -90,7 +90,7 @@ fn scores_are_those_of_the_reference() {
 
 #[test]
 fn a_score_depends_on_its_own_pair_only() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         for name in RERANKERS {
             let model = Model::load(&folder(name), &options_for(backend)).unwrap();
             // Several of each length, repetitions among them.

@@ -67,7 +67,7 @@ fn a_text_without_tokens_has_a_vector_of_zeros() {
         ("static_mapped", ""),
         ("static_model2vec", "☃ ☃"),
     ];
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         for (fixture, text) in without {
             let options = Options {
                 document_prompt: Some(String::new()),

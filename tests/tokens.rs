@@ -48,7 +48,7 @@ fn assert_refused(result: Result<Embeddings, Error>, named: &[&str]) {
 /// To the last bit: the same ids in the same batches. The kind adds nothing to them.
 #[test]
 fn the_ids_of_a_text_give_its_vector() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         for name in ["nomic_cls", "nomic_mean_dynamic", "bert_mean"] {
             let model = load(name, backend, None);
             for is_query in [false, true] {
@@ -72,7 +72,7 @@ fn the_ids_of_a_text_give_its_vector() {
 /// Equal ids are computed once; a text and its ids are two.
 #[test]
 fn texts_and_ids_keep_their_order_and_are_told_apart() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = load("bert_mean", backend, None);
         let [first, second] = [TEXTS[0], TEXTS[2]].map(|text| ids(&model, text, false));
         let rows = |embeddings: &Embeddings| -> Vec<Vec<f32>> {
@@ -144,7 +144,7 @@ fn ids_beyond_the_limit_are_cut_off_on_the_side_that_the_model_says() {
     json["truncation_side"] = "left".into();
     std::fs::write(path, json.to_string()).unwrap();
     let right = setup::fixture("bert_mean");
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         for (folder, kept) in [(&*right, 0..8), (left.path(), 4..12)] {
             let load = |folder: &Path, max_tokens| {
                 let options = Options {
@@ -176,7 +176,7 @@ fn ids_beyond_the_limit_are_cut_off_on_the_side_that_the_model_says() {
 
 #[test]
 fn every_id_of_the_model_is_taken() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = load("bert_mean", backend, None);
         let rows = model.dir().encoder.facts().vocabulary as u32;
         let embeddings = model.embed(vec![vec![0], vec![rows - 1], vec![0, rows - 1]], false);
@@ -187,7 +187,7 @@ fn every_id_of_the_model_is_taken() {
 /// Wherever they stand, also where they would be cut off; alone, among a few, and in a call that is tokenized in steps.
 #[test]
 fn ids_that_are_none_are_refused_and_harm_nobody() {
-    for &backend in setup::BACKENDS {
+    for &backend in *setup::BACKENDS {
         let model = load("bert_mean", backend, Some(8));
         let rows = model.dir().encoder.facts().vocabulary as u32;
         let limit = format!("from 0 to {}", rows - 1);

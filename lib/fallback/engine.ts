@@ -21,6 +21,7 @@ const abandoned = new FinalizationRegistry<ChildProcess>((child) => child.kill("
 export class FallbackEngine implements Engine {
   readonly backend = "onnx-js";
   readonly isGpu = false;
+  readonly adapter = null;
   readonly description: Description;
   readonly #input: FallbackInput;
   #process: Promise<FallbackProcess>;

@@ -153,6 +153,19 @@ impl Numbering {
             Self::NotPadding { padding } => padding + 1,
         }
     }
+
+    /// The row of each token of a text.
+    pub fn rows(self, ids: &[u32]) -> impl Iterator<Item = usize> {
+        let mut before = self.first_row();
+        ids.iter().enumerate().map(move |(index, &id)| match self {
+            Self::Index => index,
+            Self::NotPadding { padding } if id as usize == padding => padding,
+            Self::NotPadding { .. } => {
+                before += 1;
+                before - 1
+            }
+        })
+    }
 }
 
 /// Element-wise non-linearity.
@@ -194,6 +207,24 @@ impl Rotary {
             scaling: None,
         }
     }
+
+    /// [`NtkScaling::base_growth`] for a text of this length, or 1.
+    #[must_use]
+    pub fn growth(&self, length: usize) -> f64 {
+        self.scaling
+            .map_or(1.0, |scaling| scaling.base_growth(length))
+    }
+
+    /// The angle between neighbouring positions, for each pair of dimensions: `base^(−2i/d) / position_divisor`, with the
+    /// base of this [`Self::growth`].
+    #[must_use]
+    pub fn frequencies(&self, growth: f64) -> Vec<f32> {
+        let dimensions = self.dimensions as f64;
+        let base = self.base * growth.powf(dimensions / (dimensions - 2.0));
+        let frequency =
+            |i: usize| (base.powf(-2.0 * i as f64 / dimensions) / self.position_divisor) as f32;
+        (0..self.dimensions / 2).map(frequency).collect()
+    }
 }
 
 /// Dynamic NTK scaling: a text of `L > trained_positions` tokens is rotated with the base
@@ -213,6 +244,13 @@ impl NtkScaling {
     pub fn base_growth(&self, length: usize) -> f64 {
         (self.factor * length as f64 / self.trained_positions as f64 - (self.factor - 1.0)).max(1.0)
     }
+}
+
+/// How the bases of these rotations grow for a text of this length.
+#[must_use]
+pub fn base_growths(scalings: &[NtkScaling], length: usize) -> Vec<f64> {
+    let growths = scalings.iter().map(|scaling| scaling.base_growth(length));
+    growths.collect()
 }
 
 /// Settings of a self-attention.
@@ -298,7 +336,13 @@ impl RelativeBias {
     /// each direction. The nearer half of these are for one distance each, the others for ranges that grow exponentially.
     #[must_use]
     pub fn bucket(&self, distance: i64) -> usize {
-        let of_direction = self.table.shape[0] / 2;
+        Self::row(self.table.shape[0], self.most_distance, distance)
+    }
+
+    /// [`Self::bucket`] of a table with so many rows.
+    #[must_use]
+    pub fn row(rows: usize, most_distance: usize, distance: i64) -> usize {
+        let of_direction = rows / 2;
         let first = if distance > 0 { of_direction } else { 0 };
         let distance = distance.unsigned_abs() as usize;
         let exact = of_direction / 2;
@@ -307,7 +351,7 @@ impl RelativeBias {
         }
         // In float32, as the reference does it: what is rounded down depends on it.
         let growth = (distance as f32 / exact as f32).ln();
-        let growth = growth / (self.most_distance as f32 / exact as f32).ln();
+        let growth = growth / (most_distance as f32 / exact as f32).ln();
         let bucket = exact + (growth * (of_direction - exact) as f32) as usize;
         first + bucket.min(of_direction - 1)
     }
@@ -412,6 +456,22 @@ impl Pooling {
             Self::WeightedMean => "weightedmean",
             Self::LastToken => "lasttoken",
         }
+    }
+
+    /// What the states of the tokens of a text of this length are multiplied by before they are added up; of the maximum,
+    /// which is no sum, nothing.
+    #[must_use]
+    pub fn weights(self, length: usize) -> Vec<f32> {
+        let count = length as f64;
+        let weight = |place: usize| match self {
+            Self::Cls => f64::from(u8::from(place == 0)),
+            Self::LastToken => f64::from(u8::from(place + 1 == length)),
+            Self::Mean => count.recip(),
+            Self::MeanSqrtLength => count.sqrt().recip(),
+            Self::WeightedMean => (place + 1) as f64 / (count * (count + 1.0) / 2.0),
+            Self::Max => 0.0,
+        };
+        (0..length).map(|place| weight(place) as f32).collect()
     }
 
     /// The pooling of this name.

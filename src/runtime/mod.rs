@@ -6,10 +6,12 @@ pub mod mlx;
 pub mod onnx;
 pub mod shutdown;
 pub mod stop;
+pub mod webgpu;
 
 use std::sync::Arc;
 
 use self::stop::Stop;
+pub use self::webgpu::Adapter;
 use crate::batch::Limits;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -63,6 +65,8 @@ pub struct Runtime {
     pub workers: Vec<MakeWorker>,
     /// A worker for urgent work, with a thread of its own: it uses the whole machine for one batch.
     pub urgent_worker: MakeWorker,
+    /// The GPU that computes, if it can be named.
+    pub adapter: Option<Adapter>,
 }
 
 /// The memory of a runtime that manages its own, in bytes.
@@ -76,8 +80,8 @@ pub struct Memory {
     pub peak_bytes: usize,
 }
 
-/// Loads a pooled encoder on the backend that the options name, or on the first one that works. Also returns why a faster
-/// backend is not used, if one was tried.
+/// Loads a pooled encoder on the backend that the options name, or on the first one that works. Also returns why faster
+/// backends are not used, if any were tried.
 ///
 /// # Errors
 /// The named backend does not work, or none does; the number format does not fit the encoder.
@@ -97,35 +101,65 @@ pub fn load(
     };
     let load_cpu = || cpu::load(graph, checkpoint, options, threads);
     let load_mlx = |needs_gpu| load_mlx(graph, checkpoint, options, needs_gpu);
-    // Without a GPU: ONNX Runtime, which computes in float32 alone.
-    let load_slower = || match options.dtype {
-        Dtype::BF16 | Dtype::Int8 => load_cpu(),
-        Dtype::Auto | Dtype::F32 | Dtype::F16 => load_onnx(),
-    };
-    match options.backend {
+    let load_webgpu = || webgpu::load(graph, checkpoint, options, threads);
+    let runtime = match options.backend {
         Backend::Mlx if options.dtype == Dtype::Int8 => Err(refused_by_mlx(options.dtype)),
-        Backend::Mlx => Ok((load_mlx(false)?, None)),
-        Backend::Onnx => Ok((load_onnx()?, None)),
-        Backend::Cpu => Ok((load_cpu()?, None)),
-        // MLX does not compute in int8; asking for it is asking for the CPU.
-        Backend::Auto if cfg!(mlx) && options.dtype != Dtype::Int8 => match load_mlx(true) {
-            Ok(runtime) => Ok((runtime, None)),
-            Err(mlx) => match load_slower() {
-                Ok(runtime) => Ok((runtime, Some(mlx.to_string()))),
-                Err(Error::BackendUnavailable {
+        Backend::Mlx => load_mlx(false),
+        Backend::Onnx => load_onnx(),
+        Backend::Cpu => load_cpu(),
+        Backend::WebGpu => load_webgpu(),
+        Backend::Auto => {
+            // Without the library, ONNX Runtime on the CPU says so below.
+            let is_possible = webgpu::check_dtype(options.dtype).is_ok()
+                && onnx::environment(options.onnx_runtime_library.as_deref()).is_ok();
+            let mut refusals = Vec::new();
+            // MLX does not compute in int8; asking for it is asking for the CPU.
+            let by_mlx = (cfg!(mlx) && options.dtype != Dtype::Int8).then(|| load_mlx(true));
+            if let Some(runtime) = or_refused(by_mlx, &mut refusals) {
+                return Ok((runtime, None));
+            }
+            let by_webgpu = is_possible.then(load_webgpu);
+            if let Some(runtime) = or_refused(by_webgpu, &mut refusals) {
+                return Ok((runtime, reasons(&refusals)));
+            }
+            // Without a GPU: ONNX Runtime, which computes in float32 alone.
+            let by_cpu = match options.dtype {
+                Dtype::BF16 | Dtype::Int8 => load_cpu(),
+                Dtype::Auto | Dtype::F32 | Dtype::F16 => load_onnx(),
+            };
+            return match (by_cpu, reasons(&refusals)) {
+                (
+                    Err(Error::BackendUnavailable {
+                        backend,
+                        reason,
+                        source,
+                    }),
+                    Some(refusals),
+                ) => Err(Error::BackendUnavailable {
                     backend,
-                    reason,
-                    source,
-                }) => Err(Error::BackendUnavailable {
-                    backend,
-                    reason: format!("{reason} (tried before: {mlx})"),
+                    reason: format!("{reason} (tried before: {refusals})"),
                     source,
                 }),
-                Err(error) => Err(error),
-            },
-        },
-        Backend::Auto => Ok((load_slower()?, None)),
+                (runtime, refusals) => runtime.map(|runtime| (runtime, refusals)),
+            };
+        }
+    };
+    Ok((runtime?, None))
+}
+
+/// A runtime that was loaded; otherwise why it was not.
+fn or_refused(loaded: Option<Result<Runtime>>, refusals: &mut Vec<String>) -> Option<Runtime> {
+    match loaded? {
+        Ok(runtime) => Some(runtime),
+        Err(error) => {
+            refusals.push(error.to_string());
+            None
+        }
     }
+}
+
+fn reasons(refusals: &[String]) -> Option<String> {
+    (!refusals.is_empty()).then(|| refusals.join("; "))
 }
 
 /// The error for a number format that a backend does not compute in.

@@ -174,9 +174,31 @@ impl<T> Drop for Guarded<T> {
     }
 }
 
+/// What is left to do once all threads have left, before the destructors run.
+static LAST: Mutex<Vec<fn()>> = Mutex::new(Vec::new());
+
+/// Lets `work` be done when the process ends, unless it ends without destructors. It may enter libraries.
+pub fn before_destructors(work: fn()) {
+    lock(&LAST).push(work);
+}
+
 /// Lets no more threads in, interrupts what runs, and waits for the threads inside. Returns whether all have left.
 #[cfg(unix)]
 fn shut() -> bool {
+    let is_empty = close_doors();
+    if is_empty {
+        let last = std::mem::take(&mut *lock(&LAST));
+        // Nobody else is inside, nor will be.
+        IS_INSIDE.set(true);
+        for work in last {
+            work();
+        }
+    }
+    is_empty
+}
+
+#[cfg(unix)]
+fn close_doors() -> bool {
     if std::mem::replace(&mut lock(&OCCUPANCY).is_ending, true) {
         return true;
     }

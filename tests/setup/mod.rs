@@ -13,12 +13,22 @@ use semantic_search_native::{Error, Input, Model};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The backends of this build. MLX is among them in a build with the feature `mlx`.
-pub const BACKENDS: &[Backend] = if cfg!(mlx) {
-    &[Backend::Onnx, Backend::Cpu, Backend::Mlx]
-} else {
-    &[Backend::Onnx, Backend::Cpu]
-};
+/// The backends of this build, MLX among them with the feature `mlx`; on a machine with a GPU for WebGPU, or one in software,
+/// WebGPU alone if `SEMANTIC_SEARCH_TEST_WEBGPU` is set, which the step `webgpu` of `npm test` does.
+pub static BACKENDS: LazyLock<&[Backend]> = LazyLock::new(|| {
+    if on_webgpu() {
+        &[Backend::WebGpu]
+    } else if cfg!(mlx) {
+        &[Backend::Onnx, Backend::Cpu, Backend::Mlx]
+    } else {
+        &[Backend::Onnx, Backend::Cpu]
+    }
+});
+
+/// Whether tests are to run on WebGPU.
+pub fn on_webgpu() -> bool {
+    std::env::var_os("SEMANTIC_SEARCH_TEST_WEBGPU").is_some()
+}
 
 /// The repository: the folder of this package, or the one above, where the fuzz targets have a package of their own.
 fn repository() -> &'static Path {
@@ -95,10 +105,22 @@ pub static ENCODERS: LazyLock<Vec<String>> = LazyLock::new(|| {
 
 /// Options for a backend, computing in float32 also where it has a GPU.
 pub fn options_for(backend: Backend) -> Options {
+    /// A model that stays, and with it WebGPU's device and the kernels that it has compiled, which takes seconds.
+    static STAYS: LazyLock<Model> =
+        LazyLock::new(|| Model::load(&fixture("bert_mean"), &options_of(Backend::WebGpu)).unwrap());
+    if backend == Backend::WebGpu {
+        LazyLock::force(&STAYS);
+    }
+    options_of(backend)
+}
+
+fn options_of(backend: Backend) -> Options {
     Options {
+        cache_folder: Some(env!("CARGO_TARGET_TMPDIR").into()),
         backend,
         dtype: Dtype::F32,
-        onnx_runtime_library: (backend == Backend::Onnx).then(onnx_runtime_library),
+        onnx_runtime_library: matches!(backend, Backend::Onnx | Backend::WebGpu)
+            .then(onnx_runtime_library),
         ..Options::default()
     }
 }
@@ -150,7 +172,7 @@ pub fn starter_model() -> PathBuf {
                 .args([
                     "--input-type=module",
                     "--eval",
-                    "import { packageCacheFolder } from './scripts/cache-folder.mjs'; \
+                    "import { packageCacheFolder } from './lib/cache_folder.js'; \
                      console.log(packageCacheFolder())",
                 ])
                 .output()

@@ -478,14 +478,9 @@ struct Angles {
 impl Rotations {
     /// The angles of each text.
     fn of(&mut self, rotary: &Rotary, places: &[Range<usize>]) -> Result<Vec<usize>> {
-        let growth = |length| {
-            rotary
-                .scaling
-                .map_or(1.0, |scaling| scaling.base_growth(length))
-        };
         places
             .iter()
-            .map(|place| self.angles_of(rotary, growth(place.len()), place.len()))
+            .map(|place| self.angles_of(rotary, rotary.growth(place.len()), place.len()))
             .collect()
     }
 
@@ -501,12 +496,7 @@ impl Rotations {
             });
             self.0.len() - 1
         });
-        let dimensions = rotary.dimensions as f64;
-        let base = rotary.base * growth.powf(dimensions / (dimensions - 2.0));
-        let half = rotary.dimensions / 2;
-        let frequency =
-            |i: usize| (base.powf(-2.0 * i as f64 / dimensions) / rotary.position_divisor) as f32;
-        let frequencies: Vec<f32> = (0..half).map(frequency).collect();
+        let frequencies = rotary.frequencies(growth);
         let numbers = &mut self.0[place].numbers;
         let known = numbers.len() / rotary.dimensions;
         if known < length {

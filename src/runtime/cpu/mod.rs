@@ -152,6 +152,7 @@ pub fn load(
         },
         workers: (0..threads).map(|_| worker(Team::ALONE)).collect(),
         urgent_worker: worker(team),
+        adapter: None,
     })
 }
 

@@ -15,7 +15,8 @@ use mlx_rs::transforms::compile::compile;
 use mlx_rs::{Array, ArrayElement, Dtype, ops};
 
 use super::parameters::{Affine, NormWeights, Parameters, Tables, Weights};
-use super::{mlx_error, padded, size};
+use super::{mlx_error, size};
+use crate::batch;
 use crate::error::{Error, Result};
 use crate::graph::{Activation, Graph, Node, Norm, NormKind, Numbering, Op, Pooling, Rotary, Rows};
 use crate::runtime::stop::Stop;
@@ -112,7 +113,7 @@ impl PaddedBatch {
         let length = if is_scaled {
             longest
         } else {
-            padded(longest, positions)
+            batch::padded(longest, positions)
         };
         // The states of all tokens are the rows of one matrix.
         size(texts.len() * length)?;

@@ -61,10 +61,10 @@ use self::thread::{State, Turn};
 use super::shutdown;
 use super::stop::Stop;
 use super::{MakeWorker, Memory, Runtime, Tokens, Worker};
-use crate::batch::{self, Limits, Padding};
+use crate::batch::{Limits, Padding};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, NtkScaling};
+use crate::graph::{Graph, NtkScaling, base_growths};
 use crate::options::{Dtype, Options};
 
 /// Padded tokens of a batch: on a GPU, which needs many at once, and on a CPU, which gains nothing from more.
@@ -156,6 +156,7 @@ pub fn load(graph: &Graph, checkpoint: &Arc<Checkpoint>, options: &Options) -> R
         // While one waits for the MLX thread, the other tokenizes and prepares the next batch.
         workers: vec![worker(Turn::Last), worker(Turn::Last)],
         urgent_worker: worker(Turn::Next),
+        adapter: None,
     })
 }
 
@@ -213,13 +214,12 @@ impl Worker for MlxWorker {
         let Handle {
             number, positions, ..
         } = *self.handle;
-        let groups = texts.chunk_by(|a, b| self.growths(a.ids.len()) == self.growths(b.ids.len()));
+        let growths = |text: &Tokens| base_growths(&self.handle.scalings, text.ids.len());
+        // Texts share a pass only if their rotations are equal.
+        let groups = texts.chunk_by(|a, b| growths(a) == growths(b));
         let batches = groups.map(|texts| {
             // Texts beyond the trained length have one length: padding would need another rotation.
-            let is_scaled = self
-                .growths(texts[0].ids.len())
-                .iter()
-                .any(|&growth| growth > 1.0);
+            let is_scaled = growths(&texts[0]).iter().any(|&growth| growth > 1.0);
             PaddedBatch::new(texts, positions, is_scaled)
         });
         let batches = batches.collect::<Result<Vec<_>>>()?;
@@ -235,16 +235,6 @@ impl Worker for MlxWorker {
             }
             Ok(vectors)
         })
-    }
-}
-
-impl MlxWorker {
-    /// How the bases of the model's rotations grow for a text of this length. Texts share a pass only if this is equal.
-    fn growths(&self, length: usize) -> Vec<f64> {
-        let scalings = self.handle.scalings.iter();
-        scalings
-            .map(|scaling| scaling.base_growth(length))
-            .collect()
     }
 }
 
@@ -267,12 +257,6 @@ impl MlxModel {
         let vectors = pass.run(&self.graph)?;
         vectors.to_vec_exact::<f32>().map_err(Error::inference)
     }
-}
-
-/// The length to which texts are padded if the longest has this one. It does not exceed the table of positions, since MLX
-/// would read beyond it.
-fn padded(longest: usize, positions: Option<usize>) -> usize {
-    batch::bucket(longest).min(positions.unwrap_or(usize::MAX))
 }
 
 /// A size as MLX takes it.
@@ -321,18 +305,6 @@ fn mlx_error(error: Exception) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn padding_ends_with_the_table_of_positions() {
-        for positions in 1..600 {
-            for longest in 1..=positions {
-                let length = padded(longest, Some(positions));
-                assert!((longest..=positions).contains(&length));
-                assert!(length == positions || length == batch::bucket(longest));
-            }
-        }
-        assert_eq!(padded(100, None), 104);
-    }
 
     #[test]
     fn a_size_that_mlx_cannot_count_is_refused() {

@@ -5,6 +5,7 @@
 
 use super::builder::{GraphBuilder, INPUT, MICROSOFT, States};
 use super::nodes::{float, int};
+use super::padding::{PaddedInput, UNSEEN};
 use super::proto::DataType;
 use crate::graph::{
     Attention, Linear, Mask, Norm, Projections, RelativeBias, Rotary, Rows, alibi_slope,
@@ -67,6 +68,7 @@ impl GraphBuilder {
         let key = self.repeat_heads(&key, attention);
         let value = self.repeat_heads(&value, attention);
         let mixed = match &attention.mask {
+            _ if self.is_padded() => self.mix_padded([&query, &key, &value], attention, rows),
             Mask::Window(reach) => {
                 self.mix_in_window([&query, &key, &value], attention, *reach, rows)
             }
@@ -85,7 +87,7 @@ impl GraphBuilder {
     }
 
     /// Values mixed by the softmax of the scores plus `bias`: `[batch, queries, heads · head_dim]`.
-    fn mix(
+    pub(super) fn mix(
         &mut self,
         query_key_value: [&str; 3],
         attention: &Attention,
@@ -104,7 +106,11 @@ impl GraphBuilder {
     }
 
     /// [`Self::mix`] of every token with those before it, with `kv_heads` of keys and values.
-    fn mix_causal(&mut self, query_key_value: [&str; 3], attention: &Attention) -> String {
+    pub(super) fn mix_causal(
+        &mut self,
+        query_key_value: [&str; 3],
+        attention: &Attention,
+    ) -> String {
         let to_int32 = || vec![int("to", DataType::Int32 as i64)];
         let length = self.length();
         let one = self.int_scalar("one", 1);
@@ -137,7 +143,7 @@ impl GraphBuilder {
             head_dim,
             ..
         } = *attention;
-        if heads == kv_heads || matches!(attention.mask, Mask::Causal) {
+        if heads == kv_heads || (matches!(attention.mask, Mask::Causal) && self.fuses_attention()) {
             return x.to_owned();
         }
         let [apart, times, together] = [
@@ -207,7 +213,7 @@ impl GraphBuilder {
         let [axis_0, axis_1, axis_2] =
             [0, 1, 2].map(|axis| self.ints(&format!("axis_{axis}"), &[axis]));
         // Finite, so that a query beyond the text, which sees nothing, gives no NaN.
-        let [seen, unseen] = [("seen", 0.0), ("unseen", -1e30)]
+        let [seen, unseen] = [("seen", 0.0), ("unseen", UNSEEN)]
             .map(|(name, number)| self.floats(name, &[], [number]));
         let batch = self.shared("batch", "Shape", &[INPUT], vec![int("end", 1)]);
         let ones = self.ints("three_ones", &[1, 1, 1]);
@@ -265,17 +271,39 @@ impl GraphBuilder {
     }
 
     /// What a bias by distance adds: `[1, heads, length, length]`, of first tokens `[1, heads, 1, length]`.
-    fn relative_bias(&mut self, bias: &RelativeBias, rows: Rows) -> String {
-        let named = |what: &str| format!("{}.{what}", bias.table.name);
+    pub(super) fn relative_bias(&mut self, bias: &RelativeBias, rows: Rows) -> String {
+        let which = if rows == Rows::All { "all" } else { "first" };
+        let named = |what: &str| format!("{}.{what}_{which}", bias.table.name);
+        let table = self.weight(&bias.table);
+        // A row for each key: `Transpose` turns the order of all dimensions round.
+        let buckets = if self.is_padded() {
+            self.padded_input(PaddedInput::Buckets {
+                rows: bias.table.shape[0],
+                most_distance: bias.most_distance,
+                is_first: rows != Rows::All,
+            })
+        } else {
+            self.buckets(bias, rows, &named)
+        };
+        let biases = self.shared(&named("pairs"), "Gather", &[&table, &buckets], vec![]);
+        let biases = self.shared(&named("heads"), "Transpose", &[&biases], vec![]);
+        let axis = self.ints("axis_0", &[0]);
+        self.shared(&named("bias"), "Unsqueeze", &[&biases, &axis], vec![])
+    }
+
+    /// The row of a bias for each key and query: `[keys, queries]`.
+    fn buckets(
+        &mut self,
+        bias: &RelativeBias,
+        rows: Rows,
+        named: &impl Fn(&str) -> String,
+    ) -> String {
         // From the farthest distance at which something changes in front of a token to that behind it.
         let most = bias.most_distance as i64;
         let buckets = (-most..=most).map(|distance| bias.bucket(distance) as i64);
-        let buckets = self.ints(&named("buckets"), &buckets.collect::<Vec<_>>());
-        let table = self.weight(&bias.table);
-        // A row for each key: `Transpose` turns the order of all dimensions round.
+        let all = format!("{}.buckets", bias.table.name);
+        let buckets = self.ints(&all, &buckets.collect::<Vec<_>>());
         let distances = self.distances(rows);
-        let which = if rows == Rows::All { "all" } else { "first" };
-        let named = |what: &str| named(&format!("{what}_{which}"));
         let [least, most] =
             [-most, most].map(|limit| self.int_scalar(&format!("distance_{limit}"), limit));
         let inputs = [distances.as_str(), &least, &most];
@@ -283,29 +311,34 @@ impl GraphBuilder {
         let index = self.shared(&named("index"), "Add", &[&near, &most], vec![]);
         // The table comes last. Rows of a constant choice would be taken while a session is made, and be read where they lie
         // according to the graph, not where the session is told that they are.
-        let buckets = self.shared(&named("bucket"), "Gather", &[&buckets, &index], vec![]);
-        let biases = self.shared(&named("pairs"), "Gather", &[&table, &buckets], vec![]);
-        let biases = self.shared(&named("heads"), "Transpose", &[&biases], vec![]);
-        let axis = self.ints("axis_0", &[0]);
-        self.shared(&named("bias"), "Unsqueeze", &[&biases, &axis], vec![])
+        self.shared(&named("bucket"), "Gather", &[&buckets, &index], vec![])
     }
 
     /// What `ALiBi` adds: `[1, heads, length, length]`, of first tokens `[1, heads, 1, length]`.
-    fn alibi(&mut self, heads: usize, rows: Rows) -> String {
+    pub(super) fn alibi(&mut self, heads: usize, rows: Rows) -> String {
         let which = if rows == Rows::All { "all" } else { "first" };
         let named = |what: &str| format!("alibi_{heads}_{what}_{which}");
         let slopes = (0..heads).map(|head| -alibi_slope(head, heads));
         let slopes = self.floats(&format!("alibi_{heads}_slopes"), &[1, heads, 1, 1], slopes);
-        let distances = self.distances(rows);
-        let distances = self.shared(&named("keys"), "Transpose", &[&distances], vec![]);
-        let distances = self.shared(&named("distances"), "Abs", &[&distances], vec![]);
-        let to_float = vec![int("to", DataType::Float as i64)];
-        let distances = self.shared(&named("numbers"), "Cast", &[&distances], to_float);
+        let distances = if self.is_padded() {
+            self.padded_distances(rows)
+        } else {
+            let distances = self.distances(rows);
+            let distances = self.shared(&named("keys"), "Transpose", &[&distances], vec![]);
+            let distances = self.shared(&named("distances"), "Abs", &[&distances], vec![]);
+            let to_float = vec![int("to", DataType::Float as i64)];
+            self.shared(&named("numbers"), "Cast", &[&distances], to_float)
+        };
         self.shared(&named("bias"), "Mul", &[&slopes, &distances], vec![])
     }
 
     /// Cosines and sines of the rotation angles, each `[length, dimensions / 2]`.
     fn rotation(&mut self, rotary: &Rotary) -> (String, String) {
+        if self.is_padded() {
+            let cosines = self.padded_input(PaddedInput::Cosines(*rotary));
+            let sines = self.padded_input(PaddedInput::Sines(*rotary));
+            return (cosines, sines);
+        }
         let known = self.rotaries.iter().position(|known| known == rotary);
         let number = known.unwrap_or(self.rotaries.len());
         if known.is_none() {

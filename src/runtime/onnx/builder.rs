@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Precision;
 use super::nodes::{entry, external, int, node, tensor_info};
 use super::packing::Matrix;
+use super::padding::{PaddedInput, padded_name};
 use super::proto::{
     AttributeProto, DataType, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorProto, ValueInfoProto,
@@ -69,6 +70,13 @@ pub struct QuantizedRows {
     pub scale: String,
 }
 
+/// How a graph for padded texts is written.
+pub(super) struct Padded {
+    /// What it is told about a batch.
+    inputs: Vec<PaddedInput>,
+    fuses_attention: bool,
+}
+
 /// A graph that is being written.
 pub struct GraphBuilder {
     pub(super) precision: Precision,
@@ -84,6 +92,8 @@ pub struct GraphBuilder {
     pub(super) rotaries: Vec<Rotary>,
     /// Whether [`TOKEN_TYPES`] is an input.
     pub(super) takes_token_types: bool,
+    /// Where the texts of a batch are padded; `None` if they have equal lengths.
+    pub(super) padded: Option<Padded>,
     defined: HashSet<String>,
 }
 
@@ -98,8 +108,45 @@ impl GraphBuilder {
             quantized_rows: HashMap::new(),
             rotaries: Vec::new(),
             takes_token_types: false,
+            padded: None,
             defined: HashSet::new(),
         }
+    }
+
+    /// For batches of texts that are padded to one length, in float32; with attention as one operator or step by step.
+    pub fn padded(fuses_attention: bool) -> Self {
+        Self {
+            padded: Some(Padded {
+                inputs: Vec::new(),
+                fuses_attention,
+            }),
+            ..Self::new(Precision::Float)
+        }
+    }
+
+    /// What a batch has to come with, beside ids and types; known once the graph is written.
+    pub fn padded_inputs(&self) -> Vec<PaddedInput> {
+        (self.padded.as_ref()).map_or_else(Vec::new, |padded| padded.inputs.clone())
+    }
+
+    pub(super) const fn is_padded(&self) -> bool {
+        self.padded.is_some()
+    }
+
+    pub(super) fn fuses_attention(&self) -> bool {
+        (self.padded.as_ref()).is_none_or(|padded| padded.fuses_attention)
+    }
+
+    /// The name of an input of a padded graph.
+    pub(super) fn padded_input(&mut self, input: PaddedInput) -> String {
+        let padded = self.padded.as_mut();
+        let inputs = &mut padded.expect("only padded graphs ask for it").inputs;
+        let known = inputs.iter().position(|known| *known == input);
+        let number = known.unwrap_or(inputs.len());
+        if known.is_none() {
+            inputs.push(input);
+        }
+        padded_name(number)
     }
 
     /// The weights that are int8 in the finished graph.
@@ -257,6 +304,10 @@ impl GraphBuilder {
         let inputs = inputs.take(if self.takes_token_types { 2 } else { 1 });
         let dims = ["batch".into(), "length".into()];
         let input = inputs.map(|name| tensor_info(name, DataType::Int64, &dims));
+        let padded = self.padded.iter().flat_map(|padded| &padded.inputs);
+        let padded = padded.enumerate();
+        let padded = padded.map(|(number, input)| input.info(&padded_name(number)));
+        let input = input.chain(padded);
         ModelProto {
             ir_version: 9,
             producer_name: env!("CARGO_PKG_NAME").to_owned(),

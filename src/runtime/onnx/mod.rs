@@ -8,27 +8,30 @@
 //! Bulk workers have one thread each; the urgent worker's session uses all threads. Batches are never padded.
 
 mod attention;
-mod builder;
+pub(super) mod builder;
 mod experts;
 mod nodes;
 mod packing;
+mod padded_attention;
+pub(super) mod padding;
 #[doc(hidden)]
 #[allow(missing_docs, reason = "public for fuzz targets only")]
 pub mod proto;
-mod weights;
+pub(super) mod weights;
 mod write;
 
 use std::path::{Path, PathBuf};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, Session};
 use ort::value::TensorRef;
 
 pub use self::builder::ExportedEncoder;
 use self::builder::{EMBEDDING, GraphBuilder, INPUT, TOKEN_TYPES};
-use self::weights::{Initializers, SharedWeights};
+use self::padding::PaddedInput;
+use self::weights::{GraphWeight, Initializers, SharedWeights};
 use super::shutdown::{self, Guarded};
 use super::stop::{Interrupt, Stop};
 use super::{MakeWorker, Runtime, Tokens, Worker};
@@ -98,16 +101,14 @@ pub fn load(
 ) -> Result<Runtime> {
     let _inside = shutdown::ONNX.enter();
     let environment = environment(options.onnx_runtime_library.as_deref())?;
-    let mut builder = GraphBuilder::new(Precision::Float);
-    let output = builder.write(graph);
-    builder.hold_single_numbers(&checkpoint)?;
-    // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside of the folder.
-    let file = checkpoint.files()[0].path.canonicalize().map_err(|error| {
-        Error::invalid_from(&checkpoint.files()[0].path, "cannot be read", error)
-    })?;
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    let file_name = Path::new(file.file_name().unwrap_or_default());
-    let (encoded, weights) = builder.finish_pooled(&output, graph.width(), file_name);
+    let builder = GraphBuilder::new(Precision::Float);
+    let Written {
+        graph: encoded,
+        weights,
+        file,
+        ..
+    } = write_pooled(builder, graph, &checkpoint)?;
+    let (folder, file_name) = folder_and_name(&file);
     let sessions = Sessions {
         environment,
         folder: folder.display().to_string(),
@@ -149,7 +150,52 @@ pub fn load(
         },
         workers,
         urgent_worker: later(threads),
+        adapter: None,
     })
+}
+
+/// A pooled graph in the format of ONNX.
+pub(super) struct Written {
+    pub graph: Vec<u8>,
+    /// What a session of it has to be given by name.
+    pub weights: Vec<GraphWeight>,
+    /// What a padded batch has to come with.
+    pub inputs: Vec<PaddedInput>,
+    /// The file that its external data names.
+    pub file: PathBuf,
+}
+
+/// Writes a graph whose result is one row per text.
+///
+/// # Errors
+/// The checkpoint's file is gone.
+pub(super) fn write_pooled(
+    mut builder: GraphBuilder,
+    graph: &Graph,
+    checkpoint: &Checkpoint,
+) -> Result<Written> {
+    let output = builder.write(graph);
+    builder.hold_single_numbers(checkpoint)?;
+    // Resolved, since model caches are full of links and ONNX Runtime refuses external data outside of the folder.
+    let file = checkpoint.files()[0].path.canonicalize().map_err(|error| {
+        Error::invalid_from(&checkpoint.files()[0].path, "cannot be read", error)
+    })?;
+    let inputs = builder.padded_inputs();
+    let (_, file_name) = folder_and_name(&file);
+    let (graph, weights) = builder.finish_pooled(&output, graph.width(), file_name);
+    Ok(Written {
+        graph,
+        weights,
+        inputs,
+        file,
+    })
+}
+
+pub(super) fn folder_and_name(file: &Path) -> (&Path, &Path) {
+    (
+        file.parent().unwrap_or(Path::new("/")),
+        Path::new(file.file_name().unwrap_or_default()),
+    )
 }
 
 /// The encoder without pooling, or the pooled graph of a reranker, as an ONNX file for the model's folder, where its initializers point at the checkpoint's
@@ -173,7 +219,7 @@ pub fn export(
 }
 
 /// The process's ONNX Runtime environment, of which there is one; the first library that loads stays.
-fn environment(library: Option<&Path>) -> Result<Environment> {
+pub(super) fn environment(library: Option<&Path>) -> Result<Environment> {
     static ENVIRONMENT: Mutex<Option<Environment>> = Mutex::new(None);
     let mut current = lock(&ENVIRONMENT);
     if let Some(environment) = current.as_ref() {
@@ -195,10 +241,12 @@ fn environment(library: Option<&Path>) -> Result<Environment> {
         // What counts on Windows; elsewhere it comes too late, see `disable_telemetry`.
         .with_telemetry(false)
         // Failures come back as errors; nothing may be written to the host's standard error.
-        .with_logger(Arc::new(|_, _, _, _, _| {}))
+        .with_logger(Arc::new(|_, _, _, place, message| {
+            super::webgpu::note_message(place, message);
+        }))
         .build()
         .map_err(|error| unavailable(error.into()))?;
-    environment.set_log_level(LogLevel::Fatal);
+    environment.set_log_level(LogLevel::Error);
     *current = Some(environment.clone());
     Ok(environment)
 }
@@ -227,10 +275,10 @@ fn default_library() -> PathBuf {
 }
 
 /// How sessions are made.
-struct Sessions {
-    environment: Environment,
+pub(super) struct Sessions {
+    pub environment: Environment,
     /// Where external data of graphs lies.
-    folder: String,
+    pub folder: String,
 }
 
 impl Sessions {
@@ -240,7 +288,16 @@ impl Sessions {
         initializers: &Initializers,
         threads: usize,
     ) -> Result<Session, ort::Error> {
-        let mut builder = Session::builder(&self.environment)?
+        let mut builder = self
+            .builder(threads)?
+            .with_prepacked_weights(&initializers.prepacked)?;
+        initializers.add_to(&mut builder)?;
+        builder.commit_from_memory(graph)
+    }
+
+    /// A session under construction.
+    pub fn builder(&self, threads: usize) -> Result<SessionBuilder, ort::Error> {
+        let builder = Session::builder(&self.environment)?
             .with_log_level(LogLevel::Fatal)?
             .with_optimization_level(GraphOptimizationLevel::Level1)?
             .with_intra_threads(threads)?
@@ -254,10 +311,8 @@ impl Sessions {
             .with_config_entry(
                 "session.model_external_initializers_file_folder_path",
                 &self.folder,
-            )?
-            .with_prepacked_weights(&initializers.prepacked)?;
-        initializers.add_to(&mut builder)?;
-        builder.commit_from_memory(graph)
+            )?;
+        Ok(builder)
     }
 }
 
@@ -274,7 +329,10 @@ struct SessionFactory {
 impl Drop for SessionFactory {
     fn drop(&mut self) {
         // SAFETY: only this factory makes sessions, and whether they read matrices was tested.
-        unsafe { self.weights.give_back(self.are_packed) };
+        unsafe {
+            self.weights
+                .keep_only(&self.weights.read_in_place(self.are_packed));
+        };
     }
 }
 

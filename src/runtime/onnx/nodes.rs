@@ -36,6 +36,15 @@ pub fn int(name: &str, value: i64) -> AttributeProto {
     }
 }
 
+pub fn ints(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto {
+        name: name.to_owned(),
+        ints: values.to_vec(),
+        r#type: AttributeType::Ints as i32,
+        ..AttributeProto::default()
+    }
+}
+
 pub fn float(name: &str, value: f32) -> AttributeProto {
     AttributeProto {
         name: name.to_owned(),

@@ -73,6 +73,8 @@ pub struct AttributeProto {
     pub i: Option<i64>,
     #[prost(bytes = "vec", optional, tag = "4")]
     pub s: Option<Vec<u8>>,
+    #[prost(int64, repeated, packed = "false", tag = "8")]
+    pub ints: Vec<i64>,
     #[prost(enumeration = "AttributeType", tag = "20")]
     pub r#type: i32,
 }
@@ -85,6 +87,7 @@ pub enum AttributeType {
     Float = 1,
     Int = 2,
     String = 3,
+    Ints = 7,
 }
 
 /// A constant tensor: its bytes, or where they lie.

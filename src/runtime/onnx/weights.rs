@@ -4,7 +4,7 @@
 //!
 //! Sessions are given pointers. While a session is made, the kernels of linear layers pack the matrices into a layout of
 //! their own, which all sessions share, and do not read the matrices again: ONNX Runtime itself drops its own initializers
-//! at that point. So once the last session of a model is made, [`SharedWeights::give_back`] returns their pages to the
+//! at that point. So once the last session of a model is made, [`SharedWeights::keep_only`] returns their pages to the
 //! system. What other operators read in place stays: embedding tables, norms and biases.
 //!
 //! ONNX Runtime requires the buffers to outlive the sessions, and as addresses they do. Whether the kernels still read them
@@ -68,6 +68,26 @@ impl Initializers {
         }
         Ok(())
     }
+
+    /// The same for a session on a GPU, which copies them: only what is put into the graph itself reaches another device.
+    pub fn copy_to(&self, builder: &mut SessionBuilder) -> Result<(), ort::Error> {
+        let names: Vec<_> = self.tensors.iter().map(|(name, _)| name.as_ptr()).collect();
+        let tensors: Vec<_> = self
+            .tensors
+            .iter()
+            .map(|(_, tensor)| tensor.ptr())
+            .collect();
+        // SAFETY: all pointers are valid for the call, and names are copied. The tensors' data is valid by the contracts above.
+        unsafe {
+            let status = (ort::api().AddExternalInitializers)(
+                builder.ptr_mut(),
+                names.as_ptr(),
+                tensors.as_ptr(),
+                names.len(),
+            );
+            ort::Error::result_from_status(status)
+        }
+    }
 }
 
 /// A model's weights. Its sessions point into them: workers hold them until their sessions are gone.
@@ -100,7 +120,7 @@ impl SharedWeights {
             };
             let place = addresses(bytes);
             // SAFETY: the bytes lie in the checkpoint or in pages of `converted`, neither of which moves, and this struct
-            // keeps both for as long as the initializers. `give_back` alone changes them.
+            // keeps both for as long as the initializers. `keep_only` alone changes them.
             unsafe {
                 (shared.initializers).add_floats(&tensor.name, &tensor.shape, bytes)?;
             };
@@ -114,24 +134,27 @@ impl SharedWeights {
         Ok(shared)
     }
 
-    /// Returns memory that nothing reads any more to the system: weights that are not initializers and, if the kernels have
-    /// packed them, the matrices.
-    ///
-    /// # Safety
-    /// No more sessions are made from these weights. With `are_packed`, sessions do not read matrices while they run.
-    pub unsafe fn give_back(&self, are_packed: bool) {
-        let kept = if are_packed {
+    /// Where the weights lie that sessions read in place: all that kernels have not packed, if they pack matrices.
+    pub fn read_in_place(&self, are_packed: bool) -> Vec<Range<usize>> {
+        if are_packed {
             self.others.clone()
         } else {
             [&self.others[..], &self.matrices].concat()
-        };
+        }
+    }
+
+    /// Returns the memory of all other weights, and of what the checkpoint holds beside them, to the system.
+    ///
+    /// # Safety
+    /// No more sessions are made from these weights, and those that there are read nothing that is not kept.
+    pub unsafe fn keep_only(&self, kept: &[Range<usize>]) {
         // SAFETY: only this struct has the pages, and refers to them through the initializers only; sessions read those that
         // are kept.
         unsafe {
             for pages in &self.converted {
-                pages.keep_only(&kept);
+                pages.keep_only(kept);
             }
-            Checkpoint::keep_only(&self.checkpoint, &kept);
+            Checkpoint::keep_only(&self.checkpoint, kept);
         }
     }
 }

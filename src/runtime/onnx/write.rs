@@ -11,12 +11,14 @@
 //! Layers behind the pooling stay in float32.
 //!
 //! Texts of a batch have equal lengths: the graph's input is `input_ids` of shape `[batch, length]`, and there is no mask. If
-//! tokens have types, `token_type_ids` of the same shape is a second input.
+//! tokens have types, `token_type_ids` of the same shape is a second input. For a GPU, texts are padded, and the graph has
+//! the inputs of [`padding`](super::padding) as well.
 
 use super::Precision;
 use super::builder::{GraphBuilder, INPUT, MICROSOFT, QuantizedRows, States, TOKEN_TYPES};
 use super::nodes::{float, int, string};
 use super::packing::Matrix;
+use super::padding::PaddedInput;
 use super::proto::DataType;
 use crate::checkpoint::TensorSlice;
 use crate::graph::{
@@ -123,6 +125,10 @@ impl GraphBuilder {
                 let end = self.length_1d();
                 let start = self.ints("slice_start", &[0]);
                 self.op("Slice", &[&table, &start, &end], vec![])
+            }
+            Numbering::NotPadding { padding } if self.is_padded() => {
+                let rows = self.padded_input(PaddedInput::PositionRows { padding });
+                self.op("Gather", &[&table, &rows], vec![])
             }
             Numbering::NotPadding { padding } => {
                 let padding = self.int_scalar("padding", padding as i64);
@@ -242,6 +248,19 @@ impl GraphBuilder {
         }
     }
 
+    /// The ids themselves, as a convolution with a kernel of a single 1.
+    pub fn convolution_of_ids(&mut self) -> States {
+        let ids = self.op("Cast", &[INPUT], vec![int("to", DataType::Float as i64)]);
+        let axes = self.ints("image_axes", &[0, 1]);
+        let image = self.op("Unsqueeze", &[&ids, &axes], vec![]);
+        let kernel = self.floats("kernel", &[1, 1, 1, 1], [1.0]);
+        let image = self.op("Conv", &[&image, &kernel], vec![]);
+        States {
+            name: self.op("Squeeze", &[&image, &axes], vec![]),
+            rows: Rows::First,
+        }
+    }
+
     /// `x · weightᵀ` or, where it is stored transposed, `x · weight`.
     pub(super) fn float_product(&mut self, x: &str, weight: &TensorSlice, kind: Matrix) -> String {
         let weight = self.weight_of(weight, Some(kind));
@@ -309,6 +328,19 @@ impl GraphBuilder {
             Pooling::Cls => {
                 let first = self.int_scalar("first_token", 0);
                 self.op("Gather", &[x, &first], vec![int("axis", 1)])
+            }
+            Pooling::Max if self.is_padded() => {
+                let bias = self.padded_input(PaddedInput::KeyBias);
+                let shape = self.ints("tokens_column", &[0, -1, 1]);
+                let bias = self.shared("token_bias", "Reshape", &[&bias, &shape], vec![]);
+                let seen = self.op("Add", &[x, &bias], vec![]);
+                self.op("ReduceMax", &[&seen, &tokens_axis], no_keepdims())
+            }
+            _ if self.is_padded() => {
+                let weights = self.padded_input(PaddedInput::Weights(pooling));
+                let sum = self.op("MatMul", &[&weights, x], vec![]);
+                let shape = self.ints("text_rows", &[0, -1]);
+                self.op("Reshape", &[&sum, &shape], vec![])
             }
             Pooling::LastToken => {
                 let last = self.int_scalar("last_token", -1);

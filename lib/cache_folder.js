@@ -1,16 +1,19 @@
-import * as os from "node:os";
-import * as path from "node:path";
+// JavaScript, not TypeScript: the scripts run it before anything is compiled.
+
+const os = require("node:os");
+const path = require("node:path");
 
 /**
- * The cache folder of these scripts: the one rule for the starter model, MLX and what benchmarks bring.
- * `SEMANTIC_SEARCH_CACHE`, or else `semantic-search-native` where the system wants caches. The package itself keeps nothing
- * but models of the Hub, by the Hub's rule: see `lib/hub/settings.ts`.
+ * This package's cache folder: the one rule for what a GPU's results were like, the starter model, MLX and what benchmarks
+ * bring.
+ * `SEMANTIC_SEARCH_CACHE`, or else `semantic-search-native` where the system wants caches. The Hub's cache goes by the
+ * Hub's rule, see `hub/settings.ts`.
  *
  * @param {NodeJS.ProcessEnv} [env]
  * @param {NodeJS.Platform} [platform]
  * @returns {string | undefined} `undefined` where the user has no home
  */
-export function packageCacheFolder(env = process.env, platform = process.platform) {
+function packageCacheFolder(env = process.env, platform = process.platform) {
   if (env.SEMANTIC_SEARCH_CACHE) return env.SEMANTIC_SEARCH_CACHE;
   const isWindows = platform === "win32";
   const { join } = isWindows ? path.win32 : path.posix;
@@ -29,3 +32,5 @@ function homeFolder() {
     return undefined;
   }
 }
+
+module.exports = { packageCacheFolder };

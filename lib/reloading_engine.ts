@@ -8,14 +8,19 @@ import {
   type EngineRows,
   type TextOrTokens,
 } from "./engine.js";
+import { toEmbedderError } from "./errors.js";
 
-/** An engine that unloads its weights while it is idle; the next call loads them again. */
-export class IdleEngine implements Engine {
+/**
+ * An engine that unloads its weights while it is idle, if it is told to, and forgets them when the GPU that has them is lost;
+ * the next call loads them again.
+ */
+export class ReloadingEngine implements Engine {
   readonly backend: Engine["backend"];
   readonly isGpu: boolean;
+  readonly adapter: Engine["adapter"];
   readonly description: Engine["description"];
   readonly #reload: () => Promise<Engine>;
-  readonly #timeoutMs: number;
+  readonly #timeoutMs: number | undefined;
   /** Loaded or loading; `undefined` while unloaded. */
   #engine: Promise<Engine> | undefined;
   /** The same, once it is loaded. */
@@ -29,10 +34,12 @@ export class IdleEngine implements Engine {
   /**
    * @param engine The loaded engine.
    * @param reload Loads it again, on the same backend.
+   * @param timeoutMs After so long without a call it is unloaded.
    */
-  constructor(engine: Engine, reload: () => Promise<Engine>, timeoutMs: number) {
+  constructor(engine: Engine, reload: () => Promise<Engine>, timeoutMs: number | undefined) {
     this.backend = engine.backend;
     this.isGpu = engine.isGpu;
+    this.adapter = engine.adapter;
     this.description = engine.description;
     this.#engine = Promise.resolve(engine);
     this.#loaded = engine;
@@ -52,9 +59,14 @@ export class IdleEngine implements Engine {
   async #use<T>(work: (engine: Engine) => Promise<T>): Promise<T> {
     this.#calls++;
     clearTimeout(this.#timer);
+    let engine: Engine | undefined;
     try {
       this.#engine ??= this.#load();
-      return await work(await this.#engine);
+      engine = await this.#engine;
+      return await work(engine);
+    } catch (error) {
+      if (toEmbedderError(error).code === "DEVICE_LOST") this.#forget(engine);
+      throw error;
     } finally {
       this.#calls--;
       if (this.#calls === 0) this.#unloadLater();
@@ -101,8 +113,16 @@ export class IdleEngine implements Engine {
     }
   }
 
+  /** Other calls of a lost engine still end by themselves, with the same error; nothing of it is left on the GPU. */
+  #forget(engine: Engine | undefined): void {
+    if (!engine || engine !== this.#loaded) return;
+    this.#engine = undefined;
+    this.#loaded = undefined;
+    this.#count(engine);
+  }
+
   #unloadLater(): void {
-    if (this.#isClosed) return;
+    if (this.#isClosed || this.#timeoutMs === undefined) return;
     this.#timer = setTimeout(() => void this.#unload(), this.#timeoutMs);
     this.#timer.unref();
   }
@@ -116,6 +136,10 @@ export class IdleEngine implements Engine {
     const engine = await loading?.catch(() => undefined);
     if (!engine) return;
     await engine.close();
+    this.#count(engine);
+  }
+
+  #count(engine: Engine): void {
     const { texts, tokens, batches } = engine.activity();
     this.#past.texts += texts;
     this.#past.tokens += tokens;
