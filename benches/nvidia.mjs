@@ -16,6 +16,7 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { Random } from "../scripts/random.mjs";
 import { Contestant } from "./contestants/contestant.mjs";
 import { writeRandomModel } from "./models/random_model.mjs";
 import { median } from "./report/statistics.mjs";
@@ -85,10 +86,12 @@ async function pack() {
 function environment() {
   const list =
     "import glob, site; print(':'.join(p for s in site.getsitepackages() for p in glob.glob(s + '/nvidia/*/lib')))";
-  const cuda = run(options.python, ["-c", list]);
+  // Without Python, its rows say so.
+  const cuda = spawnSync(options.python, ["-c", list], { encoding: "utf8" }).stdout?.trim();
   const env = { LD_LIBRARY_PATH: [options.package, cuda, process.env.LD_LIBRARY_PATH].filter(Boolean).join(":") };
-  if (process.env.VK_DRIVER_FILES || ["/usr/share", "/etc"].some((base) => existsSync(`${base}/vulkan/icd.d`)))
-    return { env };
+  const folders = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"].filter((folder) => existsSync(folder));
+  const installed = folders.some((folder) => readdirSync(folder).some((name) => name.startsWith("nvidia")));
+  if (process.env.VK_DRIVER_FILES || installed) return { env };
   const driver = /libGLX_nvidia\.so\.0.*=> (.*)/.exec(spawnSync("ldconfig", ["-p"], { encoding: "utf8" }).stdout)?.[1];
   if (!driver) return { env, vulkan: "NVIDIA's part of Vulkan (libGLX_nvidia.so.0) is not on this machine" };
   const file = path.join(os.tmpdir(), "nvidia_icd.json");
@@ -109,10 +112,11 @@ function makeModel() {
 /** Titles, and what starts the driver of each. */
 function contestants(model, maxTokens, vulkan) {
   const drivers = path.join(ROOT, "benches/drivers");
-  const ours = (backend, dtype) => [
+  const ours = (backend, dtype, more = {}) => [
     process.execPath,
     path.join(drivers, "ours.mjs"),
     { package: options.package, model, maxTokens, threads: os.availableParallelism(), options: { backend, dtype } },
+    more,
   ];
   const torch = (dtype) => [
     options.python,
@@ -123,7 +127,8 @@ function contestants(model, maxTokens, vulkan) {
     "PyTorch float32": torch("float32"),
     "PyTorch float16": torch("float16"),
     "PyTorch bfloat16": torch("bfloat16"),
-    "MLX float32": ours("mlx", "f32"),
+    "MLX float32": ours("mlx", "f32", { MLX_ENABLE_TF32: "0" }),
+    "MLX float32, products in TF32": ours("mlx", "f32", { MLX_ENABLE_TF32: "1" }),
     "MLX float16": ours("mlx", "f16"),
     "MLX bfloat16": ours("mlx", "bf16"),
     "WebGPU float32": vulkan ?? ours("webgpu", "f32"),
@@ -135,33 +140,36 @@ async function measure() {
   const [lengths, counts] = [options.lengths, options.counts].map((list) => list.split(",").map(Number));
   const { env, vulkan } = environment();
   const model = options.model ?? makeModel();
-  // Equal texts would be computed once, and a word of the vocabulary is one token, as are both special ones.
+  // Each word of the vocabulary is one token, as are both special ones. Equal texts would be computed once.
   const words = ["time", "the", "of", "and", "to", "in", "is", "that", "was", "for"];
-  const text = (length, seed) =>
-    Array.from({ length: length - 2 }, (_, place) => words[(seed * 7 + place * (seed + 3)) % words.length]).join(" ");
+  const random = new Random("words");
+  const text = (length) => Array.from({ length: length - 2 }, () => random.of(words)).join(" ");
   const lists = {};
-  for (const length of lengths)
-    for (const count of counts) {
-      lists[`${length} × ${count}`] = Array.from({ length: count }, (_, seed) => text(length, seed));
-    }
+  for (const length of lengths) {
+    for (const count of counts) lists[`${length} × ${count}`] = Array.from({ length: count }, () => text(length));
+  }
+  const compared = lengths.flatMap((length) => Array.from({ length: 4 }, () => text(length)));
   const texts = path.join(os.tmpdir(), "nvidia-texts.json");
-  writeFileSync(texts, JSON.stringify({ ...lists, first: text(lengths[0], 1) }));
+  writeFileSync(texts, JSON.stringify({ ...lists, compared, first: text(lengths[0]) }));
   const rows = [];
-  let reference;
-  for (const [title, how] of Object.entries(contestants(model, Math.max(...lengths), vulkan))) {
+  const cosine = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0) / Math.hypot(...a) / Math.hypot(...b);
+  const all = contestants(model, Math.max(...lengths), vulkan);
+  const start = ([program, driver, setup, more], env) =>
+    Contestant.start(program, [driver, JSON.stringify({ ...setup, texts })], { ...env, ...more });
+  const onCpu = await start(all["PyTorch float32"], { CUDA_VISIBLE_DEVICES: "" });
+  const reference = onCpu.introduction.refused ? null : await onCpu.ask({ want: "vectors", texts: "compared" });
+  await onCpu.end();
+  for (const [title, how] of Object.entries(all)) {
     if (typeof how === "string") {
       rows.push([title, `not measured: ${how}`]);
       continue;
     }
-    const [program, driver, setup] = how;
-    const contestant = await Contestant.start(program, [driver, JSON.stringify({ ...setup, texts })], env);
+    const contestant = await start(how, env);
     try {
       const { refused, device } = contestant.introduction;
       if (refused) throw new Error(refused);
-      const vectors = await contestant.ask({ want: "vectors", texts: Object.keys(lists).at(-1) });
-      reference ??= vectors;
-      const cosine = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0) / Math.hypot(...a) / Math.hypot(...b);
-      const least = Math.min(...vectors.map((vector, index) => cosine(vector, reference[index])));
+      const vectors = await contestant.ask({ want: "vectors", texts: "compared" });
+      const cosines = reference && vectors.map((vector, index) => cosine(vector, reference[index]));
       const speeds = [];
       for (const name of Object.keys(lists)) {
         const seconds = [];
@@ -170,7 +178,7 @@ async function measure() {
         // The first time, kernels are compiled.
         speeds.push((lists[name].length / median(seconds.slice(1))).toFixed(1));
       }
-      rows.push([title, device, ...speeds, least.toFixed(6)]);
+      rows.push([title, device, ...speeds, cosines ? Math.min(...cosines).toFixed(6) : "no PyTorch"]);
     } catch (error) {
       rows.push([title, `not measured: ${error.message}`]);
     } finally {
@@ -184,7 +192,7 @@ async function measure() {
   console.log(
     `\n${(card ?? "no NVIDIA card").trim()}; ${os.cpus()[0].model.trim()}; texts/s by tokens × batch; median of ${ROUNDS}\n`,
   );
-  const head = ["", "on", ...Object.keys(lists), "least cosine to the first that ran"];
+  const head = ["", "on", ...Object.keys(lists), "least cosine to PyTorch float32 on the CPU"];
   for (const row of [head, head.map(() => "---"), ...rows]) console.log(`| ${row.join(" | ")} |`);
 }
 

@@ -82,6 +82,7 @@ const SIZES = {
       engine: ["tiny-bert", "tiny-nomic"],
       peers: ["tiny-bert", "tiny-nomic"],
       families: ["tiny-distilbert", "tiny-qwen3"],
+      gpu: ["tiny-bert"],
       processor: ["tiny-bert"],
     },
     perSuite: {

@@ -9,7 +9,7 @@ import { compareVectors } from "./agreement.mjs";
 import { REFERENCE } from "./peers.mjs";
 
 const OURS = "ours-webgpu";
-const NAMES = [REFERENCE, OURS, "ours-mlx-auto", "ours-bf16", "ours-int8", "transformers.js-webgpu"];
+const NAMES = ["ours-mlx-auto", "ours-bf16", "ours-int8", "transformers.js-webgpu"];
 const PAUSE_MS = 60;
 
 /** The name of the list with so many texts of so many tokens. */
@@ -24,10 +24,16 @@ export async function measureGpu({ model, texts, maxTokens, sizes, progress }) {
   const peers = {};
   const contestants = new Map();
   try {
-    for (const name of sizes.peers ?? NAMES) {
+    // Ours first: without it there is nothing to measure.
+    for (const name of new Set([OURS, REFERENCE, ...(sizes.peers ?? NAMES)])) {
       const contestant = await startPeer(PEERS[name], { model, texts, maxTokens });
       const { introduction } = contestant;
       peers[name] = { title: PEERS[name].title, introduction, cosines: null, seconds: {} };
+      if (name === OURS) {
+        const { refused, device, adapter } = introduction;
+        if (refused) return { skipped: refused };
+        if (device !== "gpu" && !software) return { skipped: `${adapter.name} computes on the CPU` };
+      }
       if (introduction.refused) continue;
       contestants.set(name, contestant);
       // On a CPU, MLX is for tests.
@@ -37,11 +43,17 @@ export async function measureGpu({ model, texts, maxTokens, sizes, progress }) {
         peers[name].introduction = { refused: "MLX has no GPU" };
       }
     }
-    const { introduction } = peers[OURS];
-    if (introduction.refused) return { skipped: introduction.refused };
-    const { adapter } = introduction;
-    if (introduction.device !== "gpu" && !software) return { skipped: `${adapter.name} computes on the CPU` };
-    const ask = (name, request) => contestants.get(name).ask(request);
+    /** A peer that fails is left out from there on, with its reason. */
+    const ask = async (name, request) => {
+      try {
+        return await contestants.get(name)?.ask(request);
+      } catch (error) {
+        peers[name] = { ...peers[name], introduction: { refused: error.message }, seconds: {} };
+        await contestants.get(name).end();
+        contestants.delete(name);
+        return undefined;
+      }
+    };
     const cosines = await compareVectors([...contestants.keys()], REFERENCE, ask);
     for (const name of contestants.keys()) peers[name].cosines = cosines[name];
     const order = [...contestants.keys()];
@@ -52,16 +64,17 @@ export async function measureGpu({ model, texts, maxTokens, sizes, progress }) {
         for (let round = 0; round <= rounds; round++) {
           for (const name of order) {
             await sleep(PAUSE_MS);
-            const { wall } = await ask(name, { want: "seconds", texts: gpuList(length, count) });
+            const answer = await ask(name, { want: "seconds", texts: gpuList(length, count) });
+            if (!answer) continue;
             peers[name].seconds[length] ??= {};
             peers[name].seconds[length][count] ??= [];
-            if (round > 0) peers[name].seconds[length][count].push(wall);
+            if (round > 0) peers[name].seconds[length][count].push(answer.wall);
           }
           order.push(order.shift());
         }
       }
     }
-    return { adapter, peers };
+    return { adapter: peers[OURS].introduction.adapter, peers };
   } finally {
     for (const contestant of contestants.values()) await contestant.end();
   }

@@ -116,7 +116,7 @@ pub fn options_for(backend: Backend) -> Options {
 
 fn options_of(backend: Backend) -> Options {
     Options {
-        cache_folder: Some(env!("CARGO_TARGET_TMPDIR").into()),
+        cache_folder: option_env!("CARGO_TARGET_TMPDIR").map(PathBuf::from),
         backend,
         dtype: Dtype::F32,
         onnx_runtime_library: matches!(backend, Backend::Onnx | Backend::WebGpu)
