@@ -147,7 +147,7 @@ export class Embedder {
    *
    * @param options Options, or `true` for `{ kind: "query" }`.
    * @throws EmbedderError `INVALID_ARGUMENT` (naming the index), `TOKENIZATION_FAILED`, `INFERENCE_FAILED`,
-   * `RESOURCE_EXHAUSTED`, `CLOSED`, or `ABORT_ERR` (an `AbortError`).
+   * `DEVICE_LOST`, `RESOURCE_EXHAUSTED`, `CLOSED`, or `ABORT_ERR` (an `AbortError`).
    */
   async embed<E extends Encoding = "float32">(
     texts: readonly TextOrTokens[],

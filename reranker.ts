@@ -98,8 +98,8 @@ export class Reranker {
    * computed once. If a query and a text together are longer than `maxTokens`, the text is truncated; a query that leaves
    * no room for a text is an error.
    *
-   * @throws EmbedderError `INVALID_ARGUMENT`, `TOKENIZATION_FAILED`, `INFERENCE_FAILED`, `RESOURCE_EXHAUSTED`, `CLOSED`, or
-   * `ABORT_ERR` (an `AbortError`).
+   * @throws EmbedderError `INVALID_ARGUMENT`, `TOKENIZATION_FAILED`, `INFERENCE_FAILED`, `DEVICE_LOST`,
+   * `RESOURCE_EXHAUSTED`, `CLOSED` or `ABORT_ERR` (an `AbortError`).
    */
   async score(query: string, texts: readonly string[], options?: ScoreOptions): Promise<Float32Array> {
     return coded(async () => {
