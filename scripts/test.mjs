@@ -1,7 +1,8 @@
 /**
  * `npm test`: sets everything up and runs every check. Each step is one line with its time; a failing one shows its
- * output, and one that cannot run here says why. `npm test -- --only=<step>` runs one step (and the set-up it needs), `--list` names them; with `--write`, the
- * step `hosts` rewrites its tables in docs/hosts.md. After `npm run build:native -- --mlx=…` MLX is tested as well.
+ * output, and one that cannot run here says why. `npm test -- --only=<step>` runs one step (and the set-up it needs),
+ * `--list` names them; with `--write`, the step `hosts` rewrites its tables in docs/hosts.md. After
+ * `npm run build:native -- --mlx=…` MLX is tested as well.
  */
 
 import { spawnSync } from "node:child_process";
@@ -60,7 +61,6 @@ const ALIKE_STEP_BY_STEP = [
   "gemma3",
   "gte_new",
   "jina_bert_qk",
-].concat([
   "nomic_moe",
   "nomic_partial",
   "qwen2",
@@ -69,7 +69,7 @@ const ALIKE_STEP_BY_STEP = [
   "static_mapped",
   "static_model2vec",
   "xlm_roberta",
-]);
+];
 const QEMU = "qemu-x86_64-static";
 /** Older processors, by QEMU's names, and the levels of `src/runtime/cpu/level.rs` that they have. */
 const PROCESSORS = { Haswell: "portable,avx2", Nehalem: "portable" };
