@@ -19,7 +19,7 @@ import { parseArgs } from "node:util";
 import { Random } from "../scripts/random.mjs";
 import { Contestant } from "./contestants/contestant.mjs";
 import { writeRandomModel } from "./models/random_model.mjs";
-import { median } from "./report/statistics.mjs";
+import { cosine, median } from "./report/statistics.mjs";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const PACKED = path.join(ROOT, "target/nvidia");
@@ -152,7 +152,6 @@ async function measure() {
   const texts = path.join(os.tmpdir(), "nvidia-texts.json");
   writeFileSync(texts, JSON.stringify({ ...lists, compared, first: text(lengths[0]) }));
   const rows = [];
-  const cosine = (a, b) => a.reduce((sum, x, i) => sum + x * b[i], 0) / Math.hypot(...a) / Math.hypot(...b);
   const all = contestants(model, Math.max(...lengths), vulkan);
   const start = ([program, driver, setup, more], env) =>
     Contestant.start(program, [driver, JSON.stringify({ ...setup, texts })], { ...env, ...more });

@@ -30,7 +30,19 @@ pub enum Padding {
     ToBucket(f64),
 }
 
+impl Padding {
+    /// For kernels that are compiled for a shape, or buffers that are kept for one: few shapes, at most 15 % of padding.
+    pub const TO_FEW_SHAPES: Self = Self::ToBucket(1.15);
+}
+
 impl Limits {
+    /// [`Self::budget_tokens`] where texts are padded: on a GPU, which needs many at once, and elsewhere, where more gain
+    /// nothing.
+    #[must_use]
+    pub const fn padded_tokens(is_gpu: bool) -> usize {
+        if is_gpu { 8192 } else { 1024 }
+    }
+
     /// Default of [`Limits::budget_bytes`].
     pub const DEFAULT_BUDGET_BYTES: usize = 1 << 30;
 

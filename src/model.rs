@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use crate::checkpoint::Checkpoint;
 use crate::engine::{Activity, Embeddings, Engine, Reply, Request, Sink, Ticket};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::graph::Graph;
 use crate::guard;
 use crate::memory;
@@ -276,12 +277,7 @@ fn export_unguarded(path: &Path, options: &Options) -> Result<PathBuf> {
         Precision::Int8 => EXPORTED_INT8_GRAPH,
     };
     let target = folder.join(name);
-    let partial = folder.join(format!("{name}.{}.part", std::process::id()));
-    std::fs::write(&partial, graph)
-        .and_then(|()| std::fs::rename(&partial, &target))
-        .map_err(|error| {
-            let _ = std::fs::remove_file(&partial);
-            Error::invalid_from(&target, "cannot be written", error)
-        })?;
+    file::replace(&target, &graph)
+        .map_err(|error| Error::invalid_from(&target, "cannot be written", error))?;
     Ok(target)
 }

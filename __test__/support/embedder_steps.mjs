@@ -3,8 +3,8 @@
  *
  *     node embedder_steps.mjs <step> …
  *
- * A step is JSON: `{ "load": name, "model": folder, "options": {} }`, `{ "embed": name, "texts": [] }`, `{ "close": name }`,
- * `{ "write": file }` and `{ "remove": file }`. Each prints a line of JSON.
+ * A step is JSON: `{ "load": name, "model": folder, "options": {} }`, `{ "embed": name, "texts": [] }`, `{ "write": file }`
+ * and `{ "remove": file }`. Each prints a line of JSON.
  */
 
 import { rmSync, writeFileSync } from "node:fs";
@@ -16,16 +16,12 @@ const STEPS = {
   load: async (name, { model, options }) => {
     const embedder = await api.Embedder.load(model, options);
     loaded.set(name, embedder);
-    const { backend, isGpu, adapter, fallbackReason, fingerprint } = await embedder.info();
-    return { backend, isGpu, adapter, fallbackReason, fingerprint };
+    const { backend, isGpu, adapter, fallbackReason } = await embedder.info();
+    return { backend, isGpu, adapter, fallbackReason };
   },
   embed: async (name, { texts }) => {
     const vectors = await loaded.get(name).embed(texts);
     return { vectors: vectors.map((vector) => Array.from(vector)) };
-  },
-  close: async (name) => {
-    await loaded.get(name).close();
-    return {};
   },
   write: (file) => writeFileSync(file, ""),
   remove: (file) => rmSync(file),

@@ -76,3 +76,24 @@ export class Contestant {
     }
   }
 }
+
+/**
+ * Asks one of several; one that fails ends and is left out from there on.
+ *
+ * @param {Map<string, Contestant>} contestants
+ * @param {string} name
+ * @param {object} request
+ * @param {(refusal: { refused: string }) => void} leaveOut
+ * @returns {Promise<unknown>} `undefined` from one that is not there or has failed
+ */
+export async function askOrLeaveOut(contestants, name, request, leaveOut) {
+  const contestant = contestants.get(name);
+  try {
+    return await contestant?.ask(request);
+  } catch (error) {
+    leaveOut({ refused: error.message });
+    contestants.delete(name);
+    await contestant.end();
+    return undefined;
+  }
+}

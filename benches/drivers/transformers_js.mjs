@@ -1,7 +1,6 @@
 /**
  * transformers.js over the folder's ONNX export, as its documentation shows it; `setup.dtype` is "fp32" or "q8", and
- * `setup.device` "cpu" or "webgpu". It does not
- * read the folder's pooling.
+ * `setup.device` "cpu" or "webgpu". It does not read the folder's pooling.
  */
 
 import { readFileSync } from "node:fs";

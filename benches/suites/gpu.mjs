@@ -4,6 +4,7 @@
  */
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { askOrLeaveOut } from "../contestants/contestant.mjs";
 import { PEERS, startPeer } from "../contestants/registry.mjs";
 import { compareVectors } from "./agreement.mjs";
 import { REFERENCE } from "./peers.mjs";
@@ -43,17 +44,10 @@ export async function measureGpu({ model, texts, maxTokens, sizes, progress }) {
         peers[name].introduction = { refused: "MLX has no GPU" };
       }
     }
-    /** A peer that fails is left out from there on, with its reason. */
-    const ask = async (name, request) => {
-      try {
-        return await contestants.get(name)?.ask(request);
-      } catch (error) {
-        peers[name] = { ...peers[name], introduction: { refused: error.message }, seconds: {} };
-        await contestants.get(name).end();
-        contestants.delete(name);
-        return undefined;
-      }
-    };
+    const ask = (name, request) =>
+      askOrLeaveOut(contestants, name, request, (introduction) => {
+        peers[name] = { ...peers[name], introduction, seconds: {} };
+      });
     const cosines = await compareVectors([...contestants.keys()], REFERENCE, ask);
     for (const name of contestants.keys()) peers[name].cosines = cosines[name];
     const order = [...contestants.keys()];

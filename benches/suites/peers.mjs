@@ -1,6 +1,7 @@
 /** The alternatives, with the same weights, texts and token limit: throughput, latency, start, memory. */
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { askOrLeaveOut } from "../contestants/contestant.mjs";
 import { PEERS, startPeer } from "../contestants/registry.mjs";
 import { sum } from "../report/statistics.mjs";
 import { compareVectors } from "./agreement.mjs";
@@ -76,18 +77,10 @@ async function measureRound({ model, texts, lists, maxTokens, sizes, progress },
       contestants.set(name, contestant);
       peer.coldStarts.push(contestant.coldStart);
     }
-    /** A peer that fails is left out from there on, with its reason. */
-    const ask = async (name, request) => {
-      const contestant = contestants.get(name);
-      try {
-        return await contestant?.ask(request);
-      } catch (error) {
-        peers[name] = { ...newRecord(peers[name].title), introduction: { refused: error.message } };
-        await contestant.end();
-        contestants.delete(name);
-        return undefined;
-      }
-    };
+    const ask = (name, request) =>
+      askOrLeaveOut(contestants, name, request, (introduction) => {
+        peers[name] = { ...newRecord(peers[name].title), introduction };
+      });
     // Without ours, the first one: then at least the differences between the others show.
     const reference = contestants.has(REFERENCE) ? REFERENCE : [...contestants.keys()][0];
     const cosines = await compareVectors([...contestants.keys()], reference, ask);

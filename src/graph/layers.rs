@@ -246,13 +246,6 @@ impl NtkScaling {
     }
 }
 
-/// How the bases of these rotations grow for a text of this length.
-#[must_use]
-pub fn base_growths(scalings: &[NtkScaling], length: usize) -> Vec<f64> {
-    let growths = scalings.iter().map(|scaling| scaling.base_growth(length));
-    growths.collect()
-}
-
 /// Settings of a self-attention.
 #[derive(Debug, Clone)]
 pub struct Attention {

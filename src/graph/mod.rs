@@ -12,7 +12,6 @@ mod prune;
 pub use self::layers::{
     Activation, Attention, EmbeddingTables, Experts, Linear, Mask, Norm, NormKind, NtkScaling,
     Numbering, Pooling, Positions, Projections, RelativeBias, Rotary, TokenTypes, alibi_slope,
-    base_growths,
 };
 
 /// The result of an operation, given by its place in the graph.

@@ -15,7 +15,7 @@ pub use self::webgpu::Adapter;
 use crate::batch::Limits;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, NtkScaling};
 use crate::options::{Backend, Dtype, Options};
 
 /// Computes batches, one at a time, on the thread that owns it.
@@ -45,6 +45,29 @@ impl<'a> From<&'a [u32]> for Tokens<'a> {
             second: ids.len(),
         }
     }
+}
+
+/// Divides texts, in their order, into those that can be padded together: by the same rotations, which depend on the length of
+/// a text beyond the trained one.
+fn of_equal_rotation<'a, 'b>(
+    texts: &'a [Tokens<'b>],
+    scalings: &'a [NtkScaling],
+) -> impl Iterator<Item = &'a [Tokens<'b>]> {
+    texts.chunk_by(|a, b| {
+        let mut scalings = scalings.iter();
+        scalings.all(|scaling| {
+            scaling.base_growth(a.ids.len()).to_bits() == scaling.base_growth(b.ids.len()).to_bits()
+        })
+    })
+}
+
+/// When a batch is computed by a device that computes one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Before all that wait.
+    Next,
+    /// After all that wait.
+    Last,
 }
 
 /// Makes a worker. Called on the thread that will use it, since that can take as long as loading.
@@ -96,7 +119,7 @@ pub fn load(
         return Err(refused_dtype(options.dtype, expected));
     }
     let load_onnx = || {
-        onnx::check_dtype(options.dtype)?;
+        check_float32(options.dtype, "onnx")?;
         onnx::load(graph, Arc::clone(checkpoint), options, threads)
     };
     let load_cpu = || cpu::load(graph, checkpoint, options, threads);
@@ -109,15 +132,15 @@ pub fn load(
         Backend::Cpu => load_cpu(),
         Backend::WebGpu => load_webgpu(),
         Backend::Auto => {
-            // Without the library, ONNX Runtime on the CPU says so below.
-            let is_possible = webgpu::check_dtype(options.dtype).is_ok()
-                && onnx::environment(options.onnx_runtime_library.as_deref()).is_ok();
             let mut refusals = Vec::new();
             // MLX does not compute in int8; asking for it is asking for the CPU.
             let by_mlx = (cfg!(mlx) && options.dtype != Dtype::Int8).then(|| load_mlx(true));
             if let Some(runtime) = or_refused(by_mlx, &mut refusals) {
                 return Ok((runtime, None));
             }
+            // Without the library, ONNX Runtime on the CPU says so below.
+            let is_possible = check_float32(options.dtype, webgpu::NAME).is_ok()
+                && onnx::environment(options.onnx_runtime_library.as_deref()).is_ok();
             let by_webgpu = is_possible.then(load_webgpu);
             if let Some(runtime) = or_refused(by_webgpu, &mut refusals) {
                 return Ok((runtime, reasons(&refusals)));
@@ -165,6 +188,17 @@ fn reasons(refusals: &[String]) -> Option<String> {
 /// The error for a number format that a backend does not compute in.
 fn refused_dtype(dtype: Dtype, expected: &str) -> Error {
     Error::argument("dtype", expected, format!("{dtype:?}").to_lowercase())
+}
+
+/// Refuses number formats of other backends for one that computes in float32 alone.
+fn check_float32(dtype: Dtype, backend: &str) -> Result<()> {
+    match dtype {
+        Dtype::Auto | Dtype::F32 => Ok(()),
+        Dtype::F16 | Dtype::BF16 | Dtype::Int8 => {
+            let expected = format!("\"auto\" or \"f32\" with the backend {backend}");
+            Err(refused_dtype(dtype, &expected))
+        }
+    }
 }
 
 fn refused_by_mlx(dtype: Dtype) -> Error {

@@ -11,7 +11,7 @@ use super::wide::{self, Then};
 use super::{Level, Model};
 use crate::checkpoint::TensorSlice;
 use crate::error::{Error, Result};
-use crate::graph::{EmbeddingTables, Numbering, Pooling, Rows};
+use crate::graph::{EmbeddingTables, Pooling, Rows};
 use crate::memory;
 use crate::runtime::Tokens;
 
@@ -215,7 +215,8 @@ impl<'a> Pass<'a> {
             wide::add(self.level, sum, 1.0, &row);
         };
         for (text, place) in self.texts.iter().zip(&self.places) {
-            let mut counted = 0;
+            let positions = tables.positions.as_ref();
+            let mut positions = positions.map(|one| (&one.table, one.numbering.rows(text.ids)));
             let sums = made[place.start * width..place.end * width].chunks_exact_mut(width);
             for ((index, &id), sum) in text.ids.iter().enumerate().zip(sums) {
                 let id = id as usize;
@@ -228,16 +229,10 @@ impl<'a> Pass<'a> {
                 for factor in factors.into_iter().flatten() {
                     wide::multiply(self.level, sum, factor);
                 }
-                if let Some(positions) = &tables.positions {
-                    let row = match positions.numbering {
-                        Numbering::Index => index,
-                        Numbering::NotPadding { padding } if padding == id => padding,
-                        Numbering::NotPadding { padding } => {
-                            counted += 1;
-                            padding + counted
-                        }
-                    };
-                    add(sum, &positions.table, row);
+                if let Some((table, rows)) = &mut positions
+                    && let Some(row) = rows.next()
+                {
+                    add(sum, table, row);
                 }
                 if let Some(types) = &tables.token_types {
                     let of_second = types.vary && index >= text.second;

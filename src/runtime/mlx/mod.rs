@@ -57,22 +57,15 @@ use mlx_rs::{Dtype as MlxDtype, memory};
 
 use self::forward::{PaddedBatch, Pass};
 use self::parameters::Parameters;
-use self::thread::{State, Turn};
+use self::thread::State;
 use super::shutdown;
 use super::stop::Stop;
-use super::{MakeWorker, Memory, Runtime, Tokens, Worker};
+use super::{MakeWorker, Memory, Runtime, Tokens, Turn, Worker, of_equal_rotation};
 use crate::batch::{Limits, Padding};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, NtkScaling, base_growths};
+use crate::graph::{Graph, NtkScaling};
 use crate::options::{Dtype, Options};
-
-/// Padded tokens of a batch: on a GPU, which needs many at once, and on a CPU, which gains nothing from more.
-const BUDGET_TOKENS_GPU: usize = 8192;
-const BUDGET_TOKENS_CPU: usize = 1024;
-
-/// Padded tokens per real token that a batch may have.
-const PADDING_RATIO: f64 = 1.15;
 
 /// A model on the MLX thread.
 pub struct MlxModel {
@@ -85,12 +78,8 @@ pub struct MlxModel {
 #[must_use]
 pub fn limits(is_gpu: bool, graph: &Graph, budget_bytes: Option<usize>) -> Limits {
     Limits {
-        budget_tokens: if is_gpu {
-            BUDGET_TOKENS_GPU
-        } else {
-            BUDGET_TOKENS_CPU
-        },
-        padding: Padding::ToBucket(PADDING_RATIO),
+        budget_tokens: Limits::padded_tokens(is_gpu),
+        padding: Padding::TO_FEW_SHAPES,
         budget_bytes: budget_bytes.unwrap_or(Limits::DEFAULT_BUDGET_BYTES),
         token_bytes: graph.token_bytes(),
         // The fused attention of a GPU may not cover every width of a head, so scores count there too.
@@ -214,12 +203,13 @@ impl Worker for MlxWorker {
         let Handle {
             number, positions, ..
         } = *self.handle;
-        let growths = |text: &Tokens| base_growths(&self.handle.scalings, text.ids.len());
-        // Texts share a pass only if their rotations are equal.
-        let groups = texts.chunk_by(|a, b| growths(a) == growths(b));
-        let batches = groups.map(|texts| {
+        let scalings = &self.handle.scalings;
+        let batches = of_equal_rotation(texts, scalings).map(|texts| {
             // Texts beyond the trained length have one length: padding would need another rotation.
-            let is_scaled = growths(&texts[0]).iter().any(|&growth| growth > 1.0);
+            let length = texts[0].ids.len();
+            let is_scaled = scalings
+                .iter()
+                .any(|scaling| scaling.base_growth(length) > 1.0);
             PaddedBatch::new(texts, positions, is_scaled)
         });
         let batches = batches.collect::<Result<Vec<_>>>()?;

@@ -17,7 +17,7 @@ use super::forward::Kernels;
 use super::{MlxModel, mlx_error};
 use crate::error::{Error, Result};
 use crate::guard;
-use crate::runtime::shutdown;
+use crate::runtime::{Turn, shutdown};
 use crate::sync::{Condvar, Mutex, PoisonError, lock};
 
 /// How long the thread waits for work before it returns MLX's cache of freed buffers to the system.
@@ -37,15 +37,6 @@ pub struct State {
 }
 
 type Work = Box<dyn FnOnce(&mut State) + Send>;
-
-/// When work is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// Before everything that is queued.
-    Next,
-    /// After everything that is queued.
-    Last,
-}
 
 /// Runs `work` on the MLX thread and waits for it. MLX's errors, and panics, come back as errors.
 ///

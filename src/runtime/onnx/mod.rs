@@ -75,20 +75,6 @@ impl Precision {
     }
 }
 
-/// Refuses number formats that this backend does not compute in.
-///
-/// # Errors
-/// The dtype is one of other backends.
-pub fn check_dtype(dtype: Dtype) -> Result<()> {
-    match dtype {
-        Dtype::Auto | Dtype::F32 => Ok(()),
-        Dtype::F16 | Dtype::BF16 | Dtype::Int8 => Err(super::refused_dtype(
-            dtype,
-            "\"auto\" or \"f32\" with the backend onnx",
-        )),
-    }
-}
-
 /// Loads an encoder whose result is one row per text.
 ///
 /// # Errors
@@ -105,19 +91,19 @@ pub fn load(
     let Written {
         graph: encoded,
         weights,
-        file,
+        folder,
+        file_name,
         ..
     } = write_pooled(builder, graph, &checkpoint)?;
-    let (folder, file_name) = folder_and_name(&file);
     let sessions = Sessions {
         environment,
-        folder: folder.display().to_string(),
+        folder,
     };
     let floats = weights.iter().filter_map(|weight| {
         let kind = weight.matrix?;
         Some((kind, weight.tensor.shape.clone()))
     });
-    let are_packed = packing::is_complete(&sessions, file_name, floats);
+    let are_packed = packing::is_complete(&sessions, &file_name, floats);
     let weights = SharedWeights::new(checkpoint, &weights)?;
     let factory = Arc::new(SessionFactory {
         sessions,
@@ -161,8 +147,9 @@ pub(super) struct Written {
     pub weights: Vec<GraphWeight>,
     /// What a padded batch has to come with.
     pub inputs: Vec<PaddedInput>,
-    /// The file that its external data names.
-    pub file: PathBuf,
+    /// Where the file lies that its external data names.
+    pub folder: String,
+    pub file_name: PathBuf,
 }
 
 /// Writes a graph whose result is one row per text.
@@ -180,22 +167,17 @@ pub(super) fn write_pooled(
     let file = checkpoint.files()[0].path.canonicalize().map_err(|error| {
         Error::invalid_from(&checkpoint.files()[0].path, "cannot be read", error)
     })?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let file_name = PathBuf::from(file.file_name().unwrap_or_default());
     let inputs = builder.padded_inputs();
-    let (_, file_name) = folder_and_name(&file);
-    let (graph, weights) = builder.finish_pooled(&output, graph.width(), file_name);
+    let (graph, weights) = builder.finish_pooled(&output, graph.width(), &file_name);
     Ok(Written {
         graph,
         weights,
         inputs,
-        file,
+        folder: folder.display().to_string(),
+        file_name,
     })
-}
-
-pub(super) fn folder_and_name(file: &Path) -> (&Path, &Path) {
-    (
-        file.parent().unwrap_or(Path::new("/")),
-        Path::new(file.file_name().unwrap_or_default()),
-    )
 }
 
 /// The encoder without pooling, or the pooled graph of a reranker, as an ONNX file for the model's folder, where its initializers point at the checkpoint's

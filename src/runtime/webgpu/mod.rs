@@ -33,7 +33,6 @@ use ort::session::builder::SessionBuilder;
 use ort::session::{RunOptions, Session};
 
 pub use self::adapter::Adapter;
-use self::turns::Turn;
 use self::verify::{Attention, Verification};
 use super::onnx::builder::{EMBEDDING, GraphBuilder};
 use super::onnx::padding::{self, PaddedInput};
@@ -41,44 +40,22 @@ use super::onnx::weights::SharedWeights;
 use super::onnx::{self, Written};
 use super::shutdown::{self, Guarded};
 use super::stop::{Interrupt, Stop};
-use super::{MakeWorker, Runtime, Tokens, Worker};
+use super::{MakeWorker, Runtime, Tokens, Turn, Worker, of_equal_rotation};
 use crate::batch::{self, Limits, Padding};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, NtkScaling, base_growths};
-use crate::options::{Backend, Dtype, Options};
+use crate::graph::{Graph, NtkScaling};
+use crate::options::{Backend, Options};
 use crate::sync::{Mutex, lock};
 
 /// The name of this backend.
 pub const NAME: &str = "webgpu";
 
-/// Padded tokens of a batch: on a GPU, which needs many at once, and in software, which gains nothing from more.
-const BUDGET_TOKENS_GPU: usize = 8192;
-const BUDGET_TOKENS_SOFTWARE: usize = 1024;
-
-/// Padded tokens per real token that a batch may have.
-const PADDING_RATIO: f64 = 1.15;
-
-/// Refuses number formats that this backend does not compute in. float16 is one of them: nothing has proved yet that a
-/// model's vectors are right in it.
+/// The GPU that a model would be loaded on, if it can be named.
 ///
 /// # Errors
-/// The dtype is one of other backends.
-pub fn check_dtype(dtype: Dtype) -> Result<()> {
-    match dtype {
-        Dtype::Auto | Dtype::F32 => Ok(()),
-        Dtype::F16 | Dtype::BF16 | Dtype::Int8 => Err(super::refused_dtype(
-            dtype,
-            "\"auto\" or \"f32\" with the backend webgpu",
-        )),
-    }
-}
-
-/// The GPU that a model would be loaded on.
-///
-/// # Errors
-/// The library cannot be loaded or has no WebGPU, or there is no GPU that can be named.
-pub fn adapter(library: Option<&Path>) -> Result<Option<Adapter>> {
+/// The library cannot be loaded or has no WebGPU.
+fn adapter(library: Option<&Path>) -> Result<Option<Adapter>> {
     onnx::environment(library)?;
     match ep::WebGPU::is_available() {
         Ok(true) => Ok(adapter::find()),
@@ -100,7 +77,8 @@ pub fn load(
     options: &Options,
     threads: usize,
 ) -> Result<Runtime> {
-    check_dtype(options.dtype)?;
+    // float16 is refused, too: nothing has proved yet that a model's vectors are right in it.
+    super::check_float32(options.dtype, NAME)?;
     let adapter = adapter(options.onnx_runtime_library.as_deref())?;
     let is_software = adapter.as_ref().is_some_and(|adapter| adapter.is_software);
     let must_be_faster = options.backend == Backend::Auto;
@@ -113,14 +91,14 @@ pub fn load(
             return Err(Error::unavailable(NAME, reason));
         }
     }
-    let verification = Verification {
+    let verification = Verification::new(
         graph,
         checkpoint,
         options,
         threads,
-        adapter: adapter.as_ref(),
+        adapter.as_ref(),
         must_be_faster,
-    };
+    );
     let first = verification.choose(|attention| {
         Ok(WebGpuWorker {
             model: Arc::new(Model::load(
@@ -165,12 +143,8 @@ fn limits(graph: &Graph, options: &Options, adapter: Option<&Adapter>) -> Limits
         adapter.array_bytes.min(adapter.memory_bytes / 4)
     });
     Limits {
-        budget_tokens: if adapter.is_some_and(|adapter| adapter.is_software) {
-            BUDGET_TOKENS_SOFTWARE
-        } else {
-            BUDGET_TOKENS_GPU
-        },
-        padding: Padding::ToBucket(PADDING_RATIO),
+        budget_tokens: Limits::padded_tokens(!adapter.is_some_and(|adapter| adapter.is_software)),
+        padding: Padding::TO_FEW_SHAPES,
         budget_bytes: budget.min(most),
         token_bytes: graph.token_bytes(),
         // Where attention is computed step by step, the scores before and after the softmax.
@@ -215,12 +189,12 @@ impl Model {
             graph: encoded,
             weights,
             inputs,
-            file,
+            folder,
+            ..
         } = onnx::write_pooled(builder, graph, checkpoint)?;
-        let (folder, _) = onnx::folder_and_name(&file);
         let sessions = onnx::Sessions {
             environment,
-            folder: folder.display().to_string(),
+            folder,
         };
         let arrays = weights
             .iter()
@@ -339,9 +313,8 @@ struct WebGpuWorker {
 impl Worker for WebGpuWorker {
     fn forward(&mut self, texts: &[Tokens], stop: &Arc<Stop>) -> Result<Vec<f32>> {
         let model = &self.model;
-        let growths = |text: &Tokens| base_growths(&model.scalings, text.ids.len());
         let mut vectors = Vec::new();
-        for group in texts.chunk_by(|a, b| growths(a) == growths(b)) {
+        for group in of_equal_rotation(texts, &model.scalings) {
             model.check_length(group)?;
             let part = turns::take(self.turn, |all| {
                 let Some(session) = all.of_models.get_mut(&model.number) else {

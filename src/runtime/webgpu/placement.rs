@@ -69,10 +69,9 @@ fn operators_on_cpu(folder: &Path, attention: Attention) -> BTreeSet<String> {
     let environment = onnx::environment(options.onnx_runtime_library.as_deref()).unwrap();
     let builder = GraphBuilder::padded(attention == Attention::Fused);
     let written = onnx::write_pooled(builder, &graph, &checkpoint).unwrap();
-    let (folder, _) = onnx::folder_and_name(&written.file);
     let sessions = onnx::Sessions {
         environment,
-        folder: folder.display().to_string(),
+        folder: written.folder,
     };
     let weights = SharedWeights::new(checkpoint, &written.weights).unwrap();
     turns::take(Turn::Last, |_| {

@@ -8,17 +8,9 @@ use std::sync::Once;
 
 use ort::session::Session;
 
+use crate::runtime::Turn;
 use crate::runtime::shutdown::{self, Guarded};
 use crate::sync::{Condvar, Mutex, lock, wait};
-
-/// When a thread's turn comes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
-    /// Before all that wait for [`Turn::Last`].
-    Next,
-    /// After those that wait for [`Turn::Next`].
-    Last,
-}
 
 /// What is on the GPU.
 #[derive(Default)]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Adapter, NAME};
 use crate::checkpoint::{Checkpoint, sha256_hex};
 use crate::error::{Error, Result};
+use crate::file;
 use crate::graph::{Graph, Op};
 use crate::options::{Dtype, Options};
 use crate::runtime::stop::Stop;
@@ -33,13 +34,15 @@ const MOST_ATTEMPTS: u32 = 3;
 
 /// What is compared.
 pub struct Verification<'a> {
-    pub graph: &'a Graph,
-    pub checkpoint: &'a Arc<Checkpoint>,
-    pub options: &'a Options,
-    pub threads: usize,
-    pub adapter: Option<&'a Adapter>,
-    /// Whether a GPU that is slower than the CPU is refused.
-    pub must_be_faster: bool,
+    graph: &'a Graph,
+    checkpoint: &'a Arc<Checkpoint>,
+    options: &'a Options,
+    threads: usize,
+    /// The GPU, as messages name it.
+    name: String,
+    must_be_faster: bool,
+    /// Where the verdict is kept; nowhere if the GPU cannot be named, or there is no folder for it.
+    file: Option<PathBuf>,
 }
 
 /// How attention is computed.
@@ -68,7 +71,41 @@ struct Verdict {
     speedup: f64,
 }
 
-impl Verification<'_> {
+impl<'a> Verification<'a> {
+    /// With `must_be_faster`, a GPU that is slower than the CPU is refused.
+    pub fn new(
+        graph: &'a Graph,
+        checkpoint: &'a Arc<Checkpoint>,
+        options: &'a Options,
+        threads: usize,
+        adapter: Option<&Adapter>,
+        must_be_faster: bool,
+    ) -> Self {
+        let kept = options.cache_folder.as_ref().zip(adapter);
+        let file = kept.map(|(folder, adapter)| {
+            let key = format!(
+                "{}\n{}\n{adapter:?}\n{graph:?}\n{:?}\n{threads}",
+                env!("CARGO_PKG_VERSION"),
+                ort::info(),
+                checkpoint.digests(),
+            );
+            let name = format!("{}.json", sha256_hex(key.as_bytes()));
+            folder.join(NAME).join(name)
+        });
+        Self {
+            graph,
+            checkpoint,
+            options,
+            threads,
+            name: adapter.map_or_else(
+                || "the GPU".to_owned(),
+                |adapter| format!("{} ({})", adapter.name, adapter.driver),
+            ),
+            must_be_faster,
+            file,
+        }
+    }
+
     /// Makes a model whose results are right, by `make`. What is known to be wrong or slow is refused at once, and what is
     /// known to be right is not compared again.
     ///
@@ -82,13 +119,12 @@ impl Verification<'_> {
         if self.must_be_faster && known.attempts >= MOST_ATTEMPTS {
             let reason = format!(
                 "the process ended {} times while {} was tried; load the model with the backend \"webgpu\" to try again",
-                known.attempts,
-                self.name()
+                known.attempts, self.name
             );
             return Err(Error::unavailable(NAME, reason));
         }
         let mut verdict = Verdict {
-            adapter: self.name(),
+            adapter: self.name.clone(),
             attempts: known.attempts + 1,
             ..Verdict::default()
         };
@@ -114,7 +150,7 @@ impl Verification<'_> {
         if self.must_be_faster && is_measured && verdict.speedup < 1.0 {
             let reason = format!(
                 "{} takes {:.1} times as long for this model as the CPU",
-                self.name(),
+                self.name,
                 verdict.speedup.recip()
             );
             return Err(Error::unavailable(NAME, reason));
@@ -179,7 +215,7 @@ impl Verification<'_> {
 
     fn difference(&self, vectors: &[f32], expected: &[f32]) -> Option<String> {
         let width = self.graph.width();
-        let name = self.name();
+        let name = &self.name;
         if !vectors.iter().all(|number| number.is_finite()) {
             return Some(format!("{name} computes NaN or infinity"));
         }
@@ -206,13 +242,6 @@ impl Verification<'_> {
         })
     }
 
-    fn name(&self) -> String {
-        self.adapter.map_or_else(
-            || "the GPU".to_owned(),
-            |adapter| format!("{} ({})", adapter.name, adapter.driver),
-        )
-    }
-
     /// How many ids there are.
     fn vocabulary(&self) -> usize {
         let tables = self.graph.nodes().iter().filter_map(|node| match &node.op {
@@ -227,26 +256,10 @@ impl Verification<'_> {
         tables.min().unwrap_or(1)
     }
 
-    /// Where the verdict is kept; nowhere if the GPU cannot be named, or there is no folder for it.
-    fn file(&self) -> Option<PathBuf> {
-        let folder = self.options.cache_folder.as_ref()?;
-        let adapter = self.adapter?;
-        let key = format!(
-            "{}\n{}\n{adapter:?}\n{:?}\n{:?}\n{}",
-            env!("CARGO_PKG_VERSION"),
-            ort::info(),
-            self.graph,
-            self.checkpoint.digests(),
-            self.threads
-        );
-        let name = format!("{}.json", sha256_hex(key.as_bytes()));
-        Some(folder.join(NAME).join(name))
-    }
-
     /// What was found before; nothing if the file is not there, or not as it was written.
     fn known(&self) -> Verdict {
         let read = || {
-            let text = std::fs::read(self.file()?).ok()?;
+            let text = std::fs::read(self.file.as_ref()?).ok()?;
             serde_json::from_slice(&text).ok()
         };
         read().unwrap_or_default()
@@ -255,11 +268,9 @@ impl Verification<'_> {
     /// Keeps the verdict. If it cannot be written, the next process compares again.
     fn keep(&self, verdict: &Verdict) {
         let write = || -> Option<()> {
-            let file = self.file()?;
+            let file = self.file.as_ref()?;
             std::fs::create_dir_all(file.parent()?).ok()?;
-            let partial = file.with_extension(format!("{}.part", std::process::id()));
-            std::fs::write(&partial, serde_json::to_vec(verdict).ok()?).ok()?;
-            std::fs::rename(&partial, &file).ok()
+            file::replace(file, &serde_json::to_vec(verdict).ok()?).ok()
         };
         let _ = write();
     }
