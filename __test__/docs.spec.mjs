@@ -26,7 +26,7 @@ import { runNode } from "./support/processes.mjs";
 const MANUAL = markdownIn("docs");
 const PAGES = ["README.md", ...MANUAL];
 const OTHER_FOLDERS = [
-  ...[".github", "examples/code-search", "benches", "benches/results", "cli/trial_model", "fuzz", "tests/fixtures"],
+  ...[".github", "packages/code-search", "benches", "benches/results", "cli/trial_model", "fuzz", "tests/fixtures"],
 ];
 const OTHER_PAGES = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", ...OTHER_FOLDERS.flatMap(markdownIn)];
 const LINKING_PAGES = [...PAGES, ...OTHER_PAGES];

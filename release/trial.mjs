@@ -15,7 +15,7 @@ import { libraryName, MANIFEST, packageName, thisPlatform } from "./platforms.mj
 import { installInto, publishLocally, startRegistry } from "./registry.mjs";
 
 const UNSHARE = ["--net", "--map-root-user"];
-const EXAMPLE = path.join(ROOT, "examples/code-search");
+const EXAMPLE = path.join(ROOT, "packages/code-search");
 
 /**
  * @param {string[]} archives packages to publish

@@ -18,7 +18,7 @@ const CRATES = [
   "benches/drivers/candle",
   "benches/suites/stage_timer",
 ].map((folder) => `${folder}/Cargo.toml`);
-const PACKAGES = [".", "examples/code-search", "__test__/integrations", "docs/reference", "release"].map(
+const PACKAGES = [".", "packages/code-search", "__test__/integrations", "docs/reference", "release"].map(
   (folder) => `${folder}/package-lock.json`,
 );
 /** Licenses that packages declare in an old form, which lock files do not have. */

@@ -29,7 +29,7 @@ import {
 import { bringSoftwareGpu, softwareGpuEnvironment } from "./software-gpu.mjs";
 
 const GENERATED = ["index.js", "index.d.ts"];
-const EXAMPLE = "examples/code-search";
+const EXAMPLE = "packages/code-search";
 const INTEGRATIONS = "__test__/integrations";
 const HOSTS = "__test__/hosts";
 

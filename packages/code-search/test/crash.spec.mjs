@@ -23,7 +23,7 @@ async function indexAndKill(dir, files, delayMs) {
 
 test("an index that was killed again and again is the index made in one go", async (context) => {
   const dir = folderWith();
-  for (const folder of ["src", "lib", "cli", "__test__", "tests", "scripts", "examples/code-search/lib", "xtask/src"]) {
+  for (const folder of ["src", "lib", "cli", "__test__", "tests", "scripts", "packages/code-search/lib", "xtask/src"]) {
     const filter = (file) => !/\.(safetensors|node)$|node_modules|\/golden/.test(file);
     cpSync(path.join(REPOSITORY, folder), path.join(dir, folder), { recursive: true, filter });
   }
