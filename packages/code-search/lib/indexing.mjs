@@ -1,7 +1,7 @@
 /** Brings an index up to date with its folder. */
 
 import * as path from "node:path";
-import { CHUNKER_VERSION, chunkFile } from "./chunks.mjs";
+import { CHUNKER_VERSION, chunkFile, embeddedText } from "./chunks.mjs";
 import { filesBelow, readSource } from "./files.mjs";
 
 /** @typedef {import("./chunks.mjs").Chunk} Chunk */
@@ -97,10 +97,9 @@ export async function indexFolder({ dir, database, embedder, signal, onProgress 
       const chunks = await chunkFile(relative, source.text, embedder.maxTokens);
       const file = { path: relative, hash: source.hash, chunks, vectors: [], missing: chunks.length };
       if (chunks.length === 0) write(file);
-      for (const [position, { name, text }] of chunks.entries()) {
+      for (const [position, chunk] of chunks.entries()) {
         awaited.set(texts++, { file, position });
-        // Where a chunk stands says what it is about.
-        yield [relative, name, text].filter(Boolean).join("\n");
+        yield embeddedText(relative, chunk);
       }
     }
   }
