@@ -44,12 +44,16 @@ const SPARE_VECTORS = 4;
 
 const FILES_AND_CHUNKS = `
   DROP TABLE IF EXISTS words;
+  DROP TABLE IF EXISTS imports;
   DROP TABLE IF EXISTS chunks;
   DROP TABLE IF EXISTS files;
   CREATE TABLE files (
     id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, hash TEXT NOT NULL, size INTEGER NOT NULL,
-    modified_ms REAL NOT NULL, imports TEXT NOT NULL
+    modified_ms REAL NOT NULL
   );
+  CREATE TABLE imports (word TEXT NOT NULL, file_id INTEGER NOT NULL REFERENCES files, PRIMARY KEY (word, file_id))
+    WITHOUT ROWID;
+  CREATE INDEX imports_of_file ON imports (file_id);
   CREATE TABLE chunks (
     id INTEGER PRIMARY KEY, file_id INTEGER NOT NULL REFERENCES files, name TEXT NOT NULL, defined TEXT,
     line INTEGER NOT NULL, start_line INTEGER NOT NULL, end_line INTEGER NOT NULL, text TEXT NOT NULL,
@@ -170,6 +174,11 @@ export class IndexDatabase {
     this.db.close();
   }
 
+  /** Whether nothing has been put into it yet. */
+  get isEmpty() {
+    return this.configuration("chunks") === undefined;
+  }
+
   /**
    * What a part of the index was made with; `undefined` for a new one.
    *
@@ -250,9 +259,10 @@ export class IndexDatabase {
   #write({ path, hash, size, modifiedMs, imports, chunks }) {
     this.#remove(path);
     const { lastInsertRowid: fileId } = this.#run(
-      "INSERT INTO files (path, hash, size, modified_ms, imports) VALUES (?, ?, ?, ?, ?)",
-      ...[path, hash, size, modifiedMs, imports.join(" ")],
+      "INSERT INTO files (path, hash, size, modified_ms) VALUES (?, ?, ?, ?)",
+      ...[path, hash, size, modifiedMs],
     );
+    for (const word of imports) this.#run("INSERT INTO imports VALUES (?, ?)", word, fileId);
     const searchablePath = searchableText(path);
     for (const { name, isDefinition, line, startLine, endLine, text, embedded } of chunks) {
       const key = keyOf(embedded);
@@ -301,6 +311,7 @@ export class IndexDatabase {
       this.#run("DELETE FROM words WHERE rowid = ?", id);
     }
     this.#run("DELETE FROM chunks WHERE file_id = ?", file.id);
+    this.#run("DELETE FROM imports WHERE file_id = ?", file.id);
     this.#run("DELETE FROM files WHERE id = ?", file.id);
   }
 
@@ -362,11 +373,13 @@ export class IndexDatabase {
     });
   }
 
-  /** The words of each file's import lines. */
-  imports() {
-    return this.#statement("SELECT imports FROM files")
-      .all()
-      .map(({ imports }) => String(imports).split(" "));
+  /**
+   * How many files have a word in their import lines.
+   *
+   * @param {string} word in lower case
+   */
+  importsOf(word) {
+    return Number(this.#statement("SELECT count(*) AS n FROM imports WHERE word = ?").get(word)?.n);
   }
 
   /**

@@ -1,6 +1,7 @@
 /** Which files come first: those that a developer is likely to ask for. */
 
 import { pathWeight } from "./paths.mjs";
+import { stemOf } from "./ranking.mjs";
 
 /** Lines by which a file names others, in most languages. */
 const IMPORT_LINE =
@@ -27,22 +28,18 @@ export function importWords(source) {
  * first, tests and documents last.
  *
  * @param {{ id: number, path: string, modifiedMs: number }[]} chunks
- * @param {string[][]} imports words of each file's import lines
+ * @param {{ importsOf(stem: string): number }} database
  * @param {number} [now]
  * @returns {number[]} ids
  */
-export function refinementOrder(chunks, imports, now = Date.now()) {
-  /** @type {Map<string, number>} */
-  const mentions = new Map();
-  for (const words of imports) for (const word of words) mentions.set(word, (mentions.get(word) ?? 0) + 1);
+export function refinementOrder(chunks, database, now = Date.now()) {
   /** @type {Map<string, number>} */
   const weights = new Map();
   const weightOf = (/** @type {{ path: string, modifiedMs: number }} */ { path, modifiedMs }) => {
     const known = weights.get(path);
     if (known !== undefined) return known;
-    const stem = path.slice(path.lastIndexOf("/") + 1).replace(/\..*$/, "").toLowerCase();
     const recency = now - modifiedMs < RECENT_MS ? RECENT_WEIGHT : 1;
-    const weight = pathWeight(path) * recency * (1 + Math.log2(1 + (mentions.get(stem) ?? 0)));
+    const weight = pathWeight(path) * recency * (1 + Math.log2(1 + database.importsOf(stemOf(path).toLowerCase())));
     weights.set(path, weight);
     return weight;
   };

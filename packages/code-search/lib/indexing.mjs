@@ -197,7 +197,7 @@ export async function sketchFolder({ database, sketcher, signal }) {
  * than the model reads
  */
 export async function refineFolder({ database, embedder, signal, onProgress }) {
-  const ids = refinementOrder(database.inexact(), database.imports());
+  const ids = refinementOrder(database.inexact(), database);
   const { chunks: total } = database.counts();
   const summary = { embedded: 0, truncated: 0 };
   /** By the text's index in the stream. @type {Map<number, Uint8Array>} */
