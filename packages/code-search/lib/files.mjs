@@ -1,4 +1,7 @@
-/** The text files of a folder: without what .gitignore leaves out, without binary, huge and machine-written files. */
+/**
+ * The text files of a folder: without what .gitignore and .codesearchignore leave out, without binary, huge and
+ * machine-written files.
+ */
 
 import { createHash } from "node:crypto";
 import { constants, existsSync } from "node:fs";
@@ -13,8 +16,11 @@ const MAX_BYTES = 512 * 1024;
 /** Longer lines are written by machines: minified code, data. */
 const MAX_LINE_CHARACTERS = 5000;
 
+/** Both in one syntax. The second may take back what the first one beside it leaves out. */
+const IGNORE_FILES = [".gitignore", ".codesearchignore"];
+
 /**
- * What one .gitignore says about paths relative to the folder that it lies in.
+ * What the ignore files of one folder say about paths relative to it.
  *
  * @typedef {{ folder: string, rules: import("ignore").Ignore }} IgnoreFile
  */
@@ -63,7 +69,9 @@ export async function* walkBelow(root, skipped = () => {}) {
  * @returns {AsyncGenerator<string>}
  */
 async function* walk(folder, entries, above, skipped) {
-  const ignoreFiles = [...above, ...(await ignoreFileOf(folder))];
+  const names = new Set(entries.map(({ name }) => name));
+  const here = IGNORE_FILES.filter((name) => names.has(name));
+  const ignoreFiles = [...above, ...(await ignoreFileOf(folder, here))];
   for (const entry of entries) {
     const full = path.join(folder, entry.name);
     if (entry.isDirectory()) {
@@ -100,31 +108,41 @@ function isIgnored(full, isFolder, ignoreFiles) {
 
 /**
  * @param {string} folder
+ * @param {string[]} names of the ignore files to read in it
  * @returns {Promise<IgnoreFile[]>} one or none
  */
-async function ignoreFileOf(folder) {
-  try {
-    return [{ folder, rules: ignore().add(`${await readRegularFile(path.join(folder, ".gitignore"))}`) }];
-  } catch {
-    return [];
-  }
+async function ignoreFileOf(folder, names = IGNORE_FILES) {
+  const read = (/** @type {string} */ name) => readRegularFile(path.join(folder, name)).catch(() => undefined);
+  const contents = (await Promise.all(names.map(read))).filter((bytes) => bytes !== undefined);
+  return contents.length > 0 ? [{ folder, rules: ignore().add(contents.join("\n")) }] : [];
 }
 
 /**
- * The .gitignore files between a repository's root and a folder inside of it. They do not count if they leave out the
- * folder itself: who names it wants it.
+ * The ignore files between a repository's root and a folder inside of it. They do not count if they leave out the folder
+ * itself: who names it wants it.
  *
  * @param {string} folder absolute
  * @returns {Promise<IgnoreFile[]>}
  */
 async function ignoreFilesAbove(folder) {
+  const found = (await Promise.all(foldersAbove(folder).map((parent) => ignoreFileOf(parent)))).flat();
+  return isIgnored(folder, true, found) ? [] : found;
+}
+
+/**
+ * The folders from a repository's root down to the one that a folder lies in; none for the root itself, and outside of
+ * repositories.
+ *
+ * @param {string} folder absolute
+ */
+export function foldersAbove(folder) {
   const found = [];
   for (let inside = folder; !existsSync(path.join(inside, ".git")); inside = path.dirname(inside)) {
     const parent = path.dirname(inside);
     if (parent === inside) return [];
-    found.unshift(...(await ignoreFileOf(parent)));
+    found.unshift(parent);
   }
-  return isIgnored(folder, true, found) ? [] : found;
+  return found;
 }
 
 /**
@@ -157,7 +175,7 @@ export async function readSource(file) {
  * @param {string} file
  * @returns {Promise<Buffer>} rejected for what is no regular file, or is huge
  */
-async function readRegularFile(file) {
+export async function readRegularFile(file) {
   const handle = await open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
   try {
     const status = await handle.stat();

@@ -1,26 +1,24 @@
 /** The command line: what it says and how it ends. */
 
 import assert from "node:assert/strict";
+import * as path from "node:path";
 import { test } from "node:test";
 import { contentsOf, filesIn, folderWith, run, TINY_MODEL, write } from "./folders.mjs";
 
 const MODEL = `--model=${TINY_MODEL}`;
 
 for (const [what, args, status, message] of [
-  ["no command", [], 2, /code-search index \[dir\]/],
-  ["an unknown command", ["find", "x"], 2, /code-search index \[dir\]/],
-  ["an unknown option", ["search", "x", "--jsn"], 2, /--jsn/],
-  ["an empty question", ["search", " "], 2, /code-search search/],
-  ["a question in several words", ["search", "a", "b"], 2, /code-search search/],
-  ["a limit that is no number", ["search", "x", "--limit=many"], 2, /--limit is a number from 1 to 1000/],
+  ["no command", [], 2, /^Usage: code-search/],
+  ["an unknown command", ["find", "x"], 2, /^error \[USAGE\]: unknown command 'find'/],
+  ["an unknown option", ["search", "x", "--jsn"], 2, /^error \[USAGE\]: unknown option '--jsn'/],
+  ["an empty question", ["search", " "], 2, /^error \[USAGE\]: the question is empty/],
+  ["a question in several words", ["search", "a", "b", "c"], 2, /too many arguments for 'search'/],
+  ["a limit that is no number", ["search", "x", "--limit=many"], 2, /--limit .*a whole number from 1 to 1000/],
+  ["an unknown device", ["search", "x", "--device=tpu"], 2, /--device .*auto, cpu, gpu/],
+  ["a place without a line", ["similar", "a.js", "{dir}"], 2, /such as "src\/main\.js:12", found "a\.js"/],
+  ["a place outside of the folder", ["similar", "../a.js:1", "{dir}"], 1, /^error \[OUTSIDE\]: \.\.\/a\.js is not in/],
   ["a folder that is not there", ["index", "no-such-folder", MODEL], 1, /no-such-folder is not a folder/],
   ["a model that is not there", ["index", "{dir}", "--model=no-such-model"], 1, /no-such-model/],
-  [
-    "a folder that is not indexed",
-    ["search", "x", "--dir={dir}", MODEL],
-    1,
-    /nothing is indexed .*: run code-search index/,
-  ],
 ]) {
   test(`${what} ends with exit code ${status} and says so`, async () => {
     const dir = folderWith({ "a.js": "function a() {}\n" });
@@ -32,19 +30,52 @@ for (const [what, args, status, message] of [
   });
 }
 
-test("an empty folder is indexed, and has nothing to be searched", async () => {
+test("help: each command's has examples", async () => {
+  const { stdout } = await run(["--help"]);
+  for (const command of ["index", "search", "similar", "watch", "mcp"]) {
+    assert.match(stdout, new RegExp(`^ {2}${command} `, "m"));
+    const help = await run([command, "--help"]);
+    assert.equal(help.status, 0);
+    assert.match(help.stdout, new RegExp(`Examples:\n.*\\$ (claude .* )?code-search ?.* ${command}`, "s"));
+    for (const option of ["--model", "--device"]) assert.ok(help.stdout.includes(option), option);
+  }
+});
+
+test("with --json, an error is JSON as well", async () => {
+  const { status, stderr } = await run(["search", "x", "no-such-folder", "--json"]);
+  assert.equal(status, 1);
+  assert.equal(JSON.parse(stderr).error.code, "ENOTDIR");
+});
+
+test("an empty folder is indexed, and nothing is found in it", async () => {
   const dir = folderWith();
   assert.equal((await run(["index", dir, MODEL])).status, 0);
-  const { status, stderr } = await run(["search", "x", `--dir=${dir}`, MODEL]);
-  assert.equal(status, 1);
-  assert.match(stderr, /nothing is indexed/);
+  const { status, stdout, stderr } = await run(["search", "x", dir, MODEL]);
+  assert.deepEqual([status, stdout, stderr], [0, "", "nothing was found\n"]);
+});
+
+test("search needs no index, and finds what has changed since", async () => {
+  const dir = folderWith({ "a.js": "function parseDate(text) {\n  return new Date(text);\n}\n" });
+  const first = await run(["search", "parse a date", dir, MODEL]);
+  assert.equal(first.status, 0, first.stderr);
+  assert.ok(
+    first.stdout.startsWith(`${path.join(dir, "a.js")}:1  parseDate\n     1  function parseDate`),
+    first.stdout,
+  );
+  write(dir, "b.js", "function formatMoney(amount) {\n  return amount.toFixed(2);\n}\n");
+  const second = await run(["search", "formatMoney", ".", MODEL, "--limit=1"], { cwd: dir });
+  assert.match(second.stdout, /^b\.js:1 {2}formatMoney\n/);
+  const [file] = second.stdout.split(" ");
+  const alike = await run(["similar", file, MODEL], { cwd: dir });
+  assert.equal(alike.status, 0, alike.stderr);
+  assert.match(alike.stdout, /\.js:1 {2}\w+\n/);
 });
 
 test("a damaged index is named, with what to do", async () => {
   const dir = folderWith({ ".code-search/index.db": "this is no database ".repeat(100) });
   for (const args of [
     ["index", dir],
-    ["search", "x", `--dir=${dir}`],
+    ["search", "x", dir],
   ]) {
     const { status, stderr } = await run([...args, MODEL]);
     assert.equal(status, 1);
@@ -52,15 +83,18 @@ test("a damaged index is named, with what to do", async () => {
   }
 });
 
-test("the model may come from the environment; --json is for tools", async () => {
-  const env = { SEMANTIC_SEARCH_MODEL: TINY_MODEL };
+test("--json is for tools", async () => {
   const dir = folderWith({ "sub/a.js": "\n// Adds up.\nfunction add(a, b) {\n  return a + b;\n}\n" });
-  assert.match((await run(["index", dir], { env })).stdout, /^1 files, 1 chunks: 1 files embedded/);
-  const { stdout, stderr } = await run(["search", "add", `--dir=${dir}`, "--json"], { env });
+  const { seconds, ...summary } = JSON.parse((await run(["index", dir, MODEL, "--json"])).stdout);
+  assert.ok(seconds > 0);
+  assert.deepEqual([summary.files, summary.chunks, summary.exact, summary.changed, summary.removed], [1, 1, 1, 1, 0]);
+  const { stdout, stderr } = await run(["search", "add", dir, "--json", MODEL]);
   assert.equal(stderr, "");
-  const [{ similarity, score, ...hit }] = JSON.parse(stdout);
+  const { hits, exact } = JSON.parse(stdout);
+  assert.deepEqual(exact, { chunks: 1, of: 1 });
+  const [{ similarity, score, ...hit }] = hits;
   assert.ok(similarity >= -1 && similarity <= 1);
-  assert.equal(score, 2 / 61);
+  assert.ok(score > 0);
   assert.deepEqual(hit, {
     path: "sub/a.js",
     line: 3,
@@ -73,6 +107,7 @@ test("the model may come from the environment; --json is for tools", async () =>
       { line: 4, text: "  return a + b;" },
       { line: 5, text: "}" },
     ],
+    isExact: true,
   });
 });
 
@@ -88,7 +123,7 @@ test("Ctrl-C leaves an index that the next run completes", { skip: process.platf
   };
   const { status, stderr } = await run(["index", dir, MODEL], { started: interrupt });
   assert.equal(status, 130, stderr);
-  assert.match(stderr, /interrupted: \d+ files are in the index/);
+  assert.match(stderr, /interrupted by SIGINT: \d+ files are in the index, \d+ of \d+ chunks exact/);
   const done = await run(["index", dir, MODEL]);
   assert.match(done.stdout, /^400 files, /);
   const { counts } = contentsOf(dir);
@@ -104,9 +139,9 @@ test("control characters of names and of source code are shown, not obeyed", {
   });
   const index = await run(["index", dir, MODEL]);
   assert.equal(index.status, 0, index.stderr);
-  const found = await run(["search", "clear", `--dir=${dir}`, MODEL]);
-  const json = await run(["search", "clear", `--dir=${dir}`, "--json", MODEL]);
-  const refused = await run(["search", "clear", `--dir=${dir}/${name}/\u001b[2J`, MODEL]);
+  const found = await run(["search", "clear", ".", MODEL], { cwd: dir });
+  const json = await run(["search", "clear", dir, "--json", MODEL]);
+  const refused = await run(["search", "clear", `${dir}/${name}/\u001b[2J`, MODEL]);
   for (const text of [found.stdout, json.stdout, refused.stderr]) {
     // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what must not come out.
     assert.doesNotMatch(text, /[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/);
@@ -114,5 +149,5 @@ test("control characters of names and of source code are shown, not obeyed", {
   }
   assert.match(found.stdout, /^a\\u001b\[31m\\u009b2J\.js:\d+/);
   assert.doesNotMatch(found.stdout, /\\u000d/);
-  assert.equal(JSON.parse(json.stdout)[0].path, name);
+  assert.equal(JSON.parse(json.stdout).hits[0].path, name);
 });

@@ -35,6 +35,42 @@ test(".gitignore counts at every level, and the deepest decides", async () => {
   ]);
 });
 
+test(".codesearchignore counts like .gitignore, and may take back what the one beside it leaves out", async () => {
+  const folder = folderWith({
+    ".gitignore": "*.gen.js\nout/",
+    ".codesearchignore": "!api.gen.js\nvendor/\n*.svg",
+    "a.js": "",
+    "a.gen.js": "",
+    "api.gen.js": "",
+    "a.svg": "",
+    "vendor/a.js": "",
+    "out/a.js": "",
+    "src/a.js": "",
+    "src/b.js": "",
+    "src/api.gen.js": "",
+    "src/keep.svg": "",
+    "src/.codesearchignore": "b.js\n!keep.svg",
+  });
+  assert.deepEqual(await filesBelow(folder), [
+    ".codesearchignore",
+    ".gitignore",
+    "a.js",
+    "api.gen.js",
+    "src/.codesearchignore",
+    "src/a.js",
+    "src/api.gen.js",
+    "src/keep.svg",
+  ]);
+});
+
+test("inside of a repository the .codesearchignore files above count as well", async () => {
+  const files = { ".codesearchignore": "*.gen.js", "src/a.js": "", "src/a.gen.js": "" };
+  const repository = folderWith(files);
+  mkdirSync(path.join(repository, ".git"));
+  assert.deepEqual(await filesBelow(path.join(repository, "src")), ["a.js"]);
+  assert.deepEqual(await filesBelow(path.join(folderWith(files), "src")), ["a.gen.js", "a.js"]);
+});
+
 test("inside of a repository the .gitignore files above count, unless they leave out the folder itself", async () => {
   const files = {
     ".gitignore": "*.gen.js\nout/",

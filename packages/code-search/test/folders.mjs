@@ -13,7 +13,7 @@ import { IndexDatabase, indexFile } from "../lib/database.mjs";
 import { indexFolder } from "../lib/indexing.mjs";
 
 export const REPOSITORY = fileURLToPath(new URL("../../..", import.meta.url));
-export const PROGRAM = fileURLToPath(new URL("../search.mjs", import.meta.url));
+export const PROGRAM = fileURLToPath(new URL("../cli/main.mjs", import.meta.url));
 /** Tiny models with random weights. */
 export const TINY_MODEL = path.join(REPOSITORY, "tests/fixtures/nomic_cls");
 export const OTHER_TINY_MODEL = path.join(REPOSITORY, "tests/fixtures/bert_mean");
@@ -114,15 +114,27 @@ export function filesIn(dir) {
 }
 
 /**
+ * This process's environment without what a user's settings would change, and with other variables.
+ *
+ * @param {NodeJS.ProcessEnv} [env]
+ */
+export function environment(env) {
+  const unset = {
+    SEMANTIC_SEARCH_MODEL: undefined,
+    SEMANTIC_SEARCH_DEVICE: undefined,
+    SEMANTIC_SEARCH_BACKEND: undefined,
+  };
+  return { ...process.env, ...unset, XDG_CONFIG_HOME: scratch, APPDATA: scratch, ...env };
+}
+
+/**
  * Runs the program.
  *
  * @param {string[]} args
- * @param {{ env?: NodeJS.ProcessEnv, started?: (child: import("node:child_process").ChildProcess) => void }} [options]
+ * @param {{ env?: NodeJS.ProcessEnv, cwd?: string, started?: (child: import("node:child_process").ChildProcess) => void }} [options]
  */
-export async function run(args, { env, started } = {}) {
-  const child = spawn(process.execPath, [PROGRAM, ...args], {
-    env: { ...process.env, SEMANTIC_SEARCH_MODEL: undefined, SEMANTIC_SEARCH_BACKEND: undefined, ...env },
-  });
+export async function run(args, { env, cwd, started } = {}) {
+  const child = spawn(process.execPath, [PROGRAM, ...args], { cwd, env: environment(env) });
   let stdout = "";
   let stderr = "";
   child.stdout.setEncoding("utf8").on("data", (text) => (stdout += text));

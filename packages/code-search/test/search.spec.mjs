@@ -51,14 +51,14 @@ test("questions about this repository find their file", { skip: WITHOUT_STARTER_
   context.diagnostic(made.stdout.trim());
   const missed = [];
   for (const [question, file] of Object.entries(QUESTIONS)) {
-    const { status, stdout, stderr } = await run(["search", question, `--dir=${dir}`, "--json", "--limit=5", model]);
+    const { status, stdout, stderr } = await run(["search", question, dir, "--json", "--limit=5", model]);
     assert.equal(status, 0, stderr);
-    const hits = JSON.parse(stdout);
+    const { hits } = JSON.parse(stdout);
     assert.equal(hits.length, 5);
     if (!hits.some((hit) => hit.path === file)) missed.push(`${question}: ${hits.map((hit) => hit.path)}`);
   }
   assert.deepEqual(missed, []);
 
-  const { stdout } = await run(["search", "embed_query", `--dir=${dir}`, "--limit=3", model]);
-  assert.match(stdout, /^\S+\.rs:\d+ {2}0\.\d{4} {2}.*\n +\d+ {2}/);
+  const { stdout } = await run(["search", "embed_query", dir, "--limit=3", model]);
+  assert.match(stdout, /^\S+\.rs:\d+ {2}.*\n +\d+ {2}/);
 });

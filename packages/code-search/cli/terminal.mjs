@@ -13,6 +13,15 @@ export function printable(text) {
   return text.replace(/\r$/gm, "").replace(CONTROLS, escaped);
 }
 
+/**
+ * As `printable`, with line feeds written out: names may hold these too.
+ *
+ * @param {string} text
+ */
+export function onOneLine(text) {
+  return printable(text).replaceAll("\n", "\\n");
+}
+
 /** @param {string} text to standard output */
 export function print(text = "") {
   process.stdout.write(`${printable(text)}\n`);
@@ -21,4 +30,27 @@ export function print(text = "") {
 /** @param {string} text to standard error */
 export function complain(text) {
   process.stderr.write(`${printable(text)}\n`);
+}
+
+/**
+ * `"1,234"` in any locale: output must not depend on the machine.
+ *
+ * @param {number} count
+ */
+export function grouped(count) {
+  return count.toLocaleString("en-US");
+}
+
+/**
+ * What a terminal that standard output leads to is good for.
+ *
+ * @typedef {{ hasColors: boolean, hasLinks: boolean }} Abilities
+ * @param {{ color: boolean }} flags
+ * @param {{ isTTY?: boolean }} [stream]
+ * @param {NodeJS.ProcessEnv} [env]
+ * @returns {Abilities}
+ */
+export function abilities({ color }, { isTTY = false } = process.stdout, env = process.env) {
+  const isTerminal = isTTY && env.TERM !== "dumb";
+  return { hasColors: isTerminal && color && !env.NO_COLOR, hasLinks: isTerminal };
 }

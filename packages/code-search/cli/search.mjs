@@ -1,0 +1,39 @@
+import { searchWords } from "../lib/words.mjs";
+import { usage } from "./failure.mjs";
+import { addLimitOptions, printHits } from "./hits.mjs";
+import { addModelOptions, update, withCodeSearch } from "./opening.mjs";
+
+const HELP = `
+Needs no index made before: new and changed files are read first. Chunks without an exact vector are found by their words
+and by a faster, coarser vector; how many these are is said on standard error.
+
+Examples:
+  $ code-search search "where are tokens validated?"
+  $ code-search search parseDate ~/my-project --limit 3
+  $ code-search search "retry after a timeout" --json | jq -r '.hits[] | "\\(.path):\\(.line)"'`;
+
+/** @param {import("commander").Command} program */
+export function addSearch(program) {
+  const command = program
+    .command("search")
+    .description("find code that answers a question")
+    .argument("<question>", "what is looked for: a question, a description, words or a name")
+    .argument("[dir]", "the folder", ".")
+    .option("--rerank", "read the best results once more with a cross-encoder: slower, in a better order");
+  addModelOptions(addLimitOptions(command)).addHelpText("after", HELP).action(search);
+}
+
+/**
+ * @param {string} question
+ * @param {string} dir
+ * @param {import("./hits.mjs").HitFlags & { rerank?: boolean }} flags
+ */
+async function search(question, dir, { rerank = false, ...flags }) {
+  if (!question.trim()) throw usage("the question is empty");
+  await withCodeSearch(dir, flags, async (codeSearch, { limit, signal, progress }) => {
+    await update(codeSearch, { signal, progress });
+    const found = await codeSearch.search(question, { limit, rerank, signal });
+    progress.clear();
+    printHits(found, { dir, words: searchWords(question), flags });
+  });
+}

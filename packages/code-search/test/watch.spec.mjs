@@ -1,0 +1,41 @@
+/** `watch`: an index that follows its folder while another process searches it. */
+
+import assert from "node:assert/strict";
+import { rmSync } from "node:fs";
+import * as path from "node:path";
+import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { contentsOf, folderWith, run, TINY_MODEL, write } from "./folders.mjs";
+
+const DEADLINE_MS = 30_000;
+
+test("a file that is changed, made or removed is in the index soon after", {
+  skip: process.platform === "win32" && "signals end a process there",
+}, async () => {
+  const dir = folderWith({ "a.js": "function first() {}\n" });
+  const names = () => contentsOf(dir).chunks.map(({ name }) => name);
+  let child;
+  const ended = run(["watch", dir, `--model=${TINY_MODEL}`], { started: (started) => (child = started) });
+  let output = "";
+  child.stdout.on("data", (text) => (output += text));
+  const holds = async (expected) => {
+    for (const end = Date.now() + DEADLINE_MS; ; await sleep(50)) {
+      const found = output === "" ? [] : names().sort();
+      if (found.join() === expected.join()) return;
+      assert.ok(Date.now() < end, `${found} instead of ${expected}`);
+    }
+  };
+  await holds(["first"]);
+  write(dir, "a.js", "function changed() {}\n");
+  await holds(["changed"]);
+  write(dir, "below/b.js", "function made() {}\n");
+  await holds(["changed", "made"]);
+  const { stdout } = await run(["search", "made", dir, "--limit=1", `--model=${TINY_MODEL}`]);
+  assert.ok(stdout.startsWith(path.join(dir, "below/b.js")), stdout);
+  rmSync(path.join(dir, "a.js"));
+  await holds(["made"]);
+  child.kill("SIGINT");
+  const { status, stderr } = await ended;
+  assert.deepEqual([status, stderr], [0, ""]);
+  assert.match(output, /^\d\d:\d\d:\d\d 1 files, 1 of 1 chunks exact\n/);
+});
