@@ -31,6 +31,7 @@ import { estimateTokens } from "./tokens.mjs";
  * @property {string} owner name
  * @property {boolean} isDefinition
  * @property {boolean} isWhole whether it is all of a definition: nothing else joins it
+ * @property {number} [share] tokens that a part of it should have
  * @property {string} [section] name of what is around a section of a text, whose small neighbours join it
  */
 
@@ -39,6 +40,9 @@ export const CHUNKER_VERSION = 2;
 
 /** Tokens that models put around a text, and the words with which some of them want it introduced. */
 const RESERVED_TOKENS = 6;
+/** Tokens are estimated: more than that many times as many are rare, in code and in other texts (names, addresses, hashes). */
+const CODE_MARGIN = 1.05;
+const TEXT_MARGIN = 1.15;
 /** However long path and name are, this part of the limit is left to the code. */
 const LEAST_ROOM = 0.5;
 /** Windows overlap by this part of their length, so that what one cuts apart is whole in the other. */
@@ -47,8 +51,14 @@ const OVERLAP = 0.2;
 const UNDERSTOOD = 0.9;
 /** What is no longer than the opening of a class or a field of it goes with the member below. */
 const OPENING_TOKENS = 24;
+/** Parts of a long function may be that much longer than all of one size would be. */
+const SHARE = 1.15;
 /** Sections of a text are joined up to this part of the limit. */
 const SECTIONS = 0.5;
+/** Lines that only end what is above, where that takes a word. */
+const CLOSING = /^\s*(?:end|fi|done|esac|@end|#\s*endif\b.*)\W*$/;
+/** Of a preprocessor. */
+const CONDITION = /^\s*#\s*(?:if|ifdef|ifndef|else|elif|elseif)\b/;
 /** Syntax trees of generated code can be deeper than the stack. */
 const MAX_DEPTH = 200;
 
@@ -63,7 +73,7 @@ export async function chunkFile(file, source, maxTokens) {
   const language = languageOf(file, source);
   const tree = language && (await parserFor(file, source))?.parse(source);
   try {
-    if (tree && isUnderstood(tree.rootNode, source)) return text.syntaxChunks(tree.rootNode, language);
+    if (tree && isUnderstood(tree.rootNode, language, source)) return text.syntaxChunks(tree.rootNode, language);
   } finally {
     tree?.delete();
   }
@@ -83,10 +93,11 @@ export function embeddedText(file, { name, text }) {
 
 /**
  * @param {Node} root
+ * @param {Language} language
  * @param {string} source
  */
-function isUnderstood(root, source) {
-  if (!root.hasError) return true;
+function isUnderstood(root, language, source) {
+  if (!root.hasError || language.hasMacros) return true;
   const lost = root
     .descendantsOfType("ERROR")
     .reduce((sum, node) => sum + (node ? node.endIndex - node.startIndex : 0), 0);
@@ -102,8 +113,9 @@ class Text {
   constructor(file, source, maxTokens) {
     this.lines = source.split(/\r?\n/);
     this.maxTokens = maxTokens;
+    this.margin = languageOf(file, source) ? CODE_MARGIN : TEXT_MARGIN;
     /** Tokens of a chunk that has no name. */
-    this.limit = maxTokens - RESERVED_TOKENS - estimateTokens(file);
+    this.limit = (maxTokens - RESERVED_TOKENS) / this.margin - estimateTokens(file);
     /** Tokens before each row. */
     this.offsets = new Float64Array(this.lines.length + 1);
     for (const [row, line] of this.lines.entries()) this.offsets[row + 1] = this.before(row) + estimateTokens(line);
@@ -171,10 +183,11 @@ class Text {
    * @param {Language} language
    * @param {string} owner name of the definition around
    * @param {number} depth
+   * @param {number} [share] tokens that the parts of the definition around should have
    * @returns {Generator<Span>}
    */
-  *atoms(parent, language, owner, depth) {
-    const other = { owner, isDefinition: false, isWhole: false };
+  *atoms(parent, language, owner, depth, share = Number.POSITIVE_INFINITY) {
+    const other = { owner, isDefinition: false, isWhole: false, share };
     /** @type {Span | undefined} comments and attributes, which wait for what they belong to */
     let leading;
     let before = -1;
@@ -199,13 +212,15 @@ class Text {
       const definition = start < end || isTop ? definitionOf(child, language, isTop && line < end) : undefined;
       const name = [owner, definition?.name].filter(Boolean).join(".");
       const isDefinition = definition?.kind === "definition";
-      if (this.fits(start, end, name) || child.childCount === 0 || depth === MAX_DEPTH) {
+      // A comment that is too long is cut off before the definition is cut.
+      if (this.fits(line, end, name) || child.childCount === 0 || depth === MAX_DEPTH) {
         const section = definition?.kind === "section" ? owner : undefined;
-        yield { start, end, line, owner: name, isDefinition, isWhole: isDefinition, section };
+        yield { start, end, line, owner: name, isDefinition, isWhole: isDefinition, section, share };
         continue;
       }
       let isFirst = true;
-      for (const atom of this.atoms(definition?.node ?? child, language, name, depth + 1)) {
+      const part = definition ? this.share(start, end, this.room(name)) : share;
+      for (const atom of this.atoms(definition?.node ?? child, language, name, depth + 1, part)) {
         if (!isFirst) yield atom;
         else if (isDefinition && !atom.isDefinition) yield { ...atom, start, line, isDefinition };
         else yield { ...atom, start: Math.min(start, atom.start) };
@@ -218,36 +233,48 @@ class Text {
   /**
    * The same for declarations that were found without a parser: each goes on to the next one of its level.
    *
-   * @param {Declaration[]} declarations between `start` and `end`, at least one
+   * @param {Declaration[]} declarations between `start` and `last`, at least one
    * @param {number} start
+   * @param {number} last
+   * @param {string} owner
+   * @returns {Generator<Span>}
+   */
+  *sections(declarations, start, last, owner) {
+    const level = Math.min(...declarations.map((declaration) => declaration.level));
+    const heads = [...declarations.entries()].filter(([, declaration]) => declaration.level === level);
+    if (!heads[0]) return;
+    const [before, first] = heads[0];
+    const other = { line: start, owner, isDefinition: false, isWhole: false };
+    const end = first.start - 1;
+    if (before > 0) yield* this.sections(declarations.slice(0, before), start, end, owner);
+    else if (end >= start) yield { ...other, start, end };
+    for (const [number, [index, head]] of heads.entries()) {
+      const [nextIndex, next] = heads[number + 1] ?? [declarations.length, undefined];
+      yield* this.section(head, declarations.slice(index + 1, nextIndex), next ? next.start - 1 : last, owner);
+    }
+  }
+
+  /**
+   * @param {Declaration} head
+   * @param {Declaration[]} inner
    * @param {number} end
    * @param {string} owner
    * @returns {Generator<Span>}
    */
-  *sections(declarations, start, end, owner) {
-    const level = Math.min(...declarations.map((declaration) => declaration.level));
-    const heads = [...declarations.entries()].filter(([, declaration]) => declaration.level === level);
-    const first = heads[0]?.[1].start ?? end + 1;
-    const other = { line: start, owner, isDefinition: false, isWhole: false };
-    if (first > start) yield { ...other, start, end: first - 1 };
-    for (const [number, [index, head]] of heads.entries()) {
-      const next = heads[number + 1];
-      const last = next ? next[1].start - 1 : end;
-      // Inside of a type, one-liners are no more than fields of it.
-      const isLine = owner !== "" && head.isDefinition && !this.hasWords(head.row + 1, last);
-      const isDefinition = head.isDefinition && !isLine;
-      const name = isLine ? owner : [owner, head.name].filter(Boolean).join(".");
-      const whole = { start: head.start, end: last, line: head.row, owner: name, isDefinition };
-      const inner = declarations.slice(index + 1, next?.[0]);
-      if (inner.length === 0 || this.fits(head.start, last, name)) {
-        yield { ...whole, isWhole: isDefinition, section: head.isDefinition ? undefined : owner };
-        continue;
-      }
-      let isFirst = true;
-      for (const atom of this.sections(inner, head.start, last, name)) {
-        yield isFirst ? { ...whole, end: atom.end, isWhole: false } : atom;
-        isFirst = false;
-      }
+  *section({ name, kind, start, row }, inner, end, owner) {
+    // Inside of a type, one-liners are no more than fields of it.
+    const isLine = owner !== "" && kind === "definition" && !this.hasWords(row + 1, end);
+    const isDefinition = kind === "definition" && !isLine;
+    const full = isLine ? owner : [owner, name].filter(Boolean).join(".");
+    const whole = { start, end, line: row, owner: full, isDefinition, isWhole: isDefinition };
+    if (inner.length === 0 || this.fits(row, end, full)) {
+      yield { ...whole, section: kind === "section" ? owner : undefined };
+      return;
+    }
+    let isFirst = true;
+    for (const atom of this.sections(inner, start, end, full)) {
+      yield isFirst ? { ...whole, end: atom.end, isWhole: false } : atom;
+      isFirst = false;
     }
   }
 
@@ -284,7 +311,8 @@ class Text {
    */
   isContinued(last, atom) {
     if (atom.owner !== last.owner || !this.fits(last.start, atom.end, last.owner)) return false;
-    return last.isWhole ? atom.isWhole : !atom.isDefinition;
+    if (last.isWhole) return atom.isWhole;
+    return !atom.isDefinition && this.size(last.start, atom.end) <= (last.share ?? Number.POSITIVE_INFINITY);
   }
 
   /**
@@ -307,9 +335,9 @@ class Text {
    * @param {Span} atom
    */
   isOpening(last, atom) {
+    const isInside = last.owner !== "" && atom.owner.startsWith(`${last.owner}.`);
     return (
-      last.owner !== "" &&
-      atom.owner.startsWith(`${last.owner}.`) &&
+      (isInside || (last.start === last.end && CONDITION.test(`${this.lines[last.start]}`))) &&
       (!last.isDefinition || (atom.isDefinition && !atom.isWhole)) &&
       this.size(last.start, last.end) <= OPENING_TOKENS &&
       this.fits(last.start, atom.end, atom.owner)
@@ -346,25 +374,65 @@ class Text {
    * @param {number} overlap
    * @returns {Chunk[]}
    */
-  cut(span, overlap) {
-    let { start, end: last } = span;
+  cut({ start, end, line, owner, isDefinition }, overlap) {
+    const room = this.room(owner);
+    let first = start;
+    // A definition keeps as much of its comment as there is room for.
+    if (this.size(line, end) <= room) while (this.size(first, end) > room) first++;
+    const rows =
+      first > start
+        ? [...this.windowsOf(start, first - 1, room, 0), ...this.windowsOf(first, end, room, 0)]
+        : this.windowsOf(start, end, room, overlap);
+    return Array.from(rows, ([from, to]) => {
+      const hasLine = from <= line && line <= to;
+      return {
+        name: owner,
+        isDefinition: isDefinition && hasLine,
+        line: (hasLine ? line : from) + 1,
+        startLine: from + 1,
+        endLine: to + 1,
+        text: this.text(from, to),
+      };
+    });
+  }
+
+  /**
+   * First and last rows of windows, of about one size where they do not overlap.
+   *
+   * @param {number} start
+   * @param {number} end
+   * @param {number} room
+   * @param {number} overlap
+   * @returns {Generator<[number, number]>}
+   */
+  *windowsOf(start, end, room, overlap) {
+    let last = end;
     while (last >= start && this.isBlank(last)) last--;
-    const room = this.room(span.owner);
-    const chunks = [];
+    let from = start;
     while (true) {
-      while (start <= last && this.isBlank(start)) start++;
-      if (start > last) return chunks;
-      let end = start;
-      while (end < last && (this.size(start, end + 1) <= room || !this.hasWords(start, end))) end++;
-      const line = Math.min(Math.max(start, span.line), end);
-      const isDefinition = span.isDefinition && (line === span.line || (start > span.line && chunks.length === 0));
-      const lines = { line: line + 1, startLine: start + 1, endLine: end + 1 };
-      chunks.push({ name: span.owner, isDefinition, ...lines, text: this.text(start, end) });
-      if (end === last) return chunks;
-      let next = end + 1;
-      while (next - 1 > start && this.size(next - 1, end) <= overlap * room) next--;
-      start = next;
+      while (from <= last && this.isBlank(from)) from++;
+      if (from > last) return;
+      const size = overlap > 0 ? room : this.share(from, last, room);
+      let to = from;
+      while (to < last && (this.size(from, to + 1) <= size || !this.hasWords(from, to))) to++;
+      yield [from, to];
+      if (to === last) return;
+      let next = to + 1;
+      while (next - 1 > from && this.size(next - 1, to) <= overlap * room) next--;
+      from = next;
     }
+  }
+
+  /**
+   * Tokens that each part of something too long should have, so that the last one is none of a few words.
+   *
+   * @param {number} start
+   * @param {number} end
+   * @param {number} room
+   */
+  share(start, end, room) {
+    const size = this.size(start, end);
+    return Math.min(room, (SHARE * size) / Math.ceil(size / room));
   }
 
   /**
@@ -385,7 +453,10 @@ class Text {
    * @param {number} end
    */
   hasWords(start, end) {
-    for (let row = start; row <= end; row++) if (/[\p{L}\p{N}]/u.test(`${this.lines[row]}`)) return true;
+    for (let row = start; row <= end; row++) {
+      const line = `${this.lines[row]}`;
+      if (/[\p{L}\p{N}]/u.test(line) && !CLOSING.test(line)) return true;
+    }
     return false;
   }
 }

@@ -12,7 +12,7 @@ import { LANGUAGES } from "./languages.mjs";
  * @property {number} row of the line that holds the name; counts from 0
  * @property {number} start row of the first comment or attribute above it
  * @property {number} level indentation, or depth of a heading
- * @property {boolean} isDefinition false for sections of a text
+ * @property {"definition" | "scope" | "section"} kind as of a syntax node; sections are those of a text
  */
 /**
  * @typedef {object} Pattern
@@ -22,20 +22,22 @@ import { LANGUAGES } from "./languages.mjs";
  */
 
 /** What may stand before a keyword. */
-const MODIFIERS = `(?:(?:export|default|declare|pub(?:lic|\\([^)]*\\))?|private(?:\\(set\\))?|protected|internal|package|open|
+const MODIFIERS =
+  `(?:(?:export|default|declare|pub(?:lic|\\([^)]*\\))?|private(?:\\(set\\))?|protected|internal|package|open|
   fileprivate|static|final|abstract|async|override|virtual|sealed|inline|extern|external|unsafe|const|mutating|mutable|
   nonmutating|convenience|required|lazy|weak|indirect|partial|data|base|mixin|distributed|nonisolated|isolated|
   class(?=\\s+(?:func|var))|shared|pure|local|@[\\w.]+(?:\\([^)]*\\))?)\\s+)*`.replace(/\s*\n\s*/g, "");
-const KEYWORDS = `func|fun|fn|function|def|sub|proc|procedure|macro|class|struct|enum|protocol|extension|interface|trait|
+const KEYWORDS =
+  `func|fun|fn|function|def|sub|proc|procedure|macro|class|struct|enum|protocol|extension|interface|trait|
   module|impl|actor|union|type|typealias|typedef|namespace|package|contract|library|modifier|object|mixin|template|
   abstract type`.replace(/\s*\n\s*/g, "");
 /** Names may be quoted or qualified; a receiver or parameters of a type may stand before them. */
-const NAME = "(?:\\([^)]*\\)\\s*|<[^>]*>\\s*)?[`\"]?(?<name>[\\p{L}_$][\\w$.:]*[!?]?)";
+const NAME = '(?:\\([^)]*\\)\\s*|<[^>]*>\\s*)?[`"]?(?<name>[\\p{L}_$][\\w$.:]*[!?]?)';
 
 const KEYWORD = new RegExp(`^(\\s*)${MODIFIERS}(?:${KEYWORDS})[*!]?\\s+${NAME}`, "u");
 /** `Type name(Type parameter) {`, of which there are many that are none. */
 const TYPED =
-  /^(\s*)(?!(?:else|return|new|throw|await|if|for|while|switch|catch|case|do|try|yield|guard|when|with|let|var|val|in)\b)(?:[\w<>[\],.?*&:]+\s+)+[*&]?(?<name>[\p{L}_$][\w$:]*)\s*\([^;]*\{\s*$/u;
+  /^(\s*)(?!(?:else|return|new|throw|await|if|for|while|switch|catch|case|do|try|yield|guard|when|with|let|var|val|in)\b)(?:[\w<>[\],.?*&:]+\s+)+[*&]?(?<name>[\p{L}_$][\w$]*(?:::~?\w+)*)\s*\([^;]*\{\s*$/u;
 
 /** @type {Pattern[]} */
 export const PATTERNS = [
@@ -48,17 +50,41 @@ export const PATTERNS = [
     ],
   },
   {
-    endings: [".dart", ".groovy", ".gradle", ".vala", ".d", ".hx", ".v", ".as", ".js.flow", ".sol", ".fx", ".glsl", ".wgsl"],
+    endings: [
+      ".dart",
+      ".groovy",
+      ".gradle",
+      ".vala",
+      ".d",
+      ".hx",
+      ".v",
+      ".as",
+      ".js.flow",
+      ".sol",
+      ".fx",
+      ".glsl",
+      ".wgsl",
+    ],
     patterns: [KEYWORD, TYPED],
   },
   {
     endings: [".m", ".mm", ".h"],
-    patterns: [/^(\s*)@(?:interface|implementation|protocol)\s+(?<name>\w+)/, /^()[-+]\s*\([^)]*\)\s*(?<name>\w+)/, TYPED],
+    patterns: [
+      /^(\s*)@(?:interface|implementation|protocol)\s+(?<name>\w+)/,
+      /^([-+])\s*\([^)]*\)\s*(?<name>\w+)/,
+      TYPED,
+    ],
   },
   { endings: [".vue", ".svelte", ".astro", ".cr", ".gd", ".gleam", ".odin", ".move", ".cairo"], patterns: [KEYWORD] },
-  { endings: [".vb", ".pas", ".f90", ".f95", ".ada", ".adb", ".awk", ".fish", ".tcl"], patterns: [new RegExp(KEYWORD, "iu")] },
+  {
+    endings: [".vb", ".pas", ".f90", ".f95", ".ada", ".adb", ".awk", ".fish", ".tcl"],
+    patterns: [new RegExp(KEYWORD, "iu")],
+  },
   { endings: [".pl", ".pm", ".t"], patterns: [/^(\s*)(?:sub|package|class|method|role)\s+(?<name>[\w:]+)/] },
-  { endings: [".r"], patterns: [/^(\s*)[`"]?(?<name>[\w.]+)[`"]?\s*(?:<-|=)\s*(?:function\b|\\\(|R6Class|setRefClass)/] },
+  {
+    endings: [".r"],
+    patterns: [/^(\s*)[`"]?(?<name>[\w.]+)[`"]?\s*(?:<-|=)\s*(?:function\b|\\\(|R6Class|setRefClass)/],
+  },
   {
     endings: [".jl"],
     patterns: [
@@ -95,7 +121,9 @@ export const PATTERNS = [
   },
   {
     endings: [".proto", ".thrift", ".capnp", ".fbs", ".avdl"],
-    patterns: [/^(\s*)(?:message|service|enum|rpc|extend|struct|union|exception|table|interface|protocol|record)\s+(?<name>[\w.]+)/],
+    patterns: [
+      /^(\s*)(?:message|service|enum|rpc|extend|struct|union|exception|table|interface|protocol|record)\s+(?<name>[\w.]+)/,
+    ],
   },
   {
     endings: [".graphql", ".gql", ".graphqls", ".prisma"],
@@ -122,7 +150,8 @@ const BY_ENDING = new Map([
 ]);
 
 /** Lines that go with the declaration below: comments, attributes, and Erlang's types. */
-const LEADING = /^\s*(?:\/\/|\/\*|\*|--|;|%|\(\*|@(?!end\b|interface\b|implementation\b|protocol\b)|\[<?\w|#\[|-(?:spec|doc)\b|#(?!\s*(?:if|ifdef|ifndef|else|elseif|elif|endif|define|include|import|pragma|error|region|endregion)\b))/;
+const LEADING =
+  /^\s*(?:\/\/|\/\*|\*|--|;|%|\(\*|@(?!end\b|interface\b|implementation\b|protocol\b)|\[<?\w|#\[|-(?:spec|doc)\b|#(?!\s*(?:if|ifdef|ifndef|else|elseif|elif|endif|define|include|import|pragma|error|region|endregion)\b))/;
 const COMMENT_END = /(?:\*\/|\*\)|-->)\s*$/;
 const COMMENT_START = /\/\*|\(\*|<!--/;
 const FENCE = /^\s*(?:```|~~~)/;
@@ -130,6 +159,9 @@ const FENCE = /^\s*(?:```|~~~)/;
 const UNDERLINE = /^([=\-~^"'`#*+.:_])\1{2,}\s*$/;
 const UNDERLINED = new Set([".md", ".mdx", ".markdown", ".rst"]);
 const TAB_WIDTH = 4;
+const LONGEST_NAME = 80;
+/** Keywords of what adds to something, but does not define it. */
+const SCOPE = /\b(?:extension|impl|namespace|extend)\s/;
 
 /**
  * @param {string} file name, whose ending tells what to look for
@@ -164,7 +196,7 @@ export function declarationsIn(file, lines) {
     const declaration = heading ?? matched(row, line);
     if (!declaration) continue;
     const start = row.isText && !/^\.ya?ml$/.test(ending) ? number : firstLeading(lines, number);
-    found.push({ ...declaration, row: number, start, isDefinition: !row.isText });
+    found.push({ ...declaration, row: number, start });
   }
   return found;
 }
@@ -172,14 +204,20 @@ export function declarationsIn(file, lines) {
 /**
  * @param {Pattern} row
  * @param {string} line
+ * @returns {Pick<Declaration, "name" | "level" | "kind"> | undefined}
  */
 function matched({ patterns, isText }, line) {
   for (const pattern of patterns) {
     const match = pattern.exec(line);
     if (!match?.groups) continue;
-    const name = `${match.groups.name}`.replace(/["'`[\]]/g, "").replaceAll("::", ".").trim();
+    const name = `${match.groups.name}`
+      .replace(/["'`[\]]/g, "")
+      .replaceAll("::", ".")
+      .trim();
     const level = isText ? `${match[1]}`.length : `${match[1]}`.replaceAll("\t", " ".repeat(TAB_WIDTH)).length;
-    return { name: name.replace(/\s+/g, " ").slice(0, 80), level };
+    const isScope = SCOPE.test(line.slice(0, line.indexOf(`${match.groups.name}`)));
+    const kind = isText ? "section" : isScope ? "scope" : "definition";
+    return { name: name.replace(/\s+/g, " ").slice(0, LONGEST_NAME), level, kind };
   }
   return undefined;
 }
@@ -188,14 +226,20 @@ function matched({ patterns, isText }, line) {
  * @param {string[]} lines
  * @param {number} row
  * @param {string[]} underlines kinds that were seen before
+ * @returns {Pick<Declaration, "name" | "level" | "kind"> | undefined}
  */
 function underlined(lines, row, underlines) {
   const title = `${lines[row]}`.trim();
   const sign = lines[row + 1]?.match(UNDERLINE)?.[1];
-  const isHeading = sign !== undefined && /^[\p{L}\p{N}`:*"(]/u.test(title) && `${lines[row + 1]}`.trim().length >= title.length;
+  const isHeading =
+    sign !== undefined && /^[\p{L}\p{N}`:*"(]/u.test(title) && `${lines[row + 1]}`.trim().length >= title.length;
   if (!isHeading || title.length > 100) return undefined;
   if (!underlines.includes(sign)) underlines.push(sign);
-  return { name: title.replace(/:\w+:|`/g, "").slice(0, 80), level: underlines.indexOf(sign) + 1 };
+  return {
+    name: title.replace(/:\w+:|`/g, "").slice(0, LONGEST_NAME),
+    level: underlines.indexOf(sign) + 1,
+    kind: "section",
+  };
 }
 
 /**

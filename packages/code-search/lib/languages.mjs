@@ -16,10 +16,11 @@ import { loadParser } from "./grammars.mjs";
  * @property {RegExp} [interpreter] of scripts whose name has no ending
  * @property {Names} definitions functions, methods and types, which are searched for by their name
  * @property {Names} [scopes] what gives its name to what is in it, but defines nothing: namespaces, implementations
- * @property {Names} [values] variables, which count at the top of a file if they take several lines
+ * @property {Names} [values] variables, aliases and macros, which count at the top of a file if they take several lines
  * @property {Names} [sections] what is named, but small, so that neighbours are joined
  * @property {Record<string, (node: Node) => Node | null | undefined>} [wrappers] what a definition may stand in
  * @property {string[]} [transparent] nodes whose children stand for themselves
+ * @property {boolean} [hasMacros] whether sources are often not what the grammar expects, and yet good to cut by it
  * @property {Record<string, (node: Node) => boolean>} leading what belongs to what stands right below it
  */
 /**
@@ -162,17 +163,18 @@ const ifBody = (node) => (node.childForFieldName("body") ? node.childForFieldNam
 const C = {
   definitions: {
     function_definition: declared,
-    type_definition: declared,
     struct_specifier: ifBody,
     union_specifier: ifBody,
     enum_specifier: ifBody,
-    ...named("preproc_function_def"),
   },
   values: {
+    type_definition: declared,
+    ...named("preproc_function_def"),
     declaration: (/** @type {Node} */ node) =>
       node.childForFieldName("declarator")?.type === "init_declarator" ? declared(node) : undefined,
   },
-  transparent: ["preproc_if", "preproc_ifdef", "preproc_elif", "preproc_else", "linkage_specification"],
+  transparent: ["preproc_if", "preproc_ifdef", "preproc_elif", "preproc_else", "linkage_specification", "ERROR"],
+  hasMacros: true,
   leading: always("comment"),
 };
 
@@ -204,7 +206,6 @@ export const LANGUAGES = [
     endings: [".rs"],
     definitions: {
       ...named("function_item", "struct_item", "enum_item", "union_item", "trait_item", "macro_definition"),
-      ...named("type_item"),
     },
     scopes: {
       // `mod name;` holds nothing.
@@ -215,7 +216,7 @@ export const LANGUAGES = [
         return (type?.childForFieldName("type") ?? type)?.text;
       },
     },
-    values: named("const_item", "static_item"),
+    values: named("const_item", "static_item", "type_item"),
     leading: always("line_comment", "block_comment", "attribute_item"),
   },
   {
@@ -312,7 +313,7 @@ export const LANGUAGES = [
     definitions: {
       ...C.definitions,
       class_specifier: ifBody,
-      ...named("alias_declaration", "concept_definition"),
+      ...named("concept_definition"),
     },
     scopes: { namespace_definition: (node) => node.childForFieldName("name")?.text ?? "" },
     wrappers: { template_declaration: (node) => node.namedChild(node.namedChildCount - 1) },
