@@ -13,8 +13,6 @@ import { findStaticModel, makeStaticModel } from "./lib/static_model.mjs";
 /** @typedef {import("./lib/indexing.mjs").Summary} Summary */
 /** @typedef {{ hits: Hit[], exact: { chunks: number, of: number } }} Answer hits, the best first; chunks with exact vectors */
 
-/** What a device is to `Embedder.load`. */
-const BACKENDS = { auto: "auto", cpu: "onnx", gpu: process.platform === "darwin" ? "mlx" : "webgpu" };
 /** A question makes so many of its candidates exact before it is answered, as far as they are done in this time. */
 const CANDIDATES_FIRST = 32;
 const CANDIDATES_PER_CALL = 8;
@@ -65,13 +63,14 @@ export class CodeSearch {
    *
    * @param {string} dir
    * @param {object} options
-   * @param {string} options.model as `Embedder.load` takes it
-   * @param {"auto" | "cpu" | "gpu"} [options.device] what computes
+   * @param {string} options.model as `Embedder.load` takes it, like the other options
+   * @param {import("semantic-search-native").LoadOptions["backend"]} [options.backend]
+   * @param {boolean} [options.offline]
    * @param {(progress: import("semantic-search-native").PullProgress) => void} [options.onProgress] of a download
    * @param {AbortSignal} [options.signal]
    */
-  static async open(dir, { model, device = "auto", ...options }) {
-    const embedder = await Embedder.load(model, { backend: BACKENDS[device], ...options });
+  static async open(dir, { model, ...options }) {
+    const embedder = await Embedder.load(model, options);
     try {
       return new CodeSearch(dir, model, embedder, await findStaticModel(embedder));
     } catch (error) {

@@ -67,7 +67,7 @@ function chunkTokens({ maxTokens }) {
  * @param {AbortSignal} [task.signal] leaves the index usable; the next call goes on from there
  * @param {(progress: { done: number, total: number }) => void} [task.onProgress] in chunks whose vectors are exact
  * @param {(message: string) => void} [task.onWarning]
- * @returns {Promise<Summary & { embedded: number, truncated: number }>}
+ * @returns {Promise<Summary & { truncated: number }>}
  */
 export async function indexFolder({ onProgress, sketcher, ...task }) {
   const summary = await updateFolder(task);
@@ -193,13 +193,13 @@ export async function sketchFolder({ database, sketcher, signal }) {
  * @param {Embedder} task.embedder
  * @param {AbortSignal} [task.signal] leaves the index usable; the next call goes on from there
  * @param {(progress: { done: number, total: number }) => void} [task.onProgress] in chunks whose vectors are exact
- * @returns {Promise<{ embedded: number, truncated: number }>} texts that were embedded, and those of them that were longer
- * than the model reads
+ * @returns {Promise<{ chunks: number, truncated: number }>} chunks that were embedded, and those of them that were longer than
+ * the model reads
  */
 export async function refineFolder({ database, embedder, signal, onProgress }) {
   const ids = refinementOrder(database.inexact(), database);
   const { chunks: total } = database.counts();
-  const summary = { embedded: 0, truncated: 0 };
+  const summary = { chunks: 0, truncated: 0 };
   /** By the text's index in the stream. @type {Map<number, Uint8Array>} */
   const keys = new Map();
   const begun = new Set();
@@ -228,7 +228,7 @@ export async function refineFolder({ database, embedder, signal, onProgress }) {
   for await (const { index, vector, truncated } of embedder.stream(inexactTexts(), { encoding: "int8", signal })) {
     pending.push({ key: /** @type {Uint8Array} */ (keys.get(index)), vector });
     keys.delete(index);
-    summary.embedded++;
+    summary.chunks++;
     if (truncated) summary.truncated++;
     if (pending.length >= VECTORS_PER_WRITE) write();
   }
