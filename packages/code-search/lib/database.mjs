@@ -1,8 +1,10 @@
 /**
- * The index on disk: one SQLite file with the chunks, their vectors (sqlite-vec) and their words (FTS5). A file's rows
- * are written in one transaction, so that whatever ends the process, a file is in the index whole or not at all.
+ * The index on disk: one SQLite file with the chunks, their words (FTS5) and their vectors (sqlite-vec). Files are written
+ * in transactions, so that whatever ends the process, a file is in the index whole or not at all. Exact vectors are kept by
+ * what was embedded: text that comes back, from another branch or under another file, is not embedded again.
  */
 
+import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -11,7 +13,23 @@ import * as sqliteVec from "sqlite-vec";
 import { searchableText } from "./words.mjs";
 
 /** @typedef {import("./chunks.mjs").Chunk} Chunk */
-/** @typedef {Chunk & { id: number, path: string }} StoredChunk */
+/** @typedef {Chunk & { id: number, path: string, isExact: boolean }} StoredChunk */
+/**
+ * @typedef {object} IndexedFile
+ * @property {string} path relative to the folder, with `/`
+ * @property {string} hash of its content
+ * @property {number} size in bytes
+ * @property {number} modifiedMs
+ * @property {string[]} imports words of its import lines
+ * @property {(Chunk & { embedded: string })[]} chunks with the text that is embedded
+ */
+/**
+ * What kind of vector a chunk has.
+ */
+export const NO_VECTOR = 0;
+export const STATIC_VECTOR = 1;
+export const EXACT_VECTOR = 2;
+
 
 const FOLDER = ".code-search";
 const FILE = "index.db";
@@ -21,34 +39,50 @@ const LOCK_RETRY_MS = 100;
 /** Another process may be writing: a search that makes the file's header, say. */
 const BUSY_TIMEOUT_MS = 10_000;
 const BUSY_RETRY_MS = 10;
+/** Vectors of chunks that are in no file any more are dropped when they are more than this many times the others. */
+const SPARE_VECTORS = 4;
 
-/** @param {number} dimension */
-const schema = (dimension) => `
+const FILES_AND_CHUNKS = `
   DROP TABLE IF EXISTS words;
-  DROP TABLE IF EXISTS vectors;
+  DROP TABLE IF EXISTS imports;
   DROP TABLE IF EXISTS chunks;
   DROP TABLE IF EXISTS files;
-  CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, hash TEXT NOT NULL);
+  CREATE TABLE files (
+    id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, hash TEXT NOT NULL, size INTEGER NOT NULL,
+    modified_ms REAL NOT NULL
+  );
+  CREATE TABLE imports (word TEXT NOT NULL, file_id INTEGER NOT NULL REFERENCES files, PRIMARY KEY (word, file_id))
+    WITHOUT ROWID;
+  CREATE INDEX imports_of_file ON imports (file_id);
   CREATE TABLE chunks (
-    id INTEGER PRIMARY KEY,
-    file_id INTEGER NOT NULL REFERENCES files,
-    name TEXT NOT NULL,
-    line INTEGER NOT NULL,
-    start_line INTEGER NOT NULL,
-    end_line INTEGER NOT NULL,
-    text TEXT NOT NULL
+    id INTEGER PRIMARY KEY, file_id INTEGER NOT NULL REFERENCES files, name TEXT NOT NULL, defined TEXT,
+    line INTEGER NOT NULL, start_line INTEGER NOT NULL, end_line INTEGER NOT NULL, text TEXT NOT NULL,
+    key BLOB NOT NULL, vector INTEGER NOT NULL
   );
   CREATE INDEX chunks_of_file ON chunks (file_id);
-  CREATE VIRTUAL TABLE vectors USING vec0 (id INTEGER PRIMARY KEY, vector int8[${dimension}] distance_metric=cosine);
+  CREATE INDEX chunks_of_key ON chunks (key);
+  CREATE INDEX inexact_chunks ON chunks (vector) WHERE vector < 2;
+  CREATE INDEX definitions ON chunks (defined COLLATE NOCASE) WHERE defined IS NOT NULL;
   CREATE VIRTUAL TABLE words USING fts5 (
     path, name, text, content = '', contentless_delete = 1, tokenize = 'porter unicode61'
   );`;
+
+const embeddingsTable = `
+  DROP TABLE IF EXISTS embeddings;
+  CREATE TABLE embeddings (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;`;
+
+/**
+ * @param {"vectors" | "sketches"} name
+ * @param {number} dimension
+ */
+const vectorsTable = (name, dimension) => `
+  DROP TABLE IF EXISTS ${name};
+  CREATE VIRTUAL TABLE ${name} USING vec0 (id INTEGER PRIMARY KEY, vector int8[${dimension}] distance_metric=cosine);`;
 
 /** @param {string} dir */
 export function indexFile(dir) {
   return path.join(dir, FOLDER, FILE);
 }
-
 /**
  * The right to change the index of a folder, which one process has at a time: two that embed the same files would take
  * twice as long as one. Waits for it. It is a lock on a file, so that it ends with its process, however that ends.
@@ -90,6 +124,7 @@ function makeIndexFolder(dir) {
   return folder;
 }
 
+
 export class IndexDatabase {
   /** @type {Map<string, import("@photostructure/sqlite").StatementSyncInstance>} */
   #statements = new Map();
@@ -109,9 +144,7 @@ export class IndexDatabase {
     try {
       this.#switchToWal();
       this.db.exec("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON");
-      this.db.exec(
-        "CREATE TABLE IF NOT EXISTS configuration (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL)",
-      );
+      this.db.exec("CREATE TABLE IF NOT EXISTS configuration (name TEXT PRIMARY KEY, value TEXT NOT NULL)");
     } catch (cause) {
       this.db.close();
       const { message, code } = /** @type {NodeJS.ErrnoException} */ (cause);
@@ -141,92 +174,262 @@ export class IndexDatabase {
     this.db.close();
   }
 
-  /** What the index was made with; `undefined` for a new one. */
-  get configuration() {
-    const row = this.#statement("SELECT value FROM configuration").get();
+  /** Whether nothing has been put into it yet. */
+  get isEmpty() {
+    return this.configuration("chunks") === undefined;
+  }
+
+  /**
+   * What a part of the index was made with; `undefined` for a new one.
+   *
+   * @param {"chunks" | "vectors" | "sketches"} part
+   */
+  configuration(part) {
+    const row = this.#statement("SELECT value FROM configuration WHERE name = ?").get(part);
     return row ? String(row.value) : undefined;
   }
 
   /**
-   * Empties the index if it was made with another configuration.
+   * Empties the parts of the index that were made with another configuration.
    *
-   * @param {string} configuration everything that decides chunks and vectors
-   * @param {number} dimension
-   * @returns {boolean} whether an index was thrown away
+   * @param {object} configuration
+   * @param {string} configuration.chunks everything that decides how files are cut
+   * @param {string} configuration.vectors everything that decides exact vectors
+   * @param {number} configuration.dimension
+   * @returns {boolean} whether something was thrown away
    */
-  configure(configuration, dimension) {
+  configure({ chunks, vectors, dimension }) {
     return this.#transaction(() => {
-      const before = this.configuration;
-      if (before === configuration) return false;
+      const before = this.configuration("chunks");
+      const isNewModel = this.configuration("vectors") !== vectors;
+      if (before === chunks && !isNewModel) return false;
       // Statements over the old tables would keep these locked.
       this.#statements.clear();
-      this.db.exec(schema(dimension));
-      this.#run("INSERT OR REPLACE INTO configuration VALUES (1, ?)", configuration);
+      if (isNewModel) this.db.exec(embeddingsTable);
+      this.db.exec(vectorsTable("vectors", dimension) + FILES_AND_CHUNKS);
+      this.db.exec("DROP TABLE IF EXISTS sketches");
+      this.#run("DELETE FROM configuration");
+      this.#run("INSERT INTO configuration VALUES ('chunks', ?), ('vectors', ?)", chunks, vectors);
       return before !== undefined;
     });
   }
 
-  /** The hash of each file in the index. */
-  hashes() {
-    const rows = this.#statement("SELECT path, hash FROM files").all();
-    return new Map(rows.map(({ path, hash }) => [String(path), String(hash)]));
+  /**
+   * Drops static vectors of another model.
+   *
+   * @param {string} sketches everything that decides static vectors
+   * @param {number} dimension
+   */
+  configureSketches(sketches, dimension) {
+    this.#transaction(() => {
+      if (this.configuration("sketches") === sketches) return;
+      this.#statements.clear();
+      this.db.exec(vectorsTable("sketches", dimension));
+      this.db.exec(`UPDATE chunks SET vector = ${NO_VECTOR} WHERE vector = ${STATIC_VECTOR}`);
+      this.#run("INSERT OR REPLACE INTO configuration VALUES ('sketches', ?)", sketches);
+    });
   }
 
+  /** What the index knows of each file: by path. */
+  files() {
+    const rows = this.#statement("SELECT path, hash, size, modified_ms AS modifiedMs FROM files").all();
+    return new Map(rows.map((row) => [String(row.path), /** @type {IndexedFile} */ (/** @type {unknown} */ (row))]));
+  }
+
+  /** Files and chunks, and chunks whose vectors are exact. */
   counts() {
-    const sql = "SELECT (SELECT count(*) FROM files) AS files, (SELECT count(*) FROM chunks) AS chunks";
-    return /** @type {{ files: number, chunks: number }} */ ({ ...this.#statement(sql).get() });
+    const sql = `SELECT (SELECT count(*) FROM files) AS files, (SELECT count(*) FROM chunks) AS chunks,
+      (SELECT count(*) FROM chunks WHERE vector < ${EXACT_VECTOR}) AS inexact`;
+    const { files, chunks, inexact } = /** @type {Record<string, number>} */ ({ ...this.#statement(sql).get() });
+    return { files, chunks, exact: chunks - inexact };
   }
 
   /**
-   * Puts a file in the place of what the index had of it.
+   * Puts files in the place of what the index had of them, in one transaction.
    *
-   * @param {{ path: string, hash: string, chunks: Chunk[], vectors: Int8Array[] }} file
+   * @param {IndexedFile[]} files
    */
-  write({ path, hash, chunks, vectors }) {
+  write(files) {
     this.#transaction(() => {
-      this.#remove(path);
-      const { lastInsertRowid: fileId } = this.#run("INSERT INTO files (path, hash) VALUES (?, ?)", path, hash);
-      for (const [position, { name, line, startLine, endLine, text }] of chunks.entries()) {
-        const { lastInsertRowid } = this.#run(
-          "INSERT INTO chunks (file_id, name, line, start_line, end_line, text) VALUES (?, ?, ?, ?, ?, ?)",
-          ...[fileId, name, line, startLine, endLine, text],
-        );
-        // vec0 takes integers only as such, and JavaScript's numbers are bound as floats.
-        const id = BigInt(lastInsertRowid);
-        this.#run("INSERT INTO vectors (id, vector) VALUES (?, vec_int8(?))", id, vectors[position]);
-        const words = [path, name, text].map(searchableText);
-        this.#run("INSERT INTO words (rowid, path, name, text) VALUES (?, ?, ?, ?)", id, ...words);
+      for (const file of files) this.#write(file);
+    });
+  }
+
+  /** @param {IndexedFile} file */
+  #write({ path, hash, size, modifiedMs, imports, chunks }) {
+    this.#remove(path);
+    const { lastInsertRowid: fileId } = this.#run(
+      "INSERT INTO files (path, hash, size, modified_ms) VALUES (?, ?, ?, ?)",
+      ...[path, hash, size, modifiedMs],
+    );
+    for (const word of imports) this.#run("INSERT INTO imports VALUES (?, ?)", word, fileId);
+    const searchablePath = searchableText(path);
+    for (const { name, isDefinition, line, startLine, endLine, text, embedded } of chunks) {
+      const key = keyOf(embedded);
+      const known = this.#statement("SELECT vector FROM embeddings WHERE key = ?").get(key);
+      const { lastInsertRowid } = this.#run(
+        `INSERT INTO chunks (file_id, name, defined, line, start_line, end_line, text, key, vector)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+        ...[fileId, name, isDefinition ? ownName(name) : null, line, startLine, endLine, text, key],
+        known ? EXACT_VECTOR : NO_VECTOR,
+      );
+      // vec0 takes integers only as such, and JavaScript's numbers are bound as floats.
+      const id = BigInt(lastInsertRowid);
+      if (known) this.#run("INSERT INTO vectors (id, vector) VALUES (?, vec_int8(?))", id, known.vector);
+      const words = [searchablePath, searchableText(name), searchableText(text)];
+      this.#run("INSERT INTO words (rowid, path, name, text) VALUES (?, ?, ?, ?)", id, ...words);
+    }
+  }
+
+  /**
+   * Notes that files are as they were, but for their times.
+   *
+   * @param {Pick<IndexedFile, "path" | "size" | "modifiedMs">[]} files
+   */
+  touch(files) {
+    this.#transaction(() => {
+      for (const { path, size, modifiedMs } of files) {
+        this.#run("UPDATE files SET size = ?, modified_ms = ? WHERE path = ?", size, modifiedMs, path);
       }
     });
   }
 
-  /** @param {string} path */
-  remove(path) {
-    this.#transaction(() => this.#remove(path));
+  /** @param {Iterable<string>} paths */
+  remove(paths) {
+    this.#transaction(() => {
+      for (const path of paths) this.#remove(path);
+    });
   }
 
   /** @param {string} path */
   #remove(path) {
     const file = this.#statement("SELECT id FROM files WHERE path = ?").get(path);
     if (!file) return;
-    for (const chunk of this.#statement("SELECT id FROM chunks WHERE file_id = ?").all(file.id)) {
+    for (const chunk of this.#statement("SELECT id, vector FROM chunks WHERE file_id = ?").all(file.id)) {
       const id = BigInt(Number(chunk.id));
-      this.#run("DELETE FROM vectors WHERE id = ?", id);
+      this.#dropVector(id, Number(chunk.vector));
       this.#run("DELETE FROM words WHERE rowid = ?", id);
     }
     this.#run("DELETE FROM chunks WHERE file_id = ?", file.id);
+    this.#run("DELETE FROM imports WHERE file_id = ?", file.id);
     this.#run("DELETE FROM files WHERE id = ?", file.id);
   }
 
   /**
-   * The chunks whose vectors are nearest, the nearest first.
+   * @param {bigint} id of a chunk
+   * @param {number} kind
+   */
+  #dropVector(id, kind) {
+    if (kind === EXACT_VECTOR) this.#run("DELETE FROM vectors WHERE id = ?", id);
+    if (kind === STATIC_VECTOR) this.#run("DELETE FROM sketches WHERE id = ?", id);
+  }
+
+  /** Drops vectors of text that is nowhere any more, once they are many. */
+  dropSpareVectors() {
+    this.#transaction(() => {
+      const count = (/** @type {string} */ table) => Number(this.#statement(`SELECT count(*) AS n FROM ${table}`).get()?.n);
+      if (count("embeddings") <= (1 + SPARE_VECTORS) * count("chunks")) return;
+      this.db.exec("DELETE FROM embeddings WHERE key NOT IN (SELECT key FROM chunks)");
+    });
+  }
+
+  /**
+   * Chunks whose vectors are not exact yet, with what the order of refinement goes by.
+   *
+   * @returns {{ id: number, path: string, modifiedMs: number }[]}
+   */
+  inexact() {
+    const sql = `SELECT chunks.id, path, modified_ms AS modifiedMs FROM chunks JOIN files ON files.id = file_id
+      WHERE vector < ${EXACT_VECTOR} ORDER BY chunks.id`;
+    return /** @type {any[]} */ (this.#statement(sql).all());
+  }
+
+  /**
+   * Chunks that have no vector of either kind.
+   *
+   * @param {number} limit
+   */
+  withoutVectors(limit) {
+    return this.#statement(`SELECT id FROM chunks WHERE vector = ${NO_VECTOR} LIMIT ?`)
+      .all(limit)
+      .map(({ id }) => /** @type {StoredChunk} */ (this.chunk(Number(id))));
+  }
+
+  /**
+   * Stores static vectors of chunks.
+   *
+   * @param {{ id: number, vector: Int8Array }[]} sketches
+   */
+  sketch(sketches) {
+    this.#transaction(() => {
+      for (const { id, vector } of sketches) {
+        const { changes } = this.#run(
+          `UPDATE chunks SET vector = ${STATIC_VECTOR} WHERE id = ? AND vector = ${NO_VECTOR}`,
+          id,
+        );
+        // Else it is gone, or exact.
+        if (changes > 0) this.#run("INSERT INTO sketches (id, vector) VALUES (?, vec_int8(?))", BigInt(id), vector);
+      }
+    });
+  }
+
+  /**
+   * How many files have a word in their import lines.
+   *
+   * @param {string} word in lower case
+   */
+  importsOf(word) {
+    return Number(this.#statement("SELECT count(*) AS n FROM imports WHERE word = ?").get(word)?.n);
+  }
+
+  /**
+   * Stores exact vectors, for all chunks of the same embedded text.
+   *
+   * @param {{ key: Uint8Array, vector: Int8Array }[]} embeddings
+   */
+  refine(embeddings) {
+    this.#transaction(() => {
+      for (const { key, vector } of embeddings) {
+        this.#run("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", key, vector);
+        const sql = `SELECT id, vector FROM chunks WHERE key = ? AND vector < ${EXACT_VECTOR}`;
+        for (const row of this.#statement(sql).all(key)) {
+          const id = BigInt(Number(row.id));
+          this.#dropVector(id, Number(row.vector));
+          this.#run("INSERT INTO vectors (id, vector) VALUES (?, vec_int8(?))", id, vector);
+          this.#run(`UPDATE chunks SET vector = ${EXACT_VECTOR} WHERE id = ?`, id);
+        }
+      }
+    });
+  }
+
+  /**
+   * The chunks whose exact vectors are nearest, the nearest first.
    *
    * @param {Int8Array} vector
    * @param {number} limit
    */
   nearest(vector, limit) {
-    const sql =
-      "SELECT id, 1 - distance AS similarity FROM vectors WHERE vector MATCH vec_int8(?) AND k = ? ORDER BY distance";
+    return this.#nearest("vectors", vector, limit);
+  }
+
+  /**
+   * The chunks nearest by static vectors, of those that have no exact ones.
+   *
+   * @param {Int8Array} vector
+   * @param {number} limit
+   */
+  nearestSketches(vector, limit) {
+    if (!this.configuration("sketches")) return [];
+    return this.#nearest("sketches", vector, limit);
+  }
+
+  /**
+   * @param {"vectors" | "sketches"} table
+   * @param {Int8Array} vector
+   * @param {number} limit
+   */
+  #nearest(table, vector, limit) {
+    const sql = `SELECT id, 1 - distance AS similarity FROM ${table} WHERE vector MATCH vec_int8(?) AND k = ? ORDER BY distance`;
     const rows = this.#statement(sql).all(vector, BigInt(limit));
     return rows.map(({ id, similarity }) => ({ id: Number(id), similarity: Number(similarity) }));
   }
@@ -244,12 +447,40 @@ export class IndexDatabase {
       .map(({ id }) => Number(id));
   }
 
+  /**
+   * The chunks that begin the definition of a name, whatever it belongs to.
+   *
+   * @param {string} name
+   * @param {number} limit
+   */
+  definitionsOf(name, limit) {
+    const sql = "SELECT id FROM chunks WHERE defined = ? COLLATE NOCASE LIMIT ?";
+    return this.#statement(sql)
+      .all(name, limit)
+      .map(({ id }) => Number(id));
+  }
+
   /** @param {number} id */
   chunk(id) {
-    const sql = `SELECT chunks.id, path, name, line, start_line AS startLine, end_line AS endLine, text
-      FROM chunks JOIN files ON files.id = file_id WHERE chunks.id = ?`;
-    const row = this.#statement(sql).get(id);
-    return row ? /** @type {StoredChunk} */ ({ ...row }) : undefined;
+    const sql = `SELECT chunks.id, path, name, defined IS NOT NULL AS isDefinition, line, start_line AS startLine,
+      end_line AS endLine, text, vector = ${EXACT_VECTOR} AS isExact FROM chunks JOIN files ON files.id = file_id WHERE chunks.id = ?`;
+    const row = /** @type {any} */ (this.#statement(sql).get(id));
+    if (!row) return undefined;
+    const { isDefinition, isExact, ...rest } = row;
+    return /** @type {StoredChunk} */ ({ ...rest, isDefinition: Boolean(isDefinition), isExact: Boolean(isExact) });
+  }
+
+  /**
+   * The chunk that a line is in.
+   *
+   * @param {string} path
+   * @param {number} line
+   */
+  chunkAt(path, line) {
+    const sql = `SELECT chunks.id FROM chunks JOIN files ON files.id = file_id
+      WHERE path = ? AND start_line <= ? AND end_line >= ? ORDER BY end_line - start_line LIMIT 1`;
+    const row = this.#statement(sql).get(path, line, line);
+    return row ? this.chunk(Number(row.id)) : undefined;
   }
 
   /**
@@ -282,4 +513,22 @@ export class IndexDatabase {
       throw error;
     }
   }
+}
+
+/**
+ * The last part of a name: `request` of `Session.request`.
+ *
+ * @param {string} name
+ */
+export function ownName(name) {
+  return name.split(/[.:#]+/).findLast((part) => part !== "") ?? name;
+}
+
+/**
+ * What a chunk's vector is stored under: the first half of the SHA-256 of what is embedded.
+ *
+ * @param {string} embedded
+ */
+export function keyOf(embedded) {
+  return createHash("sha256").update(embedded).digest().subarray(0, 16);
 }

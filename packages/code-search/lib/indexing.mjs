@@ -1,123 +1,237 @@
-/** Brings an index up to date with its folder. */
+/** Brings an index up to date with its folder: first words and static vectors, then the transformer's vectors. */
 
+import { stat } from "node:fs/promises";
 import * as path from "node:path";
-import { CHUNKER_VERSION, chunkFile } from "./chunks.mjs";
+import { CHUNKER_VERSION, chunkFile, embeddedText } from "./chunks.mjs";
+import { keyOf } from "./database.mjs";
 import { filesBelow, readSource } from "./files.mjs";
+import { importWords, refinementOrder } from "./importance.mjs";
 
-/** @typedef {import("./chunks.mjs").Chunk} Chunk */
 /** @typedef {import("semantic-search-native").Embedder} Embedder */
-/**
- * A file on its way through the embedder.
- *
- * @typedef {object} PendingFile
- * @property {string} path
- * @property {string} hash
- * @property {Chunk[]} chunks
- * @property {Int8Array[]} vectors
- * @property {number} missing vectors that are not there yet
- */
+/** @typedef {import("./database.mjs").IndexDatabase} IndexDatabase */
+/** @typedef {import("./database.mjs").IndexedFile} IndexedFile */
+
 /** What is said of a folder that is not there when it is read. */
 const VANISHED = new Set(["ENOENT", "ENOTDIR"]);
+/** Files that are read at once. */
+const READ_AHEAD = 32;
+/** Files are written in transactions of about so many chunks, vectors likewise. */
+const CHUNKS_PER_WRITE = 256;
+const SKETCHES_PER_WRITE = 512;
+const VECTORS_PER_WRITE = 64;
+/** Longer chunks would dilute what they say, whatever the model reads. */
+const MAX_CHUNK_TOKENS = 320;
+/** A file that changed so shortly before it was read may change again within the resolution of its time. */
+const RACY_MS = 2000;
 
-/** @typedef {{ done: number, total: number, chunks: number }} Progress files that are up to date, and chunks embedded */
 /**
  * @typedef {object} Summary
  * @property {number} files files in the index that are up to date
  * @property {number} changed files that were new or had changed
  * @property {number} removed files that are gone
- * @property {number} chunks chunks that were embedded
- * @property {number} truncated chunks that were longer than the model reads
+ * @property {number} chunks chunks of changed files
  * @property {boolean} wasReset whether an index of another model or chunker was thrown away
  */
 
 /**
- * Everything that decides chunks and vectors: an index of another configuration is not mixed with, but made anew.
+ * Everything that decides what is in an index.
  *
  * @param {Embedder} embedder
  */
-export function configurationOf({ fingerprint }) {
-  return JSON.stringify({ chunker: CHUNKER_VERSION, fingerprint, encoding: "int8" });
+function configurationOf(embedder) {
+  return {
+    chunks: JSON.stringify({ chunker: CHUNKER_VERSION, tokens: chunkTokens(embedder) }),
+    vectors: vectorsOf(embedder),
+    dimension: embedder.dimension,
+  };
+}
+
+/** @param {Embedder} embedder */
+function vectorsOf({ fingerprint }) {
+  return JSON.stringify({ fingerprint, encoding: "int8" });
+}
+
+/** @param {Embedder} embedder */
+function chunkTokens({ maxTokens }) {
+  return Math.min(maxTokens, MAX_CHUNK_TOKENS);
 }
 
 /**
- * Reading and cutting, embedding and writing overlap, and files are written as soon as their vectors are there: what is
- * in memory are the texts that `embedder.stream` reads ahead.
+ * All of it: what `updateFolder`, `sketchFolder` and `refineFolder` do.
  *
  * @param {object} task
  * @param {string} task.dir
- * @param {import("./database.mjs").IndexDatabase} task.database
+ * @param {IndexDatabase} task.database
  * @param {Embedder} task.embedder
+ * @param {Embedder} [task.sketcher] of static vectors
  * @param {AbortSignal} [task.signal] leaves the index usable; the next call goes on from there
- * @param {(progress: Progress) => void} [task.onProgress]
+ * @param {(progress: { done: number, total: number }) => void} [task.onProgress] in chunks whose vectors are exact
+ * @param {(message: string) => void} [task.onWarning]
+ * @returns {Promise<Summary & { embedded: number, truncated: number }>}
+ */
+export async function indexFolder({ onProgress, sketcher, ...task }) {
+  const summary = await updateFolder(task);
+  if (sketcher) await sketchFolder({ ...task, sketcher });
+  return { ...summary, ...(await refineFolder({ ...task, onProgress })) };
+}
+
+/**
+ * Reads new and changed files and makes them searchable by words.
+ *
+ * @param {object} task
+ * @param {string} task.dir
+ * @param {IndexDatabase} task.database
+ * @param {Embedder} task.embedder
+ * @param {AbortSignal} [task.signal]
+ * @param {(progress: { done: number, total: number }) => void} [task.onProgress] in files
  * @param {(message: string) => void} [task.onWarning] called for what could not be read
  * @returns {Promise<Summary>}
  */
-export async function indexFolder({ dir, database, embedder, signal, onProgress = () => {}, onWarning = () => {} }) {
-  const wasReset = database.configure(configurationOf(embedder), embedder.dimension);
-  const summary = { files: 0, changed: 0, removed: 0, chunks: 0, truncated: 0, wasReset };
-  const gone = database.hashes();
+export async function updateFolder({ dir, database, embedder, signal, onProgress, onWarning = () => {} }) {
+  const wasReset = database.configure(configurationOf(embedder));
+  const summary = { files: 0, changed: 0, removed: 0, chunks: 0, wasReset };
+  const known = database.files();
+  const gone = new Set(known.keys());
   const skipped = (/** @type {string} */ folder, /** @type {NodeJS.ErrnoException} */ { code, message }) => {
     onWarning(`${folder}: skipped (${message})`);
     if (code !== undefined && VANISHED.has(code)) return;
     // Its files are still there, so they stay in the index as they were.
-    for (const file of gone.keys()) if (file.startsWith(`${folder}/`)) gone.delete(file);
+    for (const file of gone) if (file.startsWith(`${folder}/`)) gone.delete(file);
   };
   const paths = await filesBelow(dir, skipped);
-  let looked = 0;
-  /** By the text's index in the stream. @type {Map<number, { file: PendingFile, position: number }>} */
-  const awaited = new Map();
+
+  /** @type {IndexedFile[]} */
+  let pending = [];
+  const flush = () => {
+    if (pending.length > 0) database.write(pending);
+    pending = [];
+  };
+
+  for (let next = 0; next < paths.length; next += READ_AHEAD) {
+    signal?.throwIfAborted();
+    const group = paths.slice(next, next + READ_AHEAD);
+    const changes = await Promise.all(group.map((file) => changeOf(dir, file, known.get(file))));
+    const touched = [];
+    for (const change of changes) {
+      if (change === "unreadable") continue;
+      summary.files++;
+      if (change === "unchanged") continue;
+      if (!("text" in change)) touched.push(change);
+      else {
+        const { text, ...file } = change;
+        const chunks = await chunkFile(file.path, text, chunkTokens(embedder));
+        pending.push({
+          ...file,
+          imports: importWords(text),
+          chunks: chunks.map((chunk) => ({ ...chunk, embedded: embeddedText(file.path, chunk) })),
+        });
+        summary.changed++;
+        summary.chunks += chunks.length;
+      }
+    }
+    for (const [index, change] of changes.entries()) if (change !== "unreadable") gone.delete(String(group[index]));
+    if (touched.length > 0) database.touch(touched);
+    if (pending.reduce((sum, { chunks }) => sum + chunks.length, 0) >= CHUNKS_PER_WRITE) flush();
+    onProgress?.({ done: Math.min(next + READ_AHEAD, paths.length), total: paths.length });
+  }
+  flush();
+  if (gone.size > 0) database.remove(gone);
+  if (gone.size + summary.changed > 0) database.dropSpareVectors();
+  summary.removed = gone.size;
+  return summary;
+}
+
+/**
+ * What has become of a file. Size and time tell most that are as they were without reading them.
+ *
+ * @param {string} dir
+ * @param {string} file
+ * @param {IndexedFile | undefined} known
+ */
+async function changeOf(dir, file, known) {
+  const full = path.join(dir, file);
+  let size;
+  let modifiedMs;
+  try {
+    ({ size, mtimeMs: modifiedMs } = await stat(full));
+  } catch {
+    return "unreadable";
+  }
+  if (known?.size === size && known.modifiedMs === modifiedMs) return "unchanged";
+  if (modifiedMs > Date.now() - RACY_MS) modifiedMs = 0;
+  const source = await readSource(full);
+  if (!source) return "unreadable";
+  if (known?.hash === source.hash) return { path: file, size, modifiedMs };
+  return { path: file, size, modifiedMs, ...source };
+}
+
+/**
+ * Gives static vectors to all chunks that have no vector.
+ *
+ * @param {object} task
+ * @param {IndexDatabase} task.database
+ * @param {Embedder} task.sketcher
+ * @param {AbortSignal} [task.signal]
+ */
+export async function sketchFolder({ database, sketcher, signal }) {
+  database.configureSketches(vectorsOf(sketcher), sketcher.dimension);
+  while (true) {
+    const chunks = database.withoutVectors(SKETCHES_PER_WRITE);
+    if (chunks.length === 0) return;
+    const texts = chunks.map((chunk) => embeddedText(chunk.path, chunk));
+    const vectors = await sketcher.embed(texts, { encoding: "int8", signal });
+    database.sketch(chunks.map(({ id }, index) => ({ id, vector: vectors[index] })));
+  }
+}
+
+/**
+ * Computes the vectors of all chunks that have no exact ones yet, the most promising first. What is computed is stored
+ * bit by bit.
+ *
+ * @param {object} task
+ * @param {IndexDatabase} task.database
+ * @param {Embedder} task.embedder
+ * @param {AbortSignal} [task.signal] leaves the index usable; the next call goes on from there
+ * @param {(progress: { done: number, total: number }) => void} [task.onProgress] in chunks whose vectors are exact
+ * @returns {Promise<{ embedded: number, truncated: number }>} texts that were embedded, and those of them that were longer
+ * than the model reads
+ */
+export async function refineFolder({ database, embedder, signal, onProgress }) {
+  const ids = refinementOrder(database.inexact(), database);
+  const { chunks: total } = database.counts();
+  const summary = { embedded: 0, truncated: 0 };
+  /** By the text's index in the stream. @type {Map<number, Uint8Array>} */
+  const keys = new Map();
+  const begun = new Set();
   let texts = 0;
 
-  const report = (/** @type {number} */ files) => {
-    looked += files;
-    onProgress({ done: looked, total: paths.length, chunks: summary.chunks });
-  };
-  const write = (/** @type {PendingFile} */ file) => {
-    database.write(file);
-    summary.changed++;
-    summary.files++;
-    report(1);
-  };
-
-  async function* changedTexts() {
-    for (const relative of paths) {
-      signal?.throwIfAborted();
-      const source = await readSource(path.join(dir, relative));
-      if (!source) {
-        report(1);
-        continue;
-      }
-      const before = gone.get(relative);
-      gone.delete(relative);
-      if (before === source.hash) {
-        summary.files++;
-        report(1);
-        continue;
-      }
-      const chunks = await chunkFile(relative, source.text, embedder.maxTokens);
-      const file = { path: relative, hash: source.hash, chunks, vectors: [], missing: chunks.length };
-      if (chunks.length === 0) write(file);
-      for (const [position, { name, text }] of chunks.entries()) {
-        awaited.set(texts++, { file, position });
-        // Where a chunk stands says what it is about.
-        yield [relative, name, text].filter(Boolean).join("\n");
-      }
+  function* inexactTexts() {
+    for (const id of ids) {
+      const chunk = database.chunk(id);
+      // It is gone, or a question has asked for it.
+      if (!chunk || chunk.isExact) continue;
+      const text = embeddedText(chunk.path, chunk);
+      const key = keyOf(text);
+      if (begun.has(key.toString("base64"))) continue;
+      begun.add(key.toString("base64"));
+      keys.set(texts++, key);
+      yield text;
     }
   }
 
-  for await (const { index, vector, truncated } of embedder.stream(changedTexts(), { encoding: "int8", signal })) {
-    const found = awaited.get(index);
-    if (!found) throw new Error(`the stream gave a vector for text ${index}, which it was not given`);
-    awaited.delete(index);
-    const { file, position } = found;
-    file.vectors[position] = vector;
-    file.missing--;
-    summary.chunks++;
+  let pending = [];
+  const write = () => {
+    database.refine(pending);
+    pending = [];
+    if (onProgress) onProgress({ done: database.counts().exact, total });
+  };
+  for await (const { index, vector, truncated } of embedder.stream(inexactTexts(), { encoding: "int8", signal })) {
+    pending.push({ key: /** @type {Uint8Array} */ (keys.get(index)), vector });
+    keys.delete(index);
+    summary.embedded++;
     if (truncated) summary.truncated++;
-    if (file.missing === 0) write(file);
-    else report(0);
+    if (pending.length >= VECTORS_PER_WRITE) write();
   }
-  for (const relative of gone.keys()) database.remove(relative);
-  summary.removed = gone.size;
+  write();
   return summary;
 }

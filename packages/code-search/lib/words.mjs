@@ -22,6 +22,32 @@ export function searchableText(text) {
 }
 
 /**
+ * The words that a name is made of, in lower case.
+ *
+ * @param {string} name
+ */
+export function wordsOf(name) {
+  const words = name.match(/[\p{L}\p{N}]+/gu)?.flatMap((part) => part.split(CAMEL_CASE)) ?? [];
+  return [...new Set(words.map((word) => word.toLowerCase()))];
+}
+
+/** Words are of one family if they begin alike: "impl" and "implementations", "serializer" and "serialize". */
+const FAMILY_CHARACTERS = 4;
+const FAMILY_SHARE = 0.6;
+
+/**
+ * @param {string} a
+ * @param {string} b
+ */
+export function areRelated(a, b) {
+  if (a === b) return true;
+  const shorter = Math.min(a.length, b.length);
+  let common = 0;
+  while (common < shorter && a[common] === b[common]) common++;
+  return common >= FAMILY_CHARACTERS && common >= FAMILY_SHARE * shorter;
+}
+
+/**
  * The words of a question that are worth looking for, in lower case.
  *
  * @param {string} question

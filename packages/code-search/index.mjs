@@ -1,0 +1,258 @@
+/** Code search as a library: what the command line and the MCP server are made of. */
+
+import { existsSync, watch as watchFiles } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
+import { Embedder } from "semantic-search-native";
+import { IndexDatabase, indexFile, keyOf, lockIndex } from "./lib/database.mjs";
+import { embeddedText } from "./lib/chunks.mjs";
+import { refineFolder, sketchFolder, updateFolder } from "./lib/indexing.mjs";
+import { candidatesOf, hitsOf, search } from "./lib/ranking.mjs";
+import { findStaticModel, makeStaticModel } from "./lib/static_model.mjs";
+
+/** @typedef {import("./lib/ranking.mjs").Hit} Hit */
+/** @typedef {import("./lib/indexing.mjs").Summary} Summary */
+/** @typedef {{ hits: Hit[], exact: { chunks: number, of: number } }} Answer hits, the best first; chunks with exact vectors */
+
+/** What a device is to `Embedder.load`. */
+const BACKENDS = { auto: "auto", cpu: "onnx", gpu: process.platform === "darwin" ? "mlx" : "webgpu" };
+/** A question makes so many of its candidates exact before it is answered, as far as they are done in this time. */
+const CANDIDATES_FIRST = 32;
+const CANDIDATES_PER_CALL = 8;
+const CANDIDATES_TIME_MS = 500;
+/** Editors write a file in several steps. */
+const SETTLED_MS = 100;
+
+/**
+ * Whether a folder has an index.
+ *
+ * @param {string} dir
+ */
+export function hasIndex(dir) {
+  return existsSync(indexFile(dir));
+}
+
+/**
+ * The index of a folder, and the models that it is made with.
+ *
+ * ```js
+ * const search = await CodeSearch.open("my-project", { model: "nomic-ai/CodeRankEmbed" });
+ * await search.update(); // searchable by words and static vectors
+ * const { hits } = await search.search("where are tokens validated?");
+ * await search.refine(); // every vector is the model's
+ * await search.close();
+ * ```
+ */
+export class CodeSearch {
+  /** @type {Promise<void> | undefined} */
+  #refining;
+
+  /**
+   * @param {string} dir
+   * @param {string} model
+   * @param {Embedder} embedder
+   * @param {Embedder | undefined} sketcher
+   */
+  constructor(dir, model, embedder, sketcher) {
+    this.dir = dir;
+    this.model = model;
+    this.embedder = embedder;
+    this.sketcher = sketcher;
+    this.database = new IndexDatabase(dir);
+  }
+
+  /**
+   * Opens the index of a folder, making it where there is none, and loads the model.
+   *
+   * @param {string} dir
+   * @param {object} options
+   * @param {string} options.model as `Embedder.load` takes it
+   * @param {"auto" | "cpu" | "gpu"} [options.device] what computes
+   * @param {(progress: import("semantic-search-native").PullProgress) => void} [options.onProgress] of a download
+   * @param {AbortSignal} [options.signal]
+   */
+  static async open(dir, { model, device = "auto", ...options }) {
+    const embedder = await Embedder.load(model, { backend: BACKENDS[device], ...options });
+    try {
+      return new CodeSearch(dir, model, embedder, await findStaticModel(embedder));
+    } catch (error) {
+      await embedder.close();
+      throw error;
+    }
+  }
+
+  /** Files and chunks of the index, and chunks whose vectors are the model's. */
+  get status() {
+    return this.database.isEmpty ? { files: 0, chunks: 0, exact: 0 } : this.database.counts();
+  }
+
+  /**
+   * Reads new and changed files: afterwards they are searchable by words, and by static vectors if these have been made for
+   * the model before.
+   *
+   * @param {object} [options]
+   * @param {AbortSignal} [options.signal]
+   * @param {(progress: { done: number, total: number }) => void} [options.onProgress] in files
+   * @param {(message: string) => void} [options.onWarning] called for what could not be read
+   * @param {() => void} [options.onWait] called if another process is indexing the folder, whose end is awaited
+   * @returns {Promise<Summary>}
+   */
+  async update({ onWait, ...options } = {}) {
+    return this.#locked({ signal: options.signal, onWait }, async () => {
+      const { dir, database, embedder, sketcher } = this;
+      const summary = await updateFolder({ dir, database, embedder, ...options });
+      if (sketcher) await sketchFolder({ database, sketcher, signal: options.signal });
+      return summary;
+    });
+  }
+
+  /**
+   * Computes the model's vectors of all chunks that have none yet, the most promising first. The first time with a model,
+   * its static model is made before.
+   *
+   * @param {object} [options]
+   * @param {AbortSignal} [options.signal]
+   * @param {(progress: { done: number, total: number }) => void} [options.onProgress] in chunks
+   * @param {() => void} [options.onWait]
+   */
+  async refine({ onWait, ...options } = {}) {
+    return this.#locked({ signal: options.signal, onWait }, async () => {
+      const { database, embedder, model } = this;
+      const { exact, chunks } = this.status;
+      if (exact < chunks && !this.sketcher) {
+        this.sketcher = await makeStaticModel(embedder, model, options);
+        if (this.sketcher) await sketchFolder({ database, sketcher: this.sketcher, signal: options.signal });
+      }
+      return refineFolder({ database, embedder, ...options });
+    });
+  }
+
+  /**
+   * @param {string} question
+   * @param {object} [options]
+   * @param {number} [options.limit] hits
+   * @param {AbortSignal} [options.signal]
+   * @returns {Promise<Answer>}
+   */
+  async search(question, { limit = 10, signal } = {}) {
+    const { database, embedder, sketcher } = this;
+    const { chunks: of } = this.status;
+    if (of === 0) return { hits: [], exact: { chunks: 0, of: 0 } };
+    await this.#refineCandidates(question, signal);
+    const hits = await search({ database, embedder, sketcher, question, limit });
+    return { hits, exact: { chunks: this.status.exact, of } };
+  }
+
+  /**
+   * Chunks like the one at a line.
+   *
+   * @param {{ path: string, line: number }} place path relative to the folder, with `/`
+   * @param {{ limit?: number, signal?: AbortSignal }} [options]
+   * @returns {Promise<Answer>}
+   * @throws RangeError if no chunk of the index has that line
+   */
+  async similar({ path, line }, { limit = 10, signal } = {}) {
+    const { database, embedder } = this;
+    const { chunks: of } = this.status;
+    const chunk = of > 0 ? database.chunkAt(path, line) : undefined;
+    if (!chunk) throw new RangeError(`${path}:${line} is not in the index of ${this.dir}`);
+    const [vector] = await embedder.embed([embeddedText(chunk.path, chunk)], { encoding: "int8", signal });
+    const nearest = database.nearest(vector, limit + 1).filter(({ id }) => id !== chunk.id);
+    const hits = hitsOf(
+      database,
+      nearest.slice(0, limit).map(({ id, similarity }) => ({ id, score: similarity, similarity })),
+      [],
+    );
+    return { hits, exact: { chunks: this.status.exact, of } };
+  }
+
+  /**
+   * Brings the index up to date, and again after each change, until it is aborted.
+   *
+   * @param {object} [options]
+   * @param {AbortSignal} [options.signal]
+   * @param {(summary: Summary) => void} [options.onUpdate] called after each update that changed something
+   * @param {(message: string) => void} [options.onWarning]
+   */
+  async watch({ signal, onUpdate = () => {}, onWarning } = {}) {
+    /** What has changed since the last update; `undefined`: anything may have. @type {Set<string> | undefined} */
+    let changed;
+    let notify = () => {};
+    const watcher = watchFiles(this.dir, { recursive: true, signal }, (_, file) => {
+      if (file === null) changed = undefined;
+      else changed?.add(file.split("\\").join("/"));
+      notify();
+    });
+    const failed = new Promise((_, reject) => watcher.once("error", reject));
+    failed.catch(() => {});
+    try {
+      while (!signal?.aborted) {
+        const only = changed;
+        changed = new Set();
+        const next = new Promise((resolve) => (notify = () => resolve(undefined)));
+        const summary = await this.update({ signal, onWarning, only });
+        if (summary.changed + summary.removed > 0) onUpdate(summary);
+        const stop = new AbortController();
+        const refining = this.refine({ signal: AbortSignal.any([stop.signal, ...(signal ? [signal] : [])]) });
+        refining.catch(() => {});
+        await Promise.race([next, failed, aborted(signal)]);
+        await sleep(SETTLED_MS);
+        stop.abort();
+        await refining.catch((error) => {
+          if (!stop.signal.aborted) throw error;
+        });
+      }
+    } catch (error) {
+      if (!signal?.aborted) throw error;
+    } finally {
+      watcher.close();
+    }
+  }
+
+  async close() {
+    await this.embedder.close();
+    await this.sketcher?.close();
+    this.database.close();
+  }
+
+  /**
+   * What a question is likely to find is made exact first.
+   *
+   * @param {string} question
+   * @param {AbortSignal | undefined} signal
+   */
+  async #refineCandidates(question, signal) {
+    const { database, embedder, sketcher } = this;
+    const { chunks, exact } = this.status;
+    if (exact === chunks) return;
+    const deadline = performance.now() + CANDIDATES_TIME_MS;
+    const candidates = await candidatesOf({ database, embedder, sketcher, question });
+    const inexact = candidates.filter(({ isExact }) => !isExact).slice(0, CANDIDATES_FIRST);
+    for (let first = 0; first < inexact.length && performance.now() < deadline; first += CANDIDATES_PER_CALL) {
+      const texts = inexact.slice(first, first + CANDIDATES_PER_CALL).map((chunk) => embeddedText(chunk.path, chunk));
+      const vectors = await embedder.embed(texts, { encoding: "int8", signal });
+      database.refine(texts.map((text, index) => ({ key: keyOf(text), vector: vectors[index] })));
+    }
+  }
+
+  /**
+   * Runs work that changes the index, one process at a time.
+   *
+   * @template T
+   * @param {{ signal?: AbortSignal, onWait?: () => void }} options
+   * @param {() => Promise<T>} work
+   * @returns {Promise<T>}
+   */
+  async #locked(options, work) {
+    const lock = await lockIndex(this.dir, options);
+    try {
+      return await work();
+    } finally {
+      lock.release();
+    }
+  }
+}
+
+/** @param {AbortSignal | undefined} signal */
+function aborted(signal) {
+  return new Promise((resolve) => signal?.addEventListener("abort", resolve, { once: true }));
+}
