@@ -16,6 +16,7 @@ const OF_BAAI = MODELS.filter((id) => id.startsWith("BAAI/"));
 const CASES = [
   ["em", ["embed"]],
   ["help do", ["doctor"]],
+  ["sea", ["search"]],
   ["completions ", SHELLS],
   ["embed --ki", ["--kind"]],
   ["embed --kind ", ["query", "document"]],

@@ -5,6 +5,7 @@
  */
 
 import { Command, CommanderError } from "commander";
+import { addCodeSearch, runCodeSearch } from "./code_search.js";
 import { addCompletions } from "./completions.js";
 import { addDoctor } from "./doctor.js";
 import { addEmbed } from "./embed.js";
@@ -27,11 +28,16 @@ Exit codes:
 Errors are one line on standard error, "error [CODE]: message", or with --json {"error":{"code":…,"message":…}}.
 Run "semantic-search-native <command> --help" for details and examples.`;
 
-const COMMANDS = [addPull, addModels, addRm, addEmbed, addRerank, addServe, addExport, addDoctor, addCompletions];
+const COMMANDS = [
+  ...[addPull, addModels, addRm, addEmbed, addRerank, addServe, addExport, addDoctor, addCompletions],
+  addCodeSearch,
+];
+
+const NAME = "semantic-search-native";
 
 function commandLine(): Command {
   const { version } = require("../../package.json") as { version: string };
-  const program = new Command("semantic-search-native")
+  const program = new Command(NAME)
     .description("Text and code embeddings for semantic search, and rerankers, computed on this machine.")
     .version(version, "-V, --version", "print the version")
     .helpOption("-h, --help", "show help, with examples")
@@ -46,6 +52,7 @@ function commandLine(): Command {
 
 async function main(argv: string[]): Promise<void> {
   try {
+    if (await runCodeSearch(argv.slice(2), NAME)) return;
     await commandLine().parseAsync(argv);
   } catch (error) {
     // Help or version, which are already printed.

@@ -107,12 +107,12 @@ function use(user, bin) {
   );
   console.log("command line: doctor reports no problem, embed gives 2 vectors");
 
-  for (const name of ["search.mjs", "lib"])
-    cpSync(path.join(EXAMPLE, name), path.join(user, name), { recursive: true });
+  for (const name of ["package.json", "index.mjs", "cli", "lib"])
+    cpSync(path.join(EXAMPLE, name), path.join(user, "code-search", name), { recursive: true });
   cpSync(path.join(ROOT, "lib/hub"), path.join(user, "project"), { recursive: true });
-  node("search.mjs", "index", "project");
+  node("code-search/cli/main.mjs", "index", "project");
   const question = "resume an interrupted download";
-  const [hit] = JSON.parse(node("search.mjs", "search", question, "--dir=project", "--json"));
+  const [hit] = JSON.parse(node("code-search/cli/main.mjs", "search", question, "project", "--json")).hits;
   console.log(`code-search: "${question}": ${hit.path}`);
 
   // The clone's, as any other of the process: under one name, the linker would give both of them the first one.

@@ -14,7 +14,7 @@ A server of the Model Context Protocol over standard input and output, for codin
 The index follows the folder while it runs.
 
 Examples:
-  $ claude mcp add code-search -- npx semantic-search-native-code-search mcp .
+  $ claude mcp add code-search -- npx -y semantic-search-native-code-search mcp .
   $ code-search mcp ~/my-project`;
 
 const INSTRUCTIONS = `Searches the source code of one folder by meaning and by words. Use "search" to find where something
