@@ -1,10 +1,13 @@
 /** Code search as a library: what the command line and the MCP server are made of. */
 
-import { existsSync, watch as watchFiles } from "node:fs";
+import { existsSync, realpathSync } from "node:fs";
+import * as path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { subscribe } from "@parcel/watcher";
 import { Embedder } from "semantic-search-native";
-import { IndexDatabase, indexFile, keyOf, lockIndex } from "./lib/database.mjs";
 import { embeddedText } from "./lib/chunks.mjs";
+import { IndexDatabase, indexFile, keyOf, lockIndex } from "./lib/database.mjs";
+import { SKIPPED_FOLDERS } from "./lib/files.mjs";
 import { refineFolder, sketchFolder, updateFolder } from "./lib/indexing.mjs";
 import { candidatesOf, hitsOf, search } from "./lib/ranking.mjs";
 import { findStaticModel, makeStaticModel } from "./lib/static_model.mjs";
@@ -41,9 +44,6 @@ export function hasIndex(dir) {
  * ```
  */
 export class CodeSearch {
-  /** @type {Promise<void> | undefined} */
-  #refining;
-
   /**
    * @param {string} dir
    * @param {string} model
@@ -89,6 +89,8 @@ export class CodeSearch {
    * the model before.
    *
    * @param {object} [options]
+   * @param {ReadonlySet<string>} [options.changed] the files and folders that may have changed, relative to the folder, with
+   * `/`; all by default
    * @param {AbortSignal} [options.signal]
    * @param {(progress: { done: number, total: number }) => void} [options.onProgress] in files
    * @param {(message: string) => void} [options.onWarning] called for what could not be read
@@ -173,37 +175,28 @@ export class CodeSearch {
    * @param {(message: string) => void} [options.onWarning]
    */
   async watch({ signal, onUpdate = () => {}, onWarning } = {}) {
-    /** What has changed since the last update; `undefined`: anything may have. @type {Set<string> | undefined} */
-    let changed;
-    let notify = () => {};
-    const watcher = watchFiles(this.dir, { recursive: true, signal }, (_, file) => {
-      if (file === null) changed = undefined;
-      else changed?.add(file.split("\\").join("/"));
-      notify();
-    });
-    const failed = new Promise((_, reject) => watcher.once("error", reject));
-    failed.catch(() => {});
+    const changes = new Changes();
+    const watcher = await changes.of(this.dir);
     try {
-      while (!signal?.aborted) {
-        const only = changed;
-        changed = new Set();
-        const next = new Promise((resolve) => (notify = () => resolve(undefined)));
-        const summary = await this.update({ signal, onWarning, only });
+      // All of it at first: nobody has watched before.
+      for (let changed; !signal?.aborted; changed = changes.take()) {
+        const summary = await this.update({ changed, signal, onWarning });
         if (summary.changed + summary.removed > 0) onUpdate(summary);
         const stop = new AbortController();
-        const refining = this.refine({ signal: AbortSignal.any([stop.signal, ...(signal ? [signal] : [])]) });
-        refining.catch(() => {});
-        await Promise.race([next, failed, aborted(signal)]);
-        await sleep(SETTLED_MS);
+        const refining = this.refine({ signal: AbortSignal.any([stop.signal, ...(signal ? [signal] : [])]) })
+          .then(({ chunks }) => chunks > 0 && onUpdate(summary))
+          .catch((error) => {
+            if (!stop.signal.aborted) throw error;
+          });
+        // A failure of refinement ends it as well.
+        await Promise.race([changes.next(signal), refining.then(() => forever)]);
         stop.abort();
-        await refining.catch((error) => {
-          if (!stop.signal.aborted) throw error;
-        });
+        await refining;
       }
     } catch (error) {
       if (!signal?.aborted) throw error;
     } finally {
-      watcher.close();
+      await watcher.unsubscribe();
     }
   }
 
@@ -251,7 +244,56 @@ export class CodeSearch {
   }
 }
 
-/** @param {AbortSignal | undefined} signal */
-function aborted(signal) {
-  return new Promise((resolve) => signal?.addEventListener("abort", resolve, { once: true }));
+const forever = new Promise(() => {});
+
+/** What changes in a folder. */
+class Changes {
+  /** @type {Set<string>} */
+  #paths = new Set();
+  /** @type {unknown} */
+  #error;
+  #wake = () => {};
+
+  /**
+   * Begins to watch.
+   *
+   * @param {string} dir
+   */
+  of(dir) {
+    // The system names what has changed by its real path.
+    const root = realpathSync(dir);
+    const ignore = SKIPPED_FOLDERS.map((folder) => `**/${folder}`);
+    return subscribe(
+      root,
+      (error, events) => {
+        this.#error ??= error;
+        for (const event of events ?? []) this.#paths.add(path.relative(root, event.path).split(path.sep).join("/"));
+        this.#wake();
+      },
+      { ignore },
+    );
+  }
+
+  /**
+   * Resolves when something has changed and has settled, or at the signal.
+   *
+   * @param {AbortSignal | undefined} signal
+   */
+  async next(signal) {
+    if (this.#paths.size === 0 && this.#error === undefined && !signal?.aborted) {
+      await new Promise((resolve) => {
+        this.#wake = () => resolve(undefined);
+        signal?.addEventListener("abort", () => resolve(undefined), { once: true });
+      });
+    }
+    if (this.#error) throw this.#error;
+    await sleep(SETTLED_MS);
+  }
+
+  /** The paths that have changed since it was asked before. */
+  take() {
+    const paths = this.#paths;
+    this.#paths = new Set();
+    return paths;
+  }
 }

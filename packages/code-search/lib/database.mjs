@@ -30,7 +30,6 @@ export const NO_VECTOR = 0;
 export const STATIC_VECTOR = 1;
 export const EXACT_VECTOR = 2;
 
-
 const FOLDER = ".code-search";
 const FILE = "index.db";
 /** Locked by the process that is at work on the index. */
@@ -123,7 +122,6 @@ function makeIndexFolder(dir) {
   }
   return folder;
 }
-
 
 export class IndexDatabase {
   /** @type {Map<string, import("@photostructure/sqlite").StatementSyncInstance>} */
@@ -327,7 +325,8 @@ export class IndexDatabase {
   /** Drops vectors of text that is nowhere any more, once they are many. */
   dropSpareVectors() {
     this.#transaction(() => {
-      const count = (/** @type {string} */ table) => Number(this.#statement(`SELECT count(*) AS n FROM ${table}`).get()?.n);
+      const count = (/** @type {string} */ table) =>
+        Number(this.#statement(`SELECT count(*) AS n FROM ${table}`).get()?.n);
       if (count("embeddings") <= (1 + SPARE_VECTORS) * count("chunks")) return;
       this.db.exec("DELETE FROM embeddings WHERE key NOT IN (SELECT key FROM chunks)");
     });

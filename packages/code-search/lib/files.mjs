@@ -10,7 +10,7 @@ import * as path from "node:path";
 import ignore from "ignore";
 
 /** Nobody's own source code. */
-const SKIPPED_FOLDERS = new Set([".git", ".hg", ".svn", ".code-search", "node_modules"]);
+export const SKIPPED_FOLDERS = [".git", ".hg", ".svn", ".code-search", "node_modules"];
 const LOCK_FILE = /(^|[-.])lock(\.json|\.yaml|b)?$|^go\.sum$/;
 const MAX_BYTES = 512 * 1024;
 /** Longer lines are written by machines: minified code, data. */
@@ -37,11 +37,58 @@ const IGNORE_FILES = [".gitignore", ".codesearchignore"];
  *
  * @param {string} root
  * @param {Skipped} [skipped]
+ * @param {Scope} [scope] everything by default
  */
-export async function filesBelow(root, skipped) {
+export async function filesBelow(root, skipped, scope) {
   const files = [];
-  for await (const file of walkBelow(root, skipped)) files.push(file);
+  for await (const file of walkBelow(root, skipped, scope)) files.push(file);
   return files.sort();
+}
+
+/** The part of a folder that is looked at: some files and folders in it, and what is in these. */
+export class Scope {
+  #paths;
+  #above = new Set([""]);
+
+  /** @param {ReadonlySet<string>} paths relative to the folder, with `/` */
+  constructor(paths) {
+    this.#paths = paths;
+    for (const path of paths) for (const folder of foldersOf(path)) this.#above.add(folder);
+  }
+
+  /**
+   * Whether a path is in it.
+   *
+   * @param {string} path
+   */
+  has(path) {
+    return this.#paths.has(path) || foldersOf(path).some((folder) => this.#paths.has(folder));
+  }
+
+  /**
+   * Whether a folder has to be looked into.
+   *
+   * @param {string} folder
+   */
+  leadsTo(folder) {
+    return this.#above.has(folder) || this.has(folder);
+  }
+
+  /** Whether it says which files are looked at elsewhere. */
+  get hasIgnoreFiles() {
+    return [...this.#paths].some((path) => IGNORE_FILES.includes(path.slice(path.lastIndexOf("/") + 1)));
+  }
+}
+
+/**
+ * The folders that a path is in, the innermost first.
+ *
+ * @param {string} path
+ */
+function foldersOf(path) {
+  const folders = [];
+  for (let end = path.lastIndexOf("/"); end > 0; end = path.lastIndexOf("/", end - 1)) folders.push(path.slice(0, end));
+  return folders;
 }
 
 /**
@@ -49,15 +96,19 @@ export async function filesBelow(root, skipped) {
  *
  * @param {string} root
  * @param {Skipped} [skipped]
+ * @param {Scope} [scope]
  * @returns {AsyncGenerator<string>}
  */
-export async function* walkBelow(root, skipped = () => {}) {
+export async function* walkBelow(root, skipped = () => {}, scope) {
   const absolute = path.resolve(root);
   const relative = (/** @type {string} */ full) => path.relative(absolute, full).split(path.sep).join("/");
   const entries = await readdir(absolute, { withFileTypes: true });
-  const files = walk(absolute, entries, await ignoreFilesAbove(absolute), (folder, error) =>
-    skipped(relative(folder), error),
-  );
+  const isWanted = (/** @type {string} */ full, /** @type {boolean} */ isFolder) =>
+    !scope || (isFolder ? scope.leadsTo(relative(full)) : scope.has(relative(full)));
+  const files = walk(absolute, entries, await ignoreFilesAbove(absolute), {
+    skipped: (folder, error) => skipped(relative(folder), error),
+    isWanted,
+  });
   for await (const file of files) yield relative(file);
 }
 
@@ -65,25 +116,26 @@ export async function* walkBelow(root, skipped = () => {}) {
  * @param {string} folder
  * @param {import("node:fs").Dirent[]} entries what is in it
  * @param {IgnoreFile[]} above
- * @param {Skipped} skipped
+ * @param {{ skipped: Skipped, isWanted: (full: string, isFolder: boolean) => boolean }} options
  * @returns {AsyncGenerator<string>}
  */
-async function* walk(folder, entries, above, skipped) {
+async function* walk(folder, entries, above, options) {
   const names = new Set(entries.map(({ name }) => name));
   const here = IGNORE_FILES.filter((name) => names.has(name));
   const ignoreFiles = [...above, ...(await ignoreFileOf(folder, here))];
   for (const entry of entries) {
     const full = path.join(folder, entry.name);
+    if (!options.isWanted(full, entry.isDirectory())) continue;
     if (entry.isDirectory()) {
-      if (SKIPPED_FOLDERS.has(entry.name) || isIgnored(full, true, ignoreFiles)) continue;
+      if (SKIPPED_FOLDERS.includes(entry.name) || isIgnored(full, true, ignoreFiles)) continue;
       let inside;
       try {
         inside = await readdir(full, { withFileTypes: true });
       } catch (error) {
-        skipped(full, /** @type {NodeJS.ErrnoException} */ (error));
+        options.skipped(full, /** @type {NodeJS.ErrnoException} */ (error));
         continue;
       }
-      yield* walk(full, inside, ignoreFiles, skipped);
+      yield* walk(full, inside, ignoreFiles, options);
     } else if (entry.isFile() && !LOCK_FILE.test(entry.name) && !isIgnored(full, false, ignoreFiles)) {
       yield full;
     }

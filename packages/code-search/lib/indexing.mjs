@@ -4,7 +4,7 @@ import { stat } from "node:fs/promises";
 import * as path from "node:path";
 import { CHUNKER_VERSION, chunkFile, embeddedText } from "./chunks.mjs";
 import { keyOf } from "./database.mjs";
-import { filesBelow, readSource } from "./files.mjs";
+import { filesBelow, readSource, Scope } from "./files.mjs";
 import { importWords, refinementOrder } from "./importance.mjs";
 
 /** @typedef {import("semantic-search-native").Embedder} Embedder */
@@ -82,23 +82,25 @@ export async function indexFolder({ onProgress, sketcher, ...task }) {
  * @param {string} task.dir
  * @param {IndexDatabase} task.database
  * @param {Embedder} task.embedder
+ * @param {ReadonlySet<string>} [task.changed] the files and folders that may have changed; all by default
  * @param {AbortSignal} [task.signal]
  * @param {(progress: { done: number, total: number }) => void} [task.onProgress] in files
  * @param {(message: string) => void} [task.onWarning] called for what could not be read
  * @returns {Promise<Summary>}
  */
-export async function updateFolder({ dir, database, embedder, signal, onProgress, onWarning = () => {} }) {
+export async function updateFolder({ dir, database, embedder, changed, signal, onProgress, onWarning = () => {} }) {
   const wasReset = database.configure(configurationOf(embedder));
+  const scope = changed && !wasReset ? scopeOf(changed) : undefined;
   const summary = { files: 0, changed: 0, removed: 0, chunks: 0, wasReset };
   const known = database.files();
-  const gone = new Set(known.keys());
+  const gone = new Set([...known.keys()].filter((file) => !scope || scope.has(file)));
   const skipped = (/** @type {string} */ folder, /** @type {NodeJS.ErrnoException} */ { code, message }) => {
     onWarning(`${folder}: skipped (${message})`);
     if (code !== undefined && VANISHED.has(code)) return;
     // Its files are still there, so they stay in the index as they were.
     for (const file of gone) if (file.startsWith(`${folder}/`)) gone.delete(file);
   };
-  const paths = await filesBelow(dir, skipped);
+  const paths = await filesBelow(dir, skipped, scope);
 
   /** @type {IndexedFile[]} */
   let pending = [];
@@ -139,6 +141,15 @@ export async function updateFolder({ dir, database, embedder, signal, onProgress
   if (gone.size + summary.changed > 0) database.dropSpareVectors();
   summary.removed = gone.size;
   return summary;
+}
+
+/**
+ * @param {ReadonlySet<string>} changed
+ * @returns {Scope | undefined} `undefined` for everything
+ */
+function scopeOf(changed) {
+  const scope = new Scope(changed);
+  return scope.hasIgnoreFiles ? undefined : scope;
 }
 
 /**

@@ -50,7 +50,8 @@ const KINDS = [
   // Prose, data and settings.
   {
     path: /\.(md|mdx|markdown|rst|adoc|txt|jsonc?|ya?ml|toml|ini|cfg|conf|csv|html?|s?css|svg|xml|properties|gradle|plist|podspec|gemspec|cmake|am|ac|m4|in|mod)$|(^|\/)(changelog|licen[cs]e|readme|authors|contributors|makefile|dockerfile|rakefile|gemfile|cmakelists)[^/]*$/i,
-    asked: /\b(readme|changelog|licen[cs]e|config\w*|settings?|docs?|documentation|json|ya?ml|toml|css|html|makefile|dockerfile)\b/i,
+    asked:
+      /\b(readme|changelog|licen[cs]e|config\w*|settings?|docs?|documentation|json|ya?ml|toml|css|html|makefile|dockerfile)\b/i,
     weight: 0.5,
   },
 ];

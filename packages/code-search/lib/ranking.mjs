@@ -103,7 +103,13 @@ export function fuse(rankings) {
  * @returns {Candidate[]} the best first
  */
 export function rank(candidates, question, database) {
-  const bonuses = [ofFile(candidates), ofDefinition(question), ofName(question), ofFileName(question), ofImports(database)];
+  const bonuses = [
+    ofFile(candidates),
+    ofDefinition(question),
+    ofName(question),
+    ofFileName(question),
+    ofImports(database),
+  ];
   const ranked = candidates
     .map((candidate) => {
       const score = bonuses.reduce((sum, bonus) => sum + bonus(candidate), candidate.score);

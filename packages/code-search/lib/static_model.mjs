@@ -144,7 +144,10 @@ function writeStaticModel(folder, table, tokenizer) {
     length.writeBigUInt64LE(BigInt(header.length));
     const json = (/** @type {string} */ name, /** @type {any} */ value) =>
       writeFileSync(path.join(part, name), JSON.stringify(value));
-    writeFileSync(path.join(part, "model.safetensors"), Buffer.concat([length, Buffer.from(header), Buffer.from(table.buffer)]));
+    writeFileSync(
+      path.join(part, "model.safetensors"),
+      Buffer.concat([length, Buffer.from(header), Buffer.from(table.buffer)]),
+    );
     json("config.json", { model_type: "model2vec", normalize: true });
     json("tokenizer.json", { ...tokenizer, post_processor: null, truncation: null, padding: null });
     json("modules.json", [
