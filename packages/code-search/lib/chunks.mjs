@@ -4,7 +4,7 @@
  * gathered. So each line with text is in exactly one chunk. Files without definitions are cut into overlapping windows.
  */
 
-import { declarationsIn } from "./declarations.mjs";
+import { declarationsIn, isCode } from "./declarations.mjs";
 import { definitionOf, isLeading, languageOf, parserFor } from "./languages.mjs";
 import { estimateTokens } from "./tokens.mjs";
 
@@ -113,7 +113,7 @@ class Text {
   constructor(file, source, maxTokens) {
     this.lines = source.split(/\r?\n/);
     this.maxTokens = maxTokens;
-    this.margin = languageOf(file, source) ? CODE_MARGIN : TEXT_MARGIN;
+    this.margin = isCode(file) ? CODE_MARGIN : TEXT_MARGIN;
     /** Tokens of a chunk that has no name. */
     this.limit = (maxTokens - RESERVED_TOKENS) / this.margin - estimateTokens(file);
     /** Tokens before each row. */
