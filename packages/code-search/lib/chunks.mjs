@@ -215,9 +215,10 @@ class Text {
         continue;
       }
       before = end;
-      // One-liners inside of a definition are no more than statements of it.
+      // One-liners inside of a definition are no more than statements of it, unless they have a comment.
       const isTop = depth === 0;
-      const definition = line < end || isTop ? definitionOf(child, language, isTop && line < end) : undefined;
+      const isLong = line < end || leading?.end === line - 1;
+      const definition = isLong || isTop ? definitionOf(child, language, isTop && line < end) : undefined;
       let start = line;
       if (leading && isAbove(leading, line, definition !== undefined)) start = leading.start;
       else if (leading) yield leading;
