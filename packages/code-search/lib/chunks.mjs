@@ -4,7 +4,7 @@
  * gathered. So each line with text is in exactly one chunk. Files without definitions are cut into overlapping windows.
  */
 
-import { declarationsIn } from "./declarations.mjs";
+import { declarationsIn, isCode } from "./declarations.mjs";
 import { definitionOf, isLeading, languageOf, parserFor } from "./languages.mjs";
 import { estimateTokens } from "./tokens.mjs";
 
@@ -43,6 +43,8 @@ const RESERVED_TOKENS = 6;
 /** Tokens are estimated: more than that many times as many are rare, in code and in other texts (names, addresses, hashes). */
 const CODE_MARGIN = 1.05;
 const TEXT_MARGIN = 1.15;
+/** What exceeds that by a line or two is whole rather than in two chunks. */
+const TOLERANCE = 1.04;
 /** However long path and name are, this part of the limit is left to the code. */
 const LEAST_ROOM = 0.5;
 /** Windows overlap by this part of their length, so that what one cuts apart is whole in the other. */
@@ -113,7 +115,7 @@ class Text {
   constructor(file, source, maxTokens) {
     this.lines = source.split(/\r?\n/);
     this.maxTokens = maxTokens;
-    this.margin = languageOf(file, source) ? CODE_MARGIN : TEXT_MARGIN;
+    this.margin = isCode(file) ? CODE_MARGIN : TEXT_MARGIN;
     /** Tokens of a chunk that has no name. */
     this.limit = (maxTokens - RESERVED_TOKENS) / this.margin - estimateTokens(file);
     /** Tokens before each row. */
@@ -143,6 +145,16 @@ class Text {
    */
   room(name) {
     return Math.max(this.limit - estimateTokens(name), LEAST_ROOM * this.maxTokens);
+  }
+
+  /**
+   * Tokens that a chunk may have before it is cut.
+   *
+   * @param {string} name
+   * @param {boolean} isDefinition
+   */
+  most(name, isDefinition) {
+    return (isDefinition ? TOLERANCE : 1) * this.room(name);
   }
 
   /**
@@ -203,26 +215,28 @@ class Text {
         continue;
       }
       before = end;
+      // One-liners inside of a definition are no more than statements of it, unless they have a comment.
+      const isTop = depth === 0;
+      const isLong = line < end || leading?.end === line - 1;
+      const definition = isLong || isTop ? definitionOf(child, language, isTop && line < end) : undefined;
       let start = line;
-      if (leading && leading.end + 1 >= line) start = leading.start;
+      if (leading && isAbove(leading, line, definition !== undefined)) start = leading.start;
       else if (leading) yield leading;
       leading = undefined;
-      // One-liners inside of a definition are no more than statements of it.
-      const isTop = depth === 0;
-      const definition = start < end || isTop ? definitionOf(child, language, isTop && line < end) : undefined;
       const name = [owner, definition?.name].filter(Boolean).join(".");
       const isDefinition = definition?.kind === "definition";
       // A comment that is too long is cut off before the definition is cut.
-      if (this.fits(line, end, name) || child.childCount === 0 || depth === MAX_DEPTH) {
+      if (this.size(line, end) <= this.most(name, isDefinition) || child.childCount === 0 || depth === MAX_DEPTH) {
         const section = definition?.kind === "section" ? owner : undefined;
-        yield { start, end, line, owner: name, isDefinition, isWhole: isDefinition, section, share };
+        const row = definition?.row ?? line;
+        yield { start, end, line: row, owner: name, isDefinition, isWhole: isDefinition, section, share };
         continue;
       }
       let isFirst = true;
       const part = definition ? this.share(start, end, this.room(name)) : share;
       for (const atom of this.atoms(definition?.node ?? child, language, name, depth + 1, part)) {
         if (!isFirst) yield atom;
-        else if (isDefinition && !atom.isDefinition) yield { ...atom, start, line, isDefinition };
+        else if (isDefinition && !atom.isDefinition) yield { ...atom, start, line: definition.row, isDefinition };
         else yield { ...atom, start: Math.min(start, atom.start) };
         isFirst = false;
       }
@@ -267,7 +281,7 @@ class Text {
     const isDefinition = kind === "definition" && !isLine;
     const full = isLine ? owner : [owner, name].filter(Boolean).join(".");
     const whole = { start, end, line: row, owner: full, isDefinition, isWhole: isDefinition };
-    if (inner.length === 0 || this.fits(row, end, full)) {
+    if (inner.length === 0 || this.size(row, end) <= this.most(full, isDefinition)) {
       yield { ...whole, section: kind === "section" ? owner : undefined };
       return;
     }
@@ -378,12 +392,13 @@ class Text {
     const room = this.room(owner);
     let first = start;
     // A definition keeps as much of its comment as there is room for.
-    if (this.size(line, end) <= room) while (this.size(first, end) > room) first++;
-    const rows =
-      first > start
-        ? [...this.windowsOf(start, first - 1, room, 0), ...this.windowsOf(first, end, room, 0)]
-        : this.windowsOf(start, end, room, overlap);
-    return Array.from(rows, ([from, to]) => {
+    const most = this.most(owner, isDefinition);
+    if (this.size(line, end) <= most) while (this.size(first, end) > most) first++;
+    const rows = [
+      ...this.windowsOf(start, first - 1, room, 0),
+      ...this.windowsOf(first, end, this.size(first, end) <= most ? most : room, overlap),
+    ];
+    return rows.map(([from, to]) => {
       const hasLine = from <= line && line <= to;
       return {
         name: owner,
@@ -459,6 +474,18 @@ class Text {
     }
     return false;
   }
+}
+
+/**
+ * Whether a comment goes with what is below it. Between a comment and a definition there may be an empty line, but not
+ * below the one that heads the file.
+ *
+ * @param {Span} comment
+ * @param {number} line
+ * @param {boolean} isDefinition
+ */
+function isAbove({ start, end }, line, isDefinition) {
+  return line <= end + (isDefinition && start > 0 ? 2 : 1);
 }
 
 /**

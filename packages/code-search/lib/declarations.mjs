@@ -164,13 +164,31 @@ const LONGEST_NAME = 80;
 const SCOPE = /\b(?:extension|impl|namespace|extend)\s/;
 
 /**
+ * @param {string} file
+ * @returns {Pattern | undefined}
+ */
+function patternOf(file) {
+  return BY_ENDING.get(path.extname(file).toLowerCase()) ?? BY_ENDING.get(path.basename(file));
+}
+
+/**
+ * Whether a file is of a programming language.
+ *
+ * @param {string} file
+ */
+export function isCode(file) {
+  const row = patternOf(file);
+  return row !== undefined && row.isText !== true;
+}
+
+/**
  * @param {string} file name, whose ending tells what to look for
  * @param {string[]} lines
  * @returns {Declaration[]} in order
  */
 export function declarationsIn(file, lines) {
   const ending = path.extname(file).toLowerCase();
-  const row = BY_ENDING.get(ending) ?? BY_ENDING.get(path.basename(file));
+  const row = patternOf(file);
   if (!row) return [];
   /** @type {Declaration[]} */
   const found = [];

@@ -26,6 +26,7 @@ import { loadParser } from "./grammars.mjs";
 /**
  * @typedef {object} Definition
  * @property {string} name
+ * @property {number} row of the name, below annotations and decorators
  * @property {Node} node without what is wrapped around it, as `export` or decorators
  * @property {"definition" | "scope" | "section"} kind
  */
@@ -472,12 +473,16 @@ export function isLeading(node, { leading }) {
 export function definitionOf(node, language, isTop) {
   const { definitions, scopes, values, sections, wrappers } = language;
   const { type } = node;
+  const found = (/** @type {string} */ name, /** @type {Definition["kind"]} */ kind) => {
+    const { row } = (node.childForFieldName("name") ?? node).startPosition;
+    return { name: spelled(name), row, node, kind };
+  };
   const name = definitions[type]?.(node) ?? (isTop ? values?.[type]?.(node) : undefined);
-  if (name !== undefined) return { name: spelled(name), node, kind: "definition" };
+  if (name !== undefined) return found(name, "definition");
   const scope = scopes?.[type]?.(node);
-  if (scope !== undefined) return { name: spelled(scope), node, kind: "scope" };
+  if (scope !== undefined) return found(scope, "scope");
   const section = sections?.[type]?.(node);
-  if (section !== undefined) return { name: spelled(section), node, kind: "section" };
+  if (section !== undefined) return found(section, "section");
   const inner = wrappers?.[type]?.(node);
   return inner ? definitionOf(inner, language, isTop) : undefined;
 }

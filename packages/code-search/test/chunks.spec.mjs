@@ -4,8 +4,12 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { chunkFile } from "../lib/chunks.mjs";
-import { REPOSITORY } from "./folders.mjs";
+import { chunkFile, embeddedText } from "../lib/chunks.mjs";
+import { PATTERNS } from "../lib/declarations.mjs";
+import { LANGUAGES } from "../lib/languages.mjs";
+import { REPOSITORY, WITHOUT_STARTER_MODEL } from "./folders.mjs";
+import { SAMPLES } from "./samples.mjs";
+import { starterTokenizer } from "./tokenizer.mjs";
 
 /** Fits any function of these tests and no class of them. */
 const SMALL = 90;
@@ -16,141 +20,34 @@ async function namesOf(file, source, maxTokens = SMALL) {
   return (await chunkFile(file, source, maxTokens)).map(({ name }) => name);
 }
 
-const SOURCES = {
-  "a.ts": {
-    source: `import { x } from "./x.js";
-
-/** A store of things. */
-export class Store<T> extends Base {
-  readonly items = new Map<string, T>();
-
-  /** Adds one more thing. */
-  @logged()
-  add(name: string, item: T): void {
-    this.items.set(name, item);
-    this.changed({ name, item, at: new Date() });
-  }
-
-  remove = (name: string): boolean => {
-    const found = this.items.delete(name);
-    return found && this.changed({ name });
-  };
-}
-
-export interface Options {
-  limit: number;
-}
-
-// Finds the best of all.
-export const best = async (items: number[]) => {
-  return items.toSorted()[0];
-};`,
-    names: ["", "Store", "Store.add", "Store.remove", "Options", "best"],
-  },
-  "a.tsx": {
-    source: `export function Button({ label }: Props) {
-  return <button className="b">{label}</button>;
-}
-export default () => <Button label="x" />;`,
-    names: ["Button", "default"],
-  },
-  "a.cjs": {
-    source: `"use strict";
-const fs = require("node:fs");
-
-exports.read = function (file) {
-  return fs.readFileSync(file);
-};
-
-function* count() {
-  yield 1;
-}`,
-    names: ["", "exports.read", "count"],
-  },
-  "a.py": {
-    source: `"""A module."""
-import os
-
-class Parser(Base):
-    """Reads things from a file, line by line, until there is nothing."""
-
-    limit = 100
-
-    # Called by everybody.
-    @property
-    def name(self):
-        return os.path.basename(self.file) + " of " + str(self.limit)
-
-    async def read(self, file):
-        def inner():
-            return 1
-        return open(file).read() + str(inner()) + self.name
-
-@cache
-def main():
-    pass`,
-    names: ["", "Parser", "Parser.name", "Parser.read", "main"],
-  },
-  "a.rs": {
-    source: `//! A crate.
-use std::fmt;
-
-/// A point of the plane.
-#[derive(Debug)]
-pub struct Point<T> { x: T, y: T }
-
-impl<T> Display for Point<T> {
-    /// As (x, y).
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "({}, {})", self.x, self.y)
-    }
-
-    fn other(&self) -> String {
-        "a text that makes this impl long enough".to_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn prints() { assert_eq!(Point { x: 1, y: 2 }.to_string(), "(1, 2)"); }
-    #[test]
-    fn prints_again() { assert_eq!(Point { x: 3, y: 4 }.to_string(), "(3, 4)"); }
-}`,
-    names: ["", "Point", "Point.fmt", "Point.other", "tests.prints", "tests.prints_again"],
-  },
-  "a.go": {
-    source: `package main
-
-import "fmt"
-
-// Server serves.
-type Server struct {
-	name string
-}
-
-// Handle handles one request.
-func (s *Server) Handle(r Request) error {
-	return fmt.Errorf("no: %s", s.name)
-}
-
-func main() {
-	fmt.Println("hello")
-}`,
-    names: ["", "Server", "Server.Handle", "main"],
-  },
-};
-
-for (const [file, { source, names }] of Object.entries(SOURCES)) {
+for (const [file, { source, names, others = [] }] of Object.entries(SAMPLES)) {
   test(`${file}: definitions with their comments, members where a class is too long`, async () => {
-    assert.deepEqual(await namesOf(file, source), names);
-    assertEachLineOnce(source, await chunkFile(file, source, SMALL));
+    const chunks = await chunkFile(file, source, SMALL);
+    assert.deepEqual(
+      chunks.map(({ name }) => name),
+      names,
+    );
+    assertEachLineOnce(source, chunks);
+    for (const name of new Set(names)) {
+      const [first] = chunks.filter((chunk) => chunk.name === name);
+      assert.equal(first.isDefinition, name !== "" && !others.includes(name), name);
+    }
   });
 }
 
+test("each language and each kind of declarations has a sample", () => {
+  const endings = new Set(Object.keys(SAMPLES).map((file) => path.extname(file)));
+  for (const row of [...LANGUAGES, ...PATTERNS]) {
+    assert.ok(
+      row.endings.some((ending) => endings.has(ending)),
+      row.endings.join(" "),
+    );
+  }
+});
+
 test("comments, decorators and attributes go with what they belong to", async () => {
   const find = async (file, name) =>
-    (await chunkFile(file, SOURCES[file].source, SMALL)).find((chunk) => chunk.name === name);
+    (await chunkFile(file, SAMPLES[file].source, SMALL)).find((chunk) => chunk.name === name);
   const add = await find("a.ts", "Store.add");
   assert.match(add.text, /^ {2}\/\*\* Adds one more thing\. \*\/\n {2}@logged\(\)\n {2}add\(/);
   assert.equal(add.startLine, 7);
@@ -161,7 +58,7 @@ test("comments, decorators and attributes go with what they belong to", async ()
 });
 
 test("a class that fits is one chunk", async () => {
-  assert.deepEqual(await namesOf("a.ts", SOURCES["a.ts"].source, 500), ["", "Store", "Options", "best"]);
+  assert.deepEqual(await namesOf("a.ts", SAMPLES["a.ts"].source, 500), ["", "Store", "Options", "best"]);
 });
 
 test("a long function is cut between its statements, each part with its name", async () => {
@@ -175,6 +72,69 @@ test("a long function is cut between its statements, each part with its name", a
     assert.equal(name, "much");
     assert.ok(text.split("call(").length === text.split("});").length, `cut inside of a statement:\n${text}`);
   }
+});
+
+test("only the first part of a long definition begins it, below as much of its comment as there is room for", async () => {
+  const comment = Array.from({ length: 20 }, (_, index) => ` * Words number ${index} of a long comment.\n`).join("");
+  const source = `/**\n${comment} */\nfunction documented() {\n  return 1;\n}\n`;
+  const chunks = await chunkFile("a.js", source, SMALL);
+  assertEachLineOnce(source, chunks);
+  assert.ok(chunks.length > 2, `${chunks.length} chunks`);
+  assert.deepEqual(
+    chunks.map(({ isDefinition }) => isDefinition),
+    chunks.map((_, index) => index === chunks.length - 1),
+  );
+  assert.match(chunks.at(-1).text, /^ \* Words number 1\d [\s\S]*\n}$/);
+
+  const body = Array.from({ length: 40 }, (_, index) => `  call(${index}, "with words");\n`).join("");
+  const long = await chunkFile("a.js", `function long() {\n${body}}\n`, SMALL);
+  assert.deepEqual(
+    long.map(({ isDefinition }) => isDefinition),
+    long.map((_, index) => index === 0),
+  );
+});
+
+test("the parts of a long function are of about one size", async () => {
+  const body = Array.from({ length: 30 }, (_, index) => `  call(${index}, "with words");\n`).join("");
+  const lengths = (await chunkFile("a.js", `function long() {\n${body}}\n`, 150)).map(({ text }) => text.length);
+  assert.ok(Math.min(...lengths) > 0.5 * Math.max(...lengths), lengths.join(" "));
+});
+
+test("clauses of one function are one chunk", async () => {
+  const source = `f :: Int -> Int\nf 0 = 1\nf 1 = 2\n\ng :: Int\ng = 1\n`;
+  assert.deepEqual(await namesOf("a.hs", source), ["f", "g"]);
+  assert.deepEqual(await namesOf("a.erl", "f(0) ->\n  1;\nf(1) ->\n  2.\n\ng() ->\n  1.\n"), ["f", "g"]);
+});
+
+test("a header is C, C++ or Objective-C, as it reads", async () => {
+  const members = Array.from({ length: 20 }, (_, index) => `  int member${index}() { return ${index}; }\n`).join("");
+  assert.ok((await namesOf("a.h", `class Store {\n${members}};\n`)).includes("Store"));
+  assert.deepEqual(await namesOf("a.h", "struct store {\n  int size;\n};\n\nint count(void);\n"), ["store", ""]);
+  assert.deepEqual(await namesOf("a.h", "@interface Store\n- (int)size;\n@end\n"), ["Store"]);
+});
+
+test("a script is known by what runs it", async () => {
+  assert.deepEqual(await namesOf("tool", "#!/bin/sh\nset -e\n\nadd() {\n  echo 1\n}\n"), ["", "add"]);
+  assert.deepEqual(await namesOf("tool", "#!/usr/bin/env python3\nimport x\n\ndef add():\n  pass\n"), ["", "add"]);
+});
+
+test("what a grammar does not understand is cut at its declarations", async () => {
+  const noise = "%% ]] {{ )) is && ;;\n".repeat(4);
+  const source = `${noise}\nexport class Store {\n${noise}}\n\nexport function add() {\n${noise}}\n`;
+  const names = await namesOf("a.ts", source);
+  assert.ok(names.includes("Store") && names.includes("add"), names.join(" "));
+});
+
+test("short sections of a text are joined", async () => {
+  const source = Array.from({ length: 6 }, (_, index) => `## Part ${index}\n\nA line.\n`).join("\n");
+  const chunks = await chunkFile("a.md", `# All\n\n${source}`, SMALL);
+  assertEachLineOnce(`# All\n\n${source}`, chunks);
+  assert.ok(chunks.length < 6, `${chunks.length} chunks`);
+});
+
+test("what is embedded of a chunk begins with its path and name", () => {
+  assert.equal(embeddedText("lib/a.js", { name: "f", text: "function f() {}" }), "lib/a.js\nf\nfunction f() {}");
+  assert.equal(embeddedText("lib/a.js", { name: "", text: "f();" }), "lib/a.js\nf();");
 });
 
 test("one-liners inside of a long function belong to it", async () => {
@@ -214,7 +174,7 @@ test("a source that the parser does not understand is cut into windows", async (
 });
 
 test("a small mistake leaves the other definitions as they are", async () => {
-  const source = `${SOURCES["a.ts"].source}\nfunction broken( { return 1 }\n`;
+  const source = `${SAMPLES["a.ts"].source}\nfunction broken( { return 1 }\n`;
   assert.ok((await namesOf("a.ts", source)).includes("Store.add"));
 });
 
@@ -231,19 +191,53 @@ test("deep nesting and one endless line end", async () => {
   assert.equal((await chunkFile("a.txt", "word ".repeat(5000), SMALL)).length, 1);
 });
 
+/** @returns {[string, string][]} paths and sources */
+function ownSources() {
+  const folders = [
+    "src",
+    "src/arch",
+    "src/runtime/onnx",
+    "lib",
+    "cli",
+    "docs",
+    "tests/fixtures",
+    "packages/code-search/lib",
+  ];
+  return folders.flatMap((folder) =>
+    readdirSync(path.join(REPOSITORY, folder))
+      .filter((name) => /\.(rs|ts|mjs|py|md)$/.test(name))
+      .map((name) => /** @type {[string, string]} */ ([`${folder}/${name}`, sourceOf(folder, name)])),
+  );
+}
+
+/**
+ * @param {string} folder
+ * @param {string} name
+ */
+function sourceOf(folder, name) {
+  return readFileSync(path.join(REPOSITORY, folder, name), "utf8");
+}
+
 test("in this repository's own sources no line is lost or doubled", async () => {
-  const folders = ["src", "src/arch", "src/runtime/onnx", "lib", "cli", "tests/fixtures", "packages/code-search/lib"];
-  let files = 0;
-  for (const folder of folders) {
-    for (const name of readdirSync(path.join(REPOSITORY, folder))) {
-      if (!/\.(rs|ts|mjs|py)$/.test(name)) continue;
-      const source = readFileSync(path.join(REPOSITORY, folder, name), "utf8");
-      for (const maxTokens of [20, 100, 256])
-        assertEachLineOnce(source, await chunkFile(name, source, maxTokens), name);
-      files++;
+  const sources = ownSources();
+  assert.ok(sources.length > 20, `${sources.length} files`);
+  for (const [file, source] of sources)
+    for (const maxTokens of [20, 100, 256]) assertEachLineOnce(source, await chunkFile(file, source, maxTokens), file);
+});
+
+test("no chunk of several lines of them is longer than the model reads", { skip: WITHOUT_STARTER_MODEL }, async () => {
+  const tokenizer = starterTokenizer();
+  const tooLong = [];
+  let chunks = 0;
+  for (const [file, source] of ownSources()) {
+    for (const chunk of await chunkFile(file, source, 256)) {
+      const tokens = tokenizer.encode(embeddedText(file, chunk)).ids.length;
+      if (tokens > 256 && chunk.endLine > chunk.startLine) tooLong.push(`${file}:${chunk.startLine} ${tokens}`);
+      chunks++;
     }
   }
-  assert.ok(files > 20, `${files} files`);
+  assert.ok(chunks > 1000, `${chunks} chunks`);
+  assert.deepEqual(tooLong, []);
 });
 
 function assertEachLineOnce(source, chunks, file = "") {

@@ -70,8 +70,8 @@ export async function indexed(dir, { model = TINY_MODEL, ...options } = {}) {
 export function contentsOf(dir) {
   const database = new IndexDatabase(dir);
   try {
-    const sql = `SELECT path, hash, name, line, start_line, end_line, text, vector FROM files
-      LEFT JOIN chunks ON file_id = files.id LEFT JOIN vectors ON vectors.id = chunks.id ORDER BY path, start_line`;
+    const sql = `SELECT path, hash, name, line, start_line, end_line, text, embeddings.vector FROM files
+      LEFT JOIN chunks ON file_id = files.id LEFT JOIN embeddings ON embeddings.key = chunks.key ORDER BY path, start_line`;
     const rows = database.db.prepare(sql).all();
     const count = (/** @type {string} */ table) => database.db.prepare(`SELECT count(*) AS n FROM ${table}`).get()?.n;
     const vectors = rows.map(
@@ -107,7 +107,7 @@ export function filesIn(dir) {
   if (!existsSync(indexFile(dir))) return 0;
   const database = new IndexDatabase(dir);
   try {
-    return database.configuration === undefined ? 0 : database.counts().files;
+    return database.isEmpty ? 0 : database.counts().files;
   } finally {
     database.close();
   }
