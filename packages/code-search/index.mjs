@@ -131,15 +131,16 @@ export class CodeSearch {
    * @param {string} question
    * @param {object} [options]
    * @param {number} [options.limit] hits
+   * @param {import("semantic-search-native").Reranker} [options.reranker] reads the best hits once more and orders them
    * @param {AbortSignal} [options.signal]
    * @returns {Promise<Answer>}
    */
-  async search(question, { limit = 10, signal } = {}) {
+  async search(question, { limit = 10, reranker, signal } = {}) {
     const { database, embedder, sketcher } = this;
     const { chunks: of } = this.status;
     if (of === 0) return { hits: [], exact: { chunks: 0, of: 0 } };
     await this.#refineCandidates(question, signal);
-    const hits = await search({ database, embedder, sketcher, question, limit });
+    const hits = await search({ database, embedder, sketcher, reranker, question, limit });
     return { hits, exact: { chunks: this.status.exact, of } };
   }
 

@@ -19,21 +19,35 @@ export function addSearch(program) {
     .description("find code that answers a question")
     .argument("<question>", "what is looked for: a question, a description, words or a name")
     .argument("[dir]", "the folder", ".")
-    .option("--rerank", "read the best results once more with a cross-encoder: slower, in a better order");
+    .option("--reranker <model>", "reads the best results once more, with a cross-encoder: much slower");
   addModelOptions(addLimitOptions(command)).addHelpText("after", HELP).action(search);
 }
 
 /**
  * @param {string} question
  * @param {string} dir
- * @param {import("./hits.mjs").HitFlags & { rerank?: boolean }} flags
+ * @param {import("./hits.mjs").HitFlags & { reranker?: string }} flags
  */
-async function search(question, dir, { rerank = false, ...flags }) {
+async function search(question, dir, { reranker: rerankerModel, ...flags }) {
   if (!question.trim()) throw usage("the question is empty");
   await withCodeSearch(dir, flags, async (codeSearch, { limit, signal, progress }) => {
     await update(codeSearch, { signal, progress });
-    const found = await codeSearch.search(question, { limit, rerank, signal });
-    progress.clear();
-    printHits(found, { dir, words: searchWords(question), flags });
+    const reranker = rerankerModel === undefined ? undefined : await loadReranker(rerankerModel, { signal, progress });
+    try {
+      const found = await codeSearch.search(question, { limit, reranker, signal });
+      progress.clear();
+      printHits(found, { dir, words: searchWords(question), flags });
+    } finally {
+      await reranker?.close();
+    }
   });
+}
+
+/**
+ * @param {string} model
+ * @param {Pick<import("./opening.mjs").Context, "signal" | "progress">} context
+ */
+async function loadReranker(model, { signal, progress }) {
+  const { Reranker } = await import("semantic-search-native");
+  return Reranker.load(model, { signal, onProgress: progress.showDownload.bind(progress) });
 }

@@ -31,9 +31,9 @@ export const STATIC_VECTOR = 1;
 export const EXACT_VECTOR = 2;
 
 /** Goes up whenever the tables change. */
-const SCHEMA_VERSION = 2;
+const SCHEMA_VERSION = 1;
 const FOLDER = ".code-search";
-const FILE = "index.db";
+const FILE = "search.db";
 /** Locked by the process that is at work on the index. */
 const LOCK_FILE = "lock.db";
 const LOCK_RETRY_MS = 100;

@@ -4,6 +4,7 @@
  * halving or doubling one changes little.
  */
 
+import { embeddedText } from "./chunks.mjs";
 import { ownName } from "./database.mjs";
 import { pathWeight } from "./paths.mjs";
 import { areRelated, searchWords, wordsOf } from "./words.mjs";
@@ -14,9 +15,11 @@ import { areRelated, searchWords, wordsOf } from "./words.mjs";
 /** @typedef {StoredChunk & { score: number, similarity: number | null }} Candidate */
 
 /** Candidates that each way brings. */
-const CANDIDATES = 50;
+const CANDIDATES = 100;
 /** Constant of reciprocal rank fusion, as in Cormack, Clarke and Büttcher (2009). */
 const FUSION_K = 60;
+/** A cross-encoder reads so many candidates anew. */
+const RERANKED = 30;
 const SNIPPET_LINES = 4;
 
 /**
@@ -41,13 +44,32 @@ const SNIPPET_LINES = 4;
  */
 
 /**
- * @param {Task & { limit: number }} task
+ * @param {Task & { limit: number, reranker?: import("semantic-search-native").Reranker }} task
  * @returns {Promise<Hit[]>} the best first
  */
-export async function search({ limit, ...task }) {
+export async function search({ limit, reranker, ...task }) {
   const { database, question } = task;
   const candidates = await candidatesOf({ ...task, depth: Math.max(CANDIDATES, limit) });
-  return hitsOf(database, rank(candidates, question, database).slice(0, limit), searchWords(question));
+  const ranked = rank(candidates, question, database);
+  const answer = reranker ? await reranked(ranked, question, reranker) : ranked;
+  return hitsOf(database, answer.slice(0, limit), searchWords(question));
+}
+
+/**
+ * The best candidates in the order of a cross-encoder.
+ *
+ * @param {Candidate[]} ranked
+ * @param {string} question
+ * @param {import("semantic-search-native").Reranker} reranker
+ * @returns {Promise<Candidate[]>}
+ */
+async function reranked(ranked, question, reranker) {
+  const best = ranked.slice(0, RERANKED);
+  const scores = await reranker.rank(
+    question,
+    best.map((candidate) => embeddedText(candidate.path, candidate)),
+  );
+  return [...scores.map(({ index, score }) => ({ ...best[index], score })), ...ranked.slice(RERANKED)];
 }
 
 /**
@@ -95,121 +117,127 @@ export function fuse(rankings) {
 /**
  * Candidates in the order of the answer.
  *
- * @param {Candidate[]} candidates
+ * @param {Candidate[]} candidates the best first
  * @param {string} question
  * @param {{ importsOf(stem: string): number }} database
+ * @param {Rule[]} [rules]
  * @returns {Candidate[]} the best first
  */
-export function rank(candidates, question, database) {
-  const bonuses = [
-    ofFile(candidates),
-    ofDefinition(question),
-    ofName(question),
-    ofFileName(question),
-    ofImports(database),
-  ];
-  const ranked = candidates
-    .map((candidate) => {
-      const score = bonuses.reduce((sum, bonus) => sum + bonus(candidate), candidate.score);
-      return { ...candidate, score: score * pathWeight(candidate.path, question) };
-    })
-    .sort((a, b) => b.score - a.score);
-  return withoutRepetition(ranked);
+export function rank(candidates, question, database, rules = RULES) {
+  return rules.reduce((ranked, rule) => {
+    const scores = rule({ candidates: ranked, question, database });
+    return ranked
+      .map((candidate, position) => ({ ...candidate, score: scores[position] }))
+      .sort((a, b) => b.score - a.score);
+  }, candidates);
 }
 
-/** @typedef {(candidate: Candidate) => number} Bonus what a candidate's score gains */
+/**
+ * Gives candidates, the best of which is the first, other scores.
+ *
+ * @typedef {(task: { candidates: Candidate[], question: string, database: { importsOf(stem: string): number } }) =>
+ *   number[]} Rule
+ */
 
 /** A file that has several good chunks is about the question, more than one that mentions it once: its best chunk gains. */
 const FILE_BONUS = 0.3;
 const FILE_CHUNKS = 5;
 
-/**
- * @param {Candidate[]} candidates the best first
- * @returns {Bonus}
- */
-export function ofFile(candidates) {
-  /** @type {Map<string, { best: number, sum: number, chunks: number }>} */
+/** @type {Rule} */
+export function moreOfFile({ candidates }) {
+  /** @type {Map<string, { best: Candidate, sum: number, chunks: number }>} */
   const files = new Map();
-  for (const { id, path, score } of candidates) {
-    const file = files.get(path) ?? { best: id, sum: 0, chunks: 0 };
-    if (file.chunks < FILE_CHUNKS) file.sum += score;
+  // What the last candidate has, any chunk would have that two words lead to.
+  const least = Math.min(...candidates.map(({ score }) => score));
+  for (const candidate of candidates) {
+    const file = files.get(candidate.path) ?? { best: candidate, sum: 0, chunks: 0 };
+    if (file.chunks < FILE_CHUNKS) file.sum += candidate.score - least;
     file.chunks++;
-    files.set(path, file);
+    files.set(candidate.path, file);
   }
   const most = Math.max(...[...files.values()].map(({ sum }) => sum));
-  return ({ id, path }) => {
-    const file = files.get(path);
-    return file?.best === id && most > 0 ? (FILE_BONUS * file.sum) / most : 0;
-  };
+  return candidates.map((candidate) => {
+    const file = files.get(candidate.path);
+    return candidate.score + (file?.best === candidate && most > 0 ? (FILE_BONUS * file.sum) / most : 0);
+  });
 }
 
 /** Who asks for a name wants to see its definition; where the question is a sentence, definitions are still better answers. */
-const NAMED_DEFINITION_BONUS = 1;
+const NAMED_DEFINITION_BONUS = 2;
 const DEFINITION_BONUS = 0.1;
 
-/**
- * @param {string} question
- * @returns {Bonus}
- */
-export function ofDefinition(question) {
+/** @type {Rule} */
+export function definitionsFirst({ candidates, question }) {
   const wanted = isName(question) ? ownName(question.trim()).toLowerCase() : undefined;
-  return ({ isDefinition, name }) => {
-    if (!isDefinition) return 0;
-    return DEFINITION_BONUS + (ownName(name).toLowerCase() === wanted ? NAMED_DEFINITION_BONUS : 0);
-  };
+  return candidates.map(({ score, isDefinition, name }) => {
+    if (!isDefinition) return score;
+    return score + DEFINITION_BONUS + (ownName(name).toLowerCase() === wanted ? NAMED_DEFINITION_BONUS : 0);
+  });
 }
 
-/** A name tells what a definition is for, as a file's name tells of the file: the more of it the question has, the better. */
+/** A definition's name tells what it is for: the more of it the question has, the better. */
 const NAME_BONUS = 0.2;
+
+/** @type {Rule} */
+export function namesInQuestion({ candidates, question }) {
+  const share = shareIn(question);
+  return candidates.map(
+    ({ score, isDefinition, name }) => score + (isDefinition ? NAME_BONUS * share(ownName(name)) : 0),
+  );
+}
+
+/** So does the name of a file. */
 const FILE_NAME_BONUS = 0.3;
 
-/**
- * @param {string} question
- * @returns {Bonus}
- */
-export function ofName(question) {
+/** @type {Rule} */
+export function fileNamesInQuestion({ candidates, question }) {
   const share = shareIn(question);
-  return ({ isDefinition, name }) => (isDefinition ? NAME_BONUS * share(ownName(name)) : 0);
-}
-
-/**
- * @param {string} question
- * @returns {Bonus}
- */
-export function ofFileName(question) {
-  const share = shareIn(question);
-  return ({ path }) => FILE_NAME_BONUS * share(stemOf(path));
+  return candidates.map(({ score, path }) => score + FILE_NAME_BONUS * share(stemOf(path)));
 }
 
 /** What many files import is central, and more often asked for. It gains this for the first file, and with each doubling. */
 const IMPORT_BONUS = 0.02;
 
+/** @type {Rule} */
+export function importedOften({ candidates, database }) {
+  return candidates.map(
+    ({ score, path }) => score + IMPORT_BONUS * Math.log2(1 + database.importsOf(stemOf(path).toLowerCase())),
+  );
+}
+
 /**
- * @param {{ importsOf(stem: string): number }} database
- * @returns {Bonus}
+ * Tests, examples, documents and the like count less, unless the question asks for them.
+ *
+ * @type {Rule}
  */
-export function ofImports(database) {
-  return ({ path }) => IMPORT_BONUS * Math.log2(1 + database.importsOf(stemOf(path).toLowerCase()));
+export function codeBeforeTheRest({ candidates, question }) {
+  return candidates.map(({ score, path }) => score * pathWeight(path, question));
 }
 
 /** Each further hit of a file says less that is new. */
 const REPEATED_WEIGHT = 0.5;
 
-/**
- * @param {Candidate[]} ranked the best first
- * @returns {Candidate[]}
- */
-export function withoutRepetition(ranked) {
+/** @type {Rule} */
+export function otherFilesToo({ candidates }) {
   /** @type {Map<string, number>} */
   const weights = new Map();
-  return ranked
-    .map((candidate) => {
-      const weight = weights.get(candidate.path) ?? 1;
-      weights.set(candidate.path, weight * REPEATED_WEIGHT);
-      return { ...candidate, score: candidate.score * weight };
-    })
-    .sort((a, b) => b.score - a.score);
+  return candidates.map(({ score, path }) => {
+    const weight = weights.get(path) ?? 1;
+    weights.set(path, weight * REPEATED_WEIGHT);
+    return score * weight;
+  });
 }
+
+/** In this order: what adds to a score, what scales it. */
+export const RULES = [
+  moreOfFile,
+  definitionsFirst,
+  namesInQuestion,
+  fileNamesInQuestion,
+  importedOften,
+  codeBeforeTheRest,
+  otherFilesToo,
+];
 
 /**
  * Whether a question is the name of something.

@@ -72,14 +72,14 @@ test("search needs no index, and finds what has changed since", async () => {
 });
 
 test("a damaged index is named, with what to do", async () => {
-  const dir = folderWith({ ".code-search/index.db": "this is no database ".repeat(100) });
+  const dir = folderWith({ ".code-search/search.db": "this is no database ".repeat(100) });
   for (const args of [
     ["index", dir],
     ["search", "x", dir],
   ]) {
     const { status, stderr } = await run([...args, MODEL]);
     assert.equal(status, 1);
-    assert.match(stderr, /index\.db: file is not a database \(if it is damaged, remove it and index again\)\n$/);
+    assert.match(stderr, /search\.db: file is not a database \(if it is damaged, remove it and index again\)\n$/);
   }
 });
 

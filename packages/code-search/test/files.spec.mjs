@@ -90,7 +90,7 @@ test("inside of a repository the .gitignore files above count, unless they leave
 test("version control, packages, lock files, the index and symbolic links are left out", async () => {
   const folder = folderWith({
     ".git/config": "",
-    ".code-search/index.db": "",
+    ".code-search/search.db": "",
     "node_modules/a/index.js": "",
     "package-lock.json": "{}",
     "Cargo.lock": "",
