@@ -1,11 +1,9 @@
-/** Ranking, and questions about this repository that a real model must answer. */
+/** Questions about this repository that a real model must answer. */
 
 import assert from "node:assert/strict";
 import { cpSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { fuse } from "../lib/ranking.mjs";
-import { searchableText, searchWords } from "../lib/words.mjs";
 import { folderWith, REPOSITORY, run, STARTER_MODEL, WITHOUT_STARTER_MODEL } from "./folders.mjs";
 
 const QUESTIONS = {
@@ -17,30 +15,6 @@ const QUESTIONS = {
   "read the pooling mode from the model folder": "model_dir.rs",
   "read the header of a safetensors file": "checkpoint.rs",
 };
-
-test("fusion: what both rankings know comes first", () => {
-  const fused = fuse([
-    [1, 2, 3],
-    [4, 3],
-  ]);
-  assert.deepEqual(fused.map(([id]) => id).slice(0, 1), [3]);
-  assert.equal(fused[0][1], 1 / 63 + 1 / 62);
-  assert.deepEqual(new Map(fused).get(1), 1 / 61);
-  assert.deepEqual(fuse([[], []]), []);
-});
-
-test("compound names are found by their parts", () => {
-  assert.equal(searchableText("embedQuery(HTTPServer, x_y)"), "embedQuery(HTTPServer, x_y) embed Query HTTP Server");
-  assert.deepEqual(searchWords('Where is the "embedQuery" AND NEAR(x)?'), [
-    "embedquery",
-    "near",
-    "x",
-    "embed",
-    "query",
-  ]);
-  assert.deepEqual(searchWords("what is this"), ["what", "is", "this"]);
-  assert.deepEqual(searchWords("?!"), []);
-});
 
 test("questions about this repository find their file", { skip: WITHOUT_STARTER_MODEL }, async (context) => {
   const dir = folderWith();
