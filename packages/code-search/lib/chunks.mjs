@@ -53,6 +53,8 @@ const OVERLAP = 0.2;
 const UNDERSTOOD = 0.9;
 /** What is no longer than the opening of a class or a field of it goes with the member below. */
 const OPENING_TOKENS = 24;
+/** What is cut off from a long comment is at least that part of the limit, or half of the comment. */
+const LEAST_PART = 0.25;
 /** Parts of a long function may be that much longer than all of one size would be. */
 const SHARE = 1.15;
 /** Sections of a text are joined up to this part of the limit. */
@@ -390,10 +392,8 @@ class Text {
    */
   cut({ start, end, line, owner, isDefinition }, overlap) {
     const room = this.room(owner);
-    let first = start;
-    // A definition keeps as much of its comment as there is room for.
     const most = this.most(owner, isDefinition);
-    if (this.size(line, end) <= most) while (this.size(first, end) > most) first++;
+    const first = this.size(line, end) <= most ? this.firstKept(start, line, end, most) : start;
     const rows = [
       ...this.windowsOf(start, first - 1, room, 0),
       ...this.windowsOf(first, end, this.size(first, end) <= most ? most : room, overlap),
@@ -409,6 +409,23 @@ class Text {
         text: this.text(from, to),
       };
     });
+  }
+
+  /**
+   * A definition keeps as much of its comment as there is room for, as long as what is cut off is worth a chunk.
+   *
+   * @param {number} start
+   * @param {number} line of the definition
+   * @param {number} end
+   * @param {number} most tokens
+   */
+  firstKept(start, line, end, most) {
+    if (this.size(start, end) <= most) return start;
+    let first = start;
+    while (this.size(first, end) > most) first++;
+    const least = Math.min(LEAST_PART * most, this.size(start, line - 1) / 2);
+    while (first < line && this.size(start, first - 1) < least) first++;
+    return first;
   }
 
   /**
