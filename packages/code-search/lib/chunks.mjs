@@ -5,6 +5,7 @@
  */
 
 import { declarationsIn, isCode } from "./declarations.mjs";
+import { parse } from "./grammars.mjs";
 import { definitionOf, isLeading, languageOf, parserFor } from "./languages.mjs";
 import { estimateTokens } from "./tokens.mjs";
 
@@ -75,9 +76,11 @@ const MAX_DEPTH = 200;
 export async function chunkFile(file, source, maxTokens) {
   const text = new Text(file, source, maxTokens);
   const language = languageOf(file, source);
-  const tree = language && (await parserFor(file, source))?.parse(source);
+  const parser = await parserFor(file, source);
+  const tree = parser && parse(parser, source);
   try {
-    if (tree && isUnderstood(tree.rootNode, language, source)) return text.syntaxChunks(tree.rootNode, language);
+    if (language && tree && isUnderstood(tree.rootNode, language, source))
+      return text.syntaxChunks(tree.rootNode, language);
   } finally {
     tree?.delete();
   }
@@ -186,6 +189,7 @@ class Text {
     /** @type {Span[]} */
     const spans = [];
     for (const atom of atoms) this.append(spans, atom);
+    if (spans.length === 0) return this.windows(0);
     return this.withoutGaps(spans).flatMap((span) => this.cut(span, 0));
   }
 

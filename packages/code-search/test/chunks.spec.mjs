@@ -178,11 +178,21 @@ test("a small mistake leaves the other definitions as they are", async () => {
   assert.ok((await namesOf("a.ts", source)).includes("Store.add"));
 });
 
+test("a text that a parser does not get to the end of is cut without it", async () => {
+  const source = `  * it's a "text" of many words\n`.repeat(3000);
+  const started = performance.now();
+  const chunks = await chunkFile("a.lua", source, WINDOW);
+  assert.ok(performance.now() - started < 10_000);
+  assert.ok(chunks.length > 100, `${chunks.length} chunks`);
+  assert.ok((await namesOf("b.lua", SAMPLES["a.lua"].source)).includes("M.add"), "the parser is usable afterwards");
+});
+
 test("nothing comes of nothing", async () => {
   for (const file of ["a.ts", "a.py", "a.txt"]) {
     assert.deepEqual(await chunkFile(file, "", SMALL), []);
     assert.deepEqual(await chunkFile(file, "\n  \n\n", SMALL), []);
   }
+  assert.equal((await chunkFile("a.c", "#", SMALL)).length, 1);
 });
 
 test("deep nesting and one endless line end", async () => {
