@@ -32,7 +32,7 @@ const KEYWORDS =
   module|impl|actor|union|type|typealias|typedef|namespace|package|contract|library|modifier|object|mixin|template|
   abstract type`.replace(/\s*\n\s*/g, "");
 /** Names may be quoted or qualified; a receiver or parameters of a type may stand before them. */
-const NAME = '(?:\\([^)]*\\)\\s*|<[^>]*>\\s*)?[`"]?(?<name>[\\p{L}_$][\\w$.:]*[!?]?)';
+const NAME = '(?:\\([^)]*\\)\\s*|<[^>]*>\\s*)?[`"]?(?<name>[\\p{L}_$][\\w$]*(?:(?:\\.|::)[\\w$]+)*[!?]?)';
 
 const KEYWORD = new RegExp(`^(\\s*)${MODIFIERS}(?:${KEYWORDS})[*!]?\\s+${NAME}`, "u");
 /** `Type name(Type parameter) {`, of which there are many that are none. */
@@ -196,7 +196,9 @@ export function declarationsIn(file, lines) {
   const underlines = [];
   let isFenced = false;
   let comment = false;
+  const first = row.isText ? endOfFrontMatter(lines) : 0;
   for (const [number, line] of lines.entries()) {
+    if (number < first) continue;
     if (row.isText && FENCE.test(line)) isFenced = !isFenced;
     if (isFenced) continue;
     if (!row.isText) {
@@ -217,6 +219,15 @@ export function declarationsIn(file, lines) {
     found.push({ ...declaration, row: number, start });
   }
   return found;
+}
+
+/**
+ * The row below the data between two lines of dashes that a text may begin with.
+ *
+ * @param {string[]} lines
+ */
+function endOfFrontMatter(lines) {
+  return lines[0]?.trim() === "---" ? lines.findIndex((line, row) => row > 0 && line.trim() === "---") + 1 : 0;
 }
 
 /**
