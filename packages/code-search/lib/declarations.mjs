@@ -50,21 +50,7 @@ export const PATTERNS = [
     ],
   },
   {
-    endings: [
-      ".dart",
-      ".groovy",
-      ".gradle",
-      ".vala",
-      ".d",
-      ".hx",
-      ".v",
-      ".as",
-      ".js.flow",
-      ".sol",
-      ".fx",
-      ".glsl",
-      ".wgsl",
-    ],
+    endings: [".dart", ".groovy", ".gradle", ".vala", ".d", ".hx", ".v", ".sol", ".glsl", ".wgsl"],
     patterns: [KEYWORD, TYPED],
   },
   {
@@ -93,7 +79,7 @@ export const PATTERNS = [
     ],
   },
   {
-    endings: [".clj", ".cljs", ".cljc", ".lisp", ".lsp", ".cl", ".el", ".scm", ".ss", ".rkt", ".fnl"],
+    endings: [".clj", ".cljs", ".cljc", ".lisp", ".lsp", ".el", ".scm", ".ss", ".rkt", ".fnl"],
     patterns: [/^(\s*)\((?:[\w.]+\/)?(?:def|define|ns)[\w*!?-]*\s+(?:\^\S+\s+)*[(']?(?<name>[^\s()[\]"]+)/],
   },
   {
@@ -154,10 +140,12 @@ const LEADING =
   /^\s*(?:\/\/|\/\*|\*|--|;|%|\(\*|@(?!end\b|interface\b|implementation\b|protocol\b)|\[<?\w|#\[|-(?:spec|doc)\b|#(?!\s*(?:if|ifdef|ifndef|else|elseif|elif|endif|define|include|import|pragma|error|region|endregion)\b))/;
 const COMMENT_END = /(?:\*\/|\*\)|-->)\s*$/;
 const COMMENT_START = /\/\*|\(\*|<!--/;
+/** The first line of a comment of several. */
+const OPEN_COMMENT = /^\s*(?:\/\*(?!.*\*\/)|\(\*\s(?!.*\*\)))/;
 const FENCE = /^\s*(?:```|~~~)/;
-/** The line below a heading. */
+/** Texts whose headings may be underlined, and that may begin with data between lines of dashes. */
+const PROSE = new Set([".md", ".mdx", ".markdown", ".qmd", ".rst"]);
 const UNDERLINE = /^([=\-~^"'`#*+.:_])\1{2,}\s*$/;
-const UNDERLINED = new Set([".md", ".mdx", ".markdown", ".rst"]);
 const TAB_WIDTH = 4;
 const LONGEST_NAME = 80;
 /** Keywords of what adds to something, but does not define it. */
@@ -190,29 +178,25 @@ export function declarationsIn(file, lines) {
   const ending = path.extname(file).toLowerCase();
   const row = patternOf(file);
   if (!row) return [];
+  const isProse = PROSE.has(ending);
   /** @type {Declaration[]} */
   const found = [];
   /** Kinds of underlines, the one of the highest headings first. @type {string[]} */
   const underlines = [];
   let isFenced = false;
-  let comment = false;
-  const first = row.isText ? endOfFrontMatter(lines) : 0;
+  let isComment = false;
+  const first = isProse ? endOfFrontMatter(lines) : 0;
   for (const [number, line] of lines.entries()) {
     if (number < first) continue;
     if (row.isText && FENCE.test(line)) isFenced = !isFenced;
     if (isFenced) continue;
     if (!row.isText) {
-      // Prose in a comment begins with any word.
-      if (comment) {
-        comment = !COMMENT_END.test(line);
-        continue;
-      }
-      if (/^\s*(?:\/\*|\(\*\s)/.test(line) && !/\*\/|\*\)/.test(line)) {
-        comment = true;
-        continue;
-      }
+      // Lines of a comment may begin with any word.
+      const wasComment = isComment;
+      isComment = isComment ? !COMMENT_END.test(line) : OPEN_COMMENT.test(line);
+      if (isComment || wasComment) continue;
     }
-    const heading = UNDERLINED.has(ending) ? underlined(lines, number, underlines) : undefined;
+    const heading = isProse ? underlined(lines, number, underlines) : undefined;
     const declaration = heading ?? matched(row, line);
     if (!declaration) continue;
     const start = row.isText && !/^\.ya?ml$/.test(ending) ? number : firstLeading(lines, number);
