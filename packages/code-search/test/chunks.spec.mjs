@@ -6,7 +6,7 @@ import * as path from "node:path";
 import { test } from "node:test";
 import { chunkFile, embeddedText } from "../lib/chunks.mjs";
 import { PATTERNS } from "../lib/declarations.mjs";
-import { LANGUAGES } from "../lib/languages.mjs";
+import { definitionOf, LANGUAGES, languageOf, parserFor } from "../lib/languages.mjs";
 import { REPOSITORY, WITHOUT_STARTER_MODEL } from "./folders.mjs";
 import { SAMPLES } from "./samples.mjs";
 import { starterTokenizer } from "./tokenizer.mjs";
@@ -104,6 +104,13 @@ test("clauses of one function are one chunk", async () => {
   const source = `f :: Int -> Int\nf 0 = 1\nf 1 = 2\n\ng :: Int\ng = 1\n`;
   assert.deepEqual(await namesOf("a.hs", source), ["f", "g"]);
   assert.deepEqual(await namesOf("a.erl", "f(0) ->\n  1;\nf(1) ->\n  2.\n\ng() ->\n  1.\n"), ["f", "g"]);
+});
+
+test("a node whose type is the name of a property of objects defines nothing", async () => {
+  const tree = (await parserFor("a.hs")).parse("some = Just 1\n");
+  const [node] = tree.rootNode.descendantsOfType("constructor");
+  assert.equal(definitionOf(node, languageOf("a.hs", ""), false), undefined);
+  tree.delete();
 });
 
 test("a header is C, C++ or Objective-C, as it reads", async () => {
