@@ -125,7 +125,12 @@ class Text {
     this.limit = (maxTokens - RESERVED_TOKENS) / this.margin - estimateTokens(file);
     /** Tokens before each row. */
     this.offsets = new Float64Array(this.lines.length + 1);
-    for (const [row, line] of this.lines.entries()) this.offsets[row + 1] = this.before(row) + estimateTokens(line);
+    /** Rows before each that say something. */
+    this.worded = new Uint32Array(this.lines.length + 1);
+    for (const [row, line] of this.lines.entries()) {
+      this.offsets[row + 1] = this.before(row) + estimateTokens(line);
+      this.worded[row + 1] = Number(this.worded[row]) + (hasWords(line) ? 1 : 0);
+    }
   }
 
   /** @param {number} row */
@@ -260,7 +265,10 @@ class Text {
    * @returns {Generator<Span>}
    */
   *sections(declarations, start, last, owner) {
-    const level = Math.min(...declarations.map((declaration) => declaration.level));
+    const level = declarations.reduce(
+      (least, declaration) => Math.min(least, declaration.level),
+      Number.POSITIVE_INFINITY,
+    );
     const heads = [...declarations.entries()].filter(([, declaration]) => declaration.level === level);
     if (!heads[0]) return;
     const [before, first] = heads[0];
@@ -489,12 +497,17 @@ class Text {
    * @param {number} end
    */
   hasWords(start, end) {
-    for (let row = start; row <= end; row++) {
-      const line = `${this.lines[row]}`;
-      if (/[\p{L}\p{N}]/u.test(line) && !CLOSING.test(line)) return true;
-    }
-    return false;
+    return Number(this.worded[end + 1]) > Number(this.worded[start]);
   }
+}
+
+/**
+ * Whether a line does more than to end what is above.
+ *
+ * @param {string} line
+ */
+function hasWords(line) {
+  return /[\p{L}\p{N}]/u.test(line) && !CLOSING.test(line);
 }
 
 /**

@@ -140,6 +140,8 @@ const LEADING =
   /^\s*(?:\/\/|\/\*|\*|--|;|%|\(\*|@(?!end\b|interface\b|implementation\b|protocol\b)|\[<?\w|#\[|-(?:spec|doc)\b|#(?!\s*(?:if|ifdef|ifndef|else|elseif|elif|endif|define|include|import|pragma|error|region|endregion)\b))/;
 const COMMENT_END = /(?:\*\/|\*\)|-->)\s*$/;
 const COMMENT_START = /\/\*|\(\*|<!--/;
+/** Lines; what ends further below is no comment of a declaration. */
+const LONGEST_COMMENT = 300;
 /** The first line of a comment of several. */
 const OPEN_COMMENT = /^\s*(?:\/\*(?!.*\*\/)|\(\*\s(?!.*\*\)))/;
 const FENCE = /^\s*(?:```|~~~)/;
@@ -266,8 +268,9 @@ function firstLeading(lines, row) {
     if (LEADING.test(above)) {
       first--;
     } else if (COMMENT_END.test(above)) {
+      const highest = Math.max(0, first - LONGEST_COMMENT);
       let open = first - 1;
-      while (open > 0 && !COMMENT_START.test(`${lines[open]}`)) open--;
+      while (open > highest && !COMMENT_START.test(`${lines[open]}`)) open--;
       if (!COMMENT_START.test(`${lines[open]}`)) return first;
       first = open;
     } else {
