@@ -5,6 +5,7 @@
  */
 
 import { declarationsIn, isCode } from "./declarations.mjs";
+import { parse } from "./grammars.mjs";
 import { definitionOf, isLeading, languageOf, parserFor } from "./languages.mjs";
 import { estimateTokens } from "./tokens.mjs";
 
@@ -53,6 +54,8 @@ const OVERLAP = 0.2;
 const UNDERSTOOD = 0.9;
 /** What is no longer than the opening of a class or a field of it goes with the member below. */
 const OPENING_TOKENS = 24;
+/** What is cut off from a long comment is at least that part of the limit, or half of the comment. */
+const LEAST_PART = 0.25;
 /** Parts of a long function may be that much longer than all of one size would be. */
 const SHARE = 1.15;
 /** Sections of a text are joined up to this part of the limit. */
@@ -73,9 +76,11 @@ const MAX_DEPTH = 200;
 export async function chunkFile(file, source, maxTokens) {
   const text = new Text(file, source, maxTokens);
   const language = languageOf(file, source);
-  const tree = language && (await parserFor(file, source))?.parse(source);
+  const parser = await parserFor(file, source);
+  const tree = parser && parse(parser, source);
   try {
-    if (tree && isUnderstood(tree.rootNode, language, source)) return text.syntaxChunks(tree.rootNode, language);
+    if (language && tree && isUnderstood(tree.rootNode, language, source))
+      return text.syntaxChunks(tree.rootNode, language);
   } finally {
     tree?.delete();
   }
@@ -120,7 +125,12 @@ class Text {
     this.limit = (maxTokens - RESERVED_TOKENS) / this.margin - estimateTokens(file);
     /** Tokens before each row. */
     this.offsets = new Float64Array(this.lines.length + 1);
-    for (const [row, line] of this.lines.entries()) this.offsets[row + 1] = this.before(row) + estimateTokens(line);
+    /** Rows before each that say something. */
+    this.worded = new Uint32Array(this.lines.length + 1);
+    for (const [row, line] of this.lines.entries()) {
+      this.offsets[row + 1] = this.before(row) + estimateTokens(line);
+      this.worded[row + 1] = Number(this.worded[row]) + (hasWords(line) ? 1 : 0);
+    }
   }
 
   /** @param {number} row */
@@ -184,6 +194,7 @@ class Text {
     /** @type {Span[]} */
     const spans = [];
     for (const atom of atoms) this.append(spans, atom);
+    if (spans.length === 0) return this.windows(0);
     return this.withoutGaps(spans).flatMap((span) => this.cut(span, 0));
   }
 
@@ -254,7 +265,10 @@ class Text {
    * @returns {Generator<Span>}
    */
   *sections(declarations, start, last, owner) {
-    const level = Math.min(...declarations.map((declaration) => declaration.level));
+    const level = declarations.reduce(
+      (least, declaration) => Math.min(least, declaration.level),
+      Number.POSITIVE_INFINITY,
+    );
     const heads = [...declarations.entries()].filter(([, declaration]) => declaration.level === level);
     if (!heads[0]) return;
     const [before, first] = heads[0];
@@ -390,10 +404,8 @@ class Text {
    */
   cut({ start, end, line, owner, isDefinition }, overlap) {
     const room = this.room(owner);
-    let first = start;
-    // A definition keeps as much of its comment as there is room for.
     const most = this.most(owner, isDefinition);
-    if (this.size(line, end) <= most) while (this.size(first, end) > most) first++;
+    const first = this.size(line, end) <= most ? this.firstKept(start, line, end, most) : start;
     const rows = [
       ...this.windowsOf(start, first - 1, room, 0),
       ...this.windowsOf(first, end, this.size(first, end) <= most ? most : room, overlap),
@@ -409,6 +421,23 @@ class Text {
         text: this.text(from, to),
       };
     });
+  }
+
+  /**
+   * A definition keeps as much of its comment as there is room for, as long as what is cut off is worth a chunk.
+   *
+   * @param {number} start
+   * @param {number} line of the definition
+   * @param {number} end
+   * @param {number} most tokens
+   */
+  firstKept(start, line, end, most) {
+    if (this.size(start, end) <= most) return start;
+    let first = start;
+    while (this.size(first, end) > most) first++;
+    const least = Math.min(LEAST_PART * most, this.size(start, line - 1) / 2);
+    while (first < line && this.size(start, first - 1) < least) first++;
+    return first;
   }
 
   /**
@@ -468,12 +497,17 @@ class Text {
    * @param {number} end
    */
   hasWords(start, end) {
-    for (let row = start; row <= end; row++) {
-      const line = `${this.lines[row]}`;
-      if (/[\p{L}\p{N}]/u.test(line) && !CLOSING.test(line)) return true;
-    }
-    return false;
+    return Number(this.worded[end + 1]) > Number(this.worded[start]);
   }
+}
+
+/**
+ * Whether a line does more than to end what is above.
+ *
+ * @param {string} line
+ */
+function hasWords(line) {
+  return /[\p{L}\p{N}]/u.test(line) && !CLOSING.test(line);
 }
 
 /**

@@ -32,7 +32,7 @@ const KEYWORDS =
   module|impl|actor|union|type|typealias|typedef|namespace|package|contract|library|modifier|object|mixin|template|
   abstract type`.replace(/\s*\n\s*/g, "");
 /** Names may be quoted or qualified; a receiver or parameters of a type may stand before them. */
-const NAME = '(?:\\([^)]*\\)\\s*|<[^>]*>\\s*)?[`"]?(?<name>[\\p{L}_$][\\w$.:]*[!?]?)';
+const NAME = '(?:\\([^)]*\\)\\s*|<[^>]*>\\s*)?[`"]?(?<name>[\\p{L}_$][\\w$]*(?:(?:\\.|::)[\\w$]+)*[!?]?)';
 
 const KEYWORD = new RegExp(`^(\\s*)${MODIFIERS}(?:${KEYWORDS})[*!]?\\s+${NAME}`, "u");
 /** `Type name(Type parameter) {`, of which there are many that are none. */
@@ -50,21 +50,7 @@ export const PATTERNS = [
     ],
   },
   {
-    endings: [
-      ".dart",
-      ".groovy",
-      ".gradle",
-      ".vala",
-      ".d",
-      ".hx",
-      ".v",
-      ".as",
-      ".js.flow",
-      ".sol",
-      ".fx",
-      ".glsl",
-      ".wgsl",
-    ],
+    endings: [".dart", ".groovy", ".gradle", ".vala", ".d", ".hx", ".v", ".sol", ".glsl", ".wgsl"],
     patterns: [KEYWORD, TYPED],
   },
   {
@@ -93,7 +79,7 @@ export const PATTERNS = [
     ],
   },
   {
-    endings: [".clj", ".cljs", ".cljc", ".lisp", ".lsp", ".cl", ".el", ".scm", ".ss", ".rkt", ".fnl"],
+    endings: [".clj", ".cljs", ".cljc", ".lisp", ".lsp", ".el", ".scm", ".ss", ".rkt", ".fnl"],
     patterns: [/^(\s*)\((?:[\w.]+\/)?(?:def|define|ns)[\w*!?-]*\s+(?:\^\S+\s+)*[(']?(?<name>[^\s()[\]"]+)/],
   },
   {
@@ -154,10 +140,14 @@ const LEADING =
   /^\s*(?:\/\/|\/\*|\*|--|;|%|\(\*|@(?!end\b|interface\b|implementation\b|protocol\b)|\[<?\w|#\[|-(?:spec|doc)\b|#(?!\s*(?:if|ifdef|ifndef|else|elseif|elif|endif|define|include|import|pragma|error|region|endregion)\b))/;
 const COMMENT_END = /(?:\*\/|\*\)|-->)\s*$/;
 const COMMENT_START = /\/\*|\(\*|<!--/;
+/** Lines; what ends further below is no comment of a declaration. */
+const LONGEST_COMMENT = 300;
+/** The first line of a comment of several. */
+const OPEN_COMMENT = /^\s*(?:\/\*(?!.*\*\/)|\(\*\s(?!.*\*\)))/;
 const FENCE = /^\s*(?:```|~~~)/;
-/** The line below a heading. */
+/** Texts whose headings may be underlined, and that may begin with data between lines of dashes. */
+const PROSE = new Set([".md", ".mdx", ".markdown", ".qmd", ".rst"]);
 const UNDERLINE = /^([=\-~^"'`#*+.:_])\1{2,}\s*$/;
-const UNDERLINED = new Set([".md", ".mdx", ".markdown", ".rst"]);
 const TAB_WIDTH = 4;
 const LONGEST_NAME = 80;
 /** Keywords of what adds to something, but does not define it. */
@@ -190,33 +180,40 @@ export function declarationsIn(file, lines) {
   const ending = path.extname(file).toLowerCase();
   const row = patternOf(file);
   if (!row) return [];
+  const isProse = PROSE.has(ending);
   /** @type {Declaration[]} */
   const found = [];
   /** Kinds of underlines, the one of the highest headings first. @type {string[]} */
   const underlines = [];
   let isFenced = false;
-  let comment = false;
+  let isComment = false;
+  const first = isProse ? endOfFrontMatter(lines) : 0;
   for (const [number, line] of lines.entries()) {
+    if (number < first) continue;
     if (row.isText && FENCE.test(line)) isFenced = !isFenced;
     if (isFenced) continue;
     if (!row.isText) {
-      // Prose in a comment begins with any word.
-      if (comment) {
-        comment = !COMMENT_END.test(line);
-        continue;
-      }
-      if (/^\s*(?:\/\*|\(\*\s)/.test(line) && !/\*\/|\*\)/.test(line)) {
-        comment = true;
-        continue;
-      }
+      // Lines of a comment may begin with any word.
+      const wasComment = isComment;
+      isComment = isComment ? !COMMENT_END.test(line) : OPEN_COMMENT.test(line);
+      if (isComment || wasComment) continue;
     }
-    const heading = UNDERLINED.has(ending) ? underlined(lines, number, underlines) : undefined;
+    const heading = isProse ? underlined(lines, number, underlines) : undefined;
     const declaration = heading ?? matched(row, line);
     if (!declaration) continue;
     const start = row.isText && !/^\.ya?ml$/.test(ending) ? number : firstLeading(lines, number);
     found.push({ ...declaration, row: number, start });
   }
   return found;
+}
+
+/**
+ * The row below the data between two lines of dashes that a text may begin with.
+ *
+ * @param {string[]} lines
+ */
+function endOfFrontMatter(lines) {
+  return lines[0]?.trim() === "---" ? lines.findIndex((line, row) => row > 0 && line.trim() === "---") + 1 : 0;
 }
 
 /**
@@ -271,8 +268,9 @@ function firstLeading(lines, row) {
     if (LEADING.test(above)) {
       first--;
     } else if (COMMENT_END.test(above)) {
+      const highest = Math.max(0, first - LONGEST_COMMENT);
       let open = first - 1;
-      while (open > 0 && !COMMENT_START.test(`${lines[open]}`)) open--;
+      while (open > highest && !COMMENT_START.test(`${lines[open]}`)) open--;
       if (!COMMENT_START.test(`${lines[open]}`)) return first;
       first = open;
     } else {

@@ -23,6 +23,9 @@ export const GRAMMAR_PACKAGES = {
   zig: "@tree-sitter-grammars/tree-sitter-zig",
 };
 
+/** A hundred times longer than any source of its own language takes. Of other texts, a parser can need minutes. */
+const PARSE_MS = 2000;
+
 /** @type {Promise<void> | undefined} */
 let runtime;
 /** @type {Map<string, Parser | undefined>} */
@@ -71,6 +74,18 @@ export function grammarFile(grammar) {
   } catch {
     return undefined;
   }
+}
+
+/**
+ * @param {Parser} parser
+ * @param {string} source
+ * @returns {import("web-tree-sitter").Tree | null} `null` if it takes too long
+ */
+export function parse(parser, source) {
+  const end = performance.now() + PARSE_MS;
+  const tree = parser.parse(source, null, { progressCallback: () => performance.now() > end });
+  if (!tree) parser.reset();
+  return tree;
 }
 
 /** @param {string} file */

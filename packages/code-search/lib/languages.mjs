@@ -459,7 +459,7 @@ export async function parserFor(file, source = "") {
  * @param {Language} language
  */
 export function isLeading(node, { leading }) {
-  return leading[node.type]?.(node) === true;
+  return of(leading, node) === true;
 }
 
 /**
@@ -472,19 +472,30 @@ export function isLeading(node, { leading }) {
  */
 export function definitionOf(node, language, isTop) {
   const { definitions, scopes, values, sections, wrappers } = language;
-  const { type } = node;
   const found = (/** @type {string} */ name, /** @type {Definition["kind"]} */ kind) => {
     const { row } = (node.childForFieldName("name") ?? node).startPosition;
     return { name: spelled(name), row, node, kind };
   };
-  const name = definitions[type]?.(node) ?? (isTop ? values?.[type]?.(node) : undefined);
+  const name = of(definitions, node) ?? (isTop ? of(values, node) : undefined);
   if (name !== undefined) return found(name, "definition");
-  const scope = scopes?.[type]?.(node);
+  const scope = of(scopes, node);
   if (scope !== undefined) return found(scope, "scope");
-  const section = sections?.[type]?.(node);
+  const section = of(sections, node);
   if (section !== undefined) return found(section, "section");
-  const inner = wrappers?.[type]?.(node);
+  const inner = of(wrappers, node);
   return inner ? definitionOf(inner, language, isTop) : undefined;
+}
+
+/**
+ * What a table has to say of a node. Grammars have types like `constructor`, which every object has.
+ *
+ * @template T
+ * @param {Record<string, (node: Node) => T> | undefined} table
+ * @param {Node} node
+ * @returns {T | undefined}
+ */
+function of(table, node) {
+  return table && Object.hasOwn(table, node.type) ? table[node.type]?.(node) : undefined;
 }
 
 /** @param {string} name */

@@ -595,7 +595,7 @@ end`,
 
 /// Sends requests.
 @MainActor
-open class Session<T>: Base {
+open class Session: Base {
     let size: Int
     /// Makes one.
     public init(size: Int) {
@@ -838,7 +838,11 @@ function add(name) {
     names: ["", "add"],
   },
   "a.md": {
-    source: `Words before the first heading.
+    source: `---
+title: Front matter
+---
+
+Words before the first heading.
 
 # Guide
 
