@@ -24,9 +24,10 @@ export function addIndex(program) {
  * @param {import("./configuration.mjs").Settings & { json?: boolean }} flags
  */
 async function index(dir, { json, ...options }) {
-  await withCodeSearch(dir, options, async (codeSearch, { signal, progress }) => {
+  await withCodeSearch(dir, options, async (codeSearch, context) => {
+    const { signal, progress } = context;
     const start = performance.now();
-    const read = await update(codeSearch, { signal, progress });
+    const read = await update(codeSearch, context);
     const embedded = await codeSearch.refine({ signal, onProgress: progress.counting("chunks") });
     progress.clear();
     const { files, chunks, exact } = codeSearch.status;

@@ -1,7 +1,7 @@
 import { searchWords } from "../lib/words.mjs";
 import { usage } from "./failure.mjs";
 import { addLimitOptions, printHits } from "./hits.mjs";
-import { addModelOptions, update, withCodeSearch } from "./opening.mjs";
+import { addModelOptions, updateIfFree, withCodeSearch } from "./opening.mjs";
 
 const HELP = `
 Needs no index made before: new and changed files are read first. Chunks without an exact vector are found by their words
@@ -30,8 +30,9 @@ export function addSearch(program) {
  */
 async function search(question, dir, { rerank = false, ...flags }) {
   if (!question.trim()) throw usage("the question is empty");
-  await withCodeSearch(dir, flags, async (codeSearch, { limit, signal, progress }) => {
-    await update(codeSearch, { signal, progress });
+  await withCodeSearch(dir, flags, async (codeSearch, context) => {
+    const { limit, signal, progress } = context;
+    await updateIfFree(codeSearch, context);
     const found = await codeSearch.search(question, { limit, rerank, signal });
     progress.clear();
     printHits(found, { dir, words: searchWords(question), flags });
