@@ -30,6 +30,8 @@ export const NO_VECTOR = 0;
 export const STATIC_VECTOR = 1;
 export const EXACT_VECTOR = 2;
 
+/** Goes up whenever the tables change. */
+const SCHEMA_VERSION = 2;
 const FOLDER = ".code-search";
 const FILE = "index.db";
 /** Locked by the process that is at work on the index. */
@@ -141,8 +143,9 @@ export class IndexDatabase {
     this.db.enableLoadExtension(false);
     try {
       this.#switchToWal();
-      this.db.exec("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON");
-      this.db.exec("CREATE TABLE IF NOT EXISTS configuration (name TEXT PRIMARY KEY, value TEXT NOT NULL)");
+      this.db.exec("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF");
+      this.#migrate();
+      this.db.exec("PRAGMA foreign_keys = ON");
     } catch (cause) {
       this.db.close();
       const { message, code } = /** @type {NodeJS.ErrnoException} */ (cause);
@@ -166,6 +169,25 @@ export class IndexDatabase {
         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, BUSY_RETRY_MS);
       }
     }
+  }
+
+  /** An index of another version of this program is made anew: it holds nothing that the folder does not. */
+  #migrate() {
+    if (this.#version === SCHEMA_VERSION) return;
+    this.#transaction(() => {
+      // Another process may have done it meanwhile.
+      if (this.#version === SCHEMA_VERSION) return;
+      // Virtual tables first: they take their hidden tables with them.
+      const sql = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY sql NOT LIKE 'CREATE VIRTUAL%'";
+      const names = this.db.prepare(sql).all();
+      for (const { name } of names) if (!/^sqlite_/.test(String(name))) this.db.exec(`DROP TABLE IF EXISTS "${name}"`);
+      this.db.exec("CREATE TABLE configuration (name TEXT PRIMARY KEY, value TEXT NOT NULL)");
+      this.db.exec(`PRAGMA user_version = ${SCHEMA_VERSION}`);
+    });
+  }
+
+  get #version() {
+    return Number(this.db.prepare("PRAGMA user_version").get()?.user_version);
   }
 
   close() {

@@ -48,7 +48,7 @@ export function write(folder, file, content) {
  * Brings a folder's index up to date inside of this process.
  *
  * @param {string} dir
- * @param {{ model?: string, signal?: AbortSignal, onProgress?: (progress: import("../lib/indexing.mjs").Progress) => void,
+ * @param {{ model?: string, signal?: AbortSignal, onProgress?: (progress: { done: number, total: number }) => void,
  *   onWarning?: (message: string) => void }} [options]
  */
 export async function indexed(dir, { model = TINY_MODEL, ...options } = {}) {
@@ -78,7 +78,8 @@ export function contentsOf(dir) {
       ({ vector }) => vector && Int8Array.from(new Int8Array(vector.buffer, vector.byteOffset, vector.length)),
     );
     const chunks = rows.map(({ vector: _, ...row }) => ({ ...row }));
-    return { chunks, vectors, counts: ["chunks", "vectors", "words"].map(count) };
+    const { exact } = database.counts();
+    return { chunks, vectors, counts: { chunks: count("chunks"), words: count("words"), exact } };
   } finally {
     database.close();
   }
@@ -99,15 +100,16 @@ export function assertClose(found, expected) {
 }
 
 /**
- * Number of files in an index that another process may be writing; 0 while it has no tables yet.
+ * What an index holds that another process may be writing: zeros while it has no tables yet.
  *
  * @param {string} dir
  */
-export function filesIn(dir) {
-  if (!existsSync(indexFile(dir))) return 0;
+export function countsOf(dir) {
+  const nothing = { files: 0, chunks: 0, exact: 0 };
+  if (!existsSync(indexFile(dir))) return nothing;
   const database = new IndexDatabase(dir);
   try {
-    return database.isEmpty ? 0 : database.counts().files;
+    return database.isEmpty ? nothing : database.counts();
   } finally {
     database.close();
   }

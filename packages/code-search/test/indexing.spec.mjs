@@ -6,9 +6,7 @@ import { once } from "node:events";
 import { cpSync, mkdirSync, renameSync, rmdirSync, rmSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { Embedder } from "semantic-search-native";
-import { IndexDatabase, lockIndex } from "../lib/database.mjs";
-import { indexFolder } from "../lib/indexing.mjs";
+import { lockIndex } from "../lib/database.mjs";
 import {
   assertClose,
   contentsOf,
@@ -17,9 +15,7 @@ import {
   OTHER_TINY_MODEL,
   REPOSITORY,
   run,
-  STARTER_MODEL,
   TINY_MODEL,
-  WITHOUT_STARTER_MODEL,
   write,
 } from "./folders.mjs";
 
@@ -86,23 +82,53 @@ test("another model makes the index anew, of another dimension too", async () =>
   assert.match(stderr, /^the index was of another model or version: made anew\n/);
 });
 
-test("an aborted run leaves whole files, and the next one does the rest", async () => {
+test("an aborted run keeps what it has computed, and the next one does the rest", async () => {
   const files = Object.fromEntries(
     Array.from({ length: 300 }, (_, file) => [
       `f${file}.py`,
-      `def a${file}():\n    pass\n\n\ndef b():\n    pass\n`.repeat(9),
+      Array.from({ length: 9 }, (_, part) => `def a${file}_${part}():\n    pass\n`).join("\n\n"),
     ]),
   );
   const dir = folderWith(files);
   const stop = new AbortController();
   const onProgress = ({ done }) => done >= 20 && stop.abort();
   await assert.rejects(indexed(dir, { signal: stop.signal, onProgress }), { name: "AbortError" });
-  const { counts, chunks } = contentsOf(dir);
-  const kept = new Set(chunks.map((chunk) => chunk.path)).size;
-  assert.ok(kept >= 20 && kept < 300, `${kept} files`);
-  assert.ok(counts.every((count) => count === chunks.length));
-  assert.equal((await indexed(dir)).changed, 300 - kept);
+  const { chunks, words, exact } = contentsOf(dir).counts;
+  assert.ok(exact >= 20 && exact < chunks, `${exact} of ${chunks}`);
+  assert.equal(words, chunks);
+  const rest = await indexed(dir);
+  assert.deepEqual([rest.changed, rest.chunks], [0, chunks - exact]);
   await assertAsNew(dir, files);
+});
+
+test("text that was seen before is not embedded again: another branch, a copy, a file that comes back", async () => {
+  const dir = folderWith(FILES);
+  await indexed(dir);
+  write(dir, "a.js", "export function other() { return 1; }\n");
+  assert.equal((await indexed(dir)).chunks, 1);
+  write(dir, "a.js", FILES["a.js"]);
+  const back = await indexed(dir);
+  assert.deepEqual([back.changed, back.chunks], [1, 0]);
+  rmSync(path.join(dir, "a.js"));
+  await indexed(dir);
+  write(dir, "a.js", FILES["a.js"]);
+  assert.deepEqual((await indexed(dir)).chunks, 0);
+  await assertAsNew(dir, FILES);
+});
+
+test("only the files that are named are looked at", async () => {
+  const dir = folderWith(FILES);
+  await indexed(dir);
+  write(dir, "a.js", "export function changed() { return 1; }\n");
+  write(dir, "lib/new/c.py", "def c():\n    return 3\n");
+  rmSync(path.join(dir, "lib/b.py"));
+  const one = await indexed(dir, { changed: new Set(["a.js"]) });
+  assert.deepEqual([one.files, one.changed, one.removed], [1, 1, 0]);
+  const folder = await indexed(dir, { changed: new Set(["lib"]) });
+  assert.deepEqual([folder.files, folder.changed, folder.removed], [1, 1, 1]);
+  write(dir, ".gitignore", "lib/\n");
+  const rules = await indexed(dir, { changed: new Set([".gitignore"]) });
+  assert.deepEqual([rules.files, rules.removed], [3, 1], "other rules concern all files");
 });
 
 test("several indexers at once do not double anything, nor get in each other's way", async () => {
@@ -169,39 +195,12 @@ test("a folder that cannot be read is skipped, with a warning", { skip: process.
   }
 });
 
-test("a file is in the index as soon as its own vectors are there", { skip: WITHOUT_STARTER_MODEL }, async () => {
-  const files = Object.fromEntries(
-    Array.from({ length: 40 }, (_, file) => [
-      `f${file}.py`,
-      Array.from(
-        { length: 1 + (file % 7) },
-        (_, i) => `def f${file}_${i}():\n    ${"return g(1) + ".repeat(3 + i)}0\n`,
-      ).join("\n\n"),
-    ]),
-  );
-  const dir = folderWith(files);
-  const embedder = await Embedder.load(STARTER_MODEL, { backend: "onnx" });
-  const database = new IndexDatabase(dir);
-  try {
-    const computed = () => embedder.info().then(({ batches }) => batches);
-    let first;
-    const onProgress = () => {
-      if (database.counts().files > 0) first ??= computed();
-    };
-    await indexFolder({ dir, database, embedder, onProgress });
-    const [atFirst, all] = [await first, await computed()];
-    assert.ok(all > 10 && atFirst <= all / 2, `the first file after ${atFirst} of ${all} batches`);
-  } finally {
-    database.close();
-    await embedder.close();
-  }
-});
-
 test("the same on a real package of the registry", async () => {
   const dir = folderWith();
   cpSync(path.join(REPOSITORY, "node_modules/@huggingface/tokenizers"), dir, { recursive: true });
   const { files, chunks } = await indexed(dir);
   assert.ok(files > 20 && chunks > files / 2, `${files} files, ${chunks} chunks`);
   const { counts } = contentsOf(dir);
-  assert.deepEqual(counts, [chunks, chunks, chunks]);
+  assert.ok(counts.chunks >= chunks, "equal texts are embedded once");
+  assert.deepEqual(counts, { chunks: counts.chunks, words: counts.chunks, exact: counts.chunks });
 });

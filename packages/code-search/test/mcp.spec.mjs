@@ -8,7 +8,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
 import { lockIndex } from "../lib/database.mjs";
-import { environment, filesIn, folderWith, PROGRAM, run, TINY_MODEL, write } from "./folders.mjs";
+import { countsOf, environment, folderWith, PROGRAM, run, TINY_MODEL, write } from "./folders.mjs";
 
 const FILES = {
   "src/dates.js": "/** Parses a date. */\nexport function parseDate(text) {\n  return new Date(text);\n}\n",
@@ -176,5 +176,5 @@ test("it ends when its input does, and writes nothing but the protocol", async (
     answers.map(({ id }) => id),
     [1, 2],
   );
-  assert.equal(filesIn(dir), 2);
+  assert.equal(countsOf(dir).files, 2);
 });
