@@ -1,6 +1,6 @@
 /**
- * The index on disk: one SQLite file with the chunks, their words (FTS5) and their vectors (sqlite-vec). Files are written
- * in transactions, so that whatever ends the process, a file is in the index whole or not at all. Exact vectors are kept by
+ * The index on disk: one SQLite file with the chunks, their words (FTS5) and their vectors, of which the binary codes are
+ * also in memory. Files are written in transactions, so that whatever ends the process, a file is in the index whole or not at all. Exact vectors are kept by
  * what was embedded: text that comes back, from another branch or under another file, is not embedded again.
  */
 
@@ -9,7 +9,7 @@ import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { DatabaseSync } from "@photostructure/sqlite";
-import * as sqliteVec from "sqlite-vec";
+import { BinaryCodes, emptyCodesTable } from "./binary_codes.mjs";
 import { searchableText } from "./words.mjs";
 
 /** @typedef {import("./chunks.mjs").Chunk} Chunk */
@@ -42,6 +42,11 @@ const BUSY_TIMEOUT_MS = 10_000;
 const BUSY_RETRY_MS = 10;
 /** Vectors of chunks that are in no file any more are dropped when they are more than this many times the others. */
 const SPARE_VECTORS = 4;
+/** Chunks whose words are scored for a question. */
+const SCORED_CHUNKS = 30_000;
+/** What is near by its binary code, and then compared by its vector. */
+const RESCORED = 1000;
+const RESCORED_PER_HIT = 10;
 
 const FILES_AND_CHUNKS = `
   DROP TABLE IF EXISTS words;
@@ -68,17 +73,14 @@ const FILES_AND_CHUNKS = `
     path, name, text, content = '', contentless_delete = 1, tokenize = 'porter unicode61'
   );`;
 
-const embeddingsTable = `
+const EMBEDDINGS = `
   DROP TABLE IF EXISTS embeddings;
   CREATE TABLE embeddings (key BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;`;
 
-/**
- * @param {"vectors" | "sketches"} name
- * @param {number} dimension
- */
-const vectorsTable = (name, dimension) => `
-  DROP TABLE IF EXISTS ${name};
-  CREATE VIRTUAL TABLE ${name} USING vec0 (id INTEGER PRIMARY KEY, vector int8[${dimension}] distance_metric=cosine);`;
+const SKETCHES = `
+  DROP TABLE IF EXISTS sketches;
+  CREATE TABLE sketches (id INTEGER PRIMARY KEY, vector BLOB NOT NULL);
+  ${emptyCodesTable("sketch_codes")}`;
 
 /** @param {string} dir */
 export function indexFile(dir) {
@@ -137,10 +139,9 @@ export class IndexDatabase {
   constructor(dir) {
     const file = indexFile(dir);
     makeIndexFolder(dir);
-    this.db = new DatabaseSync(file, { allowExtension: true, timeout: BUSY_TIMEOUT_MS });
-    this.db.enableLoadExtension(true);
-    sqliteVec.load(this.db);
-    this.db.enableLoadExtension(false);
+    this.db = new DatabaseSync(file, { timeout: BUSY_TIMEOUT_MS });
+    this.codes = new BinaryCodes(this.db, "codes");
+    this.sketchCodes = new BinaryCodes(this.db, "sketch_codes");
     try {
       this.#switchToWal();
       this.db.exec("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF");
@@ -202,7 +203,7 @@ export class IndexDatabase {
   /**
    * What a part of the index was made with; `undefined` for a new one.
    *
-   * @param {"chunks" | "vectors" | "sketches"} part
+   * @param {"chunks" | "vectors" | "sketches" | "version"} part
    */
   configuration(part) {
     const row = this.#statement("SELECT value FROM configuration WHERE name = ?").get(part);
@@ -215,21 +216,20 @@ export class IndexDatabase {
    * @param {object} configuration
    * @param {string} configuration.chunks everything that decides how files are cut
    * @param {string} configuration.vectors everything that decides exact vectors
-   * @param {number} configuration.dimension
    * @returns {boolean} whether something was thrown away
    */
-  configure({ chunks, vectors, dimension }) {
+  configure({ chunks, vectors }) {
     return this.#transaction(() => {
       const before = this.configuration("chunks");
       const isNewModel = this.configuration("vectors") !== vectors;
       if (before === chunks && !isNewModel) return false;
       // Statements over the old tables would keep these locked.
       this.#statements.clear();
-      if (isNewModel) this.db.exec(embeddingsTable);
-      this.db.exec(vectorsTable("vectors", dimension) + FILES_AND_CHUNKS);
-      this.db.exec("DROP TABLE IF EXISTS sketches");
-      this.#run("DELETE FROM configuration");
-      this.#run("INSERT INTO configuration VALUES ('chunks', ?), ('vectors', ?)", chunks, vectors);
+      if (isNewModel) this.db.exec(EMBEDDINGS);
+      this.db.exec(FILES_AND_CHUNKS + emptyCodesTable("codes") + SKETCHES);
+      this.#setConfiguration("chunks", chunks);
+      this.#setConfiguration("vectors", vectors);
+      this.#setConfiguration("sketches", "");
       return before !== undefined;
     });
   }
@@ -238,16 +238,23 @@ export class IndexDatabase {
    * Drops static vectors of another model.
    *
    * @param {string} sketches everything that decides static vectors
-   * @param {number} dimension
    */
-  configureSketches(sketches, dimension) {
+  configureSketches(sketches) {
     this.#transaction(() => {
       if (this.configuration("sketches") === sketches) return;
       this.#statements.clear();
-      this.db.exec(vectorsTable("sketches", dimension));
+      this.db.exec(SKETCHES);
       this.db.exec(`UPDATE chunks SET vector = ${NO_VECTOR} WHERE vector = ${STATIC_VECTOR}`);
-      this.#run("INSERT OR REPLACE INTO configuration VALUES ('sketches', ?)", sketches);
+      this.#setConfiguration("sketches", sketches);
     });
+  }
+
+  /**
+   * @param {string} name
+   * @param {string} value
+   */
+  #setConfiguration(name, value) {
+    this.#run("INSERT OR REPLACE INTO configuration VALUES (?, ?)", name, value);
   }
 
   /** What the index knows of each file: by path. */
@@ -277,7 +284,8 @@ export class IndexDatabase {
 
   /** @param {IndexedFile} file */
   #write({ path, hash, size, modifiedMs, imports, chunks }) {
-    this.#remove(path);
+    // Ids are used again, so that codes, which are in memory by id, have no gaps.
+    const ids = this.#remove(path);
     const { lastInsertRowid: fileId } = this.#run(
       "INSERT INTO files (path, hash, size, modified_ms) VALUES (?, ?, ?, ?)",
       ...[path, hash, size, modifiedMs],
@@ -288,14 +296,23 @@ export class IndexDatabase {
       const key = keyOf(embedded);
       const known = this.#statement("SELECT vector FROM embeddings WHERE key = ?").get(key);
       const { lastInsertRowid } = this.#run(
-        `INSERT INTO chunks (file_id, name, defined, line, start_line, end_line, text, key, vector)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-        ...[fileId, name, isDefinition ? ownName(name) : null, line, startLine, endLine, text, key],
+        `INSERT INTO chunks (id, file_id, name, defined, line, start_line, end_line, text, key, vector)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+        ...[
+          ids.shift() ?? null,
+          fileId,
+          name,
+          isDefinition ? ownName(name) : null,
+          line,
+          startLine,
+          endLine,
+          text,
+          key,
+        ],
         known ? EXACT_VECTOR : NO_VECTOR,
       );
-      // vec0 takes integers only as such, and JavaScript's numbers are bound as floats.
-      const id = BigInt(lastInsertRowid);
-      if (known) this.#run("INSERT INTO vectors (id, vector) VALUES (?, vec_int8(?))", id, known.vector);
+      const id = Number(lastInsertRowid);
+      if (known) this.codes.set(id, signed(known.vector));
       const words = [searchablePath, searchableText(name), searchableText(text)];
       this.#run("INSERT INTO words (rowid, path, name, text) VALUES (?, ?, ?, ?)", id, ...words);
     }
@@ -321,27 +338,33 @@ export class IndexDatabase {
     });
   }
 
-  /** @param {string} path */
+  /**
+   * @param {string} path
+   * @returns {number[]} the ids that its chunks had
+   */
   #remove(path) {
     const file = this.#statement("SELECT id FROM files WHERE path = ?").get(path);
-    if (!file) return;
-    for (const chunk of this.#statement("SELECT id, vector FROM chunks WHERE file_id = ?").all(file.id)) {
-      const id = BigInt(Number(chunk.id));
-      this.#dropVector(id, Number(chunk.vector));
+    if (!file) return [];
+    const chunks = this.#statement("SELECT id, vector FROM chunks WHERE file_id = ? ORDER BY id").all(file.id);
+    for (const { id, vector } of chunks) {
+      this.#dropVector(Number(id), Number(vector));
       this.#run("DELETE FROM words WHERE rowid = ?", id);
     }
     this.#run("DELETE FROM chunks WHERE file_id = ?", file.id);
     this.#run("DELETE FROM imports WHERE file_id = ?", file.id);
     this.#run("DELETE FROM files WHERE id = ?", file.id);
+    return chunks.map(({ id }) => Number(id));
   }
 
   /**
-   * @param {bigint} id of a chunk
+   * @param {number} id of a chunk
    * @param {number} kind
    */
   #dropVector(id, kind) {
-    if (kind === EXACT_VECTOR) this.#run("DELETE FROM vectors WHERE id = ?", id);
-    if (kind === STATIC_VECTOR) this.#run("DELETE FROM sketches WHERE id = ?", id);
+    if (kind === EXACT_VECTOR) this.codes.set(id, undefined);
+    if (kind !== STATIC_VECTOR) return;
+    this.sketchCodes.set(id, undefined);
+    this.#run("DELETE FROM sketches WHERE id = ?", id);
   }
 
   /** Drops vectors of text that is nowhere any more, once they are many. */
@@ -389,7 +412,9 @@ export class IndexDatabase {
           id,
         );
         // Else it is gone, or exact.
-        if (changes > 0) this.#run("INSERT INTO sketches (id, vector) VALUES (?, vec_int8(?))", BigInt(id), vector);
+        if (changes === 0) continue;
+        this.#run("INSERT INTO sketches VALUES (?, ?)", id, vector);
+        this.sketchCodes.set(id, vector);
       }
     });
   }
@@ -414,9 +439,9 @@ export class IndexDatabase {
         this.#run("INSERT OR REPLACE INTO embeddings VALUES (?, ?)", key, vector);
         const sql = `SELECT id, vector FROM chunks WHERE key = ? AND vector < ${EXACT_VECTOR}`;
         for (const row of this.#statement(sql).all(key)) {
-          const id = BigInt(Number(row.id));
+          const id = Number(row.id);
           this.#dropVector(id, Number(row.vector));
-          this.#run("INSERT INTO vectors (id, vector) VALUES (?, vec_int8(?))", id, vector);
+          this.codes.set(id, vector);
           this.#run(`UPDATE chunks SET vector = ${EXACT_VECTOR} WHERE id = ?`, id);
         }
       }
@@ -430,7 +455,10 @@ export class IndexDatabase {
    * @param {number} limit
    */
   nearest(vector, limit) {
-    return this.#nearest("vectors", vector, limit);
+    const sql = `SELECT chunks.id, embeddings.vector FROM json_each(?) JOIN chunks ON chunks.id = json_each.value
+      JOIN embeddings ON embeddings.key = chunks.key`;
+    const made = `${this.configuration("chunks")} ${this.configuration("vectors")}`;
+    return this.#nearest(this.codes, sql, made, vector, limit);
   }
 
   /**
@@ -440,19 +468,25 @@ export class IndexDatabase {
    * @param {number} limit
    */
   nearestSketches(vector, limit) {
-    if (!this.configuration("sketches")) return [];
-    return this.#nearest("sketches", vector, limit);
+    const sql = "SELECT sketches.id, vector FROM json_each(?) JOIN sketches ON sketches.id = json_each.value";
+    const made = `${this.configuration("chunks")} ${this.configuration("sketches")}`;
+    return this.#nearest(this.sketchCodes, sql, made, vector, limit);
   }
 
   /**
-   * @param {"vectors" | "sketches"} table
+   * @param {BinaryCodes} codes
+   * @param {string} sql vectors of ids
+   * @param {string} made
    * @param {Int8Array} vector
    * @param {number} limit
    */
-  #nearest(table, vector, limit) {
-    const sql = `SELECT id, 1 - distance AS similarity FROM ${table} WHERE vector MATCH vec_int8(?) AND k = ? ORDER BY distance`;
-    const rows = this.#statement(sql).all(vector, BigInt(limit));
-    return rows.map(({ id, similarity }) => ({ id: Number(id), similarity: Number(similarity) }));
+  #nearest(codes, sql, made, vector, limit) {
+    const ids = codes.nearest(vector, Math.max(RESCORED, RESCORED_PER_HIT * limit), made);
+    const rows = this.#statement(sql).all(JSON.stringify(ids));
+    return rows
+      .map((row) => ({ id: Number(row.id), similarity: cosine(vector, signed(row.vector)) }))
+      .sort((a, b) => b.similarity - a.similarity)
+      .slice(0, limit);
   }
 
   /**
@@ -462,10 +496,82 @@ export class IndexDatabase {
    * @param {number} limit
    */
   matching(expression, limit) {
-    const sql = "SELECT rowid AS id FROM words WHERE words MATCH ? ORDER BY bm25(words, 2.0, 4.0, 1.0) LIMIT ?";
-    return this.#statement(sql)
-      .all(expression, limit)
-      .map(({ id }) => Number(id));
+    return this.#matching(expression, limit).map(({ id }) => id);
+  }
+
+  /**
+   * The chunks that have some of the words, the best first, as `matching` orders them. A score takes a microsecond, and a
+   * frequent word is in most of a million chunks: beyond a limit, only chunks that have a rare word are scored.
+   *
+   * @param {string[]} words
+   * @param {number} limit
+   * @returns {number[]} ids
+   */
+  withWords(words, limit) {
+    if (words.length === 0) return [];
+    if (this.#countMatching(anyOf(words)) <= SCORED_CHUNKS) return this.matching(anyOf(words), limit);
+    const counted = words
+      .map((word) => ({ word, chunks: this.#countMatching(anyOf([word])) }))
+      .filter(({ chunks }) => chunks > 0)
+      .sort((a, b) => a.chunks - b.chunks);
+    const rare = [];
+    for (let scored = counted[0]?.chunks; scored <= SCORED_CHUNKS; scored += counted[rare.length]?.chunks) {
+      rare.push(counted[rare.length].word);
+    }
+    const frequent = counted.slice(rare.length).map(({ word }) => word);
+    if (rare.length === 0) return this.#withAllWords(frequent, limit);
+    const expressions = [anyOf(rare), `${anyOf(rare)} AND ${anyOf(frequent)}`];
+    return this.#best(frequent.length > 0 ? expressions : [anyOf(rare)], limit);
+  }
+
+  /**
+   * @param {string[]} words the rarest first
+   * @param {number} limit
+   */
+  #withAllWords(words, limit) {
+    let count = Math.min(2, words.length);
+    while (count < words.length && this.#countMatching(allOf(words.slice(0, count))) > SCORED_CHUNKS) count++;
+    const all = allOf(words.slice(0, count));
+    const rest = words.slice(count);
+    return this.#best(rest.length > 0 ? [all, `${all} AND ${anyOf(rest)}`] : [all], limit);
+  }
+
+  /**
+   * What matches one of several expressions, by the best of its scores.
+   *
+   * @param {string[]} expressions
+   * @param {number} limit
+   */
+  #best(expressions, limit) {
+    /** @type {Map<number, number>} */
+    const best = new Map();
+    for (const { id, score } of expressions.flatMap((expression) => this.#matching(expression, limit))) {
+      best.set(id, Math.min(best.get(id) ?? 0, score));
+    }
+    const ranked = [...best].sort(([, a], [, b]) => a - b);
+    return ranked.slice(0, limit).map(([id]) => id);
+  }
+
+  /**
+   * @param {string} expression
+   * @param {number} limit
+   * @returns {{ id: number, score: number }[]} FTS5's scores are negative: the lower, the better
+   */
+  #matching(expression, limit) {
+    const sql = `SELECT rowid AS id, bm25(words, 2.0, 4.0, 1.0) AS score FROM words WHERE words MATCH ?
+      ORDER BY score LIMIT ?`;
+    const rows = this.#statement(sql).all(expression, limit);
+    return rows.map(({ id, score }) => ({ id: Number(id), score: Number(score) }));
+  }
+
+  /**
+   * How many chunks match, as far as it matters.
+   *
+   * @param {string} expression
+   */
+  #countMatching(expression) {
+    const sql = "SELECT count(*) AS n FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)";
+    return Number(this.#statement(sql).get(expression, SCORED_CHUNKS + 1)?.n);
   }
 
   /**
@@ -519,6 +625,15 @@ export class IndexDatabase {
     return statement;
   }
 
+  /** Ends a transaction that has changed codes with a version of its own. */
+  #writeCodes() {
+    if (!this.codes.isChanged && !this.sketchCodes.isChanged) return;
+    const version = Number(this.configuration("version") ?? 0) + 1;
+    this.#setConfiguration("version", String(version));
+    this.codes.write(version);
+    this.sketchCodes.write(version);
+  }
+
   /**
    * @template T
    * @param {() => T} work
@@ -527,13 +642,52 @@ export class IndexDatabase {
     this.db.exec("BEGIN IMMEDIATE");
     try {
       const result = work();
+      this.#writeCodes();
       this.db.exec("COMMIT");
       return result;
     } catch (error) {
+      this.codes.discard();
+      this.sketchCodes.discard();
       this.db.exec("ROLLBACK");
       throw error;
     }
   }
+}
+
+/** @param {string[]} words */
+function anyOf(words) {
+  return `(${words.map((word) => `"${word}"`).join(" OR ")})`;
+}
+
+/** @param {string[]} words */
+function allOf(words) {
+  return `(${words.map((word) => `"${word}"`).join(" AND ")})`;
+}
+
+/**
+ * A vector as SQLite gives it.
+ *
+ * @param {unknown} blob
+ */
+function signed(blob) {
+  const { buffer, byteOffset, length } = /** @type {Uint8Array} */ (blob);
+  return new Int8Array(buffer, byteOffset, length);
+}
+
+/**
+ * @param {Int8Array} a
+ * @param {Int8Array} b of the same length
+ */
+function cosine(a, b) {
+  let product = 0;
+  let squaredA = 0;
+  let squaredB = 0;
+  for (let index = 0; index < a.length; index++) {
+    product += a[index] * b[index];
+    squaredA += a[index] * a[index];
+    squaredB += b[index] * b[index];
+  }
+  return product / Math.sqrt(squaredA * squaredB || 1);
 }
 
 /**

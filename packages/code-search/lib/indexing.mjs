@@ -42,7 +42,6 @@ function configurationOf(embedder) {
   return {
     chunks: JSON.stringify({ chunker: CHUNKER_VERSION, tokens: chunkTokens(embedder) }),
     vectors: vectorsOf(embedder),
-    dimension: embedder.dimension,
   };
 }
 
@@ -185,7 +184,7 @@ async function changeOf(dir, file, known) {
  * @param {AbortSignal} [task.signal]
  */
 export async function sketchFolder({ database, sketcher, signal }) {
-  database.configureSketches(vectorsOf(sketcher), sketcher.dimension);
+  database.configureSketches(vectorsOf(sketcher));
   while (true) {
     const chunks = database.withoutVectors(SKETCHES_PER_WRITE);
     if (chunks.length === 0) return;

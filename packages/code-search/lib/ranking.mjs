@@ -61,9 +61,7 @@ export async function candidatesOf({ database, embedder, sketcher, question, dep
   const nearest = database.nearest(query, depth);
   const sketch = await sketcher?.embedQuery(question, { encoding: "int8" });
   const nearestSketches = sketch ? database.nearestSketches(sketch, depth) : [];
-  const words = searchWords(question);
-  const expression = words.map((word) => `"${word}"`).join(" OR ");
-  const matching = words.length > 0 ? database.matching(expression, depth) : [];
+  const matching = database.withWords(searchWords(question), depth);
   const definitions = isName(question) ? database.definitionsOf(ownName(question.trim()), depth) : [];
   const similarities = new Map([...nearestSketches, ...nearest].map(({ id, similarity }) => [id, similarity]));
   const fused = fuse([nearest, nearestSketches].map((list) => list.map(({ id }) => id)).concat([matching]));

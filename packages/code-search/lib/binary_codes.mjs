@@ -1,0 +1,171 @@
+/**
+ * Binary codes of vectors, the sign of each component, in memory and in a table. Comparing codes is so fast that all of
+ * them are compared with a question's; what is near by its code is then compared by its vector. Of the 50 nearest chunks of
+ * real code, 1,000 candidates hold 99.7 %.
+ */
+
+/** @typedef {import("@photostructure/sqlite").DatabaseSyncInstance} Database */
+
+/** A row of the table has the codes of so many neighbouring ids: few enough to be rewritten, and to be read, at once. */
+const BLOCK = 256;
+const BITS_PER_WORD = 32;
+
+/** @param {string} table */
+export function emptyCodesTable(table) {
+  return `
+    DROP TABLE IF EXISTS ${table};
+    CREATE TABLE ${table} (block INTEGER PRIMARY KEY, version INTEGER NOT NULL, codes BLOB NOT NULL);`;
+}
+
+export class BinaryCodes {
+  #db;
+  #table;
+  /** Rows that the transaction at work has changed. @type {Map<number, Uint8Array>} */
+  #changed = new Map();
+  /** All codes, by id; that of an id without a vector is zero. */
+  #codes = new Uint32Array();
+  #distances = new Uint16Array();
+  /** What has been read of the table. */
+  #seen = { made: "", version: 0, commits: -1 };
+
+  /**
+   * @param {Database} db
+   * @param {string} table
+   */
+  constructor(db, table) {
+    this.#db = db;
+    this.#table = table;
+  }
+
+  /**
+   * Gives an id a code, or takes it away, inside of a transaction.
+   *
+   * @param {number} id
+   * @param {Int8Array | undefined} vector
+   */
+  set(id, vector) {
+    const block = Math.floor(id / BLOCK);
+    const code = vector && codeOf(vector);
+    let bytes = this.#changed.get(block);
+    if (!bytes) {
+      const sql = `SELECT codes FROM ${this.#table} WHERE block = ?`;
+      const stored = /** @type {Uint8Array | undefined} */ (this.#db.prepare(sql).get(block)?.codes);
+      if (!stored && !code) return;
+      bytes = stored ? Uint8Array.from(stored) : new Uint8Array(BLOCK * (code?.byteLength ?? 0));
+      this.#changed.set(block, bytes);
+    }
+    const size = bytes.length / BLOCK;
+    const first = (id % BLOCK) * size;
+    if (code) bytes.set(new Uint8Array(code.buffer), first);
+    else bytes.fill(0, first, first + size);
+  }
+
+  /** Whether something has been set. */
+  get isChanged() {
+    return this.#changed.size > 0;
+  }
+
+  /**
+   * Writes what has been set; the end of a transaction.
+   *
+   * @param {number} version above those of all transactions before
+   */
+  write(version) {
+    const put = this.#db.prepare(`INSERT OR REPLACE INTO ${this.#table} VALUES (?, ?, ?)`);
+    const drop = this.#db.prepare(
+      `UPDATE ${this.#table} SET version = ?, codes = zeroblob(length(codes)) WHERE block = ?`,
+    );
+    for (const [block, codes] of this.#changed) {
+      if (codes.some((byte) => byte !== 0)) put.run(block, version, codes);
+      else drop.run(version, block);
+    }
+    if (this.#changed.size > 0) this.#seen.commits = -1;
+    this.#changed.clear();
+  }
+
+  /** Forgets what has been set: the transaction is undone. */
+  discard() {
+    this.#changed.clear();
+  }
+
+  /**
+   * The ids whose codes differ least from a vector's, and those that differ as little as the last of them.
+   *
+   * @param {Int8Array} vector
+   * @param {number} count
+   * @param {string} made what the table was made with: another table is read anew
+   * @returns {number[]} in no order
+   */
+  nearest(vector, count, made) {
+    const query = codeOf(vector);
+    this.#read(made, query.length);
+    const codes = this.#codes;
+    const distances = this.#distances;
+    const histogram = new Uint32Array(query.length * BITS_PER_WORD + 1);
+    for (let id = 0, word = 0; id < distances.length; id++) {
+      let bytes = 0;
+      let any = 0;
+      for (let index = 0; index < query.length; index++, word++) {
+        any |= codes[word];
+        // The bits of each byte, counted side by side (Warren, Hacker's Delight, 5-1).
+        let bits = codes[word] ^ query[index];
+        bits -= (bits >>> 1) & 0x55555555;
+        bits = (bits & 0x33333333) + ((bits >>> 2) & 0x33333333);
+        bits = (bits + (bits >>> 4)) & 0x0f0f0f0f;
+        bytes += Math.imul(bits, 0x01010101) >>> 24;
+      }
+      distances[id] = any === 0 ? histogram.length : bytes;
+      if (any !== 0) histogram[bytes]++;
+    }
+    let bound = 0;
+    for (let found = histogram[0]; found < count && bound < histogram.length - 1; ) found += histogram[++bound];
+    const near = [];
+    for (let id = 0; id < distances.length; id++) if (distances[id] <= bound) near.push(id);
+    return near;
+  }
+
+  /**
+   * Brings the codes in memory up to date with the table, which other processes may have changed.
+   *
+   * @param {string} made
+   * @param {number} words of a code
+   */
+  #read(made, words) {
+    const commits = Number(this.#db.prepare("PRAGMA data_version").get()?.data_version);
+    if (commits === this.#seen.commits && made === this.#seen.made) return;
+    if (made !== this.#seen.made) {
+      this.#codes = new Uint32Array();
+      this.#seen.version = 0;
+    }
+    const last = this.#db.prepare(`SELECT max(block) AS block FROM ${this.#table}`).get()?.block;
+    const length = (Number(last ?? -1) + 1) * BLOCK;
+    if (length !== this.#distances.length || this.#codes.length !== length * words) {
+      const grown = new Uint32Array(length * words);
+      grown.set(this.#codes.subarray(0, grown.length));
+      this.#codes = grown;
+      this.#distances = new Uint16Array(length);
+    }
+    const bytes = new Uint8Array(this.#codes.buffer);
+    let version = this.#seen.version;
+    const sql = `SELECT block, version, codes FROM ${this.#table} WHERE version > ?`;
+    for (const row of this.#db.prepare(sql).iterate(version)) {
+      const codes = /** @type {Uint8Array} */ (row.codes);
+      bytes.set(codes, Number(row.block) * codes.length);
+      version = Math.max(version, Number(row.version));
+    }
+    this.#seen = { made, version, commits };
+  }
+}
+
+/**
+ * The signs of a vector's components, 32 to a word; the bits that the last word has more are 0.
+ *
+ * @param {Int8Array} vector
+ */
+function codeOf(vector) {
+  const code = new Uint32Array(Math.ceil(vector.length / BITS_PER_WORD));
+  for (const [index, value] of vector.entries()) {
+    if (value >= 0) code[index >>> 5] |= 1 << (index & 31);
+  }
+  return code;
+}
