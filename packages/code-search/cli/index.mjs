@@ -1,4 +1,4 @@
-import { addModelOptions, update, withCodeSearch } from "./opening.mjs";
+import { addModelOptions, sayWaiting, update, withCodeSearch } from "./opening.mjs";
 import { grouped, print } from "./terminal.mjs";
 
 const HELP = `
@@ -25,10 +25,11 @@ export function addIndex(program) {
  */
 async function index(dir, { json, ...options }) {
   await withCodeSearch(dir, options, async (codeSearch, context) => {
-    const { signal, progress } = context;
+    const { folder, signal, progress } = context;
     const start = performance.now();
     const read = await update(codeSearch, context);
-    const embedded = await codeSearch.refine({ signal, onProgress: progress.counting("chunks") });
+    const onWait = () => sayWaiting(folder, progress);
+    const embedded = await codeSearch.refine({ signal, onProgress: progress.counting("chunks"), onWait });
     progress.clear();
     const { files, chunks, exact } = codeSearch.status;
     const seconds = Number(((performance.now() - start) / 1000).toFixed(1));

@@ -61,8 +61,15 @@ export async function withCodeSearch(dir, options, work) {
  * @param {Pick<Context, "folder" | "signal" | "progress">} context
  */
 export async function update(codeSearch, { folder, signal, progress }) {
-  const onWait = () => progress.say(`another process is indexing ${folder}: waiting for its end`);
-  return updateOrWait(codeSearch, { signal, progress, onWait });
+  return updateOrWait(codeSearch, { signal, progress, onWait: () => sayWaiting(folder, progress) });
+}
+
+/**
+ * @param {string} folder
+ * @param {ProgressLine} progress
+ */
+export function sayWaiting(folder, progress) {
+  progress.say(`another process is indexing ${folder}: waiting for its end`);
 }
 
 /**
@@ -75,7 +82,7 @@ export async function updateIfFree(codeSearch, { folder, signal, progress }) {
   const busy = new AbortController();
   const onWait = () => {
     if (codeSearch.status.chunks > 0) busy.abort();
-    else progress.say(`another process is making the index of ${folder}: waiting for its end`);
+    else sayWaiting(folder, progress);
   };
   try {
     await updateOrWait(codeSearch, { signal: AbortSignal.any([signal, busy.signal]), progress, onWait });
