@@ -59,7 +59,8 @@ export function textOf({ path: file, line, name, snippet }, dir = ".", style = n
   return [head, ...snippet.map((shown) => style.line(shown))].join("\n");
 }
 
-class Style {
+/** How text is marked for the terminal that it goes to. */
+export class Style {
   /**
    * @param {import("./terminal.mjs").Abilities} [abilities]
    * @param {string[]} [words] to highlight

@@ -1,4 +1,4 @@
-import { addModelOptions, update, withCodeSearch } from "./opening.mjs";
+import { addModelOptions, sayWaiting, update, withCodeSearch } from "./opening.mjs";
 import { grouped, print } from "./terminal.mjs";
 
 const HELP = `
@@ -24,10 +24,12 @@ export function addIndex(program) {
  * @param {import("./configuration.mjs").Settings & { json?: boolean }} flags
  */
 async function index(dir, { json, ...options }) {
-  await withCodeSearch(dir, options, async (codeSearch, { signal, progress }) => {
+  await withCodeSearch(dir, options, async (codeSearch, context) => {
+    const { folder, signal, progress } = context;
     const start = performance.now();
-    const read = await update(codeSearch, { signal, progress });
-    const embedded = await codeSearch.refine({ signal, onProgress: progress.counting("chunks") });
+    const read = await update(codeSearch, context);
+    const onWait = () => sayWaiting(folder, progress);
+    const embedded = await codeSearch.refine({ signal, onProgress: progress.counting("chunks"), onWait });
     progress.clear();
     const { files, chunks, exact } = codeSearch.status;
     const seconds = Number(((performance.now() - start) / 1000).toFixed(1));

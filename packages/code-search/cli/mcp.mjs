@@ -4,7 +4,7 @@ import { Failure, failureOf } from "./failure.mjs";
 import { textOf } from "./hits.mjs";
 import { interruptionSignal } from "./interruption.mjs";
 import { existingFolder, fileIn } from "./locations.mjs";
-import { addModelOptions, openFolder } from "./opening.mjs";
+import { addModelOptions, openFolder, similarTo } from "./opening.mjs";
 import { ProgressLine } from "./progress.mjs";
 import { grouped } from "./terminal.mjs";
 import { untilAborted } from "./watch.mjs";
@@ -96,9 +96,9 @@ async function serve(dir, options) {
       outputSchema,
       annotations,
     },
-    ({ path, line, limit }) =>
+    ({ path, line, limit }, { signal }) =>
       answer(live, (codeSearch, usual) =>
-        codeSearch.similar({ path: fileIn(folder, path), line }, { limit: limit ?? usual }),
+        similarTo(codeSearch, { path: fileIn(folder, path), line }, { limit: limit ?? usual, signal }),
       ),
   );
 
@@ -186,19 +186,22 @@ class LiveIndex {
     const onProgress = (/** @type {import("./progress.mjs").Progress} */ { done, total }) => {
       this.#state = `(${grouped(done)} of ${grouped(total)} files are read so far)`;
     };
-    this.#updated = codeSearch.update({ signal, onProgress, onWarning }).then(
-      () => {
+    let answerable = () => {};
+    this.#updated = new Promise((resolve) => {
+      answerable = () => resolve(undefined);
+    });
+    const work = async () => {
+      try {
+        // Another process that is at work on the index brings it up to date as well, and may take long.
+        await codeSearch.update({ signal, onProgress, onWarning, onWait: answerable });
         this.#state = "";
-      },
-      (error) => {
-        this.#state = `(the index is not up to date: ${failureOf(error).message})`;
-      },
-    );
-    this.#following = untilAborted(
-      this.#updated.then(() => codeSearch.watch({ signal, onWarning })),
-      signal,
-    ).catch((error) => {
-      this.#state = `(the index does not follow its folder any more: ${failureOf(error).message})`;
+      } finally {
+        answerable();
+      }
+      await codeSearch.watch({ signal, onWarning });
+    };
+    this.#following = untilAborted(work(), signal).catch((error) => {
+      this.#state = `(the index does not follow its folder: ${failureOf(error).message})`;
       this.progress.say(this.#state);
     });
   }

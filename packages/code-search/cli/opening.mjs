@@ -55,16 +55,67 @@ export async function withCodeSearch(dir, options, work) {
 }
 
 /**
- * Reads what is new or has changed, and says so.
+ * Reads what is new or has changed, once no other process is at work on the index.
  *
  * @param {CodeSearch} codeSearch
- * @param {Pick<Context, "signal" | "progress">} context
+ * @param {Pick<Context, "folder" | "signal" | "progress">} context
  */
-export async function update(codeSearch, { signal, progress }) {
+export async function update(codeSearch, { folder, signal, progress }) {
+  return updateOrWait(codeSearch, { signal, progress, onWait: () => sayWaiting(folder, progress) });
+}
+
+/**
+ * @param {string} folder
+ * @param {ProgressLine} progress
+ */
+export function sayWaiting(folder, progress) {
+  progress.say(`another process is indexing ${folder}: waiting for its end`);
+}
+
+/**
+ * The same, but an index that another process is at work on is taken as it is: that may take long.
+ *
+ * @param {CodeSearch} codeSearch
+ * @param {Pick<Context, "folder" | "signal" | "progress">} context
+ */
+export async function updateIfFree(codeSearch, { folder, signal, progress }) {
+  const busy = new AbortController();
+  const onWait = () => {
+    if (codeSearch.status.chunks > 0) busy.abort();
+    else sayWaiting(folder, progress);
+  };
+  try {
+    await updateOrWait(codeSearch, { signal: AbortSignal.any([signal, busy.signal]), progress, onWait });
+  } catch (error) {
+    if (!busy.signal.aborted || signal.aborted) throw error;
+    progress.say("another process is indexing the folder: results are of what it has read so far");
+  }
+}
+
+/**
+ * @param {CodeSearch} codeSearch
+ * @param {Pick<Context, "signal" | "progress"> & { onWait: () => void }} context
+ */
+async function updateOrWait(codeSearch, { signal, progress, onWait }) {
   const onWarning = progress.say.bind(progress);
-  const summary = await codeSearch.update({ signal, onProgress: progress.counting("files"), onWarning });
+  const summary = await codeSearch.update({ signal, onProgress: progress.counting("files"), onWarning, onWait });
   if (summary.wasReset) progress.say("the index was of another model or version: made anew");
   return summary;
+}
+
+/**
+ * Code like the code at a line.
+ *
+ * @param {CodeSearch} codeSearch
+ * @param {{ path: string, line: number }} place
+ * @param {{ limit: number, signal?: AbortSignal }} options
+ */
+export async function similarTo(codeSearch, place, options) {
+  try {
+    return await codeSearch.similar(place, options);
+  } catch (error) {
+    throw error instanceof RangeError ? new Failure("NOT_INDEXED", error.message) : error;
+  }
 }
 
 /**

@@ -22,7 +22,7 @@ export class ProgressLine {
   /**
    * A listener for progress of something that is counted.
    *
-   * @param {string} things what is done, as "files read"
+   * @param {string} things what is done, as "files"
    * @returns {(progress: Progress) => void}
    */
   counting(things) {
@@ -32,7 +32,8 @@ export class ProgressLine {
     return ({ done, total }) => {
       first ??= done;
       const speed = Math.round((1000 * (done - first)) / (performance.now() - start));
-      this.#write(done / Math.max(total, 1), `${grouped(done)} of ${grouped(total)} ${things}, ${speed} per second`);
+      const line = `${grouped(done)} of ${grouped(total)} ${things}${speed > 0 ? `, ${grouped(speed)} per second` : ""}`;
+      this.#write(done / Math.max(total, 1), line);
     };
   }
 

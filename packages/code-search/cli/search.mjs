@@ -1,7 +1,7 @@
 import { searchWords } from "../lib/words.mjs";
 import { usage } from "./failure.mjs";
 import { addLimitOptions, printHits } from "./hits.mjs";
-import { addModelOptions, update, withCodeSearch } from "./opening.mjs";
+import { addModelOptions, updateIfFree, withCodeSearch } from "./opening.mjs";
 
 const HELP = `
 Needs no index made before: new and changed files are read first. Chunks without an exact vector are found by their words
@@ -30,9 +30,10 @@ export function addSearch(program) {
  */
 async function search(question, dir, { reranker: rerankerModel, ...flags }) {
   if (!question.trim()) throw usage("the question is empty");
-  await withCodeSearch(dir, flags, async (codeSearch, { limit, signal, progress }) => {
-    await update(codeSearch, { signal, progress });
-    const reranker = rerankerModel === undefined ? undefined : await loadReranker(rerankerModel, { signal, progress });
+  await withCodeSearch(dir, flags, async (codeSearch, context) => {
+    const { limit, signal, progress } = context;
+    await updateIfFree(codeSearch, context);
+    const reranker = rerankerModel === undefined ? undefined : await loadReranker(rerankerModel, context);
     try {
       const found = await codeSearch.search(question, { limit, reranker, signal });
       progress.clear();

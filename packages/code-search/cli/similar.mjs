@@ -1,6 +1,6 @@
 import { addLimitOptions, printHits } from "./hits.mjs";
 import { existingFolder, fileIn, placeOf } from "./locations.mjs";
-import { addModelOptions, update, withCodeSearch } from "./opening.mjs";
+import { addModelOptions, similarTo, updateIfFree, withCodeSearch } from "./opening.mjs";
 
 const HELP = `
 Examples:
@@ -25,9 +25,10 @@ export function addSimilar(program) {
 async function similar(place, dir, flags) {
   const { file, line } = placeOf(place);
   const path = fileIn(existingFolder(dir), file);
-  await withCodeSearch(dir, flags, async (codeSearch, { limit, signal, progress }) => {
-    await update(codeSearch, { signal, progress });
-    const found = await codeSearch.similar({ path, line }, { limit });
+  await withCodeSearch(dir, flags, async (codeSearch, context) => {
+    const { limit, signal, progress } = context;
+    await updateIfFree(codeSearch, context);
+    const found = await similarTo(codeSearch, { path, line }, { limit, signal });
     progress.clear();
     printHits(found, { dir, words: [], flags });
   });

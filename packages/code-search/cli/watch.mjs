@@ -22,7 +22,8 @@ export function addWatch(program) {
  * @param {import("./configuration.mjs").Settings} options
  */
 async function watch(dir, options) {
-  await withCodeSearch(dir, options, async (codeSearch, { signal, progress }) => {
+  await withCodeSearch(dir, options, async (codeSearch, { folder, signal, progress }) => {
+    progress.say(`watching ${folder} until Ctrl-C`);
     const onUpdate = () => {
       const { files, chunks, exact } = codeSearch.status;
       progress.clear();

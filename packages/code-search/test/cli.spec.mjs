@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import * as path from "node:path";
 import { test } from "node:test";
+import { lockIndex } from "../lib/database.mjs";
 import { contentsOf, countsOf, folderWith, run, TINY_MODEL, write } from "./folders.mjs";
 
 const MODEL = `--model=${TINY_MODEL}`;
@@ -69,6 +70,26 @@ test("search needs no index, and finds what has changed since", async () => {
   const alike = await run(["similar", file, MODEL], { cwd: dir });
   assert.equal(alike.status, 0, alike.stderr);
   assert.match(alike.stdout, /\.js:1 {2}\w+\n/);
+});
+
+test("an index that another process is at work on is searched as it is", async () => {
+  const dir = folderWith({ "a.js": "function first() {}\n" });
+  await run(["index", dir, MODEL]);
+  write(dir, "b.js", "function second() {}\n");
+  const lock = await lockIndex(dir);
+  try {
+    const { status, stdout, stderr } = await run(["search", "second", dir, MODEL, "--json"]);
+    assert.equal(status, 0, stderr);
+    assert.equal(stderr, "another process is indexing the folder: results are of what it has read so far\n");
+    assert.deepEqual(
+      JSON.parse(stdout).hits.map(({ name }) => name),
+      ["first"],
+    );
+  } finally {
+    lock.release();
+  }
+  const { stdout } = await run(["search", "second", dir, MODEL, "--limit=1"]);
+  assert.match(stdout, /b\.js:1 {2}second/);
 });
 
 test("a damaged index is named, with what to do", async () => {

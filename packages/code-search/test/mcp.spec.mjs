@@ -7,6 +7,7 @@ import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
+import { lockIndex } from "../lib/database.mjs";
 import { countsOf, environment, folderWith, PROGRAM, run, TINY_MODEL, write } from "./folders.mjs";
 
 const FILES = {
@@ -135,6 +136,19 @@ test("files that are changed, made and removed while it runs are found as they a
     () => names("zebraCrossing"),
     (found) => !found.includes("zebraCrossing"),
   );
+});
+
+test("an index that another process is at work on is searched as it is", async (context) => {
+  const dir = folderWith(FILES);
+  await run(["index", dir, `--model=${TINY_MODEL}`]);
+  const lock = await lockIndex(dir);
+  try {
+    const { call } = await connected(context, [dir, `--model=${TINY_MODEL}`]);
+    const { structuredContent } = await call("search", { question: "parse a date" });
+    assert.equal(structuredContent.hits[0].name, "parseDate");
+  } finally {
+    lock.release();
+  }
 });
 
 test("it ends when its input does, and writes nothing but the protocol", async () => {
