@@ -2,7 +2,7 @@
  * `npm run release -- <step>`:
  *
  *   build [platform]   compiles this platform's package, or that of another, into `target/npm/<platform>/`, and checks it
- *   pack               packs the main package and all platform packages that were built
+ *   pack               packs the main package, those that depend on it, and all platform packages that were built
  *   try                publishes the archives in a registry on this machine, installs from there and uses what it got
  *   dry-run            these three
  *   compare            sizes and times of installation beside other packages, from such a registry
@@ -17,7 +17,7 @@ import { buildPlatform } from "./build.mjs";
 import { compareInstallation } from "./compare.mjs";
 import { sizeOf } from "./inspect.mjs";
 import { builtPlatforms, pack } from "./pack.mjs";
-import { MANIFEST, PACKAGES, PLATFORMS, thisPlatform } from "./platforms.mjs";
+import { DEPENDENTS, MANIFEST, PACKAGES, PLATFORMS, thisPlatform } from "./platforms.mjs";
 import { tryRelease } from "./trial.mjs";
 
 const STEPS = {
@@ -41,12 +41,16 @@ const STEPS = {
   publish,
 };
 
-/** What `pack` has left; the main package last, since it depends on the others. */
+/** What `pack` has left, each after those that it depends on. */
 function archives() {
-  const names = readdirSync(PACKAGES).filter((name) => name.endsWith(`-${MANIFEST.version}.tgz`));
-  const main = `${MANIFEST.name}-${MANIFEST.version}.tgz`;
-  if (!names.includes(main)) throw new Error(`${PACKAGES} contains no ${main}: run npm run release -- pack first`);
-  return [...names.filter((name) => name !== main), main].map((name) => path.join(PACKAGES, name));
+  const archiveOf = (name) => `${name}-${MANIFEST.version}.tgz`;
+  const names = readdirSync(PACKAGES).filter((name) => name.endsWith(archiveOf("")));
+  const last = [MANIFEST.name, ...DEPENDENTS.map((folder) => `${MANIFEST.name}-${path.basename(folder)}`)].map(
+    archiveOf,
+  );
+  const missing = last.filter((name) => !names.includes(name));
+  if (missing.length > 0) throw new Error(`${PACKAGES} contains no ${missing}: run npm run release -- pack first`);
+  return [...names.filter((name) => !last.includes(name)), ...last].map((name) => path.join(PACKAGES, name));
 }
 
 async function publish() {

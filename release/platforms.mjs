@@ -36,6 +36,9 @@ export const PLATFORMS = {
 /** The most that the main package may take once unpacked. */
 export const MAIN_MEGABYTES = 1;
 
+/** Packages that depend on the main one and are published with it, named after it and their folder. */
+export const DEPENDENTS = ["packages/code-search"];
+
 /** Where packages are put together; git-ignored. */
 export const PACKAGES = path.join(ROOT, "target", "npm");
 

@@ -11,11 +11,10 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { ROOT, run } from "../scripts/setup.mjs";
 import { starterModelFolder } from "../scripts/starter-model.mjs";
-import { libraryName, MANIFEST, packageName, thisPlatform } from "./platforms.mjs";
+import { DEPENDENTS, libraryName, MANIFEST, packageName, thisPlatform } from "./platforms.mjs";
 import { installInto, publishLocally, startRegistry } from "./registry.mjs";
 
 const UNSHARE = ["--net", "--map-root-user"];
-const EXAMPLE = path.join(ROOT, "packages/code-search");
 
 /**
  * @param {string[]} archives packages to publish
@@ -51,10 +50,10 @@ function hasNamespaces() {
   return spawnSync("unshare", [...UNSHARE, "ip", "link", "set", "lo", "up"]).status === 0;
 }
 
-/** A user installs the package, and what the example needs besides. */
+/** A user installs the package, and those that depend on it. */
 function installForUser(folder, registry) {
-  const { dependencies } = JSON.parse(readFileSync(path.join(EXAMPLE, "package.json"), "utf8"));
-  return installInto(folder, { ...dependencies, [MANIFEST.name]: MANIFEST.version }, registry);
+  const names = [MANIFEST.name, ...DEPENDENTS.map((dependent) => `${MANIFEST.name}-${path.basename(dependent)}`)];
+  return installInto(folder, Object.fromEntries(names.map((name) => [name, MANIFEST.version])), registry);
 }
 
 /** What runs without a network. */
@@ -107,12 +106,10 @@ function use(user, bin) {
   );
   console.log("command line: doctor reports no problem, embed gives 2 vectors");
 
-  for (const name of ["package.json", "index.mjs", "cli", "lib"])
-    cpSync(path.join(EXAMPLE, name), path.join(user, "code-search", name), { recursive: true });
   cpSync(path.join(ROOT, "lib/hub"), path.join(user, "project"), { recursive: true });
-  node("code-search/cli/main.mjs", "index", "project");
+  node(main, "index", "project");
   const question = "resume an interrupted download";
-  const [hit] = JSON.parse(node("code-search/cli/main.mjs", "search", question, "project", "--json")).hits;
+  const [hit] = JSON.parse(node(main, "search", question, "project", "--json")).hits;
   console.log(`code-search: "${question}": ${hit.path}`);
 
   // The clone's, as any other of the process: under one name, the linker would give both of them the first one.
