@@ -1,13 +1,12 @@
+import { once } from "node:events";
 import { createRequire } from "node:module";
-import { setTimeout as sleep } from "node:timers/promises";
-import { Failure, failureOf } from "./failure.mjs";
+import { failureOf } from "./failure.mjs";
 import { textOf } from "./hits.mjs";
 import { interruptionSignal } from "./interruption.mjs";
+import { LiveIndex } from "./live_index.mjs";
 import { existingFolder, fileIn } from "./locations.mjs";
-import { addModelOptions, openFolder, similarTo } from "./opening.mjs";
-import { ProgressLine } from "./progress.mjs";
+import { addModelOptions, similarTo } from "./opening.mjs";
 import { grouped } from "./terminal.mjs";
-import { untilAborted } from "./watch.mjs";
 
 const HELP = `
 A server of the Model Context Protocol over standard input and output, for coding agents: its tools are search and similar.
@@ -32,8 +31,6 @@ to see how the project does such a thing elsewhere.`;
 
 const MAX_LIMIT = 100;
 const MAX_QUESTION = 4000;
-/** Clients give up after a minute, often. */
-const MOST_WAIT_MS = 30_000;
 
 /** @param {import("commander").Command} program */
 export function addMcp(program) {
@@ -60,8 +57,46 @@ async function serve(dir, options) {
   const { version } = createRequire(import.meta.url)("../package.json");
   const server = new McpServer({ name: "code-search", version }, { instructions: INSTRUCTIONS });
   const live = new LiveIndex(folder, options, signal);
+  addTools(server, z, live);
+  // The transport itself does not notice that its client is gone.
+  for (const event of ["end", "close"]) process.stdin.once(event, () => stop.abort());
+  await server.connect(new StdioServerTransport());
+  live.start();
+  if (!signal.aborted) await once(signal, "abort");
+  await server.close();
+  await live.close();
+}
 
+/**
+ * @param {import("@modelcontextprotocol/sdk/server/mcp.js").McpServer} server
+ * @param {typeof import("zod").z} z
+ * @param {LiveIndex} live
+ */
+function addTools(server, z, live) {
+  const outputSchema = answerSchema(z);
+  const annotations = { readOnlyHint: true, openWorldHint: false };
+  const question = z.string().trim().min(1).max(MAX_QUESTION).describe("a question, a description, words or a name");
+  const path = z.string().min(1).describe("a file of the folder, relative to it or absolute");
+  const line = z.number().int().min(1).describe("a line of the code, counted from 1");
   const limit = z.number().int().min(1).max(MAX_LIMIT).optional().describe("most results (default: 10)");
+  server.registerTool(
+    "search",
+    { title: "Search code", description: SEARCH, inputSchema: { question, limit }, outputSchema, annotations },
+    ({ question, limit }, { signal }) =>
+      answer(live, (codeSearch, usual) => codeSearch.search(question, { limit: limit ?? usual, signal })),
+  );
+  server.registerTool(
+    "similar",
+    { title: "Find similar code", description: SIMILAR, inputSchema: { path, line, limit }, outputSchema, annotations },
+    ({ path, line, limit }, { signal }) =>
+      answer(live, (codeSearch, usual) =>
+        similarTo(codeSearch, { path: fileIn(live.folder, path), line }, { limit: limit ?? usual, signal }),
+      ),
+  );
+}
+
+/** @param {typeof import("zod").z} z */
+function answerSchema(z) {
   const hit = z.object({
     path: z.string().describe("relative to the folder"),
     line: z.number().int().describe("of the definition"),
@@ -69,47 +104,14 @@ async function serve(dir, options) {
     startLine: z.number().int(),
     endLine: z.number().int(),
     score: z.number().describe("only its order means something"),
-    similarity: z.number().nullable().describe("cosine of question and code; null where only words matched"),
+    similarity: z.number().nullable().describe("cosine of question and code; null where it was found in another way"),
     isExact: z.boolean().describe("false while the code's own vector is not computed yet"),
     snippet: z.array(z.object({ line: z.number().int(), text: z.string() })),
   });
-  const outputSchema = {
-    hits: z.array(hit),
-    exact: z.object({ chunks: z.number().int(), of: z.number().int() }).describe("how much of the index is computed"),
-  };
-  const annotations = { readOnlyHint: true, openWorldHint: false };
-  const question = z.string().trim().min(1).max(MAX_QUESTION).describe("a question, a description, words or a name");
-  server.registerTool(
-    "search",
-    { title: "Search code", description: SEARCH, inputSchema: { question, limit }, outputSchema, annotations },
-    ({ question, limit }, { signal }) =>
-      answer(live, (codeSearch, usual) => codeSearch.search(question, { limit: limit ?? usual, signal })),
-  );
-  const file = z.string().min(1).describe("a file of the folder, relative to it or absolute");
-  const line = z.number().int().min(1).describe("a line of the code, counted from 1");
-  server.registerTool(
-    "similar",
-    {
-      title: "Find similar code",
-      description: SIMILAR,
-      inputSchema: { path: file, line, limit },
-      outputSchema,
-      annotations,
-    },
-    ({ path, line, limit }, { signal }) =>
-      answer(live, (codeSearch, usual) =>
-        similarTo(codeSearch, { path: fileIn(folder, path), line }, { limit: limit ?? usual, signal }),
-      ),
-  );
-
-  // The transport itself does not notice that its client is gone.
-  process.stdin.once("end", () => stop.abort());
-  process.stdin.once("close", () => stop.abort());
-  await server.connect(new StdioServerTransport());
-  live.start();
-  if (!signal.aborted) await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
-  await server.close();
-  await live.close();
+  const exact = z
+    .object({ chunks: z.number().int(), of: z.number().int() })
+    .describe("how much of the index is computed");
+  return { hits: z.array(hit), exact };
 }
 
 /**
@@ -121,7 +123,7 @@ async function serve(dir, options) {
 async function answer(live, ask) {
   try {
     const { codeSearch, limit, state } = await live.get();
-    const { hits, exact } = await ask(codeSearch, limit);
+    const { hits, exact } = await ask(codeSearch, Math.min(limit, MAX_LIMIT));
     const notes = [state, exact.chunks < exact.of ? partly(exact) : "", hits.length === 0 ? "nothing was found" : ""];
     const text = [...hits.map((hit) => textOf(hit)), ...notes.filter(Boolean)].join("\n\n");
     return { content: [{ type: /** @type {const} */ ("text"), text }], structuredContent: { hits, exact } };
@@ -134,100 +136,4 @@ async function answer(live, ask) {
 /** @param {{ chunks: number, of: number }} exact */
 function partly({ chunks, of }) {
   return `(${grouped(chunks)} of ${grouped(of)} chunks have exact vectors so far: results get better while the others are computed)`;
-}
-
-/** An index that is opened and follows its folder, beside the server that already answers. */
-class LiveIndex {
-  /** @type {Promise<{ codeSearch: import("./opening.mjs").CodeSearch, limit: number }> | undefined} */
-  #opening;
-  /** @type {Promise<void>} */
-  #updated = Promise.resolve();
-  /** @type {Promise<void>} */
-  #following = Promise.resolve();
-  #state = "the model is being loaded";
-
-  /**
-   * @param {string} folder
-   * @param {import("./configuration.mjs").Settings} options
-   * @param {AbortSignal} signal
-   */
-  constructor(folder, options, signal) {
-    this.folder = folder;
-    this.options = options;
-    this.signal = signal;
-    this.progress = new ProgressLine(process.stderr);
-  }
-
-  /** Does not wait. What goes wrong is said to whoever asks. */
-  start() {
-    this.#open().catch(() => {});
-  }
-
-  /** Opens it once; again after a failure, whose reason may be gone. */
-  #open() {
-    this.#opening ??= openFolder(this.folder, this.options, this).then(
-      (opened) => {
-        this.#follow(opened.codeSearch);
-        return opened;
-      },
-      (error) => {
-        this.#opening = undefined;
-        this.progress.say(`error: ${failureOf(error).message}`);
-        throw error;
-      },
-    );
-    return this.#opening;
-  }
-
-  /** @param {import("./opening.mjs").CodeSearch} codeSearch */
-  #follow(codeSearch) {
-    const { signal } = this;
-    const onWarning = this.progress.say.bind(this.progress);
-    const onProgress = (/** @type {import("./progress.mjs").Progress} */ { done, total }) => {
-      this.#state = `(${grouped(done)} of ${grouped(total)} files are read so far)`;
-    };
-    let answerable = () => {};
-    this.#updated = new Promise((resolve) => {
-      answerable = () => resolve(undefined);
-    });
-    const work = async () => {
-      try {
-        // Another process that is at work on the index brings it up to date as well, and may take long.
-        await codeSearch.update({ signal, onProgress, onWarning, onWait: answerable });
-        this.#state = "";
-      } finally {
-        answerable();
-      }
-      await codeSearch.watch({ signal, onWarning });
-    };
-    this.#following = untilAborted(work(), signal).catch((error) => {
-      this.#state = `(the index does not follow its folder: ${failureOf(error).message})`;
-      this.progress.say(this.#state);
-    });
-  }
-
-  /**
-   * The index, up to date if that does not take long, else as far as it is; `state` says how far.
-   */
-  async get() {
-    const timer = new AbortController();
-    const late = sleep(MOST_WAIT_MS, "late", { signal: timer.signal });
-    late.catch(() => {});
-    try {
-      const opened = await Promise.race([this.#open(), late]);
-      if (typeof opened === "string") {
-        throw new Failure("NOT_READY", `${this.#state}: ask again in a minute`);
-      }
-      await Promise.race([this.#updated, late]);
-      return { ...opened, state: this.#state };
-    } finally {
-      timer.abort();
-    }
-  }
-
-  async close() {
-    const opened = await this.#opening?.catch(() => undefined);
-    await this.#following;
-    await opened?.codeSearch.close();
-  }
 }

@@ -72,6 +72,20 @@ test("search needs no index, and finds what has changed since", async () => {
   assert.match(alike.stdout, /\.js:1 {2}\w+\n/);
 });
 
+test("search says how much is exact, until index has computed it all", async () => {
+  const dir = folderWith();
+  for (let file = 0; file < 100; file++) write(dir, `f${file}.py`, `def parse_${file}(text):\n    return ${file}\n`);
+  const search = () => run(["search", "parse a text", dir, MODEL, "--limit=1"]);
+  const { status, stdout, stderr } = await search();
+  assert.equal(status, 0, stderr);
+  assert.match(stdout, /\.py:1 {2}parse_\d+\n/);
+  const [, exact] = /^(\d+) of 100 chunks exact; `index` computes the rest\n$/.exec(stderr) ?? assert.fail(stderr);
+  assert.ok(Number(exact) < 100);
+  const { stdout: summary } = await run(["index", dir, MODEL]);
+  assert.match(summary, new RegExp(`^100 files, 100 chunks: 0 files read, 0 removed, ${100 - exact} chunks embedded`));
+  assert.equal((await search()).stderr, "");
+});
+
 test("an index that another process is at work on is searched as it is", async () => {
   const dir = folderWith({ "a.js": "function first() {}\n" });
   await run(["index", dir, MODEL]);

@@ -33,6 +33,8 @@ async function connected(context, args, env) {
   const errors = [];
   client.onerror = (error) => errors.push(error);
   await client.connect(transport);
+  // From now on the client checks results by the schemas of the tools.
+  await client.listTools();
   context.after(async () => {
     await client.close();
     assert.deepEqual(errors, [], stderr);
@@ -144,8 +146,9 @@ test("an index that another process is at work on is searched as it is", async (
   const lock = await lockIndex(dir);
   try {
     const { call } = await connected(context, [dir, `--model=${TINY_MODEL}`]);
-    const { structuredContent } = await call("search", { question: "parse a date" });
+    const { structuredContent, content } = await call("search", { question: "parse a date" });
     assert.equal(structuredContent.hits[0].name, "parseDate");
+    assert.match(content[0].text, /\n\n\(another process is bringing the index up to date\)$/);
   } finally {
     lock.release();
   }
