@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import * as path from "node:path";
 import { test } from "node:test";
-import { lockIndex } from "../lib/database.mjs";
+import { lockIndex } from "../lib/index_folder.mjs";
 import { contentsOf, countsOf, folderWith, run, TINY_MODEL, write } from "./folders.mjs";
 
 const MODEL = `--model=${TINY_MODEL}`;
