@@ -150,7 +150,7 @@ for (const count of values.files.split(",").map(Number)) {
   rmSync(dir, { recursive: true, force: true });
   const paths = writeFiles(dir, originals, count);
   let database = new IndexDatabase(dir);
-  const update = (/** @type {Set<string> | undefined} */ changed) =>
+  const update = (/** @type {Set<string> | undefined} */ changed = undefined) =>
     updateFolder({ dir, database, embedder: /** @type {any} */ (withoutVectors(embedder)), changed });
   const readMs = await timed(() => update());
   refineWithStandIns(database, embedder.dimension);

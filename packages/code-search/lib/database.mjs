@@ -11,7 +11,6 @@ import { indexFile, makeIndexFolder } from "./index_folder.mjs";
 import { EMPTY_WORDS, WordIndex } from "./word_index.mjs";
 import { searchableText } from "./words.mjs";
 
-// Beside the index, for who opens it by hand.
 export { indexFile };
 
 /** @typedef {import("./chunks.mjs").Chunk} Chunk */
