@@ -29,7 +29,7 @@ import {
 import { bringSoftwareGpu, softwareGpuEnvironment } from "./software-gpu.mjs";
 
 const GENERATED = ["index.js", "index.d.ts"];
-const EXAMPLE = "packages/code-search";
+const CODE_SEARCH = "packages/code-search";
 const INTEGRATIONS = "__test__/integrations";
 const HOSTS = "__test__/hosts";
 
@@ -107,9 +107,9 @@ const CHECKS = {
     await nodeTest(INTEGRATIONS);
   },
   "node-test": () => nodeTest("__test__"),
-  example: async () => {
-    await installPackages(EXAMPLE);
-    await nodeTest(`${EXAMPLE}/test`);
+  "code-search": async () => {
+    await installPackages(CODE_SEARCH);
+    await nodeTest(`${CODE_SEARCH}/test`);
   },
   reference: buildReference,
   ...(process.platform === "linux" && process.arch === "x64" && { hosts }),
