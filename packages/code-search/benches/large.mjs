@@ -1,7 +1,7 @@
 /**
  * How large a folder can be: indexes copies of real files with other names in them, and asks questions.
  *
- *   node benches/large.mjs <folder of sources> [--files=1000,10000,100000] [--model=<folder>] [--work=<folder>]
+ *   node benches/large.mjs <folder of sources> [--files=1000,10000,100000] [--model=<folder>] [--work=<folder>] [--keep]
  *
  * The transformer would take hours for a million chunks and costs the same per chunk in any folder, so its vectors are
  * replaced: each is a mixture of a topic's vector and noise. Everything else is what `index` and `search` do.
@@ -39,6 +39,7 @@ const { positionals, values } = parseArgs({
     files: { type: "string", default: "1000,10000,100000" },
     model: { type: "string" },
     work: { type: "string", default: path.join(os.tmpdir(), "code-search-large") },
+    keep: { type: "boolean", default: false },
   },
 });
 const [sources] = positionals;
@@ -189,6 +190,6 @@ for (const count of values.files.split(",").map(Number)) {
   ];
   console.log(`| ${figures.join(" | ")} |`);
   database.close();
-  rmSync(dir, { recursive: true, force: true });
+  if (!values.keep) rmSync(dir, { recursive: true, force: true });
 }
 await embedder.close();

@@ -32,7 +32,7 @@ async function index(dir, { json, ...options }) {
     const embedded = await codeSearch.refine({ signal, onProgress: progress.counting("chunks"), onWait });
     progress.clear();
     const { files, chunks, exact } = codeSearch.status;
-    const seconds = Number(((performance.now() - start) / 1000).toFixed(1));
+    const seconds = Number(((performance.now() - start) / 1000).toFixed(3));
     if (json) {
       const { changed, removed, wasReset } = read;
       const work = { changed, removed, wasReset, embedded: embedded.chunks, truncated: embedded.truncated };

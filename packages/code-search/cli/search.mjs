@@ -19,7 +19,7 @@ export function addSearch(program) {
     .description("find code that answers a question")
     .argument("<question>", "what is looked for: a question, a description, words or a name")
     .argument("[dir]", "the folder", ".")
-    .option("--reranker <model>", "reads the best results once more, with a cross-encoder: much slower");
+    .option("--reranker <model>", "a cross-encoder that reads the best results once more: better order, much slower");
   addModelOptions(addLimitOptions(command)).addHelpText("after", HELP).action(search);
 }
 
@@ -32,9 +32,9 @@ async function search(question, dir, { reranker: rerankerModel, ...flags }) {
   if (!question.trim()) throw usage("the question is empty");
   await withCodeSearch(dir, flags, async (codeSearch, context) => {
     const { limit, signal, progress } = context;
-    await updateIfFree(codeSearch, context);
     const reranker = rerankerModel === undefined ? undefined : await loadReranker(rerankerModel, context);
     try {
+      await updateIfFree(codeSearch, context);
       const found = await codeSearch.search(question, { limit, reranker, signal });
       progress.clear();
       printHits(found, { dir, words: searchWords(question), flags });

@@ -3,8 +3,10 @@
 import assert from "node:assert/strict";
 import * as path from "node:path";
 import { test } from "node:test";
+import { Reranker } from "semantic-search-native";
+import { embeddedText } from "../lib/chunks.mjs";
 import { lockIndex } from "../lib/index_folder.mjs";
-import { contentsOf, countsOf, folderWith, run, TINY_MODEL, write } from "./folders.mjs";
+import { contentsOf, countsOf, folderWith, REPOSITORY, run, TINY_MODEL, write } from "./folders.mjs";
 
 const MODEL = `--model=${TINY_MODEL}`;
 
@@ -84,6 +86,34 @@ test("search says how much is exact, until index has computed it all", async () 
   const { stdout: summary } = await run(["index", dir, MODEL]);
   assert.match(summary, new RegExp(`^100 files, 100 chunks: 0 files read, 0 removed, ${100 - exact} chunks embedded`));
   assert.equal((await search()).stderr, "");
+});
+
+test("a reranker orders what was found", async () => {
+  const texts = ["parse a date", "format money", "open a file", "send a mail"];
+  const dir = folderWith(Object.fromEntries(texts.map((text, index) => [`f${index}.txt`, `${text}\n`])));
+  const reranker = path.join(REPOSITORY, "tests/fixtures/rerankers/bert");
+  const search = async (...args) => {
+    const { status, stdout, stderr } = await run(["search", "file a date", dir, MODEL, "--json", ...args]);
+    assert.equal(status, 0, stderr);
+    return JSON.parse(stdout).hits;
+  };
+  await run(["index", dir, MODEL]);
+  const [plain, reranked] = [await search(), await search(`--reranker=${reranker}`)];
+  const paths = (hits) => hits.map((hit) => hit.path);
+  assert.deepEqual(paths(reranked).sort(), paths(plain).sort());
+  const model = await Reranker.load(reranker, { backend: "onnx" });
+  const scores = await model.rank(
+    "file a date",
+    texts.map((text, index) => embeddedText(`f${index}.txt`, { name: "", text })),
+  );
+  await model.close();
+  assert.deepEqual(
+    paths(reranked),
+    scores.map(({ index }) => `f${index}.txt`),
+  );
+  const { status, stderr } = await run(["search", "x", dir, MODEL, "--reranker=./no-such-reranker"]);
+  assert.equal(status, 1);
+  assert.match(stderr, /^error \[MODEL_NOT_FOUND\]: .*no-such-reranker/);
 });
 
 test("an index that another process is at work on is searched as it is", async () => {
