@@ -109,6 +109,7 @@ const CHECKS = {
   "node-test": () => nodeTest("__test__"),
   "code-search": async () => {
     await installPackages(CODE_SEARCH);
+    await runPackage("typescript/bin/tsc", ["--project", CODE_SEARCH, "--noEmit"]);
     await nodeTest(`${CODE_SEARCH}/test`);
   },
   reference: buildReference,

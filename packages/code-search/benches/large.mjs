@@ -13,8 +13,9 @@ import * as path from "node:path";
 import { parseArgs } from "node:util";
 import { Embedder } from "semantic-search-native";
 import { embeddedText } from "../lib/chunks.mjs";
-import { IndexDatabase, indexFile, keyOf } from "../lib/database.mjs";
+import { IndexDatabase, keyOf } from "../lib/database.mjs";
 import { filesBelow, readSource } from "../lib/files.mjs";
+import { indexFile } from "../lib/index_folder.mjs";
 import { updateFolder } from "../lib/indexing.mjs";
 import { search } from "../lib/ranking.mjs";
 
@@ -149,7 +150,7 @@ for (const count of values.files.split(",").map(Number)) {
   rmSync(dir, { recursive: true, force: true });
   const paths = writeFiles(dir, originals, count);
   let database = new IndexDatabase(dir);
-  const update = (/** @type {Set<string> | undefined} */ changed) =>
+  const update = (/** @type {Set<string> | undefined} */ changed = undefined) =>
     updateFolder({ dir, database, embedder: /** @type {any} */ (withoutVectors(embedder)), changed });
   const readMs = await timed(() => update());
   refineWithStandIns(database, embedder.dimension);

@@ -5,12 +5,13 @@
  */
 
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
-import * as path from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { DatabaseSync } from "@photostructure/sqlite";
 import { BinaryCodes, emptyCodesTable } from "./binary_codes.mjs";
+import { indexFile, makeIndexFolder } from "./index_folder.mjs";
+import { EMPTY_WORDS, WordIndex } from "./word_index.mjs";
 import { searchableText } from "./words.mjs";
+
+export { indexFile };
 
 /** @typedef {import("./chunks.mjs").Chunk} Chunk */
 /** @typedef {Chunk & { id: number, path: string, isExact: boolean }} StoredChunk */
@@ -32,24 +33,16 @@ export const EXACT_VECTOR = 2;
 
 /** Goes up whenever the tables change. */
 const SCHEMA_VERSION = 1;
-const FOLDER = ".code-search";
-const FILE = "search.db";
-/** Locked by the process that is at work on the index. */
-const LOCK_FILE = "lock.db";
-const LOCK_RETRY_MS = 100;
 /** Another process may be writing: a search that makes the file's header, say. */
 const BUSY_TIMEOUT_MS = 10_000;
 const BUSY_RETRY_MS = 10;
 /** Vectors of chunks that are in no file any more are dropped when they are more than this many times the others. */
 const SPARE_VECTORS = 4;
-/** Chunks whose words are scored for a question. */
-const SCORED_CHUNKS = 30_000;
 /** What is near by its binary code, and then compared by its vector. */
 const RESCORED = 1000;
 const RESCORED_PER_HIT = 10;
 
 const FILES_AND_CHUNKS = `
-  DROP TABLE IF EXISTS words;
   DROP TABLE IF EXISTS imports;
   DROP TABLE IF EXISTS chunks;
   DROP TABLE IF EXISTS files;
@@ -69,9 +62,7 @@ const FILES_AND_CHUNKS = `
   CREATE INDEX chunks_of_key ON chunks (key);
   CREATE INDEX inexact_chunks ON chunks (vector) WHERE vector < 2;
   CREATE INDEX definitions ON chunks (defined COLLATE NOCASE) WHERE defined IS NOT NULL;
-  CREATE VIRTUAL TABLE words USING fts5 (
-    path, name, text, content = '', contentless_delete = 1, tokenize = 'porter unicode61'
-  );`;
+  ${EMPTY_WORDS}`;
 
 const EMBEDDINGS = `
   DROP TABLE IF EXISTS embeddings;
@@ -81,51 +72,6 @@ const SKETCHES = `
   DROP TABLE IF EXISTS sketches;
   CREATE TABLE sketches (id INTEGER PRIMARY KEY, vector BLOB NOT NULL);
   ${emptyCodesTable("sketch_codes")}`;
-
-/** @param {string} dir */
-export function indexFile(dir) {
-  return path.join(dir, FOLDER, FILE);
-}
-/**
- * The right to change the index of a folder, which one process has at a time: two that embed the same files would take
- * twice as long as one. Waits for it. It is a lock on a file, so that it ends with its process, however that ends.
- *
- * @param {string} dir
- * @param {object} [options]
- * @param {AbortSignal} [options.signal]
- * @param {() => void} [options.onWait] called once if another process has it
- * @returns {Promise<{ release(): void }>}
- */
-export async function lockIndex(dir, { signal, onWait = () => {} } = {}) {
-  const file = path.join(makeIndexFolder(dir), LOCK_FILE);
-  const lock = new DatabaseSync(file, { timeout: 0 });
-  try {
-    for (let isFirst = true; ; isFirst = false) {
-      signal?.throwIfAborted();
-      try {
-        lock.exec("BEGIN EXCLUSIVE");
-        return { release: () => lock.close() };
-      } catch (error) {
-        if (!/locked/.test(String(error))) throw error;
-      }
-      if (isFirst) onWait();
-      await sleep(LOCK_RETRY_MS);
-    }
-  } catch (error) {
-    lock.close();
-    throw error;
-  }
-}
-
-/** @param {string} dir */
-function makeIndexFolder(dir) {
-  const folder = path.join(dir, FOLDER);
-  if (!existsSync(folder)) {
-    mkdirSync(folder, { recursive: true });
-    writeFileSync(path.join(folder, ".gitignore"), "*\n");
-  }
-  return folder;
-}
 
 export class IndexDatabase {
   /** @type {Map<string, import("@photostructure/sqlite").StatementSyncInstance>} */
@@ -142,6 +88,7 @@ export class IndexDatabase {
     this.db = new DatabaseSync(file, { timeout: BUSY_TIMEOUT_MS });
     this.codes = new BinaryCodes(this.db, "codes");
     this.sketchCodes = new BinaryCodes(this.db, "sketch_codes");
+    this.words = new WordIndex((sql) => this.#statement(sql));
     try {
       this.#switchToWal();
       this.db.exec("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF");
@@ -490,88 +437,13 @@ export class IndexDatabase {
   }
 
   /**
-   * The chunks that match an FTS5 expression, the best first. Names count most.
+   * The chunks that match an FTS5 expression, the best first.
    *
    * @param {string} expression
    * @param {number} limit
    */
   matching(expression, limit) {
-    return this.#matching(expression, limit).map(({ id }) => id);
-  }
-
-  /**
-   * The chunks that have some of the words, the best first, as `matching` orders them. A score takes a microsecond, and a
-   * frequent word is in most of a million chunks: beyond a limit, only chunks that have a rare word are scored.
-   *
-   * @param {string[]} words
-   * @param {number} limit
-   * @returns {number[]} ids
-   */
-  withWords(words, limit) {
-    if (words.length === 0) return [];
-    if (this.#countMatching(anyOf(words)) <= SCORED_CHUNKS) return this.matching(anyOf(words), limit);
-    const counted = words
-      .map((word) => ({ word, chunks: this.#countMatching(anyOf([word])) }))
-      .filter(({ chunks }) => chunks > 0)
-      .sort((a, b) => a.chunks - b.chunks);
-    const rare = [];
-    for (let scored = counted[0]?.chunks; scored <= SCORED_CHUNKS; scored += counted[rare.length]?.chunks) {
-      rare.push(counted[rare.length].word);
-    }
-    const frequent = counted.slice(rare.length).map(({ word }) => word);
-    if (rare.length === 0) return this.#withAllWords(frequent, limit);
-    const expressions = [anyOf(rare), `${anyOf(rare)} AND ${anyOf(frequent)}`];
-    return this.#best(frequent.length > 0 ? expressions : [anyOf(rare)], limit);
-  }
-
-  /**
-   * @param {string[]} words the rarest first
-   * @param {number} limit
-   */
-  #withAllWords(words, limit) {
-    let count = Math.min(2, words.length);
-    while (count < words.length && this.#countMatching(allOf(words.slice(0, count))) > SCORED_CHUNKS) count++;
-    const all = allOf(words.slice(0, count));
-    const rest = words.slice(count);
-    return this.#best(rest.length > 0 ? [all, `${all} AND ${anyOf(rest)}`] : [all], limit);
-  }
-
-  /**
-   * What matches one of several expressions, by the best of its scores.
-   *
-   * @param {string[]} expressions
-   * @param {number} limit
-   */
-  #best(expressions, limit) {
-    /** @type {Map<number, number>} */
-    const best = new Map();
-    for (const { id, score } of expressions.flatMap((expression) => this.#matching(expression, limit))) {
-      best.set(id, Math.min(best.get(id) ?? 0, score));
-    }
-    const ranked = [...best].sort(([, a], [, b]) => a - b);
-    return ranked.slice(0, limit).map(([id]) => id);
-  }
-
-  /**
-   * @param {string} expression
-   * @param {number} limit
-   * @returns {{ id: number, score: number }[]} FTS5's scores are negative: the lower, the better
-   */
-  #matching(expression, limit) {
-    const sql = `SELECT rowid AS id, bm25(words, 2.0, 4.0, 1.0) AS score FROM words WHERE words MATCH ?
-      ORDER BY score LIMIT ?`;
-    const rows = this.#statement(sql).all(expression, limit);
-    return rows.map(({ id, score }) => ({ id: Number(id), score: Number(score) }));
-  }
-
-  /**
-   * How many chunks match, as far as it matters.
-   *
-   * @param {string} expression
-   */
-  #countMatching(expression) {
-    const sql = "SELECT count(*) AS n FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)";
-    return Number(this.#statement(sql).get(expression, SCORED_CHUNKS + 1)?.n);
+    return this.words.matching(expression, limit).map(({ id }) => id);
   }
 
   /**
@@ -652,16 +524,6 @@ export class IndexDatabase {
       throw error;
     }
   }
-}
-
-/** @param {string[]} words */
-function anyOf(words) {
-  return `(${words.map((word) => `"${word}"`).join(" OR ")})`;
-}
-
-/** @param {string[]} words */
-function allOf(words) {
-  return `(${words.map((word) => `"${word}"`).join(" AND ")})`;
 }
 
 /**

@@ -229,6 +229,7 @@ export async function refineFolder({ database, embedder, signal, onProgress }) {
     }
   }
 
+  /** @type {{ key: Uint8Array, vector: Int8Array }[]} */
   let pending = [];
   const write = () => {
     database.refine(pending);

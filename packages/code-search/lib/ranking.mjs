@@ -83,7 +83,7 @@ export async function candidatesOf({ database, embedder, sketcher, question, dep
   const nearest = database.nearest(query, depth);
   const sketch = await sketcher?.embedQuery(question, { encoding: "int8" });
   const nearestSketches = sketch ? database.nearestSketches(sketch, depth) : [];
-  const matching = database.withWords(searchWords(question), depth);
+  const matching = database.words.withSome(searchWords(question), depth);
   const definitions = isName(question) ? database.definitionsOf(ownName(question.trim()), depth) : [];
   const similarities = new Map([...nearestSketches, ...nearest].map(({ id, similarity }) => [id, similarity]));
   const fused = fuse([nearest, nearestSketches].map((list) => list.map(({ id }) => id)).concat([matching]));

@@ -5,7 +5,7 @@ import * as path from "node:path";
 import { test } from "node:test";
 import { Reranker } from "semantic-search-native";
 import { embeddedText } from "../lib/chunks.mjs";
-import { lockIndex } from "../lib/database.mjs";
+import { lockIndex } from "../lib/index_folder.mjs";
 import { contentsOf, countsOf, folderWith, REPOSITORY, run, TINY_MODEL, write } from "./folders.mjs";
 
 const MODEL = `--model=${TINY_MODEL}`;

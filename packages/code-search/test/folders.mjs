@@ -9,7 +9,8 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { Embedder } from "semantic-search-native";
 import { starterModelFolder } from "../../../scripts/starter-model.mjs";
-import { IndexDatabase, indexFile } from "../lib/database.mjs";
+import { IndexDatabase } from "../lib/database.mjs";
+import { indexFile } from "../lib/index_folder.mjs";
 import { indexFolder } from "../lib/indexing.mjs";
 
 export const REPOSITORY = fileURLToPath(new URL("../../..", import.meta.url));

@@ -6,7 +6,7 @@ import { once } from "node:events";
 import { cpSync, mkdirSync, renameSync, rmdirSync, rmSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
-import { lockIndex } from "../lib/database.mjs";
+import { lockIndex } from "../lib/index_folder.mjs";
 import {
   assertClose,
   contentsOf,
@@ -154,8 +154,8 @@ test("who waits for another indexer can be stopped, and goes on when that one is
   await assert.rejects(stopped, { name: "AbortError" });
   lock.release();
 
-  const database = JSON.stringify(new URL("../lib/database.mjs", import.meta.url));
-  const code = `const { lockIndex } = await import(${database});
+  const folder = JSON.stringify(new URL("../lib/index_folder.mjs", import.meta.url));
+  const code = `const { lockIndex } = await import(${folder});
     await lockIndex(process.argv[1]); console.log("locked"); setInterval(() => {}, 1000);`;
   const other = spawn(process.execPath, ["--input-type=module", "-e", code, dir], {
     stdio: ["ignore", "pipe", "inherit"],

@@ -7,7 +7,7 @@ import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
-import { lockIndex } from "../lib/database.mjs";
+import { lockIndex } from "../lib/index_folder.mjs";
 import { countsOf, environment, folderWith, PROGRAM, run, TINY_MODEL, write } from "./folders.mjs";
 
 const FILES = {
