@@ -151,7 +151,7 @@ export class CodeSearch {
    * @param {{ path: string, line: number }} place path relative to the folder, with `/`
    * @param {{ limit?: number, signal?: AbortSignal }} [options]
    * @returns {Promise<Answer>}
-   * @throws RangeError if no chunk of the index has that line
+   * @throws RangeError if no chunk of the index is at that line
    */
   async similar({ path, line }, { limit = 10, signal } = {}) {
     const { database, embedder } = this;

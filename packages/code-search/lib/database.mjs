@@ -38,6 +38,8 @@ const BUSY_TIMEOUT_MS = 10_000;
 const BUSY_RETRY_MS = 10;
 /** Vectors of chunks that are in no file any more are dropped when they are more than this many times the others. */
 const SPARE_VECTORS = 4;
+/** Between two chunks. */
+const BLANK_LINES = 5;
 /** What is near by its binary code, and then compared by its vector. */
 const RESCORED = 1000;
 const RESCORED_PER_HIT = 10;
@@ -91,7 +93,7 @@ export class IndexDatabase {
     this.words = new WordIndex((sql) => this.#statement(sql));
     try {
       this.#switchToWal();
-      this.db.exec("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF");
+      this.db.exec("PRAGMA trusted_schema = OFF; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF");
       this.#migrate();
       this.db.exec("PRAGMA foreign_keys = ON");
     } catch (cause) {
@@ -470,15 +472,16 @@ export class IndexDatabase {
   }
 
   /**
-   * The chunk that a line is in.
+   * The chunk that a line is in, or else one that is a few lines away: blank lines are in none.
    *
    * @param {string} path
    * @param {number} line
    */
   chunkAt(path, line) {
     const sql = `SELECT chunks.id FROM chunks JOIN files ON files.id = file_id
-      WHERE path = ? AND start_line <= ? AND end_line >= ? ORDER BY end_line - start_line LIMIT 1`;
-    const row = this.#statement(sql).get(path, line, line);
+      WHERE path = ?1 AND max(start_line - ?2, ?2 - end_line) <= ?3
+      ORDER BY max(start_line - ?2, ?2 - end_line, 0), end_line - start_line LIMIT 1`;
+    const row = this.#statement(sql).get(path, line, BLANK_LINES);
     return row ? this.chunk(Number(row.id)) : undefined;
   }
 

@@ -1,6 +1,6 @@
 /** The folder that an index lies in, and the right to change it. */
 
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, lstatSync, mkdirSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { DatabaseSync } from "@photostructure/sqlite";
@@ -9,6 +9,8 @@ const FOLDER = ".code-search";
 const FILE = "search.db";
 /** Locked by the process that is at work on the index. */
 const LOCK_FILE = "lock.db";
+/** What SQLite puts beside a database. */
+const SQLITE_FILES = ["", "-wal", "-shm", "-journal"];
 const LOCK_RETRY_MS = 100;
 
 /** @param {string} dir */
@@ -46,9 +48,22 @@ export async function lockIndex(dir, { signal, onWait = () => {} } = {}) {
   }
 }
 
-/** @param {string} dir */
+/**
+ * Makes the folder that an index lies in, where there is none.
+ *
+ * @param {string} dir
+ * @throws if it, or a file of the index, is a symbolic link: a folder from elsewhere does not decide which files are written
+ */
 export function makeIndexFolder(dir) {
   const folder = path.join(dir, FOLDER);
+  const files = [FILE, LOCK_FILE].flatMap((name) => SQLITE_FILES.map((suffix) => path.join(folder, name + suffix)));
+  for (const file of [folder, ...files]) {
+    if (lstatSync(file, { throwIfNoEntry: false })?.isSymbolicLink()) {
+      throw Object.assign(new Error(`${file} is a symbolic link, and an index is not written elsewhere: remove it`), {
+        code: "INDEX_IS_LINK",
+      });
+    }
+  }
   if (!existsSync(folder)) {
     mkdirSync(folder, { recursive: true });
     writeFileSync(path.join(folder, ".gitignore"), "*\n");

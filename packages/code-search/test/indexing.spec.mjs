@@ -3,9 +3,10 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { cpSync, mkdirSync, renameSync, rmdirSync, rmSync } from "node:fs";
+import { cpSync, mkdirSync, readFileSync, renameSync, rmdirSync, rmSync, symlinkSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
+import { IndexDatabase } from "../lib/database.mjs";
 import { lockIndex } from "../lib/index_folder.mjs";
 import {
   assertClose,
@@ -65,6 +66,35 @@ test("what becomes ignored or binary leaves the index", async () => {
   write(dir, "a.js", "\0");
   assert.equal((await indexed(dir)).removed, 2);
   await assertAsNew(dir, { ".gitignore": "lib/\n", "empty.txt": "" });
+});
+
+test("an index that is a link to elsewhere is refused, and what it names is left alone", async () => {
+  const elsewhere = folderWith({ "precious.db": "" });
+  for (const [link, target] of [
+    [".code-search", elsewhere],
+    [".code-search/search.db", path.join(elsewhere, "precious.db")],
+    [".code-search/search.db-wal", path.join(elsewhere, "precious.db")],
+    [".code-search/lock.db", path.join(elsewhere, "precious.db")],
+  ]) {
+    const dir = folderWith(FILES);
+    mkdirSync(path.dirname(path.join(dir, link)), { recursive: true });
+    symlinkSync(target, path.join(dir, link));
+    await assert.rejects(indexed(dir), { code: "INDEX_IS_LINK", message: /is a symbolic link/ });
+    assert.equal(readFileSync(path.join(elsewhere, "precious.db"), "utf8"), "");
+  }
+});
+
+test("the chunk at a line, or beside a blank one", async () => {
+  const dir = folderWith({ "a.js": "function a() {\n  return 1;\n}\n\n\nfunction b() {\n  return 2;\n}\n" });
+  await indexed(dir);
+  const database = new IndexDatabase(dir);
+  try {
+    const names = [1, 3, 4, 5, 6, 8, 13, 14].map((line) => database.chunkAt("a.js", line)?.name);
+    assert.deepEqual(names, ["a", "a", "a", "b", "b", "b", "b", undefined]);
+    assert.equal(database.chunkAt("b.js", 1), undefined);
+  } finally {
+    database.close();
+  }
 });
 
 test("another model makes the index anew, of another dimension too", async () => {

@@ -10,7 +10,7 @@ const QUESTIONS = {
   "Where is a text that is too long cut to the token limit?": "tokenizer.rs",
   "How are texts of similar length put into one batch?": "batch.rs",
   "scale a vector to length one": "vector.rs",
-  "rotary position embedding with dynamic scaling": "arch/nomic_bert.rs",
+  "rotary position embedding with dynamic scaling": "graph/layers.rs",
   "How do queries overtake bulk work?": "engine/queue.rs",
   "read the pooling mode from the model folder": "model_dir.rs",
   "read the header of a safetensors file": "checkpoint.rs",
