@@ -105,11 +105,9 @@ async function timed(work) {
  */
 function refineWithStandIns(database, dimension) {
   const topics = Array.from({ length: TOPICS }, () => Int8Array.from({ length: dimension }, random));
-  const chunks = database.inexact();
-  for (let first = 0; first < chunks.length; first += 1024) {
-    const embeddings = chunks.slice(first, first + 1024).map(({ id }) => {
-      const chunk = /** @type {import("../lib/database.mjs").StoredChunk} */ (database.chunk(id));
-      const topic = topics[id % TOPICS];
+  for (const { id: file } of database.inexactFiles()) {
+    const embeddings = database.inexactChunks(file).map((chunk) => {
+      const topic = topics[chunk.id % TOPICS];
       const vector = topic.map((value) => Math.max(-127, Math.min(127, (value + random()) / 2)));
       return { key: keyOf(embeddedText(chunk.path, chunk)), vector };
     });

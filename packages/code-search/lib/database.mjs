@@ -62,7 +62,7 @@ const FILES_AND_CHUNKS = `
   );
   CREATE INDEX chunks_of_file ON chunks (file_id);
   CREATE INDEX chunks_of_key ON chunks (key);
-  CREATE INDEX inexact_chunks ON chunks (vector) WHERE vector < 2;
+  CREATE INDEX inexact_chunks ON chunks (vector, file_id) WHERE vector < ${EXACT_VECTOR};
   CREATE INDEX definitions ON chunks (defined COLLATE NOCASE) WHERE defined IS NOT NULL;
   ${EMPTY_WORDS}`;
 
@@ -327,14 +327,25 @@ export class IndexDatabase {
   }
 
   /**
-   * Chunks whose vectors are not exact yet, with what the order of refinement goes by.
+   * Files that have chunks whose vectors are not exact yet, with what the order of refinement goes by.
    *
    * @returns {{ id: number, path: string, modifiedMs: number }[]}
    */
-  inexact() {
-    const sql = `SELECT chunks.id, path, modified_ms AS modifiedMs FROM chunks JOIN files ON files.id = file_id
-      WHERE vector < ${EXACT_VECTOR} ORDER BY chunks.id`;
+  inexactFiles() {
+    const sql = `SELECT id, path, modified_ms AS modifiedMs FROM files
+      WHERE id IN (SELECT file_id FROM chunks WHERE vector < ${EXACT_VECTOR})`;
     return /** @type {any[]} */ (this.#statement(sql).all());
+  }
+
+  /**
+   * The chunks of a file whose vectors are not exact yet.
+   *
+   * @param {number} file
+   */
+  inexactChunks(file) {
+    return this.#statement(`SELECT id FROM chunks WHERE file_id = ? AND vector < ${EXACT_VECTOR} ORDER BY id`)
+      .all(file)
+      .map(({ id }) => /** @type {StoredChunk} */ (this.chunk(Number(id))));
   }
 
   /**
@@ -343,7 +354,7 @@ export class IndexDatabase {
    * @param {number} limit
    */
   withoutVectors(limit) {
-    return this.#statement(`SELECT id FROM chunks WHERE vector = ${NO_VECTOR} LIMIT ?`)
+    return this.#statement(`SELECT id FROM chunks WHERE vector = ${NO_VECTOR} AND vector < ${EXACT_VECTOR} LIMIT ?`)
       .all(limit)
       .map(({ id }) => /** @type {StoredChunk} */ (this.chunk(Number(id))));
   }

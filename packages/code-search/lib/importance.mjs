@@ -24,24 +24,20 @@ export function importWords(source) {
 }
 
 /**
- * Chunks in the order in which their vectors are computed: those of recent files and of files that many others import
- * first, tests and documents last.
+ * Files in the order in which their vectors are computed: recent ones and those that many others import first, tests and
+ * documents last.
  *
- * @param {{ id: number, path: string, modifiedMs: number }[]} chunks
+ * @template {{ path: string, modifiedMs: number }} File
+ * @param {File[]} files
  * @param {{ importsOf(stem: string): number }} database
  * @param {number} [now]
- * @returns {number[]} ids
+ * @returns {File[]}
  */
-export function refinementOrder(chunks, database, now = Date.now()) {
-  /** @type {Map<string, number>} */
-  const weights = new Map();
-  const weightOf = (/** @type {{ path: string, modifiedMs: number }} */ { path, modifiedMs }) => {
-    const known = weights.get(path);
-    if (known !== undefined) return known;
-    const recency = now - modifiedMs < RECENT_MS ? RECENT_WEIGHT : 1;
-    const weight = pathWeight(path) * recency * (1 + Math.log2(1 + database.importsOf(stemOf(path).toLowerCase())));
-    weights.set(path, weight);
-    return weight;
-  };
-  return chunks.toSorted((a, b) => weightOf(b) - weightOf(a)).map(({ id }) => id);
+export function refinementOrder(files, database, now = Date.now()) {
+  const weighted = files.map((file) => {
+    const recency = now - file.modifiedMs < RECENT_MS ? RECENT_WEIGHT : 1;
+    const imports = database.importsOf(stemOf(file.path).toLowerCase());
+    return { file, weight: pathWeight(file.path) * recency * (1 + Math.log2(1 + imports)) };
+  });
+  return weighted.sort((a, b) => b.weight - a.weight).map(({ file }) => file);
 }

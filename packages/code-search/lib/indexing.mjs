@@ -207,37 +207,39 @@ export async function sketchFolder({ database, sketcher, signal }) {
  * the model reads
  */
 export async function refineFolder({ database, embedder, signal, onProgress }) {
-  const ids = refinementOrder(database.inexact(), database);
+  const files = refinementOrder(database.inexactFiles(), database);
   const { chunks: total } = database.counts();
   const summary = { chunks: 0, truncated: 0 };
-  /** By the text's index in the stream. @type {Map<number, Uint8Array>} */
+  /** By the text's index in the stream. @type {Map<number, Buffer>} */
   const keys = new Map();
+  /** Keys whose vectors are not stored yet: several chunks may have the same text. */
   const begun = new Set();
   let texts = 0;
 
   function* inexactTexts() {
-    for (const id of ids) {
-      const chunk = database.chunk(id);
-      // It is gone, or a question has asked for it.
-      if (!chunk || chunk.isExact) continue;
-      const text = embeddedText(chunk.path, chunk);
-      const key = keyOf(text);
-      if (begun.has(key.toString("base64"))) continue;
-      begun.add(key.toString("base64"));
-      keys.set(texts++, key);
-      yield text;
+    for (const { id } of files) {
+      // Bit by bit: meanwhile, files go, and questions ask for chunks.
+      for (const chunk of database.inexactChunks(id)) {
+        const text = embeddedText(chunk.path, chunk);
+        const key = keyOf(text);
+        if (begun.has(key.toString("hex"))) continue;
+        begun.add(key.toString("hex"));
+        keys.set(texts++, key);
+        yield text;
+      }
     }
   }
 
-  /** @type {{ key: Uint8Array, vector: Int8Array }[]} */
+  /** @type {{ key: Buffer, vector: Int8Array }[]} */
   let pending = [];
   const write = () => {
     database.refine(pending);
+    for (const { key } of pending) begun.delete(key.toString("hex"));
     pending = [];
-    if (onProgress) onProgress({ done: database.counts().exact, total });
+    onProgress?.({ done: database.counts().exact, total });
   };
   for await (const { index, vector, truncated } of embedder.stream(inexactTexts(), { encoding: "int8", signal })) {
-    pending.push({ key: /** @type {Uint8Array} */ (keys.get(index)), vector });
+    pending.push({ key: /** @type {Buffer} */ (keys.get(index)), vector });
     keys.delete(index);
     summary.chunks++;
     if (truncated) summary.truncated++;
