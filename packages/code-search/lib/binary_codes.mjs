@@ -9,6 +9,8 @@
 /** A row of the table has the codes of so many neighbouring ids: few enough to be rewritten, and to be read, at once. */
 const BLOCK = 256;
 const BITS_PER_WORD = 32;
+/** Codes are so many words long, or a multiple of it. */
+const WORDS_AT_ONCE = 3;
 
 /** @param {string} table */
 export function emptyCodesTable(table) {
@@ -23,8 +25,10 @@ export class BinaryCodes {
   /** Rows that the transaction at work has changed. @type {Map<number, Uint8Array>} */
   #changed = new Map();
   /** All codes, by id; that of an id without a vector is zero. */
-  #codes = new Uint32Array();
+  #codes = new Int32Array();
   #distances = new Uint16Array();
+  /** Ids without a vector. */
+  #absent = 0;
   /** What has been read of the table. */
   #seen = { made: "", version: 0, commits: -1 };
 
@@ -89,39 +93,42 @@ export class BinaryCodes {
   }
 
   /**
-   * The ids whose codes differ least from a vector's, and those that differ as little as the last of them.
+   * The ids whose codes differ least from a vector's.
    *
    * @param {Int8Array} vector
    * @param {number} count
    * @param {string} made what the table was made with: another table is read anew
-   * @returns {number[]} in no order
+   * @returns {number[]} `count` of them, or all there are, in no order
    */
   nearest(vector, count, made) {
     const query = codeOf(vector);
     this.#read(made, query.length);
-    const codes = this.#codes;
     const distances = this.#distances;
-    const histogram = new Uint32Array(query.length * BITS_PER_WORD + 1);
-    for (let id = 0, word = 0; id < distances.length; id++) {
-      let bytes = 0;
-      let any = 0;
-      for (let index = 0; index < query.length; index++, word++) {
-        any |= codes[word];
-        // The bits of each byte, counted side by side (Warren, Hacker's Delight, 5-1).
-        let bits = codes[word] ^ query[index];
-        bits -= (bits >>> 1) & 0x55555555;
-        bits = (bits & 0x33333333) + ((bits >>> 2) & 0x33333333);
-        bits = (bits + (bits >>> 4)) & 0x0f0f0f0f;
-        bytes += Math.imul(bits, 0x01010101) >>> 24;
-      }
-      distances[id] = any === 0 ? histogram.length : bytes;
-      if (any !== 0) histogram[bytes]++;
-    }
+    const histogram = countDifferences(this.#codes, query, distances);
+    // Ids without a vector have the code 0, which differs by the bits of the question's.
+    histogram[distances.length > 0 ? bitsOf(query) : 0] -= this.#absent;
     let bound = 0;
-    for (let found = histogram[0]; found < count && bound < histogram.length - 1; ) found += histogram[++bound];
+    let found = histogram[0];
+    while (found < count && bound < histogram.length - 1) found += histogram[++bound];
+    // Of those that differ by `bound`, some may be too many.
+    let spare = histogram[bound] - Math.max(0, found - count);
     const near = [];
-    for (let id = 0; id < distances.length; id++) if (distances[id] <= bound) near.push(id);
+    for (let id = 0; id < distances.length; id++) {
+      if (distances[id] > bound || !this.#has(id, query.length)) continue;
+      if (distances[id] < bound || spare-- > 0) near.push(id);
+    }
     return near;
+  }
+
+  /**
+   * Whether an id has a vector.
+   *
+   * @param {number} id
+   * @param {number} words of a code
+   */
+  #has(id, words) {
+    for (let word = id * words; word < (id + 1) * words; word++) if (this.#codes[word] !== 0) return true;
+    return false;
   }
 
   /**
@@ -134,13 +141,13 @@ export class BinaryCodes {
     const commits = Number(this.#db.prepare("PRAGMA data_version").get()?.data_version);
     if (commits === this.#seen.commits && made === this.#seen.made) return;
     if (made !== this.#seen.made) {
-      this.#codes = new Uint32Array();
+      this.#codes = new Int32Array();
       this.#seen.version = 0;
     }
     const last = this.#db.prepare(`SELECT max(block) AS block FROM ${this.#table}`).get()?.block;
     const length = (Number(last ?? -1) + 1) * BLOCK;
     if (length !== this.#distances.length || this.#codes.length !== length * words) {
-      const grown = new Uint32Array(length * words);
+      const grown = new Int32Array(length * words);
       grown.set(this.#codes.subarray(0, grown.length));
       this.#codes = grown;
       this.#distances = new Uint16Array(length);
@@ -154,16 +161,61 @@ export class BinaryCodes {
       version = Math.max(version, Number(row.version));
     }
     this.#seen = { made, version, commits };
+    this.#absent = 0;
+    for (let id = 0; id < length; id++) if (!this.#has(id, words)) this.#absent++;
   }
 }
 
 /**
- * The signs of a vector's components, 32 to a word; the bits that the last word has more are 0.
+ * @param {Int32Array} codes
+ * @param {Int32Array} query one code
+ * @param {Uint16Array} distances is filled with the number of bits in which each code differs
+ * @returns {Int32Array} how many codes differ by 0, 1, 2 … bits
+ */
+function countDifferences(codes, query, distances) {
+  const histogram = new Int32Array(query.length * BITS_PER_WORD + 1);
+  for (let id = 0, word = 0; id < distances.length; id++) {
+    let sum = 0;
+    for (let index = 0; index < query.length; index += WORDS_AT_ONCE, word += WORDS_AT_ONCE) {
+      // Of three words, the bits in each group of four are at most 12, which fits into four bits.
+      const first = bitsInFours(codes[word] ^ query[index]);
+      const second = bitsInFours(codes[word + 1] ^ query[index + 1]);
+      const third = bitsInFours(codes[word + 2] ^ query[index + 2]);
+      const fours = (first + second + third) | 0;
+      const bytes = ((fours & 0x0f0f0f0f) + ((fours >>> 4) & 0x0f0f0f0f)) | 0;
+      sum = (sum + (bytes & 0x00ff00ff) + ((bytes >>> 8) & 0x00ff00ff)) | 0;
+    }
+    const distance = (sum + (sum >>> 16)) & 0xffff;
+    distances[id] = distance;
+    histogram[distance]++;
+  }
+  return histogram;
+}
+
+/**
+ * The number of bits in each group of four, side by side (Warren, Hacker's Delight, 5-1).
+ *
+ * @param {number} word
+ */
+function bitsInFours(word) {
+  const pairs = (word - ((word >>> 1) & 0x55555555)) | 0;
+  return ((pairs & 0x33333333) + ((pairs >>> 2) & 0x33333333)) | 0;
+}
+
+/** @param {Int32Array} code */
+function bitsOf(code) {
+  const distance = new Uint16Array(1);
+  countDifferences(new Int32Array(code.length), code, distance);
+  return distance[0];
+}
+
+/**
+ * The signs of a vector's components, 32 to a word. Bits and words beyond them are 0.
  *
  * @param {Int8Array} vector
  */
 function codeOf(vector) {
-  const code = new Uint32Array(Math.ceil(vector.length / BITS_PER_WORD));
+  const code = new Int32Array(WORDS_AT_ONCE * Math.ceil(vector.length / (WORDS_AT_ONCE * BITS_PER_WORD)));
   for (const [index, value] of vector.entries()) {
     if (value >= 0) code[index >>> 5] |= 1 << (index & 31);
   }

@@ -56,9 +56,9 @@ const FILES_AND_CHUNKS = `
     WITHOUT ROWID;
   CREATE INDEX imports_of_file ON imports (file_id);
   CREATE TABLE chunks (
-    id INTEGER PRIMARY KEY, file_id INTEGER NOT NULL REFERENCES files, name TEXT NOT NULL, defined TEXT,
-    line INTEGER NOT NULL, start_line INTEGER NOT NULL, end_line INTEGER NOT NULL, text TEXT NOT NULL,
-    key BLOB NOT NULL, vector INTEGER NOT NULL
+    id INTEGER PRIMARY KEY, file_id INTEGER NOT NULL REFERENCES files, key BLOB NOT NULL, vector INTEGER NOT NULL,
+    name TEXT NOT NULL, defined TEXT, line INTEGER NOT NULL, start_line INTEGER NOT NULL, end_line INTEGER NOT NULL,
+    text TEXT NOT NULL
   );
   CREATE INDEX chunks_of_file ON chunks (file_id);
   CREATE INDEX chunks_of_key ON chunks (key);
@@ -93,7 +93,9 @@ export class IndexDatabase {
     this.words = new WordIndex((sql) => this.#statement(sql));
     try {
       this.#switchToWal();
-      this.db.exec("PRAGMA trusted_schema = OFF; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF");
+      this.db.exec(
+        "PRAGMA trusted_schema = OFF; PRAGMA cache_size = -32768; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = OFF",
+      );
       this.#migrate();
       this.db.exec("PRAGMA foreign_keys = ON");
     } catch (cause) {

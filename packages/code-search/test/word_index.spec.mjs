@@ -1,4 +1,4 @@
-/** Words: what is left out in large indexes does not change what is found first. */
+/** Words: which are looked for. */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -26,28 +26,17 @@ function filled() {
 const db = filled();
 const prepare = (/** @type {string} */ sql) => db.prepare(sql);
 const all = new WordIndex(prepare);
-const rowsWith = (/** @type {string} */ expression) => new Set(all.matching(expression, ROWS).map(({ id }) => id));
-
-test("rows with a rare word are in the order of their full scores", () => {
-  const bounded = new WordIndex(prepare, ROWS / 10);
-  for (const words of [
-    ["everywhere", "often", "seldom", "rarely"],
-    ["everywhere", "seldom"],
-    ["often", "rarely", "unknown"],
+test("words that are everywhere are left out where they are too many, the rarest first in", () => {
+  for (const [scored, rare] of [
+    [ROWS / 100, ["rarely"]],
+    [ROWS / 10, ["seldom", "rarely"]],
+    [2 * ROWS, ["everywhere", "often", "seldom", "rarely"]],
   ]) {
-    const rare = rowsWith(words.filter((word) => !["everywhere", "often"].includes(word)).join(" OR "));
-    const expected = all.withSome(words, ROWS).filter((id) => rare.has(id));
+    const expected = all.matching(rare.join(" OR "), 50).map(({ id }) => id);
     assert.ok(expected.length >= 20);
-    assert.deepEqual(bounded.withSome(words, 20), expected.slice(0, 20));
+    assert.deepEqual(new WordIndex(prepare, scored).withSome(Object.keys(WORDS), 50), expected);
   }
-});
-
-test("of frequent words only, rows that have them all come first", () => {
-  const bounded = new WordIndex(prepare, ROWS / 10);
-  const both = rowsWith("everywhere AND often");
-  const found = bounded.withSome(["everywhere", "often"], 20);
-  assert.equal(found.length, 20);
-  assert.ok(found.every((id) => both.has(id)));
+  assert.deepEqual(new WordIndex(prepare, ROWS / 10).withSome(["everywhere", "often"], 20), []);
 });
 
 test("words that are nowhere, and none, find nothing", () => {
