@@ -37,7 +37,7 @@ import { estimateTokens } from "./tokens.mjs";
  */
 
 /** Goes up whenever other chunks come out: an index made before is then made anew. */
-export const CHUNKER_VERSION = 2;
+export const CHUNKER_VERSION = 3;
 
 /** Tokens that models put around a text, and the words with which some of them want it introduced. */
 const RESERVED_TOKENS = 6;
@@ -246,6 +246,8 @@ class Text {
       let isFirst = true;
       const part = definition ? this.share(start, end, this.room(name)) : share;
       for (const atom of this.atoms(definition?.node ?? child, language, name, depth + 1, part)) {
+        // Annotations that are in front of the name.
+        if (isDefinition && atom.end < definition.row) continue;
         if (!isFirst) yield atom;
         else if (isDefinition && !atom.isDefinition) yield { ...atom, start, line: definition.row, isDefinition };
         else yield { ...atom, start: Math.min(start, atom.start) };

@@ -35,7 +35,7 @@ const KINDS = [
   },
   // Tests use what others define, and have its words.
   {
-    path: /(^|\/)([\w-]*[_-])?(tests?|specs?|__tests?__|testing|testdata|fixtures?|mocks?)([_-]\w*)?\/|(^|[/_.-])(tests?|spec|mock)\.[^/]*$|(^|\/)(test|conftest)[_.-][^/]*$|Tests?\.[^/]*$/,
+    path: /(^|\/)([\w-]*[_-])?(tests?|specs?|__tests?__|testing|testdata|fixtures?|mocks?)([_-]\w*)?\/|(^|\/)\w*[a-z]Tests?\/|(^|[/_.-])(tests?|spec|mock)\.[^/]*$|(^|\/)(test|conftest)[_.-][^/]*$|Tests?\.[^/]*$/,
     asked: /\b(tests?|specs?|tested|testing|fixtures?|mocks?)\b/i,
     weight: 0.5,
   },

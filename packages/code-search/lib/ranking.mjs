@@ -162,16 +162,22 @@ export function moreOfFile({ candidates }) {
   });
 }
 
-/** Who asks for a name wants to see its definition; where the question is a sentence, definitions are still better answers. */
+/**
+ * Who asks for a name wants to see its definition, in this case of letters rather than in another; where the question is a
+ * sentence, definitions are still better answers.
+ */
 const NAMED_DEFINITION_BONUS = 2;
+const OTHER_CASE_BONUS = 1;
 const DEFINITION_BONUS = 0.1;
 
 /** @type {Rule} */
 export function definitionsFirst({ candidates, question }) {
-  const wanted = isName(question) ? ownName(question.trim()).toLowerCase() : undefined;
+  const wanted = isName(question) ? ownName(question.trim()) : "";
   return candidates.map(({ score, isDefinition, name }) => {
     if (!isDefinition) return score;
-    return score + DEFINITION_BONUS + (ownName(name).toLowerCase() === wanted ? NAMED_DEFINITION_BONUS : 0);
+    const own = ownName(name);
+    if (own === wanted) return score + NAMED_DEFINITION_BONUS;
+    return score + (own.toLowerCase() === wanted.toLowerCase() ? OTHER_CASE_BONUS : DEFINITION_BONUS);
   });
 }
 

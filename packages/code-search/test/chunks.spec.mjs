@@ -94,6 +94,22 @@ test("only the first part of a long definition begins it, below as much of its c
   );
 });
 
+test("a long definition below a long comment and an annotation begins at its name", async () => {
+  const comment = Array.from({ length: 20 }, (_, line) => ` * Line ${line} of what is said about the class.`).join(
+    "\n",
+  );
+  const method = (name) => `  fun ${name}(): Int {\n    val value = computeSomething(1, 2, 3)\n    return value\n  }\n`;
+  const methods = Array.from({ length: 12 }, (_, number) => method(`method${number}`)).join("\n");
+  const source = `/**\n${comment}\n */\n@Suppress("NAMES")\nclass Pinner(\n  val pins: Int,\n) {\n${methods}}\n`;
+  const chunks = await chunkFile("a.kt", source, SMALL);
+  const defined = chunks.filter(({ isDefinition, name }) => isDefinition && name === "Pinner");
+  assert.deepEqual(
+    defined.map(({ line }) => source.split("\n")[line - 1]),
+    ["class Pinner("],
+  );
+  assertEachLineOnce(source, chunks);
+});
+
 test("the parts of a long function are of about one size", async () => {
   const body = Array.from({ length: 30 }, (_, index) => `  call(${index}, "with words");\n`).join("");
   const lengths = (await chunkFile("a.js", `function long() {\n${body}}\n`, 150)).map(({ text }) => text.length);

@@ -168,6 +168,7 @@ test("files that are seldom the answer, unless they are asked for", () => {
     ["tests/test_a.py", "tests of a"],
     ["src/a_test.go", "how is it tested"],
     ["src/a.spec.ts", "the spec of a"],
+    ["src/commonTest/kotlin/a.kt", "tests of a"],
     ["examples/a.py", "an example of a"],
     ["docs/a.rs", "documentation of a"],
     ["README.md", "what does the readme say"],
