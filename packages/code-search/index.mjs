@@ -9,7 +9,7 @@ import { embeddedText } from "./lib/chunks.mjs";
 import { IndexDatabase, keyOf } from "./lib/database.mjs";
 import { SKIPPED_FOLDERS } from "./lib/files.mjs";
 import { indexFile, lockIndex } from "./lib/index_folder.mjs";
-import { refineFolder, sketchFolder, updateFolder } from "./lib/indexing.mjs";
+import { refineFolder, sketchFolder, updateFolder, vectorsOf } from "./lib/indexing.mjs";
 import { candidatesOf, hitsOf, search } from "./lib/ranking.mjs";
 import { findStaticModel, makeStaticModel } from "./lib/static_model.mjs";
 
@@ -114,18 +114,30 @@ export class CodeSearch {
    * @param {object} [options]
    * @param {AbortSignal} [options.signal]
    * @param {(progress: { done: number, total: number }) => void} [options.onProgress] in chunks
+   * @param {(message: string) => void} [options.onWarning]
    * @param {() => void} [options.onWait]
+   * @returns {Promise<{ chunks: number, truncated: number }>} chunks that were embedded, and those of them that were longer
+   * than the model reads
    */
-  async refine({ onWait, ...options } = {}) {
+  async refine({ onWait, onWarning = () => {}, ...options } = {}) {
     return this.#locked({ signal: options.signal, onWait }, async () => {
-      const { database, embedder, model } = this;
+      const { database, embedder } = this;
       const { exact, chunks } = this.status;
       if (exact < chunks && !this.sketcher) {
-        this.sketcher = await makeStaticModel(embedder, model, options);
-        if (this.sketcher) await sketchFolder({ database, sketcher: this.sketcher, signal: options.signal });
+        await this.#makeSketches(options.signal).catch((error) => {
+          options.signal?.throwIfAborted();
+          onWarning(`coarse vectors cannot be made: ${error.message}`);
+        });
       }
       return refineFolder({ database, embedder, ...options });
     });
+  }
+
+  /** @param {AbortSignal | undefined} signal */
+  async #makeSketches(signal) {
+    const { database, embedder, model } = this;
+    this.sketcher = await makeStaticModel(embedder, model, { signal });
+    if (this.sketcher) await sketchFolder({ database, sketcher: this.sketcher, signal });
   }
 
   /**
@@ -135,11 +147,13 @@ export class CodeSearch {
    * @param {import("semantic-search-native").Reranker} [options.reranker] reads the best hits once more and orders them
    * @param {AbortSignal} [options.signal]
    * @returns {Promise<Answer>}
+   * @throws an error `INDEX_CHANGED` if another process has made the index anew with another model
    */
   async search(question, { limit = 10, reranker, signal } = {}) {
     const { database, embedder, sketcher } = this;
     const { chunks: of } = this.status;
     if (of === 0) return { hits: [], exact: { chunks: 0, of: 0 } };
+    this.#checkModel();
     await this.#refineCandidates(question, signal);
     const hits = await search({ database, embedder, sketcher, reranker, question, limit });
     return { hits, exact: { chunks: this.status.exact, of } };
@@ -158,6 +172,7 @@ export class CodeSearch {
     const { chunks: of } = this.status;
     const chunk = of > 0 ? database.chunkAt(path, line) : undefined;
     if (!chunk) throw new RangeError(`${path}:${line} is not in the index of ${this.dir}`);
+    this.#checkModel();
     const [vector] = await embedder.embed([embeddedText(chunk.path, chunk)], { encoding: "int8", signal });
     const nearest = database.nearest(vector, limit + 1).filter(({ id }) => id !== chunk.id);
     const hits = hitsOf(
@@ -179,19 +194,20 @@ export class CodeSearch {
   async watch({ signal, onUpdate = () => {}, onWarning } = {}) {
     const changes = new Changes();
     const watcher = await changes.of(this.dir);
+    const aborted = new Promise((resolve) => signal?.addEventListener("abort", resolve, { once: true }));
     try {
       // All of it at first: nobody has watched before.
       for (let changed; !signal?.aborted; changed = changes.take()) {
         const summary = await this.update({ changed, signal, onWarning });
         if (summary.changed + summary.removed > 0) onUpdate(summary);
         const stop = new AbortController();
-        const refining = this.refine({ signal: AbortSignal.any([stop.signal, ...(signal ? [signal] : [])]) })
+        const refining = this.refine({ signal: AbortSignal.any([stop.signal, ...(signal ? [signal] : [])]), onWarning })
           .then(({ chunks }) => chunks > 0 && onUpdate(summary))
           .catch((error) => {
             if (!stop.signal.aborted) throw error;
           });
         // A failure of refinement ends it as well.
-        await Promise.race([changes.next(signal), refining.then(() => forever)]);
+        await Promise.race([changes.next(), aborted, refining.then(() => aborted)]);
         stop.abort();
         await refining;
       }
@@ -206,6 +222,12 @@ export class CodeSearch {
     await this.embedder.close();
     await this.sketcher?.close();
     this.database.close();
+  }
+
+  #checkModel() {
+    if (this.database.configuration("vectors") === vectorsOf(this.embedder)) return;
+    const message = `the index of ${this.dir} has been made anew with another model: update it`;
+    throw Object.assign(new Error(message), { code: "INDEX_CHANGED" });
   }
 
   /**
@@ -246,8 +268,6 @@ export class CodeSearch {
   }
 }
 
-const forever = new Promise(() => {});
-
 /** What changes in a folder. */
 class Changes {
   /** @type {Set<string>} */
@@ -276,16 +296,11 @@ class Changes {
     );
   }
 
-  /**
-   * Resolves when something has changed and has settled, or at the signal.
-   *
-   * @param {AbortSignal | undefined} signal
-   */
-  async next(signal) {
-    if (this.#paths.size === 0 && this.#error === undefined && !signal?.aborted) {
+  /** Resolves when something has changed, and editors have had time to write all of it. */
+  async next() {
+    if (this.#paths.size === 0 && this.#error === undefined) {
       await new Promise((resolve) => {
         this.#wake = () => resolve(undefined);
-        signal?.addEventListener("abort", () => resolve(undefined), { once: true });
       });
     }
     if (this.#error) throw this.#error;

@@ -45,8 +45,12 @@ function configurationOf(embedder) {
   };
 }
 
-/** @param {Embedder} embedder */
-function vectorsOf({ fingerprint }) {
+/**
+ * Everything that decides vectors.
+ *
+ * @param {Embedder} embedder
+ */
+export function vectorsOf({ fingerprint }) {
   return JSON.stringify({ fingerprint, encoding: "int8" });
 }
 

@@ -1,11 +1,12 @@
-/** `watch`: an index that follows its folder while another process searches it. */
+/** An index that follows its folder while another process searches it, or changes it. */
 
 import assert from "node:assert/strict";
 import { rmSync } from "node:fs";
 import * as path from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { contentsOf, folderWith, run, TINY_MODEL, write } from "./folders.mjs";
+import { CodeSearch } from "../index.mjs";
+import { contentsOf, folderWith, OTHER_TINY_MODEL, run, TINY_MODEL, write } from "./folders.mjs";
 
 const DEADLINE_MS = 30_000;
 
@@ -39,4 +40,27 @@ test("a file that is changed, made or removed is in the index soon after", {
   const { status, stderr } = await ended;
   assert.deepEqual([status, stderr], [0, `watching ${dir} until Ctrl-C\n`]);
   assert.match(output, /^\d\d:\d\d:\d\d 1 files, \d of 1 chunks exact\n/);
+});
+
+test("an index that another process has made anew with another model is not searched", async () => {
+  const dir = folderWith({ "a.js": "function first() {}\n" });
+  const [one, other] = await Promise.all(
+    [TINY_MODEL, OTHER_TINY_MODEL].map((model) => CodeSearch.open(dir, { model, backend: "onnx" })),
+  );
+  try {
+    await one.update();
+    await one.refine();
+    assert.equal((await one.search("first")).hits.length, 1);
+    await other.update();
+    await other.refine();
+    for (const ask of [one.search("first"), one.similar({ path: "a.js", line: 1 })]) {
+      await assert.rejects(ask, { code: "INDEX_CHANGED", message: /made anew with another model/ });
+    }
+    await one.update();
+    await one.refine();
+    assert.equal((await one.search("first")).hits[0]?.name, "first");
+  } finally {
+    await one.close();
+    await other.close();
+  }
 });
