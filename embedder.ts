@@ -42,7 +42,7 @@ import { rowsInSlices } from "./lib/slices.js";
 import { checkSource, type StreamedVector, streamVectors } from "./lib/stream.js";
 
 export type { Activation } from "./lib/activation.js";
-export { packageCacheFolder as cacheFolder } from "./lib/cache_folder.js";
+export { packageCacheFolder } from "./lib/cache_folder.js";
 export type { EmbedOptions, EmbedProgress, QueryOptions, StreamOptions } from "./lib/call_options.js";
 export type {
   Adapter,

@@ -62,7 +62,16 @@ for (const how of Object.keys(LOADERS)) {
       "report(Object.keys(api).filter((name) => !['default', 'module.exports', '__esModule'].includes(name)).sort());",
     );
     const classes = ["AbortError", "Embedder", "EmbedderError"];
-    assert.deepEqual(names, [...classes, "KNOWN_MODELS", "Reranker", "embed", "exportOnnx", "init", "isGpu", "pull"]);
+    assert.deepEqual(names, [
+      ...classes,
+      "KNOWN_MODELS",
+      "Reranker",
+      "embed",
+      "exportOnnx",
+      "init",
+      "isGpu",
+      ...["packageCacheFolder", "pull"],
+    ]);
   });
 
   test(`${how}: the integrations load without their libraries`, async () => {

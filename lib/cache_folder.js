@@ -4,8 +4,8 @@ const os = require("node:os");
 const path = require("node:path");
 
 /**
- * This package's cache folder: the one rule for what a GPU's results were like, the starter model, MLX and what benchmarks
- * bring.
+ * This package's cache folder: the one rule for what a GPU's results were like, the static models of code search, the
+ * starter model, MLX and what benchmarks bring.
  * `SEMANTIC_SEARCH_CACHE`, or else `semantic-search-native` where the system wants caches. The Hub's cache goes by the
  * Hub's rule, see `hub/settings.ts`.
  *

@@ -4,7 +4,7 @@
  * real code, 1,000 candidates hold 99.7 %.
  */
 
-/** @typedef {import("@photostructure/sqlite").DatabaseSyncInstance} Database */
+/** @typedef {(sql: string) => import("@photostructure/sqlite").StatementSyncInstance} Prepare */
 
 /** A row of the table has the codes of so many neighbouring ids: few enough to be rewritten, and to be read, at once. */
 const BLOCK = 256;
@@ -20,7 +20,7 @@ export function emptyCodesTable(table) {
 }
 
 export class BinaryCodes {
-  #db;
+  #prepare;
   #table;
   /** Rows that the transaction at work has changed. @type {Map<number, Uint8Array>} */
   #changed = new Map();
@@ -33,11 +33,11 @@ export class BinaryCodes {
   #seen = { made: "", version: 0, commits: -1 };
 
   /**
-   * @param {Database} db
+   * @param {Prepare} prepare gives the statement of some SQL
    * @param {string} table
    */
-  constructor(db, table) {
-    this.#db = db;
+  constructor(prepare, table) {
+    this.#prepare = prepare;
     this.#table = table;
   }
 
@@ -53,7 +53,7 @@ export class BinaryCodes {
     let bytes = this.#changed.get(block);
     if (!bytes) {
       const sql = `SELECT codes FROM ${this.#table} WHERE block = ?`;
-      const stored = /** @type {Uint8Array | undefined} */ (this.#db.prepare(sql).get(block)?.codes);
+      const stored = /** @type {Uint8Array | undefined} */ (this.#prepare(sql).get(block)?.codes);
       if (!stored && !code) return;
       bytes = stored ? Uint8Array.from(stored) : new Uint8Array(BLOCK * (code?.byteLength ?? 0));
       this.#changed.set(block, bytes);
@@ -75,8 +75,8 @@ export class BinaryCodes {
    * @param {number} version above those of all transactions before
    */
   write(version) {
-    const put = this.#db.prepare(`INSERT OR REPLACE INTO ${this.#table} VALUES (?, ?, ?)`);
-    const drop = this.#db.prepare(
+    const put = this.#prepare(`INSERT OR REPLACE INTO ${this.#table} VALUES (?, ?, ?)`);
+    const drop = this.#prepare(
       `UPDATE ${this.#table} SET version = ?, codes = zeroblob(length(codes)) WHERE block = ?`,
     );
     for (const [block, codes] of this.#changed) {
@@ -138,13 +138,13 @@ export class BinaryCodes {
    * @param {number} words of a code
    */
   #read(made, words) {
-    const commits = Number(this.#db.prepare("PRAGMA data_version").get()?.data_version);
+    const commits = Number(this.#prepare("PRAGMA data_version").get()?.data_version);
     if (commits === this.#seen.commits && made === this.#seen.made) return;
     if (made !== this.#seen.made) {
       this.#codes = new Int32Array();
       this.#seen.version = 0;
     }
-    const last = this.#db.prepare(`SELECT max(block) AS block FROM ${this.#table}`).get()?.block;
+    const last = this.#prepare(`SELECT max(block) AS block FROM ${this.#table}`).get()?.block;
     const length = (Number(last ?? -1) + 1) * BLOCK;
     if (length !== this.#distances.length || this.#codes.length !== length * words) {
       const grown = new Int32Array(length * words);
@@ -155,7 +155,7 @@ export class BinaryCodes {
     const bytes = new Uint8Array(this.#codes.buffer);
     let version = this.#seen.version;
     const sql = `SELECT block, version, codes FROM ${this.#table} WHERE version > ?`;
-    for (const row of this.#db.prepare(sql).iterate(version)) {
+    for (const row of this.#prepare(sql).iterate(version)) {
       const codes = /** @type {Uint8Array} */ (row.codes);
       bytes.set(codes, Number(row.block) * codes.length);
       version = Math.max(version, Number(row.version));

@@ -88,9 +88,10 @@ export class IndexDatabase {
     const file = indexFile(dir);
     makeIndexFolder(dir);
     this.db = new DatabaseSync(file, { timeout: BUSY_TIMEOUT_MS });
-    this.codes = new BinaryCodes(this.db, "codes");
-    this.sketchCodes = new BinaryCodes(this.db, "sketch_codes");
-    this.words = new WordIndex((sql) => this.#statement(sql));
+    const prepare = (/** @type {string} */ sql) => this.#statement(sql);
+    this.codes = new BinaryCodes(prepare, "codes");
+    this.sketchCodes = new BinaryCodes(prepare, "sketch_codes");
+    this.words = new WordIndex(prepare);
     try {
       this.#switchToWal();
       this.db.exec(

@@ -12,7 +12,7 @@ import { once } from "node:events";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import * as path from "node:path";
 import { Worker } from "node:worker_threads";
-import { cacheFolder, Embedder, pull } from "semantic-search-native";
+import { Embedder, packageCacheFolder, pull } from "semantic-search-native";
 
 /** Goes up whenever other tables come out. */
 const VERSION = 1;
@@ -53,7 +53,7 @@ export async function makeStaticModel(embedder, model, { signal } = {}) {
 
 /** @param {Embedder} embedder */
 function staticModelFolder({ fingerprint }) {
-  const cache = cacheFolder();
+  const cache = packageCacheFolder();
   return cache && path.join(cache, "static", `${fingerprint.replace(/[^\w.-]/g, "_").slice(0, 100)}-v${VERSION}`);
 }
 

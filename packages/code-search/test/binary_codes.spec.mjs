@@ -39,7 +39,7 @@ for (const dimension of DIMENSIONS) {
     const file = `${folderWith()}/codes.db`;
     const databases = [new DatabaseSync(file), new DatabaseSync(file)];
     databases[0].exec(`PRAGMA journal_mode = WAL; ${emptyCodesTable("codes")}`);
-    const [writer, reader] = databases.map((db) => new BinaryCodes(db, "codes"));
+    const [writer, reader] = databases.map((db) => new BinaryCodes((sql) => db.prepare(sql), "codes"));
     const vectors = new Map();
     const [query] = randomVectors(1, dimension, 7);
     let version = 0;
@@ -79,7 +79,7 @@ for (const dimension of DIMENSIONS) {
 test("what a transaction has set is forgotten when it is undone", () => {
   const db = new DatabaseSync(":memory:");
   db.exec(emptyCodesTable("codes"));
-  const codes = new BinaryCodes(db, "codes");
+  const codes = new BinaryCodes((sql) => db.prepare(sql), "codes");
   const [kept, undone] = randomVectors(2, 64);
   codes.set(1, kept);
   codes.write(1);

@@ -13,7 +13,7 @@ const TRIPLES = [
   ["delete the user", "remove an account", "parse a date"],
   ["open a socket", "connect to the network", "sort a list"],
   ["throw an exception", "report an error", "render the image"],
-  ["hash the password", "encrypt the secret", "scroll a window"],
+  ["copy a folder", "duplicate the directory", "multiply two numbers"],
 ];
 
 const cosine = (a, b) => a.reduce((sum, value, index) => sum + value * b[index], 0);
