@@ -1,11 +1,10 @@
 /** Which files come first: those that a developer is likely to ask for. */
 
-import { pathWeight } from "./paths.mjs";
-import { stemOf } from "./ranking.mjs";
+import { pathWeight, stemOf } from "./paths.mjs";
 
 /** Lines by which a file names others, in most languages. */
 const IMPORT_LINE =
-  /^\s*(?:(?:import|from|use|using|include|require|require_relative|alias|mod|open)\b|#\s*include\b|export\b.*\bfrom\b|.*\brequire\s*\().*$/gm;
+  /^[ \t]*(?:(?:import|from|use|using|include|require|require_relative|alias|mod|open)\b|#[ \t]*include\b|export\b.*\bfrom\b|.*\brequire\s*\().*$/gm;
 /** Files changed in the last week are probably being worked on. */
 const RECENT_MS = 7 * 24 * 60 * 60 * 1000;
 const RECENT_WEIGHT = 2;

@@ -65,3 +65,12 @@ export function pathWeight(path, question = "") {
   const kinds = KINDS.filter((kind) => kind.path.test(path) && !kind.asked?.test(question));
   return kinds.reduce((product, { weight }) => product * weight, 1);
 }
+
+/**
+ * The name of a file without its ending.
+ *
+ * @param {string} path
+ */
+export function stemOf(path) {
+  return path.slice(path.lastIndexOf("/") + 1).replace(/(?<=.)\.[^.]*$/, "");
+}

@@ -6,7 +6,7 @@
 
 import { embeddedText } from "./chunks.mjs";
 import { ownName } from "./database.mjs";
-import { pathWeight } from "./paths.mjs";
+import { pathWeight, stemOf } from "./paths.mjs";
 import { areRelated, searchWords, wordsOf } from "./words.mjs";
 
 /** @typedef {import("./database.mjs").IndexDatabase} IndexDatabase */
@@ -266,15 +266,6 @@ function shareIn(question) {
     const words = wordsOf(name).filter(({ length }) => length > 1);
     return words.filter((word) => asked.some((other) => areRelated(word, other))).length / Math.max(1, words.length);
   };
-}
-
-/**
- * The name of a file without its ending.
- *
- * @param {string} path
- */
-export function stemOf(path) {
-  return path.slice(path.lastIndexOf("/") + 1).replace(/(?<=.)\.[^.]*$/, "");
 }
 
 /**

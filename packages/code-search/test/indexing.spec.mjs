@@ -7,6 +7,7 @@ import { cpSync, mkdirSync, readFileSync, renameSync, rmdirSync, rmSync, symlink
 import * as path from "node:path";
 import { test } from "node:test";
 import { IndexDatabase } from "../lib/database.mjs";
+import { importWords, refinementOrder } from "../lib/importance.mjs";
 import { lockIndex } from "../lib/index_folder.mjs";
 import {
   assertClose,
@@ -144,6 +145,31 @@ test("text that was seen before is not embedded again: another branch, a copy, a
   write(dir, "a.js", FILES["a.js"]);
   assert.deepEqual((await indexed(dir)).chunks, 0);
   await assertAsNew(dir, FILES);
+});
+
+test("what files import, and the order of refinement", () => {
+  const sources = {
+    "import a, { b } from './lib/thing.js'": ["import", "a", "b", "from", "lib", "thing", "js"],
+    "  from .client import Session": ["from", "client", "import", "session"],
+    "use crate::graph::layers;": ["use", "crate", "graph", "layers"],
+    "#include <uv/unix.h>": ["include", "uv", "unix", "h"],
+    "const x = require('events')": ["const", "x", "require", "events"],
+    "imported = 1": [],
+  };
+  for (const [source, words] of Object.entries(sources)) assert.deepEqual(importWords(`\n${source}\n`), words);
+  // Would take minutes if it were quadratic.
+  assert.deepEqual(importWords("\n".repeat(500_000)), []);
+
+  const now = Date.now();
+  const files = [
+    { path: "test/often_imported.js", modifiedMs: 0 },
+    { path: "leaf.js", modifiedMs: 0 },
+    { path: "recent.js", modifiedMs: now - 1000 },
+    { path: "often.js", modifiedMs: 0 },
+  ];
+  const importsOf = (stem) => (stem === "often" ? 20 : 0);
+  const order = refinementOrder(files, { importsOf }, now).map(({ path }) => path);
+  assert.deepEqual(order, ["often.js", "recent.js", "leaf.js", "test/often_imported.js"]);
 });
 
 test("only the files that are named are looked at", async () => {
