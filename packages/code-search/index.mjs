@@ -173,7 +173,9 @@ export class CodeSearch {
     const chunk = of > 0 ? database.chunkAt(path, line) : undefined;
     if (!chunk) throw new RangeError(`${path}:${line} is not in the index of ${this.dir}`);
     this.#checkModel();
-    const [vector] = await embedder.embed([embeddedText(chunk.path, chunk)], { encoding: "int8", signal });
+    const text = embeddedText(chunk.path, chunk);
+    await this.#refineCandidates(text, signal);
+    const [vector] = await embedder.embed([text], { encoding: "int8", signal });
     const nearest = database.nearest(vector, limit + 1).filter(({ id }) => id !== chunk.id);
     const hits = hitsOf(
       database,

@@ -1,7 +1,8 @@
 /**
  * The index on disk: one SQLite file with the chunks, their words (FTS5) and their vectors, of which the binary codes are
- * also in memory. Files are written in transactions, so that whatever ends the process, a file is in the index whole or not at all. Exact vectors are kept by
- * what was embedded: text that comes back, from another branch or under another file, is not embedded again.
+ * also in memory. Files are written in transactions, so that whatever ends the process, a file is in the index whole or not
+ * at all. Exact vectors are kept by what was embedded: text that comes back, from another branch or under another file, is
+ * not embedded again.
  */
 
 import { createHash } from "node:crypto";
@@ -24,12 +25,10 @@ export { indexFile };
  * @property {string[]} imports words of its import lines
  * @property {(Chunk & { embedded: string })[]} chunks with the text that is embedded
  */
-/**
- * What kind of vector a chunk has.
- */
-export const NO_VECTOR = 0;
-export const STATIC_VECTOR = 1;
-export const EXACT_VECTOR = 2;
+/** What kind of vector a chunk has. */
+const NO_VECTOR = 0;
+const STATIC_VECTOR = 1;
+const EXACT_VECTOR = 2;
 
 /** Goes up whenever the tables change. */
 const SCHEMA_VERSION = 1;
@@ -38,7 +37,7 @@ const BUSY_TIMEOUT_MS = 10_000;
 const BUSY_RETRY_MS = 10;
 /** Vectors of chunks that are in no file any more are dropped when they are more than this many times the others. */
 const SPARE_VECTORS = 4;
-/** Between two chunks. */
+/** Lines between two chunks. */
 const BLANK_LINES = 5;
 /** What is near by its binary code, and then compared by its vector. */
 const RESCORED = 1000;

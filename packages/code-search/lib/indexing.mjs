@@ -2,6 +2,7 @@
 
 import { stat } from "node:fs/promises";
 import * as path from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { CHUNKER_VERSION, chunkFile, embeddedText } from "./chunks.mjs";
 import { keyOf } from "./database.mjs";
 import { filesBelow, readSource, Scope } from "./files.mjs";
@@ -16,7 +17,7 @@ const VANISHED = new Set(["ENOENT", "ENOTDIR"]);
 /** Files that are read at once. */
 const READ_AHEAD = 32;
 /** Files are written in transactions of about so many chunks, vectors likewise. */
-const CHUNKS_PER_WRITE = 256;
+const CHUNKS_PER_WRITE = 64;
 const SKETCHES_PER_WRITE = 512;
 const VECTORS_PER_WRITE = 64;
 /** Longer chunks would dilute what they say, whatever the model reads. */
@@ -107,9 +108,12 @@ export async function updateFolder({ dir, database, embedder, changed, signal, o
 
   /** @type {IndexedFile[]} */
   let pending = [];
+  /** Chunks of these. */
+  let waiting = 0;
   const flush = () => {
     if (pending.length > 0) database.write(pending);
     pending = [];
+    waiting = 0;
   };
 
   for (let next = 0; next < paths.length; next += READ_AHEAD) {
@@ -119,24 +123,25 @@ export async function updateFolder({ dir, database, embedder, changed, signal, o
     const touched = [];
     for (const change of changes) {
       if (change === "unreadable") continue;
+      gone.delete(change.path);
       summary.files++;
-      if (change === "unchanged") continue;
-      if (!("text" in change)) touched.push(change);
-      else {
-        const { text, ...file } = change;
-        const chunks = await chunkFile(file.path, text, chunkTokens(embedder));
-        pending.push({
-          ...file,
-          imports: importWords(text),
-          chunks: chunks.map((chunk) => ({ ...chunk, embedded: embeddedText(file.path, chunk) })),
-        });
-        summary.changed++;
-        summary.chunks += chunks.length;
-      }
+      if (change.state === "touched") touched.push(change);
+      if (change.state !== "changed") continue;
+      const { text, state: _, ...file } = change;
+      const chunks = await chunkFile(file.path, text, chunkTokens(embedder));
+      pending.push({
+        ...file,
+        imports: importWords(text),
+        chunks: chunks.map((chunk) => ({ ...chunk, embedded: embeddedText(file.path, chunk) })),
+      });
+      waiting += chunks.length;
+      summary.changed++;
+      summary.chunks += chunks.length;
+      if (waiting >= CHUNKS_PER_WRITE) flush();
+      // Cutting and writing are synchronous: others get their turn.
+      await setImmediate();
     }
-    for (const [index, change] of changes.entries()) if (change !== "unreadable") gone.delete(String(group[index]));
     if (touched.length > 0) database.touch(touched);
-    if (pending.reduce((sum, { chunks }) => sum + chunks.length, 0) >= CHUNKS_PER_WRITE) flush();
     onProgress?.({ done: Math.min(next + READ_AHEAD, paths.length), total: paths.length });
   }
   flush();
@@ -171,12 +176,13 @@ async function changeOf(dir, file, known) {
   } catch {
     return "unreadable";
   }
-  if (known?.size === size && known.modifiedMs === modifiedMs) return "unchanged";
+  if (known?.size === size && known.modifiedMs === modifiedMs)
+    return { path: file, state: /** @type {const} */ ("unchanged") };
   if (modifiedMs > Date.now() - RACY_MS) modifiedMs = 0;
   const source = await readSource(full);
   if (!source) return "unreadable";
-  if (known?.hash === source.hash) return { path: file, size, modifiedMs };
-  return { path: file, size, modifiedMs, ...source };
+  if (known?.hash === source.hash) return { path: file, size, modifiedMs, state: /** @type {const} */ ("touched") };
+  return { path: file, size, modifiedMs, ...source, state: /** @type {const} */ ("changed") };
 }
 
 /**

@@ -162,6 +162,21 @@ describe("questions about a small folder", { skip: WITHOUT_STARTER_MODEL }, () =
   });
 });
 
+test("what is alike is found before vectors are computed", { skip: WITHOUT_STARTER_MODEL }, async () => {
+  const dir = folderWith();
+  cpSync(REPOSITORY, dir, { recursive: true });
+  const codeSearch = await CodeSearch.open(dir, { model: STARTER_MODEL, backend: "onnx" });
+  try {
+    await codeSearch.update();
+    assert.equal(codeSearch.status.exact, 0);
+    const { hits, exact } = await codeSearch.similar({ path: "src/platform/watch_linux.c", line: 6 });
+    assert.equal(hits[0]?.path, "src/platform/watch_windows.c");
+    assert.ok(exact.chunks > 0 && exact.chunks < exact.of, JSON.stringify(exact));
+  } finally {
+    await codeSearch.close();
+  }
+});
+
 test("files that are seldom the answer, unless they are asked for", () => {
   const foreign = process.platform === "win32" ? "darwin" : "windows";
   for (const [path, question] of [
