@@ -50,7 +50,7 @@ export async function settingsFor(folder, options, env = process.env) {
     .find(existsSync);
   const ofUser = userFile(env);
   const inFolder = ofFolder ? await settingsIn(ofFolder) : {};
-  const inUsersFile = existsSync(ofUser) ? await settingsIn(ofUser) : {};
+  const inUsersFile = existsSync(ofUser) ? await settingsIn(ofUser, { followLinks: true }) : {};
   const all = [options, settingsOf(env), inFolder, inUsersFile];
   const [device = DEFAULTS.device] = all.flatMap((settings) => settings.device ?? []);
   const [limit = DEFAULTS.limit] = all.flatMap((settings) => settings.limit ?? []);
@@ -85,12 +85,13 @@ function settingsOf({ SEMANTIC_SEARCH_MODEL: model, SEMANTIC_SEARCH_DEVICE: devi
 
 /**
  * @param {string} file
+ * @param {{ followLinks?: boolean }} [options] a user's file may be one
  * @returns {Promise<Settings>}
  */
-async function settingsIn(file) {
+async function settingsIn(file, options) {
   let settings;
   try {
-    settings = JSON.parse(`${await readRegularFile(file)}`);
+    settings = JSON.parse(`${await readRegularFile(file, options)}`);
   } catch (error) {
     throw invalid(`${file}: ${/** @type {Error} */ (error).message}`);
   }

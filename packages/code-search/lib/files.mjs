@@ -222,13 +222,17 @@ export async function readSource(file) {
 }
 
 /**
- * The bytes of a file. A named pipe would have its reader wait for a writer, a device never ends.
+ * The bytes of a file. A named pipe would have its reader wait for a writer, a device never ends, and a link leads out of
+ * the folder.
  *
  * @param {string} file
+ * @param {{ followLinks?: boolean }} [options]
  * @returns {Promise<Buffer>} rejected for what is no regular file, or is huge
  */
-export async function readRegularFile(file) {
-  const handle = await open(file, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0));
+export async function readRegularFile(file, { followLinks = false } = {}) {
+  // Windows has neither flag.
+  const flags = (constants.O_NONBLOCK ?? 0) | (followLinks ? 0 : (constants.O_NOFOLLOW ?? 0));
+  const handle = await open(file, constants.O_RDONLY | flags);
   try {
     const status = await handle.stat();
     if (!status.isFile()) throw new Error(`${file} is no regular file`);

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { cpSync, mkdirSync } from "node:fs";
+import { cpSync, mkdirSync, symlinkSync } from "node:fs";
 import { createServer } from "node:http";
 import * as os from "node:os";
 import * as path from "node:path";
@@ -101,6 +101,22 @@ for (const [what, content, message] of [
     }
   });
 }
+
+test("a folder's file that is a link is refused, and nothing of what it names is shown; a user's is followed", {
+  skip: process.platform === "win32" && "links need rights there",
+}, async () => {
+  const elsewhere = folderWith({ "secret.json": "TOP SECRET", "settings.json": '{ "limit": 7 }' });
+  const folder = folderWith();
+  symlinkSync(path.join(elsewhere, "secret.json"), path.join(folder, FILE));
+  await assert.rejects(settingsFor(folder, {}, home(folderWith())), (/** @type {Error} */ { message }) => {
+    assert.match(message, /code-search\.json: ELOOP/);
+    assert.doesNotMatch(message, /TOP|SECRET/);
+    return true;
+  });
+  const user = folderWith({ "semantic-search-native/x": "" });
+  symlinkSync(path.join(elsewhere, "settings.json"), path.join(user, OF_USER));
+  assert.equal((await settingsFor(folderWith(), {}, home(user))).limit, 7);
+});
 
 test("an unknown device in the environment is refused by the variable's name", async () => {
   const env = { SEMANTIC_SEARCH_DEVICE: "tpu", ...home(folderWith()) };
