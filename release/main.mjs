@@ -17,7 +17,7 @@ import { buildPlatform } from "./build.mjs";
 import { compareInstallation } from "./compare.mjs";
 import { sizeOf } from "./inspect.mjs";
 import { builtPlatforms, pack } from "./pack.mjs";
-import { DEPENDENTS, MANIFEST, PACKAGES, PLATFORMS, thisPlatform } from "./platforms.mjs";
+import { MANIFEST, NAMED, PACKAGES, PLATFORMS, thisPlatform } from "./platforms.mjs";
 import { tryRelease } from "./trial.mjs";
 
 const STEPS = {
@@ -45,9 +45,7 @@ const STEPS = {
 function archives() {
   const archiveOf = (name) => `${name}-${MANIFEST.version}.tgz`;
   const names = readdirSync(PACKAGES).filter((name) => name.endsWith(archiveOf("")));
-  const last = [MANIFEST.name, ...DEPENDENTS.map((folder) => `${MANIFEST.name}-${path.basename(folder)}`)].map(
-    archiveOf,
-  );
+  const last = NAMED.map(archiveOf);
   const missing = last.filter((name) => !names.includes(name));
   if (missing.length > 0) throw new Error(`${PACKAGES} contains no ${missing}: run npm run release -- pack first`);
   return [...names.filter((name) => !last.includes(name)), ...last].map((name) => path.join(PACKAGES, name));

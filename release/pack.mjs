@@ -8,7 +8,16 @@ import * as path from "node:path";
 import { installPackages, ROOT, run, runNpm } from "../scripts/setup.mjs";
 import { addresses, withAbsoluteLinks } from "./addresses.mjs";
 import { checkSize } from "./inspect.mjs";
-import { CHOSEN, DEPENDENTS, MAIN_MEGABYTES, MANIFEST, PACKAGES, PLATFORMS, packageName } from "./platforms.mjs";
+import {
+  CHOSEN,
+  DEPENDENTS,
+  MAIN_MEGABYTES,
+  MANIFEST,
+  PACKAGES,
+  PLATFORMS,
+  packageName,
+  readManifest,
+} from "./platforms.mjs";
 
 /** What only a clone uses. */
 const OF_THE_CLONE = ["scripts", "devDependencies", "napi", "allowScripts"];
@@ -81,9 +90,4 @@ async function stage(folder, changes) {
   const readme = path.join(staging, "README.md");
   writeFileSync(readme, withAbsoluteLinks(readFileSync(readme, "utf8"), published));
   return staging;
-}
-
-/** @param {string} folder of a package, relative to the repository */
-function readManifest(folder) {
-  return JSON.parse(readFileSync(path.join(ROOT, folder, "package.json"), "utf8"));
 }

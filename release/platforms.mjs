@@ -36,18 +36,26 @@ export const PLATFORMS = {
 /** The most that the main package may take once unpacked. */
 export const MAIN_MEGABYTES = 1;
 
-/** Packages that depend on the main one and are published with it, named after it and their folder. */
+/** The folders of packages that depend on the main one and are published with it. */
 export const DEPENDENTS = ["packages/code-search"];
 
 /** Where packages are put together; git-ignored. */
 export const PACKAGES = path.join(ROOT, "target", "npm");
 
-export const MANIFEST = JSON.parse(readFileSync(path.join(ROOT, "package.json"), "utf8"));
+export const MANIFEST = readManifest(".");
 
 /** The platforms whose packages `npm install` chooses from. */
 export const CHOSEN = Object.keys(PLATFORMS).filter((platform) => !PLATFORMS[platform].mlx);
 
 export const packageName = (platform) => `${MANIFEST.name}-${platform}`;
+
+/** The packages that users name, each after those that it depends on. */
+export const NAMED = [MANIFEST.name, ...DEPENDENTS.map((folder) => readManifest(folder).name)];
+
+/** @param {string} folder of a package, relative to the repository */
+export function readManifest(folder) {
+  return JSON.parse(readFileSync(path.join(ROOT, folder, "package.json"), "utf8"));
+}
 
 /** The platform that this runs on. */
 export function thisPlatform() {

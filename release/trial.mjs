@@ -11,7 +11,7 @@ import * as path from "node:path";
 import { fileURLToPath } from "node:url";
 import { ROOT, run } from "../scripts/setup.mjs";
 import { starterModelFolder } from "../scripts/starter-model.mjs";
-import { DEPENDENTS, libraryName, MANIFEST, packageName, thisPlatform } from "./platforms.mjs";
+import { libraryName, MANIFEST, NAMED, packageName, thisPlatform } from "./platforms.mjs";
 import { installInto, publishLocally, startRegistry } from "./registry.mjs";
 
 const UNSHARE = ["--net", "--map-root-user"];
@@ -52,8 +52,7 @@ function hasNamespaces() {
 
 /** A user installs the package, and those that depend on it. */
 function installForUser(folder, registry) {
-  const names = [MANIFEST.name, ...DEPENDENTS.map((dependent) => `${MANIFEST.name}-${path.basename(dependent)}`)];
-  return installInto(folder, Object.fromEntries(names.map((name) => [name, MANIFEST.version])), registry);
+  return installInto(folder, Object.fromEntries(NAMED.map((name) => [name, MANIFEST.version])), registry);
 }
 
 /** What runs without a network. */

@@ -1,16 +1,16 @@
 /** Code search as a library: what the command line and the MCP server are made of. */
 
-import { existsSync, realpathSync } from "node:fs";
+import { realpathSync } from "node:fs";
 import * as path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { subscribe } from "@parcel/watcher";
 import { Embedder } from "semantic-search-native";
 import { embeddedText } from "./lib/chunks.mjs";
-import { IndexDatabase, keyOf } from "./lib/database.mjs";
+import { IndexDatabase } from "./lib/database.mjs";
 import { SKIPPED_FOLDERS } from "./lib/files.mjs";
-import { indexFile, lockIndex } from "./lib/index_folder.mjs";
+import { lockIndex } from "./lib/index_folder.mjs";
 import { refineFolder, sketchFolder, updateFolder, vectorsOf } from "./lib/indexing.mjs";
-import { candidatesOf, hitsOf, search } from "./lib/ranking.mjs";
+import { candidatesOf, hitsOf, search, withChunks } from "./lib/ranking.mjs";
 import { findStaticModel, makeStaticModel } from "./lib/static_model.mjs";
 
 /** @typedef {import("./lib/ranking.mjs").Hit} Hit */
@@ -25,15 +25,6 @@ const CANDIDATES_TIME_MS = 500;
 const SETTLED_MS = 100;
 
 /**
- * Whether a folder has an index.
- *
- * @param {string} dir
- */
-export function hasIndex(dir) {
-  return existsSync(indexFile(dir));
-}
-
-/**
  * The index of a folder, and the models that it is made with.
  *
  * ```js
@@ -45,17 +36,18 @@ export function hasIndex(dir) {
  * ```
  */
 export class CodeSearch {
+  /** The static model, once it is needed. @type {Promise<Embedder | undefined> | undefined} */
+  #sketcher;
+
   /**
    * @param {string} dir
    * @param {string} model
    * @param {Embedder} embedder
-   * @param {Embedder | undefined} sketcher
    */
-  constructor(dir, model, embedder, sketcher) {
+  constructor(dir, model, embedder) {
     this.dir = dir;
     this.model = model;
     this.embedder = embedder;
-    this.sketcher = sketcher;
     this.database = new IndexDatabase(dir);
   }
 
@@ -73,7 +65,7 @@ export class CodeSearch {
   static async open(dir, { model, ...options }) {
     const embedder = await Embedder.load(model, options);
     try {
-      return new CodeSearch(dir, model, embedder, await findStaticModel(embedder));
+      return new CodeSearch(dir, model, embedder);
     } catch (error) {
       await embedder.close();
       throw error;
@@ -100,8 +92,9 @@ export class CodeSearch {
    */
   async update({ onWait, ...options } = {}) {
     return this.#locked({ signal: options.signal, onWait }, async () => {
-      const { dir, database, embedder, sketcher } = this;
+      const { dir, database, embedder } = this;
       const summary = await updateFolder({ dir, database, embedder, ...options });
+      const sketcher = await this.#neededSketcher();
       if (sketcher) await sketchFolder({ database, sketcher, signal: options.signal });
       return summary;
     });
@@ -122,8 +115,7 @@ export class CodeSearch {
   async refine({ onWait, onWarning = () => {}, ...options } = {}) {
     return this.#locked({ signal: options.signal, onWait }, async () => {
       const { database, embedder } = this;
-      const { exact, chunks } = this.status;
-      if (exact < chunks && !this.sketcher) {
+      if (database.hasInexact && !(await this.#neededSketcher())) {
         await this.#makeSketches(options.signal).catch((error) => {
           options.signal?.throwIfAborted();
           onWarning(`coarse vectors cannot be made: ${error.message}`);
@@ -136,8 +128,17 @@ export class CodeSearch {
   /** @param {AbortSignal | undefined} signal */
   async #makeSketches(signal) {
     const { database, embedder, model } = this;
-    this.sketcher = await makeStaticModel(embedder, model, { signal });
-    if (this.sketcher) await sketchFolder({ database, sketcher: this.sketcher, signal });
+    const sketcher = await makeStaticModel(embedder, model, { signal });
+    if (!sketcher) return;
+    this.#sketcher = Promise.resolve(sketcher);
+    await sketchFolder({ database, sketcher, signal });
+  }
+
+  /** The static model, if a chunk has no exact vector yet and it has been made before. */
+  async #neededSketcher() {
+    if (!this.database.hasInexact) return undefined;
+    this.#sketcher ??= findStaticModel(this.embedder);
+    return this.#sketcher;
   }
 
   /**
@@ -150,13 +151,12 @@ export class CodeSearch {
    * @throws an error `INDEX_CHANGED` if another process has made the index anew with another model
    */
   async search(question, { limit = 10, reranker, signal } = {}) {
-    const { database, embedder, sketcher } = this;
-    const { chunks: of } = this.status;
-    if (of === 0) return { hits: [], exact: { chunks: 0, of: 0 } };
+    const { database, embedder } = this;
+    if (database.isEmpty) return this.#answer([]);
     this.#checkModel();
     await this.#refineCandidates(question, signal);
-    const hits = await search({ database, embedder, sketcher, reranker, question, limit });
-    return { hits, exact: { chunks: this.status.exact, of } };
+    const sketcher = await this.#neededSketcher();
+    return this.#answer(await search({ database, embedder, sketcher, reranker, question, limit }));
   }
 
   /**
@@ -169,20 +169,15 @@ export class CodeSearch {
    */
   async similar({ path, line }, { limit = 10, signal } = {}) {
     const { database, embedder } = this;
-    const { chunks: of } = this.status;
-    const chunk = of > 0 ? database.chunkAt(path, line) : undefined;
+    const chunk = database.isEmpty ? undefined : database.chunkAt(path, line);
     if (!chunk) throw new RangeError(`${path}:${line} is not in the index of ${this.dir}`);
     this.#checkModel();
     const text = embeddedText(chunk.path, chunk);
     await this.#refineCandidates(text, signal);
     const [vector] = await embedder.embed([text], { encoding: "int8", signal });
     const nearest = database.nearest(vector, limit + 1).filter(({ id }) => id !== chunk.id);
-    const hits = hitsOf(
-      database,
-      nearest.slice(0, limit).map(({ id, similarity }) => ({ id, score: similarity, similarity })),
-      [],
-    );
-    return { hits, exact: { chunks: this.status.exact, of } };
+    const found = nearest.slice(0, limit).map(({ id, similarity }) => ({ id, score: similarity, similarity }));
+    return this.#answer(hitsOf(withChunks(database, found), []));
   }
 
   /**
@@ -222,8 +217,18 @@ export class CodeSearch {
 
   async close() {
     await this.embedder.close();
-    await this.sketcher?.close();
+    // One that could not be loaded has been said to whoever needed it.
+    await (await this.#sketcher?.catch(() => undefined))?.close();
     this.database.close();
+  }
+
+  /**
+   * @param {Hit[]} hits
+   * @returns {Answer}
+   */
+  #answer(hits) {
+    const { chunks, exact } = this.status;
+    return { hits, exact: { chunks: exact, of: chunks } };
   }
 
   #checkModel() {
@@ -239,16 +244,17 @@ export class CodeSearch {
    * @param {AbortSignal | undefined} signal
    */
   async #refineCandidates(question, signal) {
-    const { database, embedder, sketcher } = this;
-    const { chunks, exact } = this.status;
-    if (exact === chunks) return;
+    const { database, embedder } = this;
+    if (!database.hasInexact) return;
     const deadline = performance.now() + CANDIDATES_TIME_MS;
+    const sketcher = await this.#neededSketcher();
     const candidates = await candidatesOf({ database, embedder, sketcher, question });
     const inexact = candidates.filter(({ isExact }) => !isExact).slice(0, CANDIDATES_FIRST);
     for (let first = 0; first < inexact.length && performance.now() < deadline; first += CANDIDATES_PER_CALL) {
-      const texts = inexact.slice(first, first + CANDIDATES_PER_CALL).map((chunk) => embeddedText(chunk.path, chunk));
+      const chunks = inexact.slice(first, first + CANDIDATES_PER_CALL);
+      const texts = chunks.map((chunk) => embeddedText(chunk.path, chunk));
       const vectors = await embedder.embed(texts, { encoding: "int8", signal });
-      database.refine(texts.map((text, index) => ({ key: keyOf(text), vector: vectors[index] })));
+      database.refine(chunks.map(({ key }, index) => ({ key, vector: vectors[index] })));
     }
   }
 

@@ -12,8 +12,7 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { parseArgs } from "node:util";
 import { Embedder } from "semantic-search-native";
-import { embeddedText } from "../lib/chunks.mjs";
-import { IndexDatabase, keyOf } from "../lib/database.mjs";
+import { IndexDatabase } from "../lib/database.mjs";
 import { filesBelow, readSource } from "../lib/files.mjs";
 import { indexFile } from "../lib/index_folder.mjs";
 import { updateFolder } from "../lib/indexing.mjs";
@@ -109,7 +108,7 @@ function refineWithStandIns(database, dimension) {
     const embeddings = database.inexactChunks(file).map((chunk) => {
       const topic = topics[chunk.id % TOPICS];
       const vector = topic.map((value) => Math.max(-127, Math.min(127, (value + random()) / 2)));
-      return { key: keyOf(embeddedText(chunk.path, chunk)), vector };
+      return { key: chunk.key, vector };
     });
     database.refine(embeddings);
   }

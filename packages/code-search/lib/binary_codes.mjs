@@ -76,13 +76,7 @@ export class BinaryCodes {
    */
   write(version) {
     const put = this.#prepare(`INSERT OR REPLACE INTO ${this.#table} VALUES (?, ?, ?)`);
-    const drop = this.#prepare(
-      `UPDATE ${this.#table} SET version = ?, codes = zeroblob(length(codes)) WHERE block = ?`,
-    );
-    for (const [block, codes] of this.#changed) {
-      if (codes.some((byte) => byte !== 0)) put.run(block, version, codes);
-      else drop.run(version, block);
-    }
+    for (const [block, codes] of this.#changed) put.run(block, version, codes);
     if (this.#changed.size > 0) this.#seen.commits = -1;
     this.#changed.clear();
   }
@@ -106,7 +100,7 @@ export class BinaryCodes {
     const distances = this.#distances;
     const histogram = countDifferences(this.#codes, query, distances);
     // Ids without a vector have the code 0, which differs by the bits of the question's.
-    histogram[distances.length > 0 ? bitsOf(query) : 0] -= this.#absent;
+    histogram[bitsOf(query)] -= this.#absent;
     let bound = 0;
     let found = histogram[0];
     while (found < count && bound < histogram.length - 1) found += histogram[++bound];

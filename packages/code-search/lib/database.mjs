@@ -8,6 +8,7 @@
 import { createHash } from "node:crypto";
 import { DatabaseSync } from "@photostructure/sqlite";
 import { BinaryCodes, emptyCodesTable } from "./binary_codes.mjs";
+import { embeddedText } from "./chunks.mjs";
 import { indexFile, makeIndexFolder } from "./index_folder.mjs";
 import { EMPTY_WORDS, WordIndex } from "./word_index.mjs";
 import { searchableText } from "./words.mjs";
@@ -15,7 +16,7 @@ import { searchableText } from "./words.mjs";
 export { indexFile };
 
 /** @typedef {import("./chunks.mjs").Chunk} Chunk */
-/** @typedef {Chunk & { id: number, path: string, isExact: boolean }} StoredChunk */
+/** @typedef {Chunk & { id: number, path: string, key: Uint8Array, isExact: boolean }} StoredChunk with the key of its vector */
 /**
  * @typedef {object} IndexedFile
  * @property {string} path relative to the folder, with `/`
@@ -23,7 +24,7 @@ export { indexFile };
  * @property {number} size in bytes
  * @property {number} modifiedMs
  * @property {string[]} imports words of its import lines
- * @property {(Chunk & { embedded: string })[]} chunks with the text that is embedded
+ * @property {Chunk[]} chunks
  */
 /** What kind of vector a chunk has. */
 const NO_VECTOR = 0;
@@ -208,9 +209,18 @@ export class IndexDatabase {
     this.#run("INSERT OR REPLACE INTO configuration VALUES (?, ?)", name, value);
   }
 
-  /** What the index knows of each file: by path. */
-  files() {
-    const rows = this.#statement("SELECT path, hash, size, modified_ms AS modifiedMs FROM files").all();
+  /**
+   * What the index knows of files, by path.
+   *
+   * @param {Iterable<string>} [places] only these files, and those in these folders
+   */
+  files(places) {
+    const all = "SELECT path, hash, size, modified_ms AS modifiedMs FROM files";
+    // "0" comes right behind "/": between the two is what is in a folder.
+    const below = `${all} WHERE path = ?1 OR (path > ?1 || '/' AND path < ?1 || '0')`;
+    const rows = places
+      ? [...places].flatMap((place) => this.#statement(below).all(place))
+      : this.#statement(all).all();
     return new Map(rows.map((row) => [String(row.path), /** @type {IndexedFile} */ (/** @type {unknown} */ (row))]));
   }
 
@@ -243,24 +253,15 @@ export class IndexDatabase {
     );
     for (const word of imports) this.#run("INSERT INTO imports VALUES (?, ?)", word, fileId);
     const searchablePath = searchableText(path);
-    for (const { name, isDefinition, line, startLine, endLine, text, embedded } of chunks) {
-      const key = keyOf(embedded);
+    for (const chunk of chunks) {
+      const { name, isDefinition, line, startLine, endLine, text } = chunk;
+      const key = keyOf(embeddedText(path, chunk));
       const known = this.#statement("SELECT vector FROM embeddings WHERE key = ?").get(key);
       const { lastInsertRowid } = this.#run(
-        `INSERT INTO chunks (id, file_id, name, defined, line, start_line, end_line, text, key, vector)
+        `INSERT INTO chunks (id, file_id, key, vector, name, defined, line, start_line, end_line, text)
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-        ...[
-          ids.shift() ?? null,
-          fileId,
-          name,
-          isDefinition ? ownName(name) : null,
-          line,
-          startLine,
-          endLine,
-          text,
-          key,
-        ],
-        known ? EXACT_VECTOR : NO_VECTOR,
+        ...[ids.shift() ?? null, fileId, key, known ? EXACT_VECTOR : NO_VECTOR],
+        ...[name, isDefinition ? ownName(name) : null, line, startLine, endLine, text],
       );
       const id = Number(lastInsertRowid);
       if (known) this.codes.set(id, signed(known.vector));
@@ -326,6 +327,12 @@ export class IndexDatabase {
       if (count("embeddings") <= (1 + SPARE_VECTORS) * count("chunks")) return;
       this.db.exec("DELETE FROM embeddings WHERE key NOT IN (SELECT key FROM chunks)");
     });
+  }
+
+  /** Whether a chunk has no exact vector yet. */
+  get hasInexact() {
+    const sql = `SELECT 1 FROM chunks WHERE vector < ${EXACT_VECTOR} LIMIT 1`;
+    return !this.isEmpty && this.#statement(sql).get() !== undefined;
   }
 
   /**
@@ -458,7 +465,7 @@ export class IndexDatabase {
    * @param {number} limit
    */
   matching(expression, limit) {
-    return this.words.matching(expression, limit).map(({ id }) => id);
+    return this.words.matching(expression, limit);
   }
 
   /**
@@ -476,8 +483,9 @@ export class IndexDatabase {
 
   /** @param {number} id */
   chunk(id) {
-    const sql = `SELECT chunks.id, path, name, defined IS NOT NULL AS isDefinition, line, start_line AS startLine,
-      end_line AS endLine, text, vector = ${EXACT_VECTOR} AS isExact FROM chunks JOIN files ON files.id = file_id WHERE chunks.id = ?`;
+    const sql = `SELECT chunks.id, path, key, name, defined IS NOT NULL AS isDefinition, line, start_line AS startLine,
+      end_line AS endLine, text, vector = ${EXACT_VECTOR} AS isExact
+      FROM chunks JOIN files ON files.id = file_id WHERE chunks.id = ?`;
     const row = /** @type {any} */ (this.#statement(sql).get(id));
     if (!row) return undefined;
     const { isDefinition, isExact, ...rest } = row;
@@ -582,6 +590,6 @@ export function ownName(name) {
  *
  * @param {string} embedded
  */
-export function keyOf(embedded) {
+function keyOf(embedded) {
   return createHash("sha256").update(embedded).digest().subarray(0, 16);
 }

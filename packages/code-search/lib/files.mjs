@@ -47,12 +47,11 @@ export async function filesBelow(root, skipped, scope) {
 
 /** The part of a folder that is looked at: some files and folders in it, and what is in these. */
 export class Scope {
-  #paths;
   #above = new Set([""]);
 
   /** @param {ReadonlySet<string>} paths relative to the folder, with `/` */
   constructor(paths) {
-    this.#paths = paths;
+    this.paths = paths;
     for (const path of paths) for (const folder of foldersOf(path)) this.#above.add(folder);
   }
 
@@ -62,7 +61,7 @@ export class Scope {
    * @param {string} path
    */
   has(path) {
-    return this.#paths.has(path) || foldersOf(path).some((folder) => this.#paths.has(folder));
+    return this.paths.has(path) || foldersOf(path).some((folder) => this.paths.has(folder));
   }
 
   /**
@@ -76,7 +75,7 @@ export class Scope {
 
   /** Whether it says which files are looked at elsewhere. */
   get hasIgnoreFiles() {
-    return [...this.#paths].some((path) => IGNORE_FILES.includes(path.slice(path.lastIndexOf("/") + 1)));
+    return [...this.paths].some((path) => IGNORE_FILES.includes(path.slice(path.lastIndexOf("/") + 1)));
   }
 }
 

@@ -4,7 +4,6 @@ import { stat } from "node:fs/promises";
 import * as path from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { CHUNKER_VERSION, chunkFile, embeddedText } from "./chunks.mjs";
-import { keyOf } from "./database.mjs";
 import { filesBelow, readSource, Scope } from "./files.mjs";
 import { importWords, refinementOrder } from "./importance.mjs";
 
@@ -96,8 +95,8 @@ export async function updateFolder({ dir, database, embedder, changed, signal, o
   const wasReset = database.configure(configurationOf(embedder));
   const scope = changed && !wasReset ? scopeOf(changed) : undefined;
   const summary = { files: 0, changed: 0, removed: 0, chunks: 0, wasReset };
-  const known = database.files();
-  const gone = new Set([...known.keys()].filter((file) => !scope || scope.has(file)));
+  const known = database.files(scope?.paths);
+  const gone = new Set(known.keys());
   const skipped = (/** @type {string} */ folder, /** @type {NodeJS.ErrnoException} */ { code, message }) => {
     onWarning(`${folder}: skipped (${message})`);
     if (code !== undefined && VANISHED.has(code)) return;
@@ -122,18 +121,14 @@ export async function updateFolder({ dir, database, embedder, changed, signal, o
     const changes = await Promise.all(group.map((file) => changeOf(dir, file, known.get(file))));
     const touched = [];
     for (const change of changes) {
-      if (change === "unreadable") continue;
+      if (change.state === "unreadable") continue;
       gone.delete(change.path);
       summary.files++;
       if (change.state === "touched") touched.push(change);
       if (change.state !== "changed") continue;
       const { text, state: _, ...file } = change;
       const chunks = await chunkFile(file.path, text, chunkTokens(embedder));
-      pending.push({
-        ...file,
-        imports: importWords(text),
-        chunks: chunks.map((chunk) => ({ ...chunk, embedded: embeddedText(file.path, chunk) })),
-      });
+      pending.push({ ...file, imports: importWords(text), chunks });
       waiting += chunks.length;
       summary.changed++;
       summary.chunks += chunks.length;
@@ -146,7 +141,8 @@ export async function updateFolder({ dir, database, embedder, changed, signal, o
   }
   flush();
   if (gone.size > 0) database.remove(gone);
-  if (gone.size + summary.changed > 0) database.dropSpareVectors();
+  // It reads all vectors, which a change of a few files is not worth.
+  if (!scope && gone.size + summary.changed > 0) database.dropSpareVectors();
   summary.removed = gone.size;
   return summary;
 }
@@ -161,11 +157,20 @@ function scopeOf(changed) {
 }
 
 /**
- * What has become of a file. Size and time tell most that are as they were without reading them.
+ * What has become of a file: `touched` is one whose size or time is another, but not its content.
+ *
+ * @typedef {{ path: string } & ({ state: "unreadable" | "unchanged" } |
+ *   { state: "touched", size: number, modifiedMs: number } |
+ *   { state: "changed", size: number, modifiedMs: number, hash: string, text: string })} Change
+ */
+
+/**
+ * Size and time tell most files that are as they were without reading them.
  *
  * @param {string} dir
  * @param {string} file
  * @param {IndexedFile | undefined} known
+ * @returns {Promise<Change>}
  */
 async function changeOf(dir, file, known) {
   const full = path.join(dir, file);
@@ -174,15 +179,14 @@ async function changeOf(dir, file, known) {
   try {
     ({ size, mtimeMs: modifiedMs } = await stat(full));
   } catch {
-    return "unreadable";
+    return { path: file, state: "unreadable" };
   }
-  if (known?.size === size && known.modifiedMs === modifiedMs)
-    return { path: file, state: /** @type {const} */ ("unchanged") };
+  if (known?.size === size && known.modifiedMs === modifiedMs) return { path: file, state: "unchanged" };
   if (modifiedMs > Date.now() - RACY_MS) modifiedMs = 0;
   const source = await readSource(full);
-  if (!source) return "unreadable";
-  if (known?.hash === source.hash) return { path: file, size, modifiedMs, state: /** @type {const} */ ("touched") };
-  return { path: file, size, modifiedMs, ...source, state: /** @type {const} */ ("changed") };
+  if (!source) return { path: file, state: "unreadable" };
+  if (known?.hash === source.hash) return { path: file, state: "touched", size, modifiedMs };
+  return { path: file, state: "changed", size, modifiedMs, ...source };
 }
 
 /**
@@ -220,7 +224,7 @@ export async function refineFolder({ database, embedder, signal, onProgress }) {
   const files = refinementOrder(database.inexactFiles(), database);
   const { chunks: total } = database.counts();
   const summary = { chunks: 0, truncated: 0 };
-  /** By the text's index in the stream. @type {Map<number, Buffer>} */
+  /** By the text's index in the stream. @type {Map<number, Uint8Array>} */
   const keys = new Map();
   /** Keys whose vectors are not stored yet: several chunks may have the same text. */
   const begun = new Set();
@@ -230,26 +234,24 @@ export async function refineFolder({ database, embedder, signal, onProgress }) {
     for (const { id } of files) {
       // Bit by bit: meanwhile, files go, and questions ask for chunks.
       for (const chunk of database.inexactChunks(id)) {
-        const text = embeddedText(chunk.path, chunk);
-        const key = keyOf(text);
-        if (begun.has(key.toString("hex"))) continue;
-        begun.add(key.toString("hex"));
-        keys.set(texts++, key);
-        yield text;
+        if (begun.has(`${chunk.key}`)) continue;
+        begun.add(`${chunk.key}`);
+        keys.set(texts++, chunk.key);
+        yield embeddedText(chunk.path, chunk);
       }
     }
   }
 
-  /** @type {{ key: Buffer, vector: Int8Array }[]} */
+  /** @type {{ key: Uint8Array, vector: Int8Array }[]} */
   let pending = [];
   const write = () => {
     database.refine(pending);
-    for (const { key } of pending) begun.delete(key.toString("hex"));
+    for (const { key } of pending) begun.delete(`${key}`);
     pending = [];
     onProgress?.({ done: database.counts().exact, total });
   };
   for await (const { index, vector, truncated } of embedder.stream(inexactTexts(), { encoding: "int8", signal })) {
-    pending.push({ key: /** @type {Buffer} */ (keys.get(index)), vector });
+    pending.push({ key: /** @type {Uint8Array} */ (keys.get(index)), vector });
     keys.delete(index);
     summary.chunks++;
     if (truncated) summary.truncated++;

@@ -52,7 +52,7 @@ export async function search({ limit, reranker, ...task }) {
   const candidates = await candidatesOf({ ...task, depth: Math.max(CANDIDATES, limit) });
   const ranked = rank(candidates, question, database);
   const answer = reranker ? await reranked(ranked, question, reranker) : ranked;
-  return hitsOf(database, answer.slice(0, limit), searchWords(question));
+  return hitsOf(answer.slice(0, limit), searchWords(question));
 }
 
 /**
@@ -90,10 +90,20 @@ export async function candidatesOf({ database, embedder, sketcher, question, dep
   const best = fused[0]?.[1] ?? 1;
   const scores = new Map(fused.map(([id, score]) => [id, score / best]));
   for (const id of definitions) if (!scores.has(id)) scores.set(id, 0);
-  return [...scores].flatMap(([id, score]) => {
-    const chunk = database.chunk(id);
+  const found = [...scores].map(([id, score]) => ({ id, score, similarity: similarities.get(id) ?? null }));
+  return withChunks(database, found);
+}
+
+/**
+ * @param {IndexDatabase} database
+ * @param {Pick<Candidate, "id" | "score" | "similarity">[]} found
+ * @returns {Candidate[]}
+ */
+export function withChunks(database, found) {
+  return found.flatMap((candidate) => {
+    const chunk = database.chunk(candidate.id);
     // An indexer may have replaced it this moment.
-    return chunk ? [{ ...chunk, score, similarity: similarities.get(id) ?? null }] : [];
+    return chunk ? [{ ...chunk, ...candidate }] : [];
   });
 }
 
@@ -269,18 +279,14 @@ function shareIn(question) {
 }
 
 /**
- * @param {IndexDatabase} database
- * @param {{ id: number, score: number, similarity: number | null }[]} ranked
+ * @param {Candidate[]} ranked
  * @param {string[]} words of the question
  * @returns {Hit[]}
  */
-export function hitsOf(database, ranked, words) {
-  return ranked.flatMap(({ id, score, similarity }) => {
-    const chunk = database.chunk(id);
-    if (!chunk) return [];
-    const { path, line, name, startLine, endLine, isExact } = chunk;
-    const snippet = snippetOf(chunk, words);
-    return [{ path, line, score, similarity, isExact, name, startLine, endLine, snippet }];
+export function hitsOf(ranked, words) {
+  return ranked.map((candidate) => {
+    const { path, line, score, similarity, isExact, name, startLine, endLine } = candidate;
+    return { path, line, score, similarity, isExact, name, startLine, endLine, snippet: snippetOf(candidate, words) };
   });
 }
 

@@ -41,7 +41,7 @@ export class WordIndex {
       rare.push(quoted(counted[rare.length].word));
       scored += counted[rare.length]?.chunks ?? 0;
     }
-    return rare.length > 0 ? this.matching(rare.join(" OR "), limit).map(({ id }) => id) : [];
+    return rare.length > 0 ? this.matching(rare.join(" OR "), limit) : [];
   }
 
   /**
@@ -49,13 +49,12 @@ export class WordIndex {
    *
    * @param {string} expression
    * @param {number} limit
-   * @returns {{ id: number, score: number }[]} FTS5's scores are negative: the lower, the better
+   * @returns {number[]} ids
    */
   matching(expression, limit) {
-    const sql = `SELECT rowid AS id, bm25(words, 2.0, 4.0, 1.0) AS score FROM words WHERE words MATCH ?
-      ORDER BY score LIMIT ?`;
+    const sql = "SELECT rowid AS id FROM words WHERE words MATCH ? ORDER BY bm25(words, 2.0, 4.0, 1.0) LIMIT ?";
     const rows = this.#prepare(sql).all(expression, limit);
-    return rows.map(({ id, score }) => ({ id: Number(id), score: Number(score) }));
+    return rows.map(({ id }) => Number(id));
   }
 
   /**

@@ -172,6 +172,27 @@ test("what files import, and the order of refinement", () => {
   assert.deepEqual(order, ["often.js", "recent.js", "leaf.js", "test/often_imported.js"]);
 });
 
+test("vectors of text that is gone are kept, but not any number of them", async () => {
+  const dir = folderWith(FILES);
+  const kept = async () => {
+    const database = new IndexDatabase(dir);
+    try {
+      return Number(database.db.prepare("SELECT count(*) AS n FROM embeddings").get()?.n);
+    } finally {
+      database.close();
+    }
+  };
+  const counts = [];
+  for (let version = 0; version < 20; version++) {
+    write(dir, "a.js", `export function a() { return ${version}; }\n`);
+    await indexed(dir);
+    counts.push(await kept());
+  }
+  const { chunks } = contentsOf(dir).counts;
+  assert.ok(counts[4] > 2 * chunks, `${counts}`);
+  assert.ok(Math.max(...counts) <= 6 * chunks, `${counts}`);
+});
+
 test("only the files that are named are looked at", async () => {
   const dir = folderWith(FILES);
   await indexed(dir);

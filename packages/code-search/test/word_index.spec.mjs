@@ -32,7 +32,7 @@ test("words that are everywhere are left out where they are too many, the rarest
     [ROWS / 10, ["seldom", "rarely"]],
     [2 * ROWS, ["everywhere", "often", "seldom", "rarely"]],
   ]) {
-    const expected = all.matching(rare.join(" OR "), 50).map(({ id }) => id);
+    const expected = all.matching(rare.join(" OR "), 50);
     assert.ok(expected.length >= 20);
     assert.deepEqual(new WordIndex(prepare, scored).withSome(Object.keys(WORDS), 50), expected);
   }
